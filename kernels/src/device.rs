@@ -1,0 +1,235 @@
+//! Devices, streams, graphs and events: the object-safe traits that a backend implements.
+
+use crate::buffer::Buffer;
+use crate::error::Result;
+use crate::kernel::Kernel;
+use std::any::Any;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// Bounds that natively mean `Send` and `Send + Sync` and are empty on wasm32, where wgpu's types are neither.
+#[cfg(not(target_arch = "wasm32"))]
+mod thread {
+    /// May move to another thread (natively).
+    pub trait Local: Send {}
+    impl<T: Send + ?Sized> Local for T {}
+    /// May be shared between threads (natively).
+    pub trait Shared: Send + Sync {}
+    impl<T: Send + Sync + ?Sized> Shared for T {}
+}
+#[cfg(target_arch = "wasm32")]
+mod thread {
+    /// May move to another thread (natively).
+    pub trait Local {}
+    impl<T: ?Sized> Local for T {}
+    /// May be shared between threads (natively).
+    pub trait Shared {}
+    impl<T: ?Sized> Shared for T {}
+}
+pub use thread::{Local, Shared};
+
+/// Identity of an opened device, unique in this process: opening a device again gives a new one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct DeviceId(u32);
+
+impl DeviceId {
+    /// The next unused identity.
+    pub fn unique() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        DeviceId(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// What kind of hardware a device is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum DeviceClass {
+    /// The host's processor.
+    Cpu,
+    /// A graphics processor with its own memory.
+    DiscreteGpu,
+    /// A graphics processor that shares the host's memory.
+    IntegratedGpu,
+    /// A graphics processor seen through virtualisation.
+    VirtualGpu,
+    /// Anything else, such as an adapter that does not say.
+    Other,
+}
+
+impl DeviceClass {
+    /// The name used in records and listings.
+    pub fn name(self) -> &'static str {
+        match self {
+            DeviceClass::Cpu => "cpu",
+            DeviceClass::DiscreteGpu => "discrete-gpu",
+            DeviceClass::IntegratedGpu => "integrated-gpu",
+            DeviceClass::VirtualGpu => "virtual-gpu",
+            DeviceClass::Other => "other",
+        }
+    }
+}
+
+/// What activations need of a device's memory.
+///
+/// WebGPU forbids one buffer to be bound read-only and read-write in a dispatch: three pools there, one elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Arena {
+    /// Number of separate blocks of memory among which activations rotate.
+    pub pools: u8,
+    /// Alignment of every placement, in bytes.
+    pub align: u32,
+    /// Largest block of memory, in bytes.
+    pub max_bytes: u64,
+}
+
+/// The backend's own description of a device (CPUID bits, wgpu limits, SM version), which its rows get by downcasting.
+pub trait Caps: Any + Shared {}
+impl<T: Any + Shared> Caps for T {}
+
+/// What is known about a device.
+#[derive(Clone)]
+pub struct DeviceInfo {
+    /// Identity of this opened device.
+    pub id: DeviceId,
+    /// What a user types, such as `cpu` or `cuda:0`.
+    pub label: String,
+    /// `cpu`, `webgpu` or `cuda`.
+    pub backend: &'static str,
+    /// The vendor's name for it.
+    pub name: String,
+    /// What kind of hardware it is.
+    pub class: DeviceClass,
+    /// Its memory, in bytes, where that is known.
+    pub memory_bytes: Option<u64>,
+    /// Whether it is a software implementation of a GPU interface.
+    pub software: bool,
+    /// Names of the features that kernels look at, such as `avx2`.
+    pub features: Vec<String>,
+    /// Whether a launch is over when it returns, so that host slices can be arguments.
+    pub synchronous: bool,
+    /// Rules for placing activations.
+    pub arena: Arena,
+    /// The backend's own description.
+    pub caps: Arc<dyn Caps>,
+}
+
+impl DeviceInfo {
+    /// The backend's own description, if it is a `T`.
+    pub fn caps<T: Any>(&self) -> Option<&T> {
+        (&*self.caps as &dyn Any).downcast_ref()
+    }
+}
+
+/// An opened device: memory, streams and a table of kernel rows.
+pub trait Device: Any + Shared {
+    /// What it is.
+    fn info(&self) -> &DeviceInfo;
+    /// The rows of its table, in order; the last row of an op is the simple reference row. A snapshot: rows may be registered later.
+    fn kernels(&self) -> Arc<[&'static Kernel]>;
+    /// Adds a row from outside. Refused when a row of that name exists.
+    fn register(&self, row: &'static Kernel) -> Result<()>;
+    /// What a tuner measured on this device, if it was tuned.
+    fn tuning(&self) -> Option<Arc<crate::tune::Tuning>> {
+        None
+    }
+    /// Zeroed memory, at least 64-byte aligned, freed in stream order when the last [`Buffer`] of it goes.
+    fn alloc(&self, bytes: u64) -> Result<Buffer>;
+    /// A new stream.
+    fn stream(&self) -> Result<Box<dyn Stream>>;
+    /// Joins a group of `world` ranks for collectives; `id` is the same on every rank.
+    fn join(&self, id: &[u8], rank: u32, world: u32) -> Result<Arc<dyn Comm>>;
+}
+
+/// A rank's membership in a group of devices.
+pub trait Comm: Any + Shared {
+    /// This rank, from 0.
+    fn rank(&self) -> u32;
+    /// Number of ranks.
+    fn world(&self) -> u32;
+}
+
+/// A result that native code waits for and a browser awaits; no executor is needed.
+pub trait Wait<T>: Future<Output = Result<T>> + Local {
+    /// Blocks until the result is there.
+    #[cfg(not(target_arch = "wasm32"))]
+    fn wait(self: Pin<Box<Self>>) -> Result<T>;
+}
+
+/// A result on its way. Device faults of earlier launches arrive here, with the kernel's name.
+pub type Pending<T> = Pin<Box<dyn Wait<T>>>;
+
+/// A [`Pending`] that is already there: what synchronous backends return.
+pub fn ready<T: Local + 'static>(result: Result<T>) -> Pending<T> {
+    Box::pin(Ready(Some(result)))
+}
+
+struct Ready<T>(Option<Result<T>>);
+
+impl<T> Unpin for Ready<T> {}
+
+impl<T> Future for Ready<T> {
+    type Output = Result<T>;
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<T>> {
+        match self.0.take() {
+            Some(result) => Poll::Ready(result),
+            None => Poll::Pending, // polled again after it was ready, which the Future contract leaves open
+        }
+    }
+}
+
+impl<T: Local> Wait<T> for Ready<T> {
+    #[cfg(not(target_arch = "wasm32"))]
+    fn wait(mut self: Pin<Box<Self>>) -> Result<T> {
+        self.0.take().unwrap_or_else(|| {
+            Err(crate::Error::Unsupported {
+                what: "waiting twice",
+                why: "the result was already taken".into(),
+            })
+        })
+    }
+}
+
+/// A point in a stream's work.
+pub trait Event: Any + Shared {
+    /// Time between `earlier` and this event by the device's clock; `None` where it has none.
+    fn since(&self, earlier: &dyn Event) -> Pending<Option<Duration>>;
+}
+
+/// A recorded sequence of launches that is replayed with one call. It keeps every buffer, kernel and scratch it names alive.
+pub trait Graph: Any + Shared {
+    /// Number of launches in it.
+    fn launches(&self) -> usize;
+}
+
+/// An ordered queue of work on a device.
+///
+/// Work of one stream runs in order. [`crate::Prepared::launch`] is the way to launch kernels on it.
+pub trait Stream: Any + Local {
+    /// Identity of its device.
+    fn device(&self) -> DeviceId;
+    /// Makes sure that every later launch has `bytes` of scratch. One scratch a stream: the largest need of what runs on it.
+    /// Refused while a [`Graph`] that uses the present scratch is alive and the scratch would have to grow.
+    fn reserve(&mut self, bytes: u64) -> Result<()>;
+    /// The scratch for a launch that needs `bytes`: `None` when that is 0, an error when less is reserved. Never grows.
+    fn scratch(&self, bytes: u64) -> Result<Option<Buffer>>;
+    /// Copies host bytes into a buffer of at least that size; `from` is free again on return.
+    fn write(&mut self, to: &Buffer, from: &[u8]) -> Result<()>;
+    /// Copies between buffers of the same size, also between devices.
+    fn copy(&mut self, to: &Buffer, from: &Buffer) -> Result<()>;
+    /// Copies a buffer to the host.
+    fn read(&mut self, from: &Buffer) -> Pending<Vec<u8>>;
+    /// Marks this point.
+    fn record(&mut self) -> Result<Arc<dyn Event>>;
+    /// Lets later work of this stream wait for an event of another one.
+    fn wait_for(&mut self, event: &dyn Event) -> Result<()>;
+    /// Records what `body` launches instead of running it. A closure, so that no recording is left half open.
+    fn capture(&mut self, body: &mut dyn FnMut(&mut dyn Stream) -> Result<()>) -> Result<Arc<dyn Graph>>;
+    /// Runs a recorded sequence. What changes from step to step lies in slots that captured ops advance on the device.
+    fn replay(&mut self, graph: &Arc<dyn Graph>) -> Result<()>;
+    /// Completes all work submitted so far.
+    fn sync(&mut self) -> Pending<()>;
+}

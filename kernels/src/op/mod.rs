@@ -1,0 +1,241 @@
+//! The ops of a transformer, each a plain struct in a file of its own, and [`Op`], their sum.
+//!
+//! An op holds all that fixes grid, tensor maps and scratch: shapes, dtypes, precision policy and *capacities*. What changes from
+//! step to step (KV lengths, positions, block tables, expert offsets, token ids) lies in *slots*: i32 operands in device memory,
+//! so that a recorded sequence of launches replays without host work.
+//!
+//! # Edges, settled once
+//!
+//! * `k = 0` gives zeros (plus bias and residual); empty batches and idle experts are computed, not refused.
+//! * Attention rows without a visible key give 0. Causal masks are aligned bottom right: query `i` of `q_len` sees the keys up to
+//!   `kv_len - q_len + i`. A window of `w` includes the query's own position.
+//! * NaN propagates through softmax, norms and sums; [`Argmax`] treats NaN as larger than every number.
+//! * Ties pick the lowest index.
+//! * At a fixed thread count results are bitwise repeatable, unless a row's numerics say otherwise.
+//!
+//! # Adding an op
+//!
+//! One file here with its struct and [`Spec`], one variant of [`Op`] and one arm in [`Op::spec`], cases in the suite, and a
+//! reference row in each backend: ARCHITECTURE.md walks through it.
+
+mod attention;
+mod matmul;
+
+pub use attention::Attention;
+pub use matmul::{Activation, Constant, Epilogue, Granularity, MatMul, Policy, Tensor2};
+
+use crate::buffer::Access;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use std::fmt;
+
+/// One operand of an op.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operand {
+    /// Its name in the op's documentation.
+    pub name: &'static str,
+    /// Element type; slots are i32.
+    pub dtype: DType,
+    /// Elements from the first to the last that is touched, inclusive: strides and gaps counted.
+    pub elements: u64,
+    /// The same in bytes.
+    pub bytes: u64,
+    /// Alignment that a launch checks, in bytes.
+    pub align: u32,
+    /// How the op touches it.
+    pub access: Access,
+    /// Whether it is a slot: small integers that steer the op, not data.
+    pub slot: bool,
+}
+
+impl Operand {
+    /// A data operand over `extent` elements (`None`, an overflow, becomes the largest size and is refused by `validate`).
+    pub fn data(name: &'static str, dtype: DType, extent: Option<usize>, access: Access) -> Self {
+        let elements = extent.map_or(u64::MAX, |e| e as u64);
+        let bytes = extent.and_then(|e| dtype.bytes(e)).map_or(u64::MAX, |b| b as u64);
+        let align = match dtype.is_block() {
+            true => 1,
+            false => dtype.block_bytes() as u32,
+        };
+        Operand { name, dtype, elements, bytes, align, access, slot: false }
+    }
+
+    /// A slot of `count` i32.
+    pub fn slot(name: &'static str, count: Option<usize>, access: Access) -> Self {
+        Operand { slot: true, ..Operand::data(name, DType::I32, count, access) }
+    }
+}
+
+/// An operand's elements as a reference sees them: decoded to f64, gaps between rows included.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Values {
+    /// One number per element of the operand's extent.
+    pub value: Vec<f64>,
+    /// For operands that the op writes: the sum of the absolute values of the terms behind each element, from which the tolerance
+    /// follows. As long as `value` once the reference has run; elements that the op does not write keep 0.
+    pub magnitude: Vec<f64>,
+}
+
+impl Values {
+    /// Values to read.
+    pub fn new(value: Vec<f64>) -> Self {
+        Values { value, magnitude: Vec::new() }
+    }
+
+    /// Element as an index or a length, where it is a slot.
+    pub fn index(&self, at: usize) -> i64 {
+        self.value[at] as i64
+    }
+
+    /// Sets an element and the magnitude of the terms behind it.
+    pub fn set(&mut self, at: usize, value: f64, magnitude: f64) {
+        if self.magnitude.len() < self.value.len() {
+            self.magnitude.resize(self.value.len(), 0.0);
+        }
+        self.value[at] = value;
+        self.magnitude[at] = magnitude;
+    }
+}
+
+/// What every op can say of itself.
+pub trait Spec: fmt::Debug {
+    /// Lower-case name, the first part of its kernels' names.
+    fn name(&self) -> &'static str;
+    /// Refuses nonsense: zero where there must be something, strides that collide in an output, sizes that overflow, dtypes
+    /// that the op is not defined for.
+    fn validate(&self) -> Result<()>;
+    /// What a launch takes, in order. Meaningful once `validate` has passed.
+    fn operands(&self) -> Vec<Operand>;
+    /// Element types that tell its kernels apart, in the order in which kernel names spell them.
+    fn dtypes(&self) -> Vec<DType>;
+    /// Sizes by name, as listings print them and command lines take them.
+    fn shape(&self) -> Vec<(&'static str, usize)>;
+    /// Floating-point operations, a multiplication and an addition counted as two; only work that is needed (a causal mask halves it).
+    fn flops(&self) -> u64;
+    /// Bytes that must be moved when every operand is touched once.
+    fn bytes(&self) -> u64;
+    /// Terms of the longest sum behind an output element.
+    fn reduction(&self) -> usize {
+        1
+    }
+    /// Computes it with f64 accumulation: `args` in the order of `operands`. Written for clarity, not speed. Slots must hold values
+    /// that the op's documentation allows.
+    fn reference(&self, args: &mut [Values]);
+}
+
+/// Any op.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Op {
+    /// Matrix product.
+    MatMul(MatMul),
+    /// Attention over a KV cache.
+    Attention(Attention),
+}
+
+impl Op {
+    /// The descriptor behind the variant: the one place that lists them all.
+    pub fn spec(&self) -> &dyn Spec {
+        match self {
+            Op::MatMul(op) => op,
+            Op::Attention(op) => op,
+        }
+    }
+
+    /// Lower-case name, the first part of its kernels' names.
+    pub fn name(&self) -> &'static str {
+        self.spec().name()
+    }
+
+    /// Refuses nonsense: see [`Spec::validate`].
+    pub fn validate(&self) -> Result<()> {
+        self.spec().validate()?;
+        let overflow = self.operands().iter().any(|o| o.bytes > isize::MAX as u64);
+        if overflow {
+            return Err(Error::Overflow { op: self.name(), what: "the size of an operand" });
+        }
+        Ok(())
+    }
+
+    /// What a launch takes, in order.
+    pub fn operands(&self) -> Vec<Operand> {
+        self.spec().operands()
+    }
+
+    /// Element types as kernel names spell them, such as `bf16bf16f32`.
+    pub fn dtype_label(&self) -> String {
+        self.spec().dtypes().iter().map(|d| d.name()).collect()
+    }
+
+    /// Sizes by name.
+    pub fn shape(&self) -> Vec<(&'static str, usize)> {
+        self.spec().shape()
+    }
+
+    /// Floating-point operations.
+    pub fn flops(&self) -> u64 {
+        self.spec().flops()
+    }
+
+    /// Bytes that must be moved at least.
+    pub fn bytes(&self) -> u64 {
+        self.spec().bytes()
+    }
+
+    /// Computes it with f64 accumulation.
+    pub fn reference(&self, args: &mut [Values]) {
+        self.spec().reference(args);
+    }
+
+    /// The operand that stays the same from launch to launch and may be packed once, if the op has one.
+    pub fn constant(&self) -> Option<Constant> {
+        match self {
+            Op::MatMul(op) => op.constant(),
+            Op::Attention(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name(), self.dtype_label())?;
+        for (name, size) in self.shape() {
+            write!(f, " {name}={size}")?;
+        }
+        Ok(())
+    }
+}
+
+macro_rules! from_op {
+    ($($op:ident),*) => {$(
+        impl From<$op> for Op {
+            fn from(op: $op) -> Op {
+                Op::$op(op)
+            }
+        }
+    )*};
+}
+from_op!(MatMul, Attention);
+
+/// `Err(Error::Invalid)` unless `ok`.
+pub(crate) fn ensure(
+    ok: bool,
+    op: &'static str,
+    field: &'static str,
+    got: impl fmt::Display,
+    expected: &str,
+) -> Result<()> {
+    if ok {
+        return Ok(());
+    }
+    Err(Error::Invalid { op, field, got: got.to_string(), expected: expected.to_string() })
+}
+
+/// Product that saturates: costs of ops whose sizes have been validated.
+pub(crate) fn product(sizes: &[usize]) -> u64 {
+    sizes.iter().fold(1u64, |all, &size| all.saturating_mul(size as u64))
+}
+
+/// Bytes of `elements` elements, saturating; for costs.
+pub(crate) fn bytes_of(dtype: DType, elements: u64) -> u64 {
+    (elements / dtype.block_len() as u64).saturating_mul(dtype.block_bytes() as u64)
+}

@@ -1,0 +1,153 @@
+//! The CPU as a device.
+
+use crate::features::{Caches, Features, processor_name};
+use crate::memory::{HostMemory, total_bytes};
+use crate::stream::CpuStream;
+use crate::team::Team;
+use perjoule_kernels::tune::Tuning;
+use perjoule_kernels::{
+    Arena, Buffer, Comm, Device, DeviceClass, DeviceId, DeviceInfo, Error, Kernel, Result, Stream,
+};
+use std::sync::{Arc, RwLock};
+
+/// How to open the CPU.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Lanes of the team; `None` takes one for each processor that this process may use.
+    pub threads: Option<usize>,
+    /// Instruction sets to use; `None` takes what [`Features::detect`] finds.
+    pub features: Option<Features>,
+}
+
+/// What rows know of the CPU beyond [`DeviceInfo`]: get it with `info.caps::<CpuCaps>()`.
+#[derive(Debug, Clone, Copy)]
+pub struct CpuCaps {
+    /// Instruction sets that rows may use.
+    pub features: Features,
+    /// Cache sizes.
+    pub caches: Caches,
+    /// Lanes of the team.
+    pub threads: usize,
+}
+
+/// The CPU, with a team of threads of its own.
+pub struct CpuDevice {
+    info: DeviceInfo,
+    rows: RwLock<Arc<[&'static Kernel]>>,
+    tuning: RwLock<Option<Arc<Tuning>>>,
+    inner: Arc<Inner>,
+}
+
+/// What streams share with their device.
+pub(crate) struct Inner {
+    pub(crate) id: DeviceId,
+    pub(crate) team: Team,
+}
+
+impl Inner {
+    pub(crate) fn alive(&self) -> Result<()> {
+        if self.team.is_forked() {
+            return Err(Error::Lost {
+                device: "cpu".into(),
+                detail: "this process was forked from the one that opened it".into(),
+            });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn alloc(&self, bytes: u64) -> Result<Buffer> {
+        Ok(Buffer::new(Arc::new(HostMemory::zeroed(self.id, "cpu", bytes)?)))
+    }
+}
+
+impl CpuDevice {
+    /// Opens the CPU. Each call makes a team of its own.
+    pub fn open(options: &Options) -> Result<Self> {
+        let refuse = |why: String| Error::NoDevice { id: "cpu".into(), why };
+        let features = match options.features {
+            Some(features) => features,
+            None => Features::detect().map_err(|e| refuse(e.to_string()))?,
+        };
+        let available = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = options.threads.unwrap_or(available);
+        if threads == 0 || threads > 4096 {
+            return Err(refuse(format!("{threads} threads asked for; 1 to 4096 are possible")));
+        }
+        let team = Team::new(threads)
+            .map_err(|e| refuse(format!("{threads} threads could not be started: {e}; ask for fewer")))?;
+        let id = DeviceId::unique();
+        let caps = CpuCaps { features, caches: Caches::detect(), threads };
+        let info = DeviceInfo {
+            id,
+            label: "cpu".into(),
+            backend: "cpu",
+            name: processor_name(),
+            class: DeviceClass::Cpu,
+            memory_bytes: total_bytes(),
+            software: false,
+            features: features.names(),
+            synchronous: true,
+            arena: Arena { pools: 1, align: 64, max_bytes: isize::MAX as u64 },
+            caps: Arc::new(caps),
+        };
+        let rows: Vec<&'static Kernel> = crate::table::rows().collect();
+        Ok(CpuDevice {
+            info,
+            rows: RwLock::new(rows.into()),
+            tuning: RwLock::new(None),
+            inner: Arc::new(Inner { id, team }),
+        })
+    }
+
+    /// Lanes of its team.
+    pub fn threads(&self) -> usize {
+        self.inner.team.lanes()
+    }
+
+    /// Replaces what a tuner measured.
+    pub fn set_tuning(&self, tuning: Option<Arc<Tuning>>) {
+        *self.tuning.write().unwrap_or_else(|e| e.into_inner()) = tuning;
+    }
+}
+
+impl Device for CpuDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn kernels(&self) -> Arc<[&'static Kernel]> {
+        self.rows.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    fn register(&self, row: &'static Kernel) -> Result<()> {
+        let mut rows = self.rows.write().unwrap_or_else(|e| e.into_inner());
+        if rows.iter().any(|r| r.name == row.name) {
+            return Err(Error::Unsupported {
+                what: "a second row of the same name",
+                why: format!("{} is in the table", row.name),
+            });
+        }
+        // in front: of equal costs the row from outside wins, and the reference row stays last
+        *rows = std::iter::once(row).chain(rows.iter().copied()).collect();
+        Ok(())
+    }
+
+    fn tuning(&self) -> Option<Arc<Tuning>> {
+        self.tuning.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    fn alloc(&self, bytes: u64) -> Result<Buffer> {
+        self.inner.alloc(bytes)
+    }
+
+    fn stream(&self) -> Result<Box<dyn Stream>> {
+        Ok(Box::new(CpuStream::new(self.inner.clone())))
+    }
+
+    fn join(&self, _id: &[u8], _rank: u32, _world: u32) -> Result<Arc<dyn Comm>> {
+        Err(Error::Unsupported {
+            what: "joining a group",
+            why: "the CPU backend has no collectives; use one process".into(),
+        })
+    }
+}

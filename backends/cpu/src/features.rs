@@ -1,0 +1,120 @@
+//! Instruction sets and caches, found at run time.
+
+use std::fmt;
+
+/// Names that `PERJOULE_CPU_FEATURES` takes, with what each level allows.
+pub const LEVELS: &str = "portable, avx2, avx512";
+
+/// What the processor offers, as far as rows look at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Features {
+    /// AVX2, FMA and F16C: 256-bit vectors.
+    pub avx2: bool,
+    /// AVX-512 F, BW, DQ and VL: 512-bit vectors.
+    pub avx512: bool,
+}
+
+impl Features {
+    /// What this processor has, less what the environment variable `PERJOULE_CPU_FEATURES` (one of [`LEVELS`]) masks.
+    pub fn detect() -> Result<Self, UnknownLevel> {
+        let mut features = Self::of_processor();
+        if let Ok(level) = std::env::var("PERJOULE_CPU_FEATURES") {
+            features = features.masked(&level)?;
+        }
+        Ok(features)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn of_processor() -> Self {
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        let avx512 = avx2
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        Features { avx2, avx512 }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn of_processor() -> Self {
+        Features::default()
+    }
+
+    /// The same without what lies above `level`.
+    pub fn masked(self, level: &str) -> Result<Self, UnknownLevel> {
+        match level {
+            "" | "avx512" => Ok(self),
+            "avx2" => Ok(Features { avx512: false, ..self }),
+            "portable" => Ok(Features::default()),
+            _ => Err(UnknownLevel(level.to_string())),
+        }
+    }
+
+    /// Names, for listings.
+    pub fn names(self) -> Vec<String> {
+        let all = [("avx2", self.avx2), ("fma", self.avx2), ("f16c", self.avx2), ("avx512", self.avx512)];
+        all.iter().filter(|(_, has)| *has).map(|(name, _)| name.to_string()).collect()
+    }
+}
+
+/// `PERJOULE_CPU_FEATURES` names no level.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownLevel(pub String);
+
+impl fmt::Display for UnknownLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PERJOULE_CPU_FEATURES is {:?}; expected one of {LEVELS}", self.0)
+    }
+}
+
+/// Sizes of the data caches a core sees, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caches {
+    /// First level, of one core.
+    pub l1d: usize,
+    /// Second level, of one core.
+    pub l2: usize,
+    /// Last level, shared.
+    pub l3: usize,
+}
+
+impl Caches {
+    /// As the system reports them; common sizes where it does not.
+    pub fn detect() -> Self {
+        let mut caches = Caches { l1d: 32 << 10, l2: 512 << 10, l3: 8 << 20 };
+        for index in 0..8 {
+            let read = |file: &str| {
+                let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/{file}");
+                std::fs::read_to_string(path).ok().map(|s| s.trim().to_string())
+            };
+            let (Some(level), Some(kind), Some(size)) = (read("level"), read("type"), read("size")) else {
+                continue;
+            };
+            let Some(bytes) = size.strip_suffix('K').and_then(|s| s.parse::<usize>().ok()).map(|k| k << 10)
+            else {
+                continue;
+            };
+            match (level.as_str(), kind.as_str()) {
+                ("1", "Data") => caches.l1d = bytes,
+                ("2", "Unified" | "Data") => caches.l2 = bytes,
+                ("3", "Unified" | "Data") => caches.l3 = bytes,
+                _ => {}
+            }
+        }
+        caches
+    }
+}
+
+/// The processor's name, as it says itself.
+pub fn processor_name() -> String {
+    #[cfg(target_os = "linux")]
+    if let Ok(text) = std::fs::read_to_string("/proc/cpuinfo") {
+        let line = text.lines().find(|l| l.starts_with("model name"));
+        if let Some((_, name)) = line.and_then(|l| l.split_once(':')) {
+            return name.trim().to_string();
+        }
+    }
+    format!("{} CPU", std::env::consts::ARCH)
+}

@@ -1,0 +1,1 @@
+//! The rows' bodies, one file an op.

@@ -1,0 +1,140 @@
+//! Zeroed host memory.
+
+use perjoule_kernels::{DeviceId, Error, Memory, Result};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ptr::NonNull;
+
+/// Alignment of every allocation: a cache line, and the widest vector.
+pub const ALIGN: usize = 64;
+
+/// From this size on, memory comes straight from the system: zeroed lazily, in huge pages where it gives them.
+const MAPPED: usize = 1 << 20;
+
+/// A block of the host's memory that belongs to one CPU device.
+pub struct HostMemory {
+    device: DeviceId,
+    pointer: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: the block is plain memory. It is reached only through its device's team, which lets one user in at a time (see
+// `team::Exclusive`), and through `&mut` or `&` slices that callers lend to a single launch.
+unsafe impl Send for HostMemory {}
+// SAFETY: as above.
+unsafe impl Sync for HostMemory {}
+
+impl HostMemory {
+    /// `bytes` zeroed bytes. An allocation larger than what the machine has available is refused before it is made.
+    pub fn zeroed(device: DeviceId, label: &str, bytes: u64) -> Result<Self> {
+        let refused = |available| Error::OutOfMemory { device: label.to_string(), need: bytes, available };
+        let size = usize::try_from(bytes).ok().filter(|&b| b <= isize::MAX as usize - 4096);
+        let size = size.ok_or_else(|| refused(None))?;
+        if bytes >= 64 << 20 {
+            // with overcommit the kernel would grant it and kill the process later
+            let available = available_bytes();
+            if available.is_some_and(|have| bytes > have) {
+                return Err(refused(available));
+            }
+        }
+        let pointer = if size == 0 { Some(NonNull::<Line>::dangling().cast()) } else { allocate(size) };
+        let pointer = pointer.ok_or_else(|| refused(available_bytes()))?;
+        Ok(HostMemory { device, pointer, bytes: size })
+    }
+
+    /// First byte.
+    pub fn pointer(&self) -> *mut u8 {
+        self.pointer.as_ptr()
+    }
+}
+
+#[repr(align(64))]
+struct Line(#[allow(dead_code, reason = "only its alignment is used")] [u8; ALIGN]);
+
+fn layout(size: usize) -> Option<Layout> {
+    Layout::from_size_align(size, ALIGN).ok()
+}
+
+#[cfg(unix)]
+fn allocate(size: usize) -> Option<NonNull<u8>> {
+    if size < MAPPED {
+        // SAFETY: the size is not 0.
+        return layout(size).and_then(|l| NonNull::new(unsafe { alloc_zeroed(l) }));
+    }
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new anonymous mapping touches no existing memory.
+    let pointer = unsafe { libc::mmap(std::ptr::null_mut(), size, protection, flags, -1, 0) };
+    if pointer == libc::MAP_FAILED {
+        return None;
+    }
+    #[cfg(target_os = "linux")]
+    // SAFETY: advice on the mapping just made; failure is harmless.
+    unsafe {
+        libc::madvise(pointer, size, libc::MADV_HUGEPAGE);
+    }
+    NonNull::new(pointer.cast())
+}
+
+#[cfg(not(unix))]
+fn allocate(size: usize) -> Option<NonNull<u8>> {
+    // SAFETY: the size is not 0.
+    layout(size).and_then(|l| NonNull::new(unsafe { alloc_zeroed(l) }))
+}
+
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        #[cfg(unix)]
+        if self.bytes >= MAPPED {
+            // SAFETY: exactly the mapping that `allocate` made; no buffer refers to it any more.
+            unsafe { libc::munmap(self.pointer.as_ptr().cast(), self.bytes) };
+            return;
+        }
+        if let Some(layout) = layout(self.bytes).filter(|l| l.size() > 0) {
+            // SAFETY: allocated by `allocate` with this layout.
+            unsafe { dealloc(self.pointer.as_ptr(), layout) };
+        }
+    }
+}
+
+impl Memory for HostMemory {
+    fn device(&self) -> DeviceId {
+        self.device
+    }
+
+    fn base(&self) -> u64 {
+        self.pointer.as_ptr() as u64
+    }
+
+    fn bytes(&self) -> u64 {
+        self.bytes as u64
+    }
+}
+
+/// Memory that can still be used without swapping: the smaller of what the system and the control group allow; `None` where neither
+/// says.
+pub fn available_bytes() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let system = read("/proc/meminfo").and_then(|text| {
+        let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
+    });
+    let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
+    let group = number("/sys/fs/cgroup/memory.max").map(|limit| {
+        let used = number("/sys/fs/cgroup/memory.current").unwrap_or(0);
+        // the page cache counts as used and can be dropped
+        let cache = read("/sys/fs/cgroup/memory.stat")
+            .and_then(|s| s.lines().find_map(|l| l.strip_prefix("inactive_file ")?.parse::<u64>().ok()))
+            .unwrap_or(0);
+        limit.saturating_sub(used.saturating_sub(cache))
+    });
+    match (system, group) {
+        (Some(s), Some(g)) => Some(s.min(g)),
+        (s, g) => s.or(g),
+    }
+}
+
+/// Memory of the machine in bytes; `None` where it does not say.
+pub fn total_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|l| l.starts_with("MemTotal:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
+}

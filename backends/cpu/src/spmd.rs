@@ -1,0 +1,252 @@
+//! What the body of a CPU row is: one function that every lane of the team runs over the same checked arguments.
+
+use crate::memory::HostMemory;
+use crate::stream::CpuStream;
+use crate::team::Lane;
+use bytemuck::Pod;
+use perjoule_kernels::{Arg, Buffer, Checked, Error, Launch, Result, Stream};
+use std::any::Any;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The body of a row, prepared for one op. Wrap it with [`launch`] to get what [`perjoule_kernels::Kernel::prepare`] returns.
+pub trait Spmd: Send + Sync + 'static {
+    /// Bytes of scratch, 64-byte aligned, that all lanes share.
+    fn scratch(&self) -> u64 {
+        0
+    }
+
+    /// Runs this lane's part. All lanes make the same calls of [`Lane::barrier`]. Work is divided with [`Lane::split`] or claimed
+    /// with [`Lane::claim`]; nothing is allocated.
+    fn run(&self, lane: &Lane<'_>, args: &Args);
+}
+
+/// Most operands of an op.
+pub const MAX_ARGS: usize = 24;
+
+#[derive(Clone, Copy)]
+struct Raw {
+    pointer: *mut u8,
+    bytes: usize,
+    writes: bool,
+}
+
+const NOTHING: Raw = Raw { pointer: std::ptr::null_mut(), bytes: 0, writes: false };
+
+/// The arguments of a launch as its lanes see them, in the order of the op's operands. They have been checked: sizes, alignment, and
+/// that no written operand overlaps another.
+pub struct Args {
+    list: [Raw; MAX_ARGS],
+    count: usize,
+    scratch: Raw,
+}
+
+// SAFETY: the pointers are valid and unaliased for the whole launch: buffers by the exclusive use of the device, host slices by the
+// borrows in the caller's `Arg`s. Writing through them needs `Out::slice`, whose contract is disjointness.
+unsafe impl Sync for Args {}
+// SAFETY: as above.
+unsafe impl Send for Args {}
+
+impl Args {
+    /// Operand `index`, which the op only reads.
+    ///
+    /// # Panics
+    /// When the op writes that operand, or its bytes are no whole number of `T`: an error in the row, reported as a fault.
+    pub fn read<T: Pod>(&self, index: usize) -> &[T] {
+        let raw = self.raw(index);
+        assert!(!raw.writes, "operand {index} is written; use Args::out");
+        let len = elements::<T>(raw);
+        // SAFETY: checked to be this large and aligned; nothing writes it during the launch, since no written operand overlaps it.
+        unsafe { std::slice::from_raw_parts(raw.pointer.cast::<T>(), len) }
+    }
+
+    /// Operand `index`, which the op writes.
+    ///
+    /// # Panics
+    /// When the op only reads that operand.
+    pub fn out<T: Pod>(&self, index: usize) -> Out<'_, T> {
+        let raw = self.raw(index);
+        assert!(raw.writes, "operand {index} is only read; use Args::read");
+        Out { pointer: raw.pointer.cast(), len: elements::<T>(raw), life: PhantomData }
+    }
+
+    /// The scratch, as `T`.
+    pub fn scratch<T: Pod>(&self) -> Out<'_, T> {
+        let raw = self.scratch;
+        if raw.bytes == 0 {
+            return Out { pointer: std::ptr::NonNull::dangling().as_ptr(), len: 0, life: PhantomData };
+        }
+        Out { pointer: raw.pointer.cast(), len: raw.bytes / size_of::<T>(), life: PhantomData }
+    }
+
+    /// Number of operands.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    fn raw(&self, index: usize) -> Raw {
+        assert!(index < self.count, "operand {index} of {}", self.count);
+        self.list[index]
+    }
+}
+
+fn elements<T>(raw: Raw) -> usize {
+    assert_eq!(raw.pointer as usize % align_of::<T>(), 0, "an operand is not aligned for its type");
+    raw.bytes / size_of::<T>()
+}
+
+/// Memory that the lanes of a launch write together.
+pub struct Out<'a, T> {
+    pointer: *mut T,
+    len: usize,
+    life: PhantomData<&'a T>,
+}
+
+impl<T> Clone for Out<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Out<'_, T> {}
+
+// SAFETY: a handle; access through it is what `slice` makes a contract of.
+unsafe impl<T: Send> Send for Out<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Out<'_, T> {}
+
+impl<'a, T: Pod> Out<'a, T> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A part of it to write.
+    ///
+    /// # Safety
+    /// Until the next barrier no other slice, of this or any other lane, overlaps it while it is alive.
+    ///
+    /// # Panics
+    /// When the range is out of bounds.
+    #[allow(clippy::mut_from_ref, reason = "disjointness is the caller's contract")]
+    pub unsafe fn slice(&self, range: Range<usize>) -> &'a mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        // SAFETY: in bounds; exclusive by the contract.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(range.start), range.len()) }
+    }
+
+    /// A part of it to read.
+    ///
+    /// # Safety
+    /// No lane writes it while the slice is alive; what was written before is visible after a barrier.
+    ///
+    /// # Panics
+    /// When the range is out of bounds.
+    pub unsafe fn shared(&self, range: Range<usize>) -> &'a [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        // SAFETY: in bounds; not written meanwhile by the contract.
+        unsafe { std::slice::from_raw_parts(self.pointer.add(range.start), range.len()) }
+    }
+
+    /// First element, for SIMD code that computes its own addresses.
+    pub fn pointer(&self) -> *mut T {
+        self.pointer
+    }
+}
+
+/// Makes the launchable form of a body, which is what a CPU row's `prepare` returns.
+pub fn launch(body: impl Spmd) -> Box<dyn Launch> {
+    Box::new(CpuLaunch(Arc::new(body)))
+}
+
+struct CpuLaunch(Arc<dyn Spmd>);
+
+impl Launch for CpuLaunch {
+    fn scratch(&self) -> u64 {
+        self.0.scratch()
+    }
+
+    fn launch(&self, stream: &mut dyn Stream, mut checked: Checked<'_, '_>) -> Result<()> {
+        let kernel = checked.kernel().name;
+        let stream: &mut dyn Any = stream;
+        let stream =
+            stream.downcast_mut::<CpuStream>().ok_or(Error::WrongDevice { kernel, operand: "stream" })?;
+        let operands = checked.operands();
+        let scratch = match checked.scratch() {
+            Some(buffer) => {
+                raw_buffer(buffer, true).ok_or(Error::WrongDevice { kernel, operand: "scratch" })?
+            }
+            None => NOTHING,
+        };
+        let mut args = Args { list: [NOTHING; MAX_ARGS], count: operands.len(), scratch };
+        if operands.len() > MAX_ARGS {
+            return Err(Error::Unsupported {
+                what: "an op with that many operands",
+                why: format!("{} are the most on the CPU", MAX_ARGS),
+            });
+        }
+        for ((raw, operand), arg) in args.list.iter_mut().zip(operands).zip(checked.args().iter_mut()) {
+            let wrong = Error::WrongDevice { kernel, operand: operand.name };
+            let writes = operand.access.writes();
+            *raw = match arg {
+                Arg::Buf(buffer) => raw_buffer(buffer, writes).ok_or(wrong)?,
+                // the pointer is only written through when the operand is; those come as HostMut
+                Arg::Host(slice) => Raw { pointer: slice.as_ptr().cast_mut(), bytes: slice.len(), writes },
+                Arg::HostMut(slice) => Raw { pointer: slice.as_mut_ptr(), bytes: slice.len(), writes },
+            };
+            // a row sees what the op touches, not what lies behind it
+            raw.bytes = raw.bytes.min(operand.bytes as usize);
+            if raw.bytes == 0 {
+                raw.pointer = std::ptr::NonNull::<Line>::dangling().as_ptr().cast();
+            }
+        }
+        if stream.is_capturing() {
+            let mut keep = Vec::with_capacity(operands.len());
+            for (arg, operand) in checked.args().iter().zip(operands) {
+                match arg {
+                    Arg::Buf(buffer) => keep.push((*buffer).clone()),
+                    Arg::Host(_) | Arg::HostMut(_) => {
+                        return Err(Error::HostArgument {
+                            kernel,
+                            operand: operand.name,
+                            why: "a recorded launch outlives the slice; use a buffer",
+                        });
+                    }
+                }
+            }
+            stream.record_launch(Recorded { kernel, body: self.0.clone(), args, _keep: keep });
+            return Ok(());
+        }
+        stream.run(kernel, &*self.0, &args)
+    }
+}
+
+#[repr(align(64))]
+struct Line(#[allow(dead_code, reason = "only its alignment is used")] u8);
+
+fn raw_buffer(buffer: &Buffer, writes: bool) -> Option<Raw> {
+    let memory: &dyn Any = &**buffer.memory();
+    let memory = memory.downcast_ref::<HostMemory>()?;
+    // SAFETY: a buffer lies within its memory.
+    let pointer = unsafe { memory.pointer().add(buffer.offset() as usize) };
+    Some(Raw { pointer, bytes: buffer.bytes() as usize, writes })
+}
+
+/// A launch kept for replay.
+pub(crate) struct Recorded {
+    pub(crate) kernel: &'static str,
+    pub(crate) body: Arc<dyn Spmd>,
+    pub(crate) args: Args,
+    /// What the pointers in `args` point into.
+    pub(crate) _keep: Vec<Buffer>,
+}

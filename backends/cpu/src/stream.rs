@@ -1,0 +1,203 @@
+//! Streams of the CPU: synchronous, so that a launch is over when it returns.
+
+use crate::device::Inner;
+use crate::memory::HostMemory;
+use crate::spmd::{Args, Recorded, Spmd};
+use crate::team::Panicked;
+use perjoule_kernels::device::ready;
+use perjoule_kernels::{Buffer, DeviceId, Error, Event, Graph, Pending, Result, Stream};
+use std::any::Any;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A stream of a [`crate::CpuDevice`].
+pub struct CpuStream {
+    inner: Arc<Inner>,
+    scratch: Option<Buffer>,
+    recording: Option<Vec<Recorded>>,
+    /// Shared with every graph that was recorded with the present scratch.
+    scratch_users: Arc<()>,
+}
+
+/// A recorded sequence, replayed as one region of the team.
+struct CpuGraph {
+    launches: Vec<Recorded>,
+    device: DeviceId,
+    _scratch: Option<Buffer>,
+    _user: Arc<()>,
+}
+
+struct CpuEvent(Instant);
+
+impl CpuStream {
+    pub(crate) fn new(inner: Arc<Inner>) -> Self {
+        CpuStream { inner, scratch: None, recording: None, scratch_users: Arc::new(()) }
+    }
+
+    pub(crate) fn is_capturing(&self) -> bool {
+        self.recording.is_some()
+    }
+
+    pub(crate) fn record_launch(&mut self, launch: Recorded) {
+        if let Some(list) = &mut self.recording {
+            list.push(launch);
+        }
+    }
+
+    pub(crate) fn run(&self, kernel: &'static str, body: &dyn Spmd, args: &Args) -> Result<()> {
+        self.inner.alive()?;
+        let exclusive = self.inner.team.lock();
+        exclusive
+            .run(&|lane| body.run(lane, args))
+            .map_err(|Panicked(detail)| Error::Fault { kernel, detail })
+    }
+
+    /// The bytes of a buffer of this device. Only while the team is held exclusively.
+    fn host(&self, buffer: &Buffer) -> Result<(*mut u8, usize)> {
+        let memory: &dyn Any = &**buffer.memory();
+        match memory.downcast_ref::<HostMemory>() {
+            // SAFETY: a buffer lies within its memory.
+            Some(m) if buffer.device() == self.inner.id => {
+                Ok((unsafe { m.pointer().add(buffer.offset() as usize) }, buffer.bytes() as usize))
+            }
+            _ => Err(Error::WrongDevice { kernel: "copy", operand: "buffer" }),
+        }
+    }
+
+    fn not_capturing(&self, what: &'static str) -> Result<()> {
+        if self.recording.is_none() {
+            return Ok(());
+        }
+        Err(Error::Unsupported {
+            what,
+            why: "a sequence is being recorded; only launches can be recorded".into(),
+        })
+    }
+}
+
+impl Stream for CpuStream {
+    fn device(&self) -> DeviceId {
+        self.inner.id
+    }
+
+    fn reserve(&mut self, bytes: u64) -> Result<()> {
+        let have = self.scratch.as_ref().map_or(0, Buffer::bytes);
+        if bytes <= have {
+            return Ok(());
+        }
+        if self.is_capturing() || Arc::strong_count(&self.scratch_users) > 1 {
+            // a graph holds the present scratch
+            return Err(Error::Scratch { need: bytes, have });
+        }
+        self.scratch = Some(self.inner.alloc(bytes)?);
+        Ok(())
+    }
+
+    fn scratch(&self, bytes: u64) -> Result<Option<Buffer>> {
+        match &self.scratch {
+            _ if bytes == 0 => Ok(None),
+            Some(scratch) if scratch.bytes() >= bytes => Ok(Some(scratch.clone())),
+            scratch => Err(Error::Scratch { need: bytes, have: scratch.as_ref().map_or(0, Buffer::bytes) }),
+        }
+    }
+
+    fn write(&mut self, to: &Buffer, from: &[u8]) -> Result<()> {
+        self.not_capturing("writing")?;
+        let (pointer, bytes) = self.host(to)?;
+        if bytes < from.len() {
+            return Err(Error::OutOfRange { at: 0, bytes: from.len() as u64, have: to.bytes() });
+        }
+        let _exclusive = self.inner.team.lock();
+        // SAFETY: within the buffer; nobody else touches the device's memory now; `from` is a caller's slice, not device memory.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), pointer, from.len()) };
+        Ok(())
+    }
+
+    fn copy(&mut self, to: &Buffer, from: &Buffer) -> Result<()> {
+        self.not_capturing("copying")?;
+        let ((to, have), (from, bytes)) = (self.host(to)?, self.host(from)?);
+        if have < bytes {
+            return Err(Error::OutOfRange { at: 0, bytes: bytes as u64, have: have as u64 });
+        }
+        let _exclusive = self.inner.team.lock();
+        // SAFETY: within both buffers, which may overlap; nobody else touches the device's memory now.
+        unsafe { std::ptr::copy(from, to, bytes) };
+        Ok(())
+    }
+
+    fn read(&mut self, from: &Buffer) -> Pending<Vec<u8>> {
+        let read = || {
+            self.not_capturing("reading")?;
+            let (pointer, bytes) = self.host(from)?;
+            let _exclusive = self.inner.team.lock();
+            // SAFETY: within the buffer, initialised since allocation; nobody else touches the device's memory now.
+            Ok(unsafe { std::slice::from_raw_parts(pointer, bytes) }.to_vec())
+        };
+        ready(read())
+    }
+
+    fn record(&mut self) -> Result<Arc<dyn Event>> {
+        Ok(Arc::new(CpuEvent(Instant::now())))
+    }
+
+    fn wait_for(&mut self, _event: &dyn Event) -> Result<()> {
+        Ok(()) // whatever an event stands for was over when it was recorded
+    }
+
+    fn capture(&mut self, body: &mut dyn FnMut(&mut dyn Stream) -> Result<()>) -> Result<Arc<dyn Graph>> {
+        self.not_capturing("recording")?;
+        self.recording = Some(Vec::new());
+        let result = body(self);
+        let launches = self.recording.take().unwrap_or_default();
+        result?;
+        Ok(Arc::new(CpuGraph {
+            launches,
+            device: self.inner.id,
+            _scratch: self.scratch.clone(),
+            _user: self.scratch_users.clone(),
+        }))
+    }
+
+    fn replay(&mut self, graph: &Arc<dyn Graph>) -> Result<()> {
+        self.not_capturing("replaying")?;
+        let graph: &dyn Any = &**graph;
+        let graph = graph
+            .downcast_ref::<CpuGraph>()
+            .filter(|g| g.device == self.inner.id)
+            .ok_or(Error::WrongDevice { kernel: "replay", operand: "graph" })?;
+        self.inner.alive()?;
+        let exclusive = self.inner.team.lock();
+        let at = std::sync::atomic::AtomicUsize::new(0);
+        let result = exclusive.run(&|lane| {
+            for (index, launch) in graph.launches.iter().enumerate() {
+                if lane.index() == 0 {
+                    at.store(index, std::sync::atomic::Ordering::Relaxed);
+                }
+                launch.body.run(lane, &launch.args);
+                lane.barrier();
+            }
+        });
+        result.map_err(|Panicked(detail)| {
+            let kernel = graph.launches.get(at.into_inner()).map_or("replay", |l| l.kernel);
+            Error::Fault { kernel, detail }
+        })
+    }
+
+    fn sync(&mut self) -> Pending<()> {
+        ready(Ok(()))
+    }
+}
+
+impl Graph for CpuGraph {
+    fn launches(&self) -> usize {
+        self.launches.len()
+    }
+}
+
+impl Event for CpuEvent {
+    fn since(&self, earlier: &dyn Event) -> Pending<Option<Duration>> {
+        let earlier: &dyn Any = earlier;
+        let span = earlier.downcast_ref::<CpuEvent>().map(|e| self.0.saturating_duration_since(e.0));
+        ready(Ok(span))
+    }
+}

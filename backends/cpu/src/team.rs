@@ -1,0 +1,379 @@
+//! A team of threads for SPMD regions: the caller is lane 0, the others spin briefly for the next region and then sleep.
+//!
+//! rayon's fork-join costs microseconds, a spinning barrier a fraction of one: a decode step has hundreds of launches. The time a
+//! lane spins before it sleeps ([`SPIN`]) burns energy, so it is short and part of every record.
+
+use std::any::Any;
+use std::cell::{Cell, UnsafeCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// How long a lane without work spins before it sleeps.
+pub const SPIN: Duration = Duration::from_micros(50);
+
+/// One of the team's threads inside a region.
+///
+/// Every lane must make the same calls of [`Lane::barrier`]: that is the SPMD contract.
+pub struct Lane<'a> {
+    index: usize,
+    count: usize,
+    shared: &'a Shared,
+    phase: Cell<usize>,
+}
+
+/// A lane left a region by panicking; the others follow at their next barrier.
+struct Abandoned;
+
+#[repr(align(128))]
+struct Padded<T>(T);
+
+struct Shared {
+    lanes: usize,
+    epoch: Padded<AtomicU32>,
+    job: UnsafeCell<Option<Job>>,
+    running: Padded<AtomicUsize>,
+    arrived: Padded<AtomicUsize>,
+    generation: Padded<AtomicU32>,
+    /// Work claimed in even and odd phases.
+    claimed: [Padded<AtomicUsize>; 2],
+    abandoned: AtomicBool,
+    stop: AtomicBool,
+    asleep: Vec<AtomicBool>,
+}
+
+#[derive(Clone, Copy)]
+struct Job(*const (dyn Fn(&Lane<'_>) + Sync));
+
+// SAFETY: `job` is written only by the thread that holds the region lock, before it releases a new epoch, and read by the workers
+// after they have acquired that epoch; it is not written again before all of them have left the region. The closure is `Sync`.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the raw pointer inside is only dereferenced within the region that keeps its target alive.
+unsafe impl Send for Shared {}
+
+/// A region that could not be finished: a lane panicked. Carries the message.
+#[derive(Debug, Clone)]
+pub struct Panicked(pub String);
+
+/// The threads of a device.
+pub struct Team {
+    shared: Arc<Shared>,
+    threads: Vec<Thread>,
+    handles: Vec<JoinHandle<()>>,
+    region: Mutex<()>,
+    pid: u32,
+}
+
+/// Exclusive use of a team: what holds it may touch the device's memory.
+pub struct Exclusive<'a> {
+    team: &'a Team,
+    _guard: MutexGuard<'a, ()>,
+}
+
+impl Team {
+    /// A team of `lanes` lanes, at least one; the calling thread of each region is one of them.
+    pub fn new(lanes: usize) -> std::io::Result<Self> {
+        let lanes = lanes.max(1);
+        let shared = Arc::new(Shared {
+            lanes,
+            epoch: Padded(AtomicU32::new(0)),
+            job: UnsafeCell::new(None),
+            running: Padded(AtomicUsize::new(0)),
+            arrived: Padded(AtomicUsize::new(0)),
+            generation: Padded(AtomicU32::new(0)),
+            claimed: [Padded(AtomicUsize::new(0)), Padded(AtomicUsize::new(0))],
+            abandoned: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            asleep: (0..lanes).map(|_| AtomicBool::new(false)).collect(),
+        });
+        let mut team = Team {
+            shared: shared.clone(),
+            threads: Vec::new(),
+            handles: Vec::new(),
+            region: Mutex::new(()),
+            pid: std::process::id(),
+        };
+        for index in 1..lanes {
+            let shared = shared.clone();
+            let handle = std::thread::Builder::new()
+                .name(format!("perjoule-lane-{index}"))
+                .spawn(move || work(&shared, index))?;
+            team.threads.push(handle.thread().clone());
+            team.handles.push(handle);
+        }
+        Ok(team)
+    }
+
+    /// Number of lanes.
+    pub fn lanes(&self) -> usize {
+        self.shared.lanes
+    }
+
+    /// Whether this process is a fork of the one that made the team, and so has none of its threads.
+    pub fn is_forked(&self) -> bool {
+        std::process::id() != self.pid
+    }
+
+    /// Waits for other users of the device and keeps them out.
+    pub fn lock(&self) -> Exclusive<'_> {
+        // a panic inside a region is caught there, so a poisoned lock protects nothing that could be broken
+        let guard = self.region.lock().unwrap_or_else(|e| e.into_inner());
+        Exclusive { team: self, _guard: guard }
+    }
+}
+
+impl Exclusive<'_> {
+    /// Runs `job` on every lane and returns when all have left it.
+    pub fn run(&self, job: &(dyn Fn(&Lane<'_>) + Sync)) -> Result<(), Panicked> {
+        let shared = &*self.team.shared;
+        if shared.lanes > 1 {
+            // SAFETY: only the lifetime is erased; all lanes have left the job before this function returns.
+            let erased = unsafe {
+                std::mem::transmute::<
+                    *const (dyn Fn(&Lane<'_>) + Sync),
+                    *const (dyn Fn(&Lane<'_>) + Sync + 'static),
+                >(job as *const _)
+            };
+            // SAFETY: no worker reads `job` now: all of them wait for the next epoch (see `Sync for Shared`).
+            unsafe { *shared.job.get() = Some(Job(erased)) };
+            shared.running.0.store(shared.lanes - 1, Ordering::Relaxed);
+            shared.epoch.0.fetch_add(1, Ordering::SeqCst);
+            for (thread, asleep) in self.team.threads.iter().zip(&shared.asleep[1..]) {
+                if asleep.swap(false, Ordering::SeqCst) {
+                    thread.unpark();
+                }
+            }
+        }
+        let own = shared.enter(0, job);
+        let mut spins = 0u32;
+        while shared.running.0.load(Ordering::Acquire) != 0 {
+            relax(&mut spins);
+        }
+        for claimed in &shared.claimed {
+            claimed.0.store(0, Ordering::Relaxed);
+        }
+        shared.arrived.0.store(0, Ordering::Relaxed);
+        if shared.abandoned.swap(false, Ordering::Relaxed) {
+            return Err(own.err().unwrap_or_else(|| Panicked("another thread of the team panicked".into())));
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn enter(&self, index: usize, job: &(dyn Fn(&Lane<'_>) + Sync)) -> Result<(), Panicked> {
+        let lane = Lane { index, count: self.lanes, shared: self, phase: Cell::new(0) };
+        catch_unwind(AssertUnwindSafe(|| job(&lane))).map_err(|payload| {
+            self.abandoned.store(true, Ordering::Release);
+            Panicked(message(&*payload))
+        })
+    }
+}
+
+fn message(payload: &(dyn Any + Send)) -> String {
+    if payload.is::<Abandoned>() {
+        return "another thread of the team panicked".into();
+    }
+    let text = payload.downcast_ref::<&str>().map(|s| s.to_string());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panicked".into())
+}
+
+fn work(shared: &Shared, index: usize) {
+    let mut seen = 0;
+    loop {
+        let mut spins = 0u32;
+        let mut since = None;
+        while shared.epoch.0.load(Ordering::Acquire) == seen {
+            if spins < 64 {
+                spins += 1;
+                std::hint::spin_loop();
+                continue;
+            }
+            spins = 0;
+            if since.get_or_insert_with(Instant::now).elapsed() < SPIN {
+                continue;
+            }
+            // announce, look again, sleep: the region's caller stores the epoch first and looks at the announcement second
+            shared.asleep[index].store(true, Ordering::SeqCst);
+            if shared.epoch.0.load(Ordering::SeqCst) == seen {
+                std::thread::park();
+            }
+            shared.asleep[index].store(false, Ordering::SeqCst);
+        }
+        seen = seen.wrapping_add(1);
+        if shared.stop.load(Ordering::Acquire) {
+            return;
+        }
+        // SAFETY: the epoch was acquired, so the job of this region is visible; it is not written before `running` reaches 0.
+        let job = unsafe { *shared.job.get() };
+        if let Some(Job(job)) = job {
+            // SAFETY: the caller of the region keeps the closure alive until `running` is 0.
+            let _ = shared.enter(index, unsafe { &*job });
+        }
+        shared.running.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Spins, and gives the core away after a while: with more lanes than idle cores the one waited for needs it.
+fn relax(spins: &mut u32) {
+    *spins += 1;
+    if spins.is_multiple_of(1024) {
+        std::thread::yield_now();
+    } else {
+        std::hint::spin_loop();
+    }
+}
+
+impl Lane<'_> {
+    /// This lane, from 0.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Number of lanes.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Waits for all lanes; what they wrote before is visible after it. Starts a new phase of [`Lane::claim`].
+    pub fn barrier(&self) {
+        let phase = self.phase.get();
+        self.phase.set(phase + 1);
+        let shared = self.shared;
+        if self.count == 1 {
+            shared.claimed[phase % 2].0.store(0, Ordering::Relaxed);
+            return;
+        }
+        let generation = shared.generation.0.load(Ordering::Acquire);
+        if shared.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == self.count {
+            // the last to arrive: nobody claims in this phase any more, so its counter can serve the phase after the next
+            shared.claimed[phase % 2].0.store(0, Ordering::Relaxed);
+            shared.arrived.0.store(0, Ordering::Relaxed);
+            shared.generation.0.fetch_add(1, Ordering::Release);
+            return;
+        }
+        let mut spins = 0u32;
+        while shared.generation.0.load(Ordering::Acquire) == generation {
+            if shared.abandoned.load(Ordering::Acquire) {
+                std::panic::resume_unwind(Box::new(Abandoned));
+            }
+            relax(&mut spins);
+        }
+    }
+
+    /// The next of `tasks` tasks that no lane has claimed in this phase; a phase ends at a barrier. Which lane gets which task
+    /// varies, so results must not depend on it.
+    pub fn claim(&self, tasks: usize) -> Option<usize> {
+        let counter = &self.shared.claimed[self.phase.get() % 2].0;
+        let task = counter.fetch_add(1, Ordering::Relaxed);
+        (task < tasks).then_some(task)
+    }
+
+    /// This lane's share of `0..n`, in whole multiples of `granule` (but for the end).
+    pub fn split(&self, n: usize, granule: usize) -> std::ops::Range<usize> {
+        let granule = granule.max(1);
+        let pieces = n.div_ceil(granule);
+        let (share, more) = (pieces / self.count, pieces % self.count);
+        let first = self.index * share + self.index.min(more);
+        let last = first + share + usize::from(self.index < more);
+        (first * granule).min(n)..(last * granule).min(n)
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        if self.is_forked() {
+            return; // the threads are the parent's
+        }
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.epoch.0.fetch_add(1, Ordering::SeqCst);
+        for thread in &self.threads {
+            thread.unpark();
+        }
+        for handle in self.handles.drain(..) {
+            let _ = handle.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_lane_runs_and_barriers_separate_phases() {
+        for lanes in [1, 2, 5] {
+            let team = Team::new(lanes).unwrap();
+            for round in 0..200 {
+                let sum = AtomicUsize::new(0);
+                let wrong = AtomicUsize::new(0);
+                team.lock()
+                    .run(&|lane| {
+                        for step in 1..=3 {
+                            while let Some(task) = lane.claim(7) {
+                                sum.fetch_add(task, Ordering::Relaxed);
+                            }
+                            lane.barrier();
+                            if sum.load(Ordering::Relaxed) != 21 * step {
+                                wrong.fetch_add(1, Ordering::Relaxed);
+                            }
+                            lane.barrier();
+                        }
+                    })
+                    .unwrap();
+                assert_eq!((sum.into_inner(), wrong.into_inner()), (63, 0), "round {round} of {lanes} lanes");
+            }
+        }
+    }
+
+    #[test]
+    fn split_covers_everything_once() {
+        let team = Team::new(3).unwrap();
+        for (n, granule) in [(0, 4), (1, 4), (10, 4), (100, 7), (5, 1)] {
+            let seen: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+            team.lock()
+                .run(&|lane| {
+                    for i in lane.split(n, granule) {
+                        seen[i].fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+                .unwrap();
+            assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 1));
+        }
+    }
+
+    #[test]
+    fn a_panic_in_any_lane_is_an_error_and_the_team_survives() {
+        let team = Team::new(3).unwrap();
+        for culprit in 0..3 {
+            let result = team.lock().run(&|lane| {
+                if lane.index() == culprit {
+                    std::panic::resume_unwind(Box::new("on purpose"));
+                }
+                lane.barrier();
+            });
+            assert!(result.is_err());
+            let ran = AtomicUsize::new(0);
+            team.lock()
+                .run(&|lane| {
+                    lane.barrier();
+                    ran.fetch_add(1, Ordering::Relaxed);
+                })
+                .unwrap();
+            assert_eq!(ran.into_inner(), 3);
+        }
+    }
+
+    #[test]
+    fn sleeping_lanes_wake_up() {
+        let team = Team::new(2).unwrap();
+        for _ in 0..5 {
+            std::thread::sleep(SPIN * 4);
+            let ran = AtomicUsize::new(0);
+            team.lock().run(&|_| drop(ran.fetch_add(1, Ordering::Relaxed))).unwrap();
+            assert_eq!(ran.into_inner(), 2);
+        }
+    }
+}

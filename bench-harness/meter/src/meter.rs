@@ -1,0 +1,189 @@
+//! What a meter is: a description and one reading. Windows, unwrapping, integration and uncertainty are
+//! built on these two, so a new source of energy implements nothing else.
+
+use std::fmt::Debug;
+use std::time::{Duration, Instant};
+
+use crate::error::{MeterError, Result};
+use crate::quantity::{Band, Boundary, Idle, Kind, Source};
+
+/// The part of a machine that a meter watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Subject {
+    /// The CPU packages of the machine.
+    Cpu,
+    /// Main memory.
+    Memory,
+    /// One accelerator, named by [`MeterInfo::device`].
+    Gpu,
+    /// The whole machine, or all that its platform sensor sees.
+    System,
+    /// Something else, such as a drive or a network card.
+    Other,
+}
+
+/// What a meter says about itself.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct MeterInfo {
+    /// Stable and unique on one machine, such as `rapl-powercap:package` or `nvml:GPU-5f..`.
+    pub id: String,
+    /// For people, such as `CPU package, 2 sockets` or `NVIDIA H100 80GB HBM3`.
+    pub name: String,
+    /// Where readings come from.
+    pub source: Source,
+    /// What readings include.
+    pub boundary: Boundary,
+    /// Measured or modelled.
+    pub kind: Kind,
+    /// The part of the machine that is watched.
+    pub subject: Subject,
+    /// The device that is watched, as its driver names it: NVML's UUID, or a PCI address.
+    pub device: Option<String>,
+    /// How often the sensor has something new to say; zero for a model.
+    pub update_period: Duration,
+    /// How often [`Meter::read`] must be called during a window: power is integrated at this spacing, and a
+    /// counter cannot wrap unseen. `None` where the ends of the window suffice.
+    pub poll_every: Option<Duration>,
+    /// 95 % band of the sensor or the model, as factors of the value.
+    pub accuracy: Band,
+    /// What a reader of the figures should know.
+    pub notes: Vec<String>,
+}
+
+impl MeterInfo {
+    /// A measured meter that needs no polling, knows its own accuracy only to 10 % and has no notes. Set the
+    /// other fields as needed.
+    pub fn new(id: impl Into<String>, source: Source, boundary: Boundary, subject: Subject) -> MeterInfo {
+        let id = id.into();
+        MeterInfo {
+            name: id.clone(),
+            id,
+            source,
+            boundary,
+            kind: Kind::Measured,
+            subject,
+            device: None,
+            update_period: Duration::ZERO,
+            poll_every: None,
+            accuracy: Band::within(0.10),
+            notes: Vec::new(),
+        }
+    }
+
+    /// Shortest window that gives a reading at all: two update periods. Its sampling uncertainty is large;
+    /// [`MeterInfo::window_for`] says how long a good one is.
+    pub fn min_window(&self) -> Duration {
+        2 * self.update_period
+    }
+
+    /// Window over which the standard uncertainty from a counter's update period falls to `relative` of a
+    /// steady load's energy (0.01 for 1 %), never less than [`MeterInfo::min_window`].
+    ///
+    /// Each end of the window misses the counter's last step by a time uniform in one period T, so the
+    /// difference has variance T^2 / 6 and the window must be T / (sqrt(6) relative) long.
+    pub fn window_for(&self, relative: f64) -> Duration {
+        let seconds = self.update_period.as_secs_f64() / (6f64.sqrt() * relative);
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).max(self.min_window())
+    }
+
+    /// Whether this meter and `other` count some of the same energy, so that their figures must not be added.
+    pub fn overlaps(&self, other: &MeterInfo) -> bool {
+        let nested = self.boundary.contains(other.boundary) || other.boundary.contains(self.boundary);
+        let whole = |info: &MeterInfo| info.subject == Subject::System || info.boundary == Boundary::Module;
+        let same = match (&self.device, &other.device) {
+            (Some(a), Some(b)) => a == b,
+            _ => {
+                self.subject == other.subject
+                    || self.subject == Subject::Other
+                    || other.subject == Subject::Other
+            }
+        };
+        nested && (same || whole(self) || whole(other))
+    }
+}
+
+/// One reading of a meter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sample {
+    /// Cumulative energy since an arbitrary origin, J, with wrap-around already removed.
+    Joules(f64),
+    /// Power at this moment (or its mean over the sensor's own averaging time), W.
+    Watts(f64),
+}
+
+/// A source of energy readings.
+///
+/// `read` must return the same kind of [`Sample`] each time. Cumulative joules never decrease: a counter of
+/// finite width goes through [`Unwrapped`] first. Reading must be cheap beside
+/// [`MeterInfo::poll_every`] and must never invent a value: what is unknown is an error.
+pub trait Meter: Send + Sync + Debug {
+    /// What the meter is.
+    fn info(&self) -> &MeterInfo;
+
+    /// One reading, now.
+    ///
+    /// # Errors
+    /// Whatever keeps the sensor from being read; see [`MeterError`].
+    fn read(&self) -> Result<Sample>;
+
+    /// The idle baseline where the meter knows it without measuring, as a model does.
+    fn idle(&self) -> Option<Idle> {
+        None
+    }
+}
+
+/// Fastest plausible drain of one counter, W. A step beyond it is a reset, not a wrap-around.
+const MAX_COUNTER_WATTS: f64 = 5_000.0;
+
+/// Turns a counter that starts over at a known value into one that does not.
+///
+/// Correct as long as it advances at least once a wrap-around; [`Unwrapped::poll_every`] leaves a margin of
+/// four even for a load of 1 kW.
+#[derive(Clone, Debug)]
+pub struct Unwrapped {
+    modulus: u64,
+    unit: f64,
+    last: Option<(u64, Instant)>,
+    total: u64,
+}
+
+impl Unwrapped {
+    /// A counter that reads 0 again after `modulus` steps of `unit` joules (1e-6 for uJ).
+    pub fn new(modulus: u64, unit: f64) -> Unwrapped {
+        Unwrapped { modulus, unit, last: None, total: 0 }
+    }
+
+    /// Takes the counter's value at time `at` and returns the joules since the first call, which gives 0.
+    ///
+    /// # Errors
+    /// [`MeterError::Reset`] when the counter fell from beyond its modulus or the step exceeds 5 kW; the next
+    /// call then starts from this value.
+    pub fn advance(&mut self, raw: u64, at: Instant, meter: &str) -> Result<f64> {
+        let previous = self.last.replace((raw, at));
+        if let Some((last, then)) = previous {
+            let seconds = at.saturating_duration_since(then).as_secs_f64();
+            let reset = |joules| MeterError::Reset { meter: meter.to_owned(), joules, seconds };
+            let step = match raw.checked_sub(last) {
+                Some(step) => step,
+                None if last >= self.modulus => return Err(reset((raw as f64 - last as f64) * self.unit)),
+                None => (self.modulus - last).saturating_add(raw),
+            };
+            let joules = step as f64 * self.unit;
+            // The allowance covers a counter's update landing between two quick reads.
+            if joules > MAX_COUNTER_WATTS * (seconds + 0.2) {
+                return Err(reset(joules));
+            }
+            self.total = self.total.saturating_add(step);
+        }
+        Ok(self.total as f64 * self.unit)
+    }
+
+    /// How often such a counter must be read: a quarter of the time in which 1 kW wraps it, at most 10 s.
+    pub fn poll_every(modulus: u64, unit: f64) -> Duration {
+        Duration::try_from_secs_f64(modulus as f64 * unit / 4_000.0)
+            .unwrap_or(Duration::MAX)
+            .clamp(Duration::from_millis(1), Duration::from_secs(10))
+    }
+}

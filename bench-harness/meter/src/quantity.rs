@@ -1,0 +1,329 @@
+//! Energy with everything that must travel with it: source, boundary, kind, interval and window.
+//!
+//! Uncertainty follows the Guide to the expression of uncertainty in measurement (JCGM 100:2008): independent
+//! standard uncertainties add in squares, `u^2 = sampling^2 + sensor^2 + idle^2`, and the 95 % interval is
+//! 1.96 u wide on either side where the contributions are symmetric.
+
+use std::fmt;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crate::error::{MeterError, Result};
+use crate::meter::{Meter, MeterInfo};
+use crate::window::Window;
+
+/// Half width of a 95 % interval in standard deviations of a normal distribution.
+pub(crate) const Z95: f64 = 1.96;
+
+/// Where a reading comes from. `Display` gives the string that is written to records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Source {
+    /// Running average power limit counters through Linux powercap sysfs (Intel and AMD CPUs).
+    RaplPowercap,
+    /// NVIDIA's management library.
+    Nvml,
+    /// Linux hardware monitoring sysfs.
+    Hwmon,
+    /// Time x a modelled share of the thermal design power. Not a measurement.
+    ModelledTdp,
+    /// A meter implemented outside this crate, by name.
+    Other(&'static str),
+}
+
+impl Source {
+    /// The string that is written to records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Source::RaplPowercap => "rapl-powercap",
+            Source::Nvml => "nvml",
+            Source::Hwmon => "hwmon",
+            Source::ModelledTdp => "modelled-tdp",
+            Source::Other(name) => name,
+        }
+    }
+}
+
+/// What a reading includes. Figures of different boundaries are never added or compared as equals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Boundary {
+    /// The cores of a CPU with their private caches (RAPL `core`, also called PP0).
+    Core,
+    /// The parts of a CPU package outside its cores, in practice the integrated GPU (RAPL `uncore`, PP1).
+    Uncore,
+    /// One or more whole CPU packages (sockets).
+    Package,
+    /// Main memory.
+    Dram,
+    /// The chip of an accelerator, as its own sensor sees it.
+    Chip,
+    /// A whole accelerator card with its memory and voltage regulators.
+    Board,
+    /// A module that carries CPU, GPU and their memory.
+    Module,
+    /// The platform of a system on chip (RAPL `psys`): packages and what the vendor wired to the sensor.
+    Platform,
+    /// A single supply rail whose scope the driver does not define.
+    Rail,
+    /// The whole machine at the wall socket.
+    Wall,
+}
+
+impl Boundary {
+    /// The string that is written to records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Boundary::Core => "core",
+            Boundary::Uncore => "uncore",
+            Boundary::Package => "package",
+            Boundary::Dram => "dram",
+            Boundary::Chip => "chip",
+            Boundary::Board => "board",
+            Boundary::Module => "module",
+            Boundary::Platform => "platform",
+            Boundary::Rail => "rail",
+            Boundary::Wall => "wall",
+        }
+    }
+
+    /// Whether energy at `inner` is already part of energy at `self` for the same device, so that the two
+    /// must not be added. A boundary contains itself. DRAM is outside the package.
+    pub fn contains(self, inner: Boundary) -> bool {
+        use Boundary::*;
+        if self == inner || self == Wall {
+            return true;
+        }
+        match self {
+            Package => matches!(inner, Core | Uncore),
+            Platform => matches!(inner, Core | Uncore | Package | Dram | Rail),
+            Board => matches!(inner, Chip | Rail),
+            Module => matches!(inner, Core | Uncore | Package | Dram | Chip | Board | Rail),
+            _ => false,
+        }
+    }
+}
+
+/// Whether a figure comes from a sensor or from a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A sensor or a counter of the hardware gave it.
+    Measured,
+    /// It was computed from time and a published power figure.
+    Modelled,
+}
+
+impl Kind {
+    /// The string that is written to records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Measured => "measured",
+            Kind::Modelled => "modelled",
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl fmt::Display for Boundary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A 95 % band around a value, as factors of it: a sensor good to 5 % is `{ low: 0.95, high: 1.05 }`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Band {
+    /// Lower end, in (0, 1].
+    pub low: f64,
+    /// Upper end, at least 1.
+    pub high: f64,
+}
+
+impl Band {
+    /// The symmetric band of `fraction` on either side: `Band::within(0.05)` is 5 %.
+    pub const fn within(fraction: f64) -> Band {
+        Band { low: 1.0 - fraction, high: 1.0 + fraction }
+    }
+}
+
+/// Standard uncertainties by origin, J.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Uncertainty {
+    /// From the finite update period of a counter, or the spacing of power samples.
+    pub sampling: f64,
+    /// From the sensor's accuracy class, or the width of a model's band.
+    pub sensor: f64,
+    /// From the idle baseline; 0 in gross figures.
+    pub idle: f64,
+}
+
+impl Uncertainty {
+    /// Combined standard uncertainty, J.
+    pub fn combined(&self) -> f64 {
+        (self.sampling.powi(2) + self.sensor.powi(2) + self.idle.powi(2)).sqrt()
+    }
+}
+
+/// Energy over a window, with what is needed to judge it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Energy {
+    /// Joules. A net figure may be negative when the baseline drifted; its interval then says so.
+    pub joules: f64,
+    /// 95 % interval, J, `[low, high]`. Asymmetric where a model's band is.
+    pub ci95: [f64; 2],
+    /// Standard uncertainties by origin, J.
+    pub uncertainty: Uncertainty,
+    /// Length of the window, s.
+    pub seconds: f64,
+    /// Where the figure comes from.
+    pub source: Source,
+    /// What it includes.
+    pub boundary: Boundary,
+    /// Measured or modelled.
+    pub kind: Kind,
+    /// How often the sensor has something new to say.
+    pub update_period: Duration,
+    /// Id of the meter ([`MeterInfo::id`]).
+    pub meter: String,
+    /// What a reader of the figure should know, in whole sentences.
+    pub notes: Vec<String>,
+}
+
+impl Energy {
+    pub(crate) fn new(info: &MeterInfo, joules: f64, sampling: f64, seconds: f64) -> Energy {
+        let Band { low, high } = info.accuracy;
+        let arm = |relative: f64| (joules * relative).hypot(Z95 * sampling);
+        Energy {
+            joules,
+            ci95: [(joules - arm(1.0 - low)).max(0.0), joules + arm(high - 1.0)],
+            uncertainty: Uncertainty { sampling, sensor: joules * (high - low) / (2.0 * Z95), idle: 0.0 },
+            seconds,
+            source: info.source,
+            boundary: info.boundary,
+            kind: info.kind,
+            update_period: info.update_period,
+            meter: info.id.clone(),
+            notes: info.notes.clone(),
+        }
+    }
+
+    /// Combined standard uncertainty, J.
+    pub fn u(&self) -> f64 {
+        self.uncertainty.combined()
+    }
+
+    /// Mean power over the window, W.
+    pub fn watts(&self) -> f64 {
+        self.joules / self.seconds
+    }
+
+    /// The same figure for one of `count` equal pieces of work in the window: joules per call or per token.
+    /// `None` when `count` is not a positive number.
+    pub fn per(&self, count: f64) -> Option<PerUnit> {
+        (count.is_finite() && count > 0.0).then(|| PerUnit {
+            joules: self.joules / count,
+            u: self.u() / count,
+            ci95: self.ci95.map(|joules| joules / count),
+        })
+    }
+
+    /// Energy above the idle baseline: `joules - idle watts x seconds`.
+    ///
+    /// The sensor's uncertainty stays that of the gross figure: gain errors of the two cancel in part, offset
+    /// errors more, but neither is known, so this errs to the safe side. The baseline adds its own term.
+    ///
+    /// # Errors
+    /// [`MeterError::Mismatch`] when the baseline was taken with another meter.
+    pub fn net(&self, idle: &Idle) -> Result<Energy> {
+        if idle.meter != self.meter {
+            return Err(MeterError::Mismatch { baseline: idle.meter.clone(), energy: self.meter.clone() });
+        }
+        let u_idle = idle.u * self.seconds;
+        let joules = self.joules - idle.watts * self.seconds;
+        Ok(Energy {
+            joules,
+            ci95: [
+                joules - (self.joules - self.ci95[0]).hypot(Z95 * u_idle),
+                joules + (self.ci95[1] - self.joules).hypot(Z95 * u_idle),
+            ],
+            uncertainty: Uncertainty { idle: u_idle.hypot(self.uncertainty.idle), ..self.uncertainty },
+            ..self.clone()
+        })
+    }
+}
+
+/// Energy of one piece of work, from [`Energy::per`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PerUnit {
+    /// Joules.
+    pub joules: f64,
+    /// Combined standard uncertainty, J.
+    pub u: f64,
+    /// 95 % interval, J, `[low, high]`.
+    pub ci95: [f64; 2],
+}
+
+/// Power of an idle machine, to be subtracted by [`Energy::net`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Idle {
+    /// Mean power, W.
+    pub watts: f64,
+    /// Standard uncertainty from sampling and drift, W. The sensor's own error is counted in the energy.
+    pub u: f64,
+    /// Id of the meter it was measured with.
+    pub meter: String,
+}
+
+impl Idle {
+    /// The baseline of `meter`: from its model where it has one, else measured while this thread sleeps for
+    /// `window`. The caller keeps the machine quiet meanwhile.
+    ///
+    /// # Errors
+    /// Those of [`Window::finish`], such as a window that is too short.
+    pub fn measure(meter: &Arc<dyn Meter>, window: Duration) -> Result<Idle> {
+        if let Some(idle) = meter.idle() {
+            return Ok(idle);
+        }
+        let open = Window::start(meter.clone())?;
+        thread::sleep(window);
+        Ok(Idle::new(&open.finish()?))
+    }
+
+    /// The baseline from energy over an idle window of a sensor.
+    pub fn new(energy: &Energy) -> Idle {
+        Idle {
+            watts: energy.watts(),
+            u: energy.uncertainty.sampling / energy.seconds,
+            meter: energy.meter.clone(),
+        }
+    }
+
+    /// The mean of a baseline taken before the work and one taken after it. Half their difference counts as
+    /// drift.
+    ///
+    /// # Errors
+    /// [`MeterError::Mismatch`] when the two come from different meters.
+    pub fn between(before: &Idle, after: &Idle) -> Result<Idle> {
+        if before.meter != after.meter {
+            return Err(MeterError::Mismatch { baseline: before.meter.clone(), energy: after.meter.clone() });
+        }
+        let drift = (before.watts - after.watts).abs() / 2.0;
+        Ok(Idle {
+            watts: (before.watts + after.watts) / 2.0,
+            u: (before.u.hypot(after.u) / 2.0).hypot(drift),
+            meter: before.meter.clone(),
+        })
+    }
+}

@@ -1,0 +1,59 @@
+//! What a measurement cost in joules, and how that is known.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Interval, count};
+
+/// Energy over a window that repeats the measured work. Gross figures are what the meter saw; net ones have the idle
+/// baseline subtracted.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Energy {
+    /// Gross energy of the window in joules.
+    pub joules: Option<f64>,
+    /// Energy of the window less `idle_power_w` times its length, in joules.
+    pub net_joules: Option<f64>,
+    /// Gross joules of one call.
+    pub joules_per_call: Option<f64>,
+    /// Gross joules per generated token.
+    pub joules_per_output_token: Option<f64>,
+    /// Gross joules per token, prompt and generated together.
+    pub joules_per_total_token: Option<f64>,
+    /// Net joules per generated token.
+    pub net_joules_per_output_token: Option<f64>,
+    /// Net joules per token, prompt and generated together.
+    pub net_joules_per_total_token: Option<f64>,
+    /// Whether a meter measured the joules or a model of the device gave them.
+    pub energy_kind: Option<EnergyKind>,
+    /// The meter or model, such as `rapl:package` or `catalogue tdp`.
+    pub energy_source: Option<String>,
+    /// What the joules contain: chip, package, board, module, wall, ..
+    pub energy_boundary: Option<String>,
+    /// 95 % interval of `joules`, for modelled energy the band of the model. Figures per call or token scale alike.
+    pub energy_ci95: Option<Interval>,
+    /// Length of the window in seconds.
+    pub energy_window_s: Option<f64>,
+    /// Time between updates of the meter in seconds.
+    pub energy_period_s: Option<f64>,
+    /// Calls within the window.
+    #[serde(default, deserialize_with = "count")]
+    pub energy_calls: Option<u64>,
+    /// Mean power over the window in watts.
+    pub avg_power_w: Option<f64>,
+    /// Power at rest, within the same boundary, in watts.
+    pub idle_power_w: Option<f64>,
+}
+
+/// Whether joules were measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum EnergyKind {
+    /// A meter measured them.
+    Measured,
+    /// They follow from a model of the device.
+    Modelled,
+    /// A kind that this version does not know.
+    #[serde(other)]
+    Other,
+}

@@ -1,0 +1,92 @@
+//! What ran, and on which device.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::count;
+
+/// The device that did the work.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DeviceFields {
+    /// Device id as the command line takes it, such as `cpu` or `cuda:0`.
+    pub device: Option<String>,
+    /// Backend: `cpu`, `webgpu` or `cuda`; another tool's name for its own in imported records.
+    pub backend: Option<String>,
+    /// The device's own name, such as `NVIDIA H100 80GB HBM3`.
+    pub device_name: Option<String>,
+    /// Hardware class in the catalogue, when one was recognised.
+    pub device_class: Option<String>,
+    /// Memory of the device in bytes.
+    #[serde(default, deserialize_with = "count")]
+    pub device_memory_bytes: Option<u64>,
+    /// Whether a CPU emulates the device, as software adapters of WebGPU do.
+    pub device_software: Option<bool>,
+    /// Version of the driver.
+    pub driver: Option<String>,
+}
+
+/// What the device was asked to do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Workload {
+    /// The op, such as `matmul` or `attention`; for a ceiling what is driven to its limit.
+    pub op: Option<String>,
+    /// Name of the kernel that ran, as `perjoule kernels` lists it. An opaque string.
+    pub kernel: Option<String>,
+    /// Type of inputs and output, such as `bf16`; the weights' type for a model.
+    pub dtype: Option<String>,
+    /// Shape as the command line takes it, such as `m=1,n=4096,k=4096`.
+    pub shape: Option<String>,
+    /// The kernel's configuration (tiles and the like), as text.
+    pub config: Option<String>,
+    /// Where the operands lay when a call began.
+    pub cache_state: Option<CacheState>,
+    /// Seed of the random data.
+    #[serde(default, deserialize_with = "count")]
+    pub seed: Option<u64>,
+    /// The model's name, or the name of its folder.
+    pub model: Option<String>,
+    /// Model family, size and weight type, such as `llama 1B bf16`; llama-bench's column of the same name.
+    pub model_type: Option<String>,
+    /// Parameters of the model.
+    #[serde(default, deserialize_with = "count")]
+    pub model_n_params: Option<u64>,
+    /// Bytes of the weights as held on the device.
+    #[serde(default, deserialize_with = "count")]
+    pub model_size: Option<u64>,
+    /// Prompt tokens of one sequence that are processed in the measured part.
+    #[serde(default, deserialize_with = "count")]
+    pub n_prompt: Option<u64>,
+    /// Tokens of one sequence that are generated in the measured part.
+    #[serde(default, deserialize_with = "count")]
+    pub n_gen: Option<u64>,
+    /// Tokens already in the KV cache when the measured part begins.
+    #[serde(default, deserialize_with = "count")]
+    pub n_depth: Option<u64>,
+    /// Largest number of prompt tokens processed at once (prompt chunk).
+    #[serde(default, deserialize_with = "count")]
+    pub n_batch: Option<u64>,
+    /// Sequences processed side by side.
+    #[serde(default, deserialize_with = "count")]
+    pub n_parallel: Option<u64>,
+    /// Threads of the CPU that work on a launch.
+    #[serde(default, deserialize_with = "count")]
+    pub n_threads: Option<u64>,
+    /// How long an idle worker thread spins before it parks, in microseconds. Spinning costs energy.
+    pub spin_budget_us: Option<f64>,
+}
+
+/// Where the operands of a call lay when it began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum CacheState {
+    /// Weights rotate through more than the last-level cache, as they do in a model.
+    Rotate,
+    /// The same buffers call after call.
+    Hot,
+    /// Caches are flushed before each call.
+    Cold,
+    /// A state that this version does not know.
+    #[serde(other)]
+    Other,
+}

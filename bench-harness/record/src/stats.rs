@@ -1,0 +1,141 @@
+//! Estimators over samples and the verdict on two sets of them.
+//!
+//! Preconditions: estimators return `None` for too few samples and for samples that are not finite, so that no NaN
+//! enters a record. Everything random is seeded: the same samples give the same interval on every machine.
+
+mod compare;
+mod mann_whitney;
+
+pub use compare::{Comparison, Verdict, compare};
+pub use mann_whitney::{MannWhitney, mann_whitney};
+
+use crate::Interval;
+
+/// Resamples that [`bootstrap_median_ci95`] draws: the bounds then vary by a few per cent of the interval's width.
+pub const RESAMPLES: usize = 2000;
+
+/// The samples sorted; `None` if there are none or one is not finite.
+fn sorted(samples: &[f64]) -> Option<Vec<f64>> {
+    if samples.is_empty() || !samples.iter().all(|x| x.is_finite()) {
+        return None;
+    }
+    let mut sorted = samples.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    Some(sorted)
+}
+
+/// Quantile `p` in [0, 1] of sorted, non-empty samples.
+fn quantile_of_sorted(sorted: &[f64], p: f64) -> f64 {
+    let position = p * (sorted.len() - 1) as f64;
+    let below = position.floor() as usize;
+    let above = (below + 1).min(sorted.len() - 1);
+    // Weighted rather than by a difference, which overflows for values of opposite sign near the limit of f64.
+    let weight = position - below as f64;
+    sorted[below] * (1.0 - weight) + sorted[above] * weight
+}
+
+/// The value that half of the samples lie below; the mean of the two middle ones if their number is even.
+pub fn median(samples: &[f64]) -> Option<f64> {
+    quantile(samples, 0.5)
+}
+
+/// Quantile `p` in [0, 1], linear between the two nearest samples (type 7 of Hyndman and Fan, the default of NumPy and
+/// R). `None` for a `p` outside.
+pub fn quantile(samples: &[f64], p: f64) -> Option<f64> {
+    if !(0.0..=1.0).contains(&p) {
+        return None;
+    }
+    Some(quantile_of_sorted(&sorted(samples)?, p))
+}
+
+/// Arithmetic mean.
+pub fn mean(samples: &[f64]) -> Option<f64> {
+    if samples.is_empty() {
+        return None;
+    }
+    // Divided first, so that finite samples have a finite mean; shifted, so that close samples lose no digits.
+    let n = samples.len() as f64;
+    let first = samples[0];
+    let mean = first + samples.iter().map(|x| x / n - first / n).sum::<f64>();
+    mean.is_finite().then_some(mean)
+}
+
+/// Standard deviation of the population that the samples are drawn from (divisor n - 1); at least two samples.
+pub fn stddev(samples: &[f64]) -> Option<f64> {
+    if samples.len() < 2 {
+        return None;
+    }
+    let mean = mean(samples)?;
+    // Squares are taken of deviations in units of the largest, so that they neither overflow nor vanish.
+    let largest = samples.iter().map(|x| (x - mean).abs()).fold(0.0, f64::max);
+    if largest == 0.0 {
+        return Some(0.0);
+    }
+    let sum: f64 = samples.iter().map(|x| ((x - mean) / largest).powi(2)).sum();
+    let stddev = largest * (sum / (samples.len() - 1) as f64).sqrt();
+    stddev.is_finite().then_some(stddev)
+}
+
+/// Median absolute deviation from the median, unscaled (times 1.4826 it estimates a normal's standard deviation).
+pub fn mad(samples: &[f64]) -> Option<f64> {
+    let centre = median(samples)?;
+    median(&samples.iter().map(|x| (x - centre).abs()).collect::<Vec<_>>())
+}
+
+/// 95 % interval of the median by the percentile bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap",
+/// 1993, ch. 13), [`RESAMPLES`] resamples from `seed`. At least two samples. O(n) a resample.
+pub fn bootstrap_median_ci95(samples: &[f64], seed: u64) -> Option<Interval> {
+    if samples.len() < 2 {
+        return None;
+    }
+    let sorted = sorted(samples)?;
+    let mut resampler = Resampler::new(&sorted, seed);
+    let mut medians: Vec<f64> = (0..RESAMPLES).map(|_| resampler.median()).collect();
+    Some(central_95(&mut medians))
+}
+
+/// The interval that leaves 2.5 % of the values on either side.
+fn central_95(values: &mut [f64]) -> Interval {
+    values.sort_unstable_by(f64::total_cmp);
+    Interval { lo: quantile_of_sorted(values, 0.025), hi: quantile_of_sorted(values, 0.975) }
+}
+
+/// Draws medians of resamples with replacement.
+struct Resampler<'a> {
+    /// The samples, sorted: a draw is a rank, and the median of ranks is the rank of the median.
+    sorted: &'a [f64],
+    ranks: Vec<u32>,
+    state: u64,
+}
+
+impl<'a> Resampler<'a> {
+    /// `sorted` is not empty and shorter than 2^32.
+    fn new(sorted: &'a [f64], seed: u64) -> Self {
+        Self { sorted, ranks: vec![0; sorted.len()], state: seed }
+    }
+
+    fn median(&mut self) -> f64 {
+        let n = self.sorted.len();
+        for i in 0..n {
+            // The high half of the product is uniform in 0..n to within n / 2^64 (Lemire, "Fast random integer
+            // generation in an interval", 2019).
+            let rank = (u128::from(self.random()) * n as u128) >> 64;
+            self.ranks[i] = rank as u32;
+        }
+        let (below, &mut upper, _) = self.ranks.select_nth_unstable(n / 2);
+        let upper = self.sorted[upper as usize];
+        match below.iter().max() {
+            Some(&lower) if n.is_multiple_of(2) => self.sorted[lower as usize] * 0.5 + upper * 0.5,
+            _ => upper,
+        }
+    }
+
+    /// SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+    fn random(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}

@@ -1,0 +1,81 @@
+//! The verdict on two variants of which each has samples of its own.
+
+use super::{RESAMPLES, Resampler, central_95, mann_whitney, quantile_of_sorted, sorted};
+use crate::Interval;
+
+/// What two sets of times say about each other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Comparison {
+    /// Median of the new times over the median of the old: below 1 is faster.
+    pub ratio: f64,
+    /// 95 % interval of `ratio` by bootstrap.
+    pub ci95: Interval,
+    /// Of the Mann-Whitney test, two-sided. It stands beside the verdict and does not decide it: with enough samples
+    /// it finds differences too small to matter.
+    pub p_value: f64,
+    /// The answer.
+    pub verdict: Verdict,
+}
+
+/// The answer to "is the new variant faster?".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// The interval lies below 1 and reaches beyond the threshold.
+    Faster,
+    /// The interval lies above 1 and reaches beyond the threshold.
+    Slower,
+    /// The whole interval is within the threshold around 1: any difference is too small to matter.
+    Same,
+    /// The interval holds 1 and reaches beyond the threshold: more samples are needed.
+    Unclear,
+}
+
+impl Verdict {
+    /// The verdict of an interval of the ratio new over old. `threshold` is the relative difference that matters, such
+    /// as 0.02.
+    pub fn of(ci95: Interval, threshold: f64) -> Self {
+        if ci95.lo >= 1.0 - threshold && ci95.hi <= 1.0 + threshold {
+            Self::Same
+        } else if ci95.hi < 1.0 {
+            Self::Faster
+        } else if ci95.lo > 1.0 {
+            Self::Slower
+        } else {
+            Self::Unclear
+        }
+    }
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Faster => "faster",
+            Self::Slower => "slower",
+            Self::Same => "same",
+            Self::Unclear => "unclear",
+        })
+    }
+}
+
+/// Compares times: positive, in any unit, taken under the same conditions (best interleaved). `threshold` is the
+/// relative difference that matters, at least 0; `seed` fixes the bootstrap.
+///
+/// `None` with fewer than two samples on a side, or samples that are not finite and positive, or a negative threshold.
+pub fn compare(old: &[f64], new: &[f64], threshold: f64, seed: u64) -> Option<Comparison> {
+    let positive = |samples: &[f64]| samples.len() >= 2 && samples.iter().all(|&x| x > 0.0);
+    if !positive(old) || !positive(new) || threshold.is_nan() || threshold < 0.0 {
+        return None;
+    }
+    let p_value = mann_whitney(new, old)?.p_value;
+    let (old, new) = (sorted(old)?, sorted(new)?);
+    let ratio = quantile_of_sorted(&new, 0.5) / quantile_of_sorted(&old, 0.5);
+    // Two streams of one seed: the second starts where no run of the first gets to.
+    let mut old = Resampler::new(&old, seed);
+    let mut new = Resampler::new(&new, !seed);
+    let mut ratios: Vec<f64> = (0..RESAMPLES).map(|_| new.median() / old.median()).collect();
+    if !ratio.is_finite() || !ratios.iter().all(|ratio| ratio.is_finite()) {
+        return None;
+    }
+    let ci95 = central_95(&mut ratios);
+    Some(Comparison { ratio, ci95, p_value, verdict: Verdict::of(ci95, threshold) })
+}

@@ -1,0 +1,152 @@
+//! The committed JSON Schema, and records against it.
+
+use std::path::Path;
+
+use perjoule_record::{
+    CacheState, Clock, EnergyKind, Environment, Interval, Kind, Provenance, Reader, Record, json_schema,
+    to_line,
+};
+use proptest::prelude::*;
+use serde_json::Value;
+
+/// `PERJOULE_BLESS=1 cargo test -p perjoule-record` rewrites the committed file.
+#[test]
+fn committed_schema_is_the_generated_one() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema/record.v1.schema.json");
+    let generated = serde_json::to_string_pretty(&json_schema()).unwrap() + "\n";
+    if std::env::var_os("PERJOULE_BLESS").is_some() {
+        std::fs::write(&path, &generated).unwrap();
+    }
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(committed == generated, "{} is out of date: run with PERJOULE_BLESS=1", path.display());
+}
+
+/// Every field has a column in every line, and every column is described.
+#[test]
+fn columns_are_stable_flat_and_described() {
+    let schema = json_schema();
+    let properties = schema["properties"].as_object().unwrap();
+    let written = serde_json::to_value(Record::new(Kind::Tokens, &Environment::default())).unwrap();
+    let columns: Vec<&String> = written.as_object().unwrap().keys().collect();
+    let mut described: Vec<&String> = properties.keys().collect();
+    for column in &columns {
+        assert!(described.contains(column), "{column} is not in the schema");
+    }
+    described.retain(|name| !columns.contains(name));
+    assert!(described.is_empty(), "not written: {described:?}");
+    for (name, property) in properties {
+        let text = property["description"].as_str().unwrap_or_default();
+        assert!(!text.is_empty(), "{name} has no description");
+    }
+    for (name, value) in written.as_object().unwrap() {
+        assert!(!value.is_object(), "{name} is not flat");
+    }
+}
+
+#[test]
+fn the_schema_refuses_what_is_no_record() {
+    let validator = jsonschema::validator_for(&json_schema()).unwrap();
+    let good = serde_json::to_value(Record::new(Kind::Kernel, &Environment::default())).unwrap();
+    assert!(validator.is_valid(&good));
+    for (field, bad) in [
+        ("schema_version", Value::Null),
+        ("kind", "lunch".into()),
+        ("valid", Value::Null),
+        ("median_ns", "12".into()),
+        ("n_prompt", (-1).into()),
+        ("ci95_ns", serde_json::json!([1.0])),
+        ("samples_ns", serde_json::json!(["1"])),
+        ("energy_kind", "guessed".into()),
+        ("throttle_reasons", "hot".into()),
+    ] {
+        let mut record = good.clone();
+        record[field] = bad;
+        assert!(!validator.is_valid(&record), "{record} passes");
+    }
+    for field in ["schema_version", "kind", "provenance", "valid"] {
+        let mut record = good.clone();
+        record.as_object_mut().unwrap().remove(field);
+        assert!(!validator.is_valid(&record), "{field} is not required");
+    }
+}
+
+/// Numbers that JSON can hold; `wild()` has the others too.
+fn finite() -> impl Strategy<Value = f64> {
+    prop_oneof![any::<f64>().prop_filter("finite", |x| x.is_finite()), Just(0.0), Just(1e308), Just(5e-324)]
+}
+
+fn wild() -> impl Strategy<Value = f64> {
+    prop_oneof![4 => finite(), 1 => Just(f64::NAN), 1 => Just(f64::INFINITY), 1 => Just(f64::NEG_INFINITY)]
+}
+
+fn maybe<T: Clone + std::fmt::Debug>(value: impl Strategy<Value = T>) -> impl Strategy<Value = Option<T>> {
+    proptest::option::of(value)
+}
+
+/// A record with every sort of field set from `number`.
+fn records<S: Strategy<Value = f64> + 'static>(number: fn() -> S) -> impl Strategy<Value = Record> {
+    let interval = move || (number(), number()).prop_map(|(lo, hi)| Interval { lo, hi });
+    let words = || maybe(proptest::collection::vec(any::<String>(), 0..4));
+    (
+        (
+            prop_oneof![Just(Kind::Ceiling), Just(Kind::Kernel), Just(Kind::Tokens)],
+            prop_oneof![Just(Provenance::Measured), Just(Provenance::Imported), Just(Provenance::Modelled)],
+            proptest::collection::vec(any::<String>(), 0..4),
+            words(),
+            words(),
+        ),
+        (maybe(any::<String>()), maybe(any::<u64>()), maybe(any::<u64>()), maybe(any::<bool>())),
+        (
+            maybe(proptest::collection::vec(number(), 0..20)),
+            maybe(number()),
+            maybe(interval()),
+            maybe(number()),
+        ),
+        (maybe(number()), maybe(interval()), maybe(number())),
+        (
+            maybe(prop_oneof![Just(CacheState::Rotate), Just(CacheState::Hot), Just(CacheState::Cold)]),
+            maybe(prop_oneof![Just(Clock::Device), Just(Clock::Host)]),
+            maybe(prop_oneof![Just(EnergyKind::Measured), Just(EnergyKind::Modelled)]),
+        ),
+    )
+        .prop_map(|(identity, workload, timing, energy, words)| {
+            let mut record = Record::new(identity.0, &Environment::of_build());
+            record.provenance = identity.1;
+            identity.2.into_iter().for_each(|reason| record.invalidate(reason));
+            (record.throttle_reasons, record.environment.cpu_features) = (identity.3, identity.4);
+            (record.workload.shape, record.device.device) = (workload.0.clone(), workload.0);
+            (record.workload.seed, record.workload.n_prompt) = (workload.1, workload.2);
+            (record.timing.flops, record.environment.memory_bytes) = (workload.2, workload.1);
+            (record.verification.verified, record.environment.virtualized) = (workload.3, workload.3);
+            record.timing.samples_ns = timing.0;
+            (record.timing.median_ns, record.timing.ci95_ns) = (timing.1, timing.2);
+            (record.roof.roof_fraction, record.timing.avg_ts) = (timing.3, timing.1);
+            (record.energy.joules, record.energy.energy_ci95) = (energy.0, energy.1);
+            record.energy.joules_per_output_token = energy.2;
+            (record.workload.cache_state, record.timing.clock, record.energy.energy_kind) = words;
+            record
+        })
+}
+
+proptest! {
+    /// Whatever a programmer puts in, the line is one line, valid, and reads back as the same line.
+    #[test]
+    fn lines_follow_the_schema(record in records(wild)) {
+        let validator = jsonschema::validator_for(&json_schema()).unwrap();
+        let line = to_line(&record).unwrap();
+        prop_assert_eq!(line.find('\n'), Some(line.len() - 1));
+        let value: Value = serde_json::from_str(&line).unwrap();
+        let error = validator.validate(&value).err().map(|error| error.to_string());
+        prop_assert_eq!(error, None);
+        let back = Reader::new(line.as_bytes()).next().unwrap().unwrap();
+        prop_assert_eq!(to_line(&back).unwrap(), line);
+    }
+
+    /// Finite numbers come back bit by bit, everything else as it was.
+    #[test]
+    fn finite_records_round_trip(record in records(finite)) {
+        let line = to_line(&record).unwrap();
+        let back = Reader::new(line.as_bytes()).next().unwrap().unwrap();
+        prop_assert_eq!(back, record);
+    }
+}

@@ -1,0 +1,153 @@
+//! The statistics against SciPy and NumPy (`golden/stats.py` writes `golden/stats.json`).
+
+use perjoule_record::stats::{self, Verdict};
+use serde_json::Value;
+
+fn golden() -> Value {
+    serde_json::from_str(include_str!("golden/stats.json")).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+#[track_caller]
+fn assert_close(got: f64, expected: &Value, tolerance: f64, what: &str) {
+    let expected = expected.as_f64().unwrap();
+    let bound = tolerance * expected.abs();
+    assert!((got - expected).abs() <= bound, "{what}: got {got:e}, scipy has {expected:e}");
+}
+
+#[test]
+fn estimators() {
+    for case in golden()["described"].as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        let samples = numbers(&case["samples"]);
+        assert_close(stats::mean(&samples).unwrap(), &case["mean"], 1e-14, name);
+        assert_close(stats::median(&samples).unwrap(), &case["median"], 1e-14, name);
+        assert_close(stats::mad(&samples).unwrap(), &case["mad"], 1e-12, name);
+        for (p, expected) in case["quantiles"].as_object().unwrap() {
+            let got = stats::quantile(&samples, p.parse().unwrap()).unwrap();
+            assert_close(got, expected, 1e-14, &format!("{name}, quantile {p}"));
+        }
+        match case.get("stddev") {
+            // The mean is rounded at 1e9, so its last digits are lost on both sides.
+            Some(expected) => assert_close(stats::stddev(&samples).unwrap(), expected, 1e-9, name),
+            None => assert_eq!(stats::stddev(&samples), None, "{name}"),
+        }
+    }
+}
+
+/// SciPy's interval has 100 times the resamples: the bounds differ by the noise of ours, a fraction of the width.
+#[test]
+fn bootstrap_intervals() {
+    for case in golden()["described"].as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        let samples = numbers(&case["samples"]);
+        let Some(expected) = case.get("ci95").map(numbers) else {
+            assert_eq!(stats::bootstrap_median_ci95(&samples, 1), None, "{name}");
+            continue;
+        };
+        let width = expected[1] - expected[0];
+        for seed in 0..5 {
+            let got = stats::bootstrap_median_ci95(&samples, seed).unwrap();
+            let off = (got.lo - expected[0]).abs().max((got.hi - expected[1]).abs());
+            assert!(off <= 0.1 * width, "{name}, seed {seed}: got {got:?}, scipy has {expected:?}");
+            assert_eq!(stats::bootstrap_median_ci95(&samples, seed), Some(got), "the seed decides");
+        }
+    }
+}
+
+#[test]
+fn mann_whitney() {
+    for case in golden()["pairs"].as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        let (a, b) = (numbers(&case["a"]), numbers(&case["b"]));
+        let got = stats::mann_whitney(&a, &b).unwrap();
+        assert_close(got.u, &case["u"], 0.0, name);
+        assert_close(got.p_value, &case["p_value"], 1e-10, name);
+        let turned = stats::mann_whitney(&b, &a).unwrap();
+        assert_eq!(turned.u, (a.len() * b.len()) as f64 - got.u, "{name}");
+        assert!((turned.p_value - got.p_value).abs() <= 1e-12, "{name}");
+    }
+}
+
+#[test]
+fn senseless_samples_give_nothing() {
+    for samples in [&[][..], &[f64::NAN], &[1.0, f64::INFINITY], &[f64::NAN, 1.0, 2.0]] {
+        assert_eq!(stats::median(samples), None);
+        assert_eq!(stats::mean(samples), None);
+        assert_eq!(stats::stddev(samples), None);
+        assert_eq!(stats::mad(samples), None);
+        assert_eq!(stats::bootstrap_median_ci95(samples, 0), None);
+        assert_eq!(stats::mann_whitney(samples, &[1.0]), None);
+        assert_eq!(stats::compare(samples, &[1.0, 2.0], 0.02, 0), None);
+    }
+    for p in [-0.1, 1.1, f64::NAN] {
+        assert_eq!(stats::quantile(&[1.0, 2.0], p), None);
+    }
+    assert_eq!(stats::compare(&[0.0, 1.0], &[1.0, 1.0], 0.02, 0), None, "a time of zero");
+    assert_eq!(stats::compare(&[1.0, 1.0], &[1.0, 1.0], -0.02, 0), None, "a negative threshold");
+    assert_eq!(stats::compare(&[1e-308; 2], &[1e308; 2], 0.02, 0), None, "a ratio beyond f64");
+}
+
+#[test]
+fn extremes_do_not_overflow() {
+    let huge = [f64::MAX, f64::MAX, f64::MAX];
+    assert_eq!(stats::mean(&huge), Some(f64::MAX));
+    assert_eq!(stats::median(&[f64::MAX, f64::MAX]), Some(f64::MAX));
+    assert_eq!(stats::median(&[-f64::MAX, f64::MAX]), Some(0.0));
+    let spread = stats::stddev(&[-1e200, 1e200]).unwrap();
+    assert!((spread / 1e200 - std::f64::consts::SQRT_2).abs() < 1e-12);
+    assert_eq!(stats::stddev(&[1e-300, 1e-300]), Some(0.0));
+}
+
+/// Sums of uniform numbers: close enough to normal, with a spread of 1 % of `centre`.
+fn times(centre: f64, n: usize, seed: u64) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut uniform = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 53) as f64
+    };
+    for _ in 0..64 {
+        uniform();
+    }
+    (0..n).map(|_| centre * (1.0 + 0.01 * ((0..12).map(|_| uniform()).sum::<f64>() - 6.0))).collect()
+}
+
+#[test]
+fn verdicts_find_two_per_cent_and_invent_nothing() {
+    let (mut invented, mut found, mut covered) = (0, 0, 0);
+    for trial in 0..200 {
+        let old = times(1000.0, 60, 3 * trial + 1);
+        let equal = stats::compare(&old, &times(1000.0, 60, 3 * trial + 2), 0.02, trial).unwrap();
+        invented += u32::from(matches!(equal.verdict, Verdict::Faster | Verdict::Slower));
+        covered += u32::from(equal.ci95.contains(1.0));
+        let faster = stats::compare(&old, &times(980.0, 60, 3 * trial + 3), 0.02, trial).unwrap();
+        assert_ne!(faster.verdict, Verdict::Slower);
+        found += u32::from(faster.verdict == Verdict::Faster);
+    }
+    assert!(invented < 10, "{invented} of 200 equal pairs were called different");
+    assert!(found >= 190, "only {found} of 200 differences were found");
+    assert!(covered >= 180, "the 95 % interval held the truth {covered} times of 200");
+}
+
+#[test]
+fn verdicts_by_interval() {
+    for (lo, hi, threshold, expected) in [
+        (0.99, 1.01, 0.02, Verdict::Same),
+        (0.985, 0.995, 0.02, Verdict::Same),
+        (0.97, 0.99, 0.02, Verdict::Faster),
+        (0.5, 0.6, 0.02, Verdict::Faster),
+        (1.01, 1.03, 0.02, Verdict::Slower),
+        (0.97, 1.01, 0.02, Verdict::Unclear),
+        (0.9, 1.1, 0.02, Verdict::Unclear),
+        (0.97, 1.0, 0.0, Verdict::Unclear),
+        (1.0, 1.0, 0.0, Verdict::Same),
+    ] {
+        assert_eq!(Verdict::of([lo, hi].into(), threshold), expected, "[{lo}, {hi}] at {threshold}");
+    }
+    assert_eq!(format!("[{:>7}]", Verdict::Same), "[   same]");
+}

@@ -19,6 +19,8 @@ pub struct Options {
     pub hwmon_root: PathBuf,
     /// Whether to load NVIDIA's management library. Has no effect without the `nvml` feature.
     pub nvml: bool,
+    /// Path of that library where it is not in the system's search path.
+    pub nvml_library: Option<PathBuf>,
     /// Power models to offer beside the sensors, for devices without one.
     pub models: Vec<PowerModel>,
 }
@@ -29,6 +31,7 @@ impl Default for Options {
             powercap_root: POWERCAP_ROOT.into(),
             hwmon_root: HWMON_ROOT.into(),
             nvml: true,
+            nvml_library: None,
             models: Vec::new(),
         }
     }
@@ -105,7 +108,7 @@ pub fn discover(options: &Options) -> Discovery {
     let mut found = Rapl::discover(&options.powercap_root);
     if options.nvml {
         #[cfg(feature = "nvml")]
-        found.extend(crate::Nvml::discover());
+        found.extend(crate::Nvml::discover(options.nvml_library.as_deref()));
         #[cfg(not(feature = "nvml"))]
         found.unavailable.push(Unavailable {
             origin: Source::Nvml,

@@ -9,6 +9,7 @@
 //! gain error of that size against an external meter, an update period of about 100 ms, and that the sensors of
 //! A100 and H100 see a quarter of the time only: windows should be long and repeated.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,10 +43,11 @@ pub struct Nvml {
 }
 
 impl Nvml {
-    /// One meter for each GPU. Without the driver's library the result names it in `unavailable`.
-    pub fn discover() -> Discovery {
+    /// One meter for each GPU. Without the driver's library the result says so in `unavailable`. `library` is
+    /// its path where it is not in the system's search path.
+    pub fn discover(library: Option<&Path>) -> Discovery {
         let mut found = Discovery::default();
-        let nvml = match load() {
+        let nvml = match load(library) {
             Ok(nvml) => nvml,
             Err(error) => {
                 found.unavailable.push(Unavailable::from_error(Source::Nvml, "NVIDIA GPUs".into(), &error));
@@ -88,7 +90,15 @@ impl Nvml {
     /// [`MeterError::Absent`] without the driver's library, [`MeterError::Library`] for an unknown UUID or a GPU
     /// that reports neither energy nor power.
     pub fn open(uuid: &str) -> Result<Nvml> {
-        Nvml::with_library(load()?, uuid)
+        Nvml::open_with(None, uuid)
+    }
+
+    /// As [`Nvml::open`], with the library at a path of its own.
+    ///
+    /// # Errors
+    /// As [`Nvml::open`].
+    pub fn open_with(library: Option<&Path>, uuid: &str) -> Result<Nvml> {
+        Nvml::with_library(load(library)?, uuid)
     }
 
     /// The same GPU read through its power sensor instead of its counter, for a cross-check of the two.
@@ -167,8 +177,12 @@ fn read(nvml: &nvml_wrapper::Nvml, uuid: &str, via: Via) -> Result<Sample> {
     Ok(Sample::Watts(milli.map_err(|e| library_error(&e))? * 1e-3))
 }
 
-fn load() -> Result<Arc<nvml_wrapper::Nvml>> {
-    nvml_wrapper::Nvml::init().map(Arc::new).map_err(|e| library_error(&e))
+fn load(library: Option<&Path>) -> Result<Arc<nvml_wrapper::Nvml>> {
+    let mut builder = nvml_wrapper::Nvml::builder();
+    if let Some(path) = library {
+        builder.lib_path(path.as_os_str());
+    }
+    builder.init().map(Arc::new).map_err(|e| library_error(&e))
 }
 
 fn library_error(error: &NvmlError) -> MeterError {

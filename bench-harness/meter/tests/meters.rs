@@ -471,7 +471,8 @@ fn discovery_offers_sensors_before_models_and_names_what_is_missing() {
     let tree = tempfile::tempdir().expect("tempdir");
     let (rapl, hwmon) = (tree.path().join("rapl"), tree.path().join("hwmon"));
     let models = vec![PowerModel::new("cpu", 65.0), PowerModel::new("nonsense", -1.0)];
-    let options = Options { powercap_root: rapl.clone(), hwmon_root: hwmon, nvml: false, models };
+    let options =
+        Options { powercap_root: rapl.clone(), hwmon_root: hwmon, nvml: false, models, ..Options::default() };
     let found = discover(&options);
     assert_eq!(found.cpu().map(|meter| meter.info().kind), Some(Kind::Modelled));
     let origins: Vec<Source> = found.unavailable.iter().map(|missing| missing.origin).collect();

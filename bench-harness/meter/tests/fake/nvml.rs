@@ -1,0 +1,103 @@
+//! A stand-in for NVIDIA's management library with three GPUs: one that counts energy (200 W), one that reports
+//! instantaneous power only (120 W) and one that reports averaged power only (90 W).
+
+use std::ffi::{CStr, c_char, c_int, c_longlong, c_uint, c_ulonglong};
+use std::sync::OnceLock;
+use std::time::Instant;
+
+const SUCCESS: c_int = 0;
+const NOT_SUPPORTED: c_int = 3;
+const NOT_FOUND: c_int = 6;
+const UUIDS: [&CStr; 3] = [c"GPU-counter", c"GPU-instant", c"GPU-average"];
+
+static START: OnceLock<Instant> = OnceLock::new();
+
+#[repr(C)]
+pub struct FieldValue {
+    field: c_uint,
+    scope: c_uint,
+    timestamp: c_longlong,
+    latency: c_longlong,
+    value_type: c_int,
+    status: c_int,
+    value: u64,
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlInit_v2() -> c_int {
+    START.get_or_init(Instant::now);
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlShutdown() -> c_int {
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> c_int {
+    unsafe { *count = UUIDS.len() as c_uint };
+    SUCCESS
+}
+
+/// Handles are 1 + the index.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, device: *mut usize) -> c_int {
+    unsafe { *device = index as usize + 1 };
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetHandleByUUID(uuid: *const c_char, device: *mut usize) -> c_int {
+    let uuid = unsafe { CStr::from_ptr(uuid) };
+    match UUIDS.iter().position(|known| *known == uuid) {
+        Some(index) => unsafe { *device = index + 1 },
+        None => return NOT_FOUND,
+    }
+    SUCCESS
+}
+
+unsafe fn write(text: &CStr, out: *mut c_char, length: c_uint) -> c_int {
+    let bytes = text.to_bytes_with_nul();
+    assert!(bytes.len() <= length as usize);
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr().cast(), out, bytes.len()) };
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetUUID(device: usize, out: *mut c_char, length: c_uint) -> c_int {
+    unsafe { write(UUIDS[device - 1], out, length) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetName(_: usize, out: *mut c_char, length: c_uint) -> c_int {
+    unsafe { write(c"Fake GPU", out, length) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetTotalEnergyConsumption(device: usize, out: *mut c_ulonglong) -> c_int {
+    if device != 1 {
+        return NOT_SUPPORTED;
+    }
+    let seconds = START.get_or_init(Instant::now).elapsed().as_secs_f64();
+    unsafe { *out = (200.0 * 1e3 * seconds) as c_ulonglong };
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetPowerUsage(device: usize, out: *mut c_uint) -> c_int {
+    unsafe { *out = [200_000, 999_000, 90_000][device - 1] };
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetFieldValues(device: usize, n: c_int, values: *mut FieldValue) -> c_int {
+    let values = unsafe { std::slice::from_raw_parts_mut(values, n as usize) };
+    for field in values {
+        let known = field.field == 186 && device != 3;
+        field.status = if known { SUCCESS } else { NOT_SUPPORTED };
+        field.value_type = 1;
+        field.value = [200_000, 120_000, 0][device - 1];
+    }
+    SUCCESS
+}

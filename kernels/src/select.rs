@@ -58,7 +58,7 @@ pub(crate) fn refusal(
                 "needs a constant B, which is packed once"
             }));
         }
-        Some(p) if !kernel.packs.iter().any(|own| *own == p) => {
+        Some(p) if !kernel.packs.contains(&p) => {
             return Some(Reason(format!("does not read B packed as {}", p.name).into()));
         }
         Some(_) if op.constant().is_none() => return Some(Reason::new("the op has no constant operand")),

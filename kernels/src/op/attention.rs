@@ -1,6 +1,10 @@
 //! Attention over a KV cache.
 
-use super::{Operand, Policy, Spec, Values, bytes_of, ensure, product};
+use super::check::{
+    bytes_of, ensure, ensure_disjoint, ensure_float, ensure_like, ensure_tokens, product, query_rows,
+};
+use super::kv::check_cache;
+use super::{Operand, Policy, Spec, Values};
 use crate::buffer::Access;
 use crate::dtype::DType;
 use crate::error::Result;
@@ -121,16 +125,9 @@ impl Spec for Attention {
     }
 
     fn validate(&self) -> Result<()> {
-        let float = |d: DType| d.is_float() && !d.is_block();
-        ensure(float(self.q_dtype), NAME, "dtype of q", self.q_dtype, "a float type")?;
-        ensure(
-            float(self.kv_dtype) || self.kv_dtype == DType::Q8_0,
-            NAME,
-            "dtype of k and v",
-            self.kv_dtype,
-            "a float type or q8_0",
-        )?;
-        ensure(float(self.out_dtype), NAME, "dtype of out", self.out_dtype, "a float type")?;
+        ensure_float(NAME, "dtype of q", self.q_dtype)?;
+        ensure_float(NAME, "dtype of out", self.out_dtype)?;
+        check_cache(NAME, self.kv, self.kv_dtype)?;
         let (q, out, kv) = (self.q, self.out, self.kv);
         ensure(
             q.len > 0 && q.len == kv.head_dim,
@@ -146,39 +143,13 @@ impl Spec for Attention {
             format!("{} query and {} key/value heads", q.inner, kv.kv_heads),
             "query heads that are a multiple of the key/value heads",
         )?;
-        let same = (out.outer, out.inner, out.len) == (q.outer, q.inner, q.len);
-        ensure(same, NAME, "shape of out", format!("{out:?}"), "that of q")?;
-        ensure(out.is_disjoint(), NAME, "strides of out", format!("{out:?}"), "vectors that do not overlap")?;
-        let tokens = self.batch.checked_mul(self.q_len);
-        let rows_ok = if self.ragged { tokens.is_none_or(|t| q.outer <= t) } else { tokens == Some(q.outer) };
-        ensure(
-            rows_ok,
-            NAME,
-            "rows of q",
-            q.outer,
-            if self.ragged { "at most batch * q_len" } else { "batch * q_len" },
-        )?;
+        ensure_like(NAME, "shape of out", out, q)?;
+        ensure_disjoint(NAME, "strides of out", out)?;
+        ensure_tokens(NAME, "rows of q", q.outer, self.batch, self.q_len, self.ragged)?;
         ensure(self.window != Some(0), NAME, "window", 0, "at least 1, or none")?;
         ensure(self.scale.is_finite(), NAME, "scale", self.scale, "a finite number")?;
         if let Some(cap) = self.soft_cap {
             ensure(cap.is_finite() && cap > 0.0, NAME, "soft_cap", cap, "a positive number, or none")?;
-        }
-        if let Some(paging) = kv.paging {
-            ensure(paging.block > 0, NAME, "tokens of a block", 0, "at least 1")?;
-            ensure(paging.blocks <= i32::MAX as usize, NAME, "blocks", paging.blocks, "below 2^31")?;
-        }
-        ensure(kv.capacity <= i32::MAX as usize, NAME, "capacity", kv.capacity, "below 2^31")?;
-        ensure(q.outer <= i32::MAX as usize, NAME, "rows of q", q.outer, "below 2^31")?;
-        if self.kv_dtype.is_block() {
-            let len = self.kv_dtype.block_len();
-            let whole = [kv.head_dim, kv.batch_stride, kv.head_stride, kv.token_stride];
-            ensure(
-                whole.iter().all(|s| s.is_multiple_of(len)),
-                NAME,
-                "layout of the cache",
-                format!("{kv:?}"),
-                "head_dim and strides that are multiples of the block",
-            )?;
         }
         Ok(())
     }
@@ -245,10 +216,7 @@ impl Spec for Attention {
         let per_sequence = self.kv.blocks_per_sequence();
         for b in 0..self.batch {
             let length = kv_len.index(b) as usize;
-            let (first, n) = match offsets {
-                Some(o) => (o.index(b) as usize, (o.index(b + 1) - o.index(b)) as usize),
-                None => (b * self.q_len, self.q_len),
-            };
+            let (first, n) = query_rows(b, self.q_len, offsets);
             let table: Vec<i32> = tables.map_or(Vec::new(), |t| {
                 t.value[b * per_sequence..(b + 1) * per_sequence].iter().map(|&x| x as i32).collect()
             });

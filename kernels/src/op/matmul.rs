@@ -1,6 +1,7 @@
 //! Matrix product with an epilogue.
 
-use super::{Operand, Spec, Values, bytes_of, ensure, product};
+use super::check::{bytes_of, distinct, ensure, product};
+use super::{Operand, Spec, Values};
 use crate::buffer::Access;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -167,6 +168,30 @@ pub struct MatMul {
     pub policy: Policy,
 }
 
+/// Refuses element types that do not multiply, and block formats that do not run along k.
+pub(super) fn check_inputs(op: &'static str, a: DType, b: Tensor2, k: usize) -> Result<()> {
+    ensure(a == DType::I8 || a.is_float(), op, "dtype of a", a, "f32, f16, bf16, f8e4m3 or i8")?;
+    let pair = match a {
+        DType::I8 => b.dtype == DType::I8,
+        _ => b.dtype.is_float() || b.dtype.is_block(),
+    };
+    ensure(pair, op, "dtype of b", b.dtype, "a float type or block format beside a float a, i8 beside i8")?;
+    check_blocks(op, b, k)
+}
+
+/// Refuses a B of a block format whose blocks do not run along k.
+pub(super) fn check_blocks(op: &'static str, b: Tensor2, k: usize) -> Result<()> {
+    if !b.dtype.is_block() {
+        return Ok(());
+    }
+    let (dtype, len) = (b.dtype, b.dtype.block_len());
+    ensure(b.strides.row == 1 || k == 0, op, "row stride of b", b.strides.row, "1: blocks run along k")?;
+    let multiple = format!("a multiple of the {dtype} block of {len}");
+    ensure(k.is_multiple_of(len), op, "k", k, &multiple)?;
+    let whole = b.strides.col.is_multiple_of(len) && b.strides.batch.is_multiple_of(len);
+    ensure(whole, op, "strides of b", format!("{:?}", b.strides), "multiples of the block")
+}
+
 impl MatMul {
     /// Dense `C = A B` with A and C row-major and B row-major (`k x n`): layout NN.
     pub fn nn(m: usize, n: usize, k: usize, a: DType, b: DType, c: DType) -> Self {
@@ -213,7 +238,7 @@ impl MatMul {
 
     /// B, where it is constant.
     pub fn constant(&self) -> Option<Constant> {
-        let matrices = if self.b.strides.batch == 0 { self.batch.min(1) } else { self.batch };
+        let matrices = distinct(self.b.strides, self.batch);
         self.b_constant.then_some(Constant { operand: 1, matrices, n: self.n, k: self.k, plain: self.b })
     }
 
@@ -284,39 +309,22 @@ impl Spec for MatMul {
     }
 
     fn validate(&self) -> Result<()> {
-        let (a, b, c) = (self.a.dtype, self.b.dtype, self.c.dtype);
-        ensure(
-            a == DType::I8 || (a.is_float() && !a.is_block()),
-            NAME,
-            "dtype of a",
-            a,
-            "f32, f16, bf16, f8e4m3 or i8",
-        )?;
-        let pair = match a {
-            DType::I8 => b == DType::I8,
-            _ => b.is_float() || b.is_block(),
-        };
-        ensure(pair, NAME, "dtype of b", b, "a float type or block format beside a float a, i8 beside i8")?;
-        if b.is_block() {
-            let unit = self.b.strides.row == 1 || self.k <= 1;
-            ensure(unit, NAME, "row stride of b", self.b.strides.row, "1: blocks run along k")?;
-            let len = b.block_len();
+        let (a, c) = (self.a.dtype, self.c.dtype);
+        check_inputs(NAME, a, self.b, self.k)?;
+        if self.b.dtype.is_block() {
             ensure(
-                self.k.is_multiple_of(len),
+                self.b_scale.is_none(),
                 NAME,
-                "k",
-                self.k,
-                &format!("a multiple of the {b} block of {len}"),
+                "b_scale",
+                self.b.dtype,
+                "none: block formats carry their scales",
             )?;
-            let whole = self.b.strides.col.is_multiple_of(len) && self.b.strides.batch.is_multiple_of(len);
-            ensure(whole, NAME, "strides of b", format!("{:?}", self.b.strides), "multiples of the block")?;
-            ensure(self.b_scale.is_none(), NAME, "b_scale", b, "none: block formats carry their scales")?;
         }
         let plain_epilogue =
             self.epilogue == Epilogue::default() && self.a_scale.is_none() && self.b_scale.is_none();
         let out = match c {
             DType::I32 => a == DType::I8 && plain_epilogue,
-            _ => c.is_float() && !c.is_block(),
+            _ => c.is_float(),
         };
         ensure(out, NAME, "dtype of c", c, "f32, f16, bf16 or f8e4m3; i32 for i8 x i8 without an epilogue")?;
         ensure(self.epilogue.scale.is_finite(), NAME, "scale", self.epilogue.scale, "a finite number")?;
@@ -324,11 +332,11 @@ impl Spec for MatMul {
             ensure(g != Granularity::Group(0), NAME, "scale group", 0, "at least 1")?;
         }
         if let Some(bias) = self.epilogue.bias {
-            ensure(bias.is_float() && !bias.is_block(), NAME, "dtype of bias", bias, "a float type")?;
+            ensure(bias.is_float(), NAME, "dtype of bias", bias, "a float type")?;
         }
         if let Some(residual) = self.epilogue.residual {
             let dtype = residual.dtype;
-            ensure(dtype.is_float() && !dtype.is_block(), NAME, "dtype of residual", dtype, "a float type")?;
+            ensure(dtype.is_float(), NAME, "dtype of residual", dtype, "a float type")?;
         }
         let disjoint = self.c.strides.is_disjoint(self.batch, self.m, self.n);
         ensure(
@@ -386,7 +394,7 @@ impl Spec for MatMul {
     }
 
     fn bytes(&self) -> u64 {
-        let matrices = |t: &Tensor2| if t.strides.batch == 0 { self.batch.min(1) } else { self.batch };
+        let matrices = |t: &Tensor2| distinct(t.strides, self.batch);
         let residual =
             self.epilogue.residual.map_or(0, |r| bytes_of(r.dtype, product(&[matrices(&r), self.m, self.n])));
         bytes_of(self.a.dtype, product(&[matrices(&self.a), self.m, self.k]))

@@ -18,11 +18,40 @@
 //! One file here with its struct and [`Spec`], one variant of [`Op`] and one arm in [`Op::spec`], cases in the suite, and a
 //! reference row in each backend: ARCHITECTURE.md walks through it.
 
+mod add;
 mod attention;
+mod cast;
+mod check;
+mod collective;
+mod embed;
+mod fused;
+mod gated;
+mod grouped;
+mod kv;
 mod matmul;
+mod norm;
+mod pack;
+mod rope;
+mod route;
+mod sample;
+mod softmax;
 
+pub use add::Add;
 pub use attention::Attention;
+pub use cast::{Cast, Quantise};
+pub use collective::{Collective, CollectiveKind};
+pub use embed::Embed;
+pub use fused::{GatedMatMul, QkNormRopeAppend};
+pub use gated::{Gated, GatedKind};
+pub use grouped::GroupedMatMul;
+pub use kv::{Advance, KvAppend};
 pub use matmul::{Activation, Constant, Epilogue, Granularity, MatMul, Policy, Tensor2};
+pub use norm::{LayerNorm, Residual, RmsNorm};
+pub use pack::Pack;
+pub use rope::{Rope, RopeScaling, RopeStyle};
+pub use route::{Combine, Route, RouteOrder};
+pub use sample::{Argmax, Sample};
+pub use softmax::Softmax;
 
 use crate::buffer::Access;
 use crate::dtype::DType;
@@ -52,7 +81,7 @@ impl Operand {
     /// A data operand over `extent` elements (`None`, an overflow, becomes the largest size and is refused by `validate`).
     pub fn data(name: &'static str, dtype: DType, extent: Option<usize>, access: Access) -> Self {
         let elements = extent.map_or(u64::MAX, |e| e as u64);
-        let bytes = extent.and_then(|e| dtype.bytes(e)).map_or(u64::MAX, |b| b as u64);
+        let bytes = extent.and_then(|e| dtype.bytes(e)).unwrap_or(u64::MAX);
         let align = match dtype.is_block() {
             true => 1,
             false => dtype.block_bytes() as u32,
@@ -87,11 +116,14 @@ impl Values {
         self.value[at] as i64
     }
 
+    /// Makes `magnitude` as long as `value`; elements that nothing has set get 0.
+    pub fn settle(&mut self) {
+        self.magnitude.resize(self.value.len(), 0.0);
+    }
+
     /// Sets an element and the magnitude of the terms behind it.
     pub fn set(&mut self, at: usize, value: f64, magnitude: f64) {
-        if self.magnitude.len() < self.value.len() {
-            self.magnitude.resize(self.value.len(), 0.0);
-        }
+        self.settle();
         self.value[at] = value;
         self.magnitude[at] = magnitude;
     }
@@ -130,6 +162,46 @@ pub enum Op {
     MatMul(MatMul),
     /// Attention over a KV cache.
     Attention(Attention),
+    /// Matrix products of the experts of a mixture.
+    GroupedMatMul(GroupedMatMul),
+    /// Root-mean-square normalisation.
+    RmsNorm(RmsNorm),
+    /// Layer normalisation.
+    LayerNorm(LayerNorm),
+    /// Rotary position embedding.
+    Rope(Rope),
+    /// Gated activation.
+    Gated(Gated),
+    /// Softmax.
+    Softmax(Softmax),
+    /// Rows of a table, by index.
+    Embed(Embed),
+    /// Element-wise addition.
+    Add(Add),
+    /// Choice of experts.
+    Route(Route),
+    /// Weighted sum of the experts' results.
+    Combine(Combine),
+    /// Writing into a KV cache.
+    KvAppend(KvAppend),
+    /// Moving the slots of a step.
+    Advance(Advance),
+    /// Index of the largest element.
+    Argmax(Argmax),
+    /// Random choice among the likely.
+    Sample(Sample),
+    /// Conversion of the element type.
+    Cast(Cast),
+    /// Quantisation.
+    Quantise(Quantise),
+    /// Packing of a constant operand.
+    Pack(Pack),
+    /// Collective operation of a group of devices.
+    Collective(Collective),
+    /// Norms of queries and keys, rotation, and writing into a KV cache.
+    QkNormRopeAppend(Box<QkNormRopeAppend>),
+    /// Gate and up projections with the gated activation.
+    GatedMatMul(Box<GatedMatMul>),
 }
 
 impl Op {
@@ -138,6 +210,26 @@ impl Op {
         match self {
             Op::MatMul(op) => op,
             Op::Attention(op) => op,
+            Op::GroupedMatMul(op) => op,
+            Op::RmsNorm(op) => op,
+            Op::LayerNorm(op) => op,
+            Op::Rope(op) => op,
+            Op::Gated(op) => op,
+            Op::Softmax(op) => op,
+            Op::Embed(op) => op,
+            Op::Add(op) => op,
+            Op::Route(op) => op,
+            Op::Combine(op) => op,
+            Op::KvAppend(op) => op,
+            Op::Advance(op) => op,
+            Op::Argmax(op) => op,
+            Op::Sample(op) => op,
+            Op::Cast(op) => op,
+            Op::Quantise(op) => op,
+            Op::Pack(op) => op,
+            Op::Collective(op) => op,
+            Op::QkNormRopeAppend(op) => op.as_ref(),
+            Op::GatedMatMul(op) => op.as_ref(),
         }
     }
 
@@ -184,13 +276,35 @@ impl Op {
     /// Computes it with f64 accumulation.
     pub fn reference(&self, args: &mut [Values]) {
         self.spec().reference(args);
+        let written = self.operands().into_iter().map(|o| o.access.writes());
+        args.iter_mut().zip(written).filter(|(_, written)| *written).for_each(|(arg, _)| arg.settle());
     }
 
     /// The operand that stays the same from launch to launch and may be packed once, if the op has one.
     pub fn constant(&self) -> Option<Constant> {
         match self {
             Op::MatMul(op) => op.constant(),
-            Op::Attention(_) => None,
+            Op::GroupedMatMul(op) => op.constant(),
+            Op::Attention(_)
+            | Op::RmsNorm(_)
+            | Op::LayerNorm(_)
+            | Op::Rope(_)
+            | Op::Gated(_)
+            | Op::Softmax(_)
+            | Op::Embed(_)
+            | Op::Add(_)
+            | Op::Route(_)
+            | Op::Combine(_)
+            | Op::KvAppend(_)
+            | Op::Advance(_)
+            | Op::Argmax(_)
+            | Op::Sample(_)
+            | Op::Cast(_)
+            | Op::Quantise(_)
+            | Op::Pack(_)
+            | Op::Collective(_)
+            | Op::QkNormRopeAppend(_)
+            | Op::GatedMatMul(_) => None,
         }
     }
 }
@@ -214,28 +328,37 @@ macro_rules! from_op {
         }
     )*};
 }
-from_op!(MatMul, Attention);
+from_op!(
+    MatMul,
+    Attention,
+    GroupedMatMul,
+    RmsNorm,
+    LayerNorm,
+    Rope,
+    Gated,
+    Softmax,
+    Embed,
+    Add,
+    Route,
+    Combine,
+    KvAppend,
+    Advance,
+    Argmax,
+    Sample,
+    Cast,
+    Quantise,
+    Pack,
+    Collective
+);
 
-/// `Err(Error::Invalid)` unless `ok`.
-pub(crate) fn ensure(
-    ok: bool,
-    op: &'static str,
-    field: &'static str,
-    got: impl fmt::Display,
-    expected: &str,
-) -> Result<()> {
-    if ok {
-        return Ok(());
+impl From<GatedMatMul> for Op {
+    fn from(op: GatedMatMul) -> Op {
+        Op::GatedMatMul(Box::new(op))
     }
-    Err(Error::Invalid { op, field, got: got.to_string(), expected: expected.to_string() })
 }
 
-/// Product that saturates: costs of ops whose sizes have been validated.
-pub(crate) fn product(sizes: &[usize]) -> u64 {
-    sizes.iter().fold(1u64, |all, &size| all.saturating_mul(size as u64))
-}
-
-/// Bytes of `elements` elements, saturating; for costs.
-pub(crate) fn bytes_of(dtype: DType, elements: u64) -> u64 {
-    (elements / dtype.block_len() as u64).saturating_mul(dtype.block_bytes() as u64)
+impl From<QkNormRopeAppend> for Op {
+    fn from(op: QkNormRopeAppend) -> Op {
+        Op::QkNormRopeAppend(Box::new(op))
+    }
 }

@@ -1,2 +1,81 @@
-//! placeholder
-fn main() {}
+//! What a developer or CI types: `cargo xtask test`, `cargo xtask ci`.
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use std::path::Path;
+use std::process::Command;
+
+/// Tasks around the workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Sets up what the tests need and runs them all: unit, conformance on every device, golden checkpoints, command line, docs.
+    Test {
+        /// Passed on to the tests, such as a part of a test's name.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        filter: Vec<String>,
+    },
+    /// What CI checks beside the tests: formatting, clippy and documentation, warnings denied.
+    Lint,
+    /// Everything CI runs.
+    Ci,
+}
+
+fn main() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the workspace")?;
+    std::env::set_current_dir(root)?;
+    match Cli::parse().task {
+        Task::Test { filter } => test(&filter),
+        Task::Lint => lint(),
+        Task::Ci => {
+            test(&[])?;
+            lint()
+        }
+    }
+}
+
+/// Devices that must be there when the tests run: their absence is a failure, not a skip.
+const REQUIRED: &str = "cpu";
+
+fn test(filter: &[String]) -> Result<()> {
+    // the one optimised profile, which the binary shares: nothing is compiled twice
+    let mut args = vec!["test", "--release", "--workspace", "--no-fail-fast"];
+    if !filter.is_empty() {
+        args.push("--");
+        args.extend(filter.iter().map(String::as_str));
+    }
+    cargo(&args, &[("PERJOULE_REQUIRE", REQUIRED)])
+}
+
+fn lint() -> Result<()> {
+    cargo(&["fmt", "--all", "--check"], &[])?;
+    cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"], &[])?;
+    cargo(
+        &["doc", "--release", "--workspace", "--no-deps", "--document-private-items"],
+        &[("RUSTDOCFLAGS", "--deny warnings")],
+    )
+}
+
+fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
+    let shown = format!("cargo {}", args.join(" "));
+    eprintln!("xtask: {shown}");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(args);
+    for (name, value) in env {
+        if std::env::var_os(name).is_none() {
+            command.env(name, value);
+        }
+    }
+    let status = command.status().with_context(|| format!("{shown} could not be started"))?;
+    if !status.success() {
+        bail!("{shown} failed ({status})");
+    }
+    Ok(())
+}

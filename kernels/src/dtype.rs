@@ -1,8 +1,8 @@
 //! Element types: the storage formats of tensors.
 //!
-//! Plain types store one element in a whole number of bytes. Block formats store a fixed run of consecutive elements together with their
-//! scales; their scales are part of the type, so one operand holds the whole tensor. All types are stored little-endian.
-//! [`crate::block`] converts every type to and from `f32`.
+//! Plain types store one element in a whole number of bytes. Block formats store a fixed run of consecutive
+//! elements together with their scales; their scales are part of the type, so one operand holds the whole
+//! tensor. All types are stored little-endian. [`crate::block`] converts every type to and from `f32`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -28,11 +28,13 @@ pub enum DType {
     Q8_0,
     /// 32 elements of 4 bits with an f16 scale (see [`crate::block::q4_0`]).
     Q4_0,
-    /// 256 elements of 4 bits in 8 groups, each with a 6-bit scale and a 6-bit minimum (see [`crate::block::q4_k`]).
+    /// 256 elements of 4 bits in 8 groups, each with a 6-bit scale and a 6-bit minimum (see
+    /// [`crate::block::q4_k`]).
     Q4K,
     /// 256 elements of 6 bits in 16 groups, each with an 8-bit scale (see [`crate::block::q6_k`]).
     Q6K,
-    /// 32 elements of 4-bit floats (E2M1) with a shared power-of-two scale, as OCP MX defines (see [`crate::block::mxfp4`]).
+    /// 32 elements of 4-bit floats (E2M1) with a shared power-of-two scale, as OCP MX defines (see
+    /// [`crate::block::mxfp4`]).
     MxFp4,
 }
 
@@ -80,7 +82,8 @@ impl DType {
         }
     }
 
-    /// Bytes of one block of [`block_len`](Self::block_len) elements, scales included: the element size of plain types.
+    /// Bytes of one block of [`block_len`](Self::block_len) elements, scales included: the element size of
+    /// plain types.
     pub const fn block_bytes(self) -> usize {
         match self {
             DType::F32 | DType::I32 | DType::U32 => 4,
@@ -96,7 +99,8 @@ impl DType {
 
     /// Bytes that `elements` elements take.
     ///
-    /// `None` when the count is not a multiple of [`block_len`](Self::block_len) or when the product exceeds `u64`.
+    /// `None` when the count is not a multiple of [`block_len`](Self::block_len) or when the product exceeds
+    /// `u64`.
     pub const fn bytes(self, elements: usize) -> Option<u64> {
         if !elements.is_multiple_of(self.block_len()) {
             return None;
@@ -119,10 +123,11 @@ impl DType {
         self.block_len() > 1
     }
 
-    /// Unit roundoff: the largest relative error of rounding a real number to the nearest value of this type, in its normal range.
+    /// Unit roundoff: the largest relative error of rounding a real number to the nearest value of this type,
+    /// in its normal range.
     ///
-    /// 0 for integers, whose values are exact, and for block formats: kernels read them as exact inputs, and their quantisation error
-    /// depends on a block's scale, not on the element.
+    /// 0 for integers, whose values are exact, and for block formats: kernels read them as exact inputs, and
+    /// their quantisation error depends on a block's scale, not on the element.
     pub const fn epsilon(self) -> f64 {
         // 2^-p, where p counts the significand bits with the implicit one.
         match self {

@@ -1,9 +1,11 @@
-//! Least-squares fits of a group of values to a grid of small integers, for the formats whose groups share a block's scale.
+//! Least-squares fits of a group of values to a grid of small integers, for the formats whose groups share a
+//! block's scale.
 //!
-//! The searches are those of llama.cpp's reference quantisers: a few trial grids, each refitted in closed form, the best kept. Sums run in
-//! element order in `f32` without contraction.
+//! The searches are those of llama.cpp's reference quantisers: a few trial grids, each refitted in closed
+//! form, the best kept. Sums run in element order in `f32` without contraction.
 
-/// Fits `values` to `scale * code - minimum` with codes 0..=15 and a `minimum` of at least 0, minimising the squared errors times `weights`.
+/// Fits `values` to `scale * code - minimum` with codes 0..=15 and a `minimum` of at least 0, minimising the
+/// squared errors times `weights`.
 ///
 /// Writes the codes and returns `(scale, minimum)`. The grid always holds zero, or lies below it.
 pub(super) fn fit_affine<const N: usize>(
@@ -17,8 +19,9 @@ pub(super) fn fit_affine<const N: usize>(
     const FIRST: f32 = -1.0;
     const STRIDE: f32 = 0.1;
 
-    let mut low = values.iter().fold(values[0], |m, &v| m.min(v)).min(0.0);
-    let high = values.iter().fold(values[0], |m, &v| m.max(v));
+    // Comparisons instead of `min` and `max`, which leave the sign of a zero open.
+    let mut low = values.iter().fold(0f32, |m, &v| if v < m { v } else { m });
+    let high = values.iter().fold(values[0], |m, &v| if v > m { v } else { m });
     if high == low {
         codes.fill(0);
         return (0.0, -low);
@@ -74,14 +77,16 @@ pub(super) fn fit_affine<const N: usize>(
 
 /// Quantises non-negative group scales to 0..=`top`: returns the scale of the scales and their codes.
 pub(super) fn scale_to_codes<const N: usize>(scales: &[f32; N], top: u8) -> (f32, [u8; N]) {
-    let largest = scales.iter().fold(0f32, |m, &s| m.max(s));
+    let largest = scales.iter().fold(0f32, |m, &s| if s > m { s } else { m });
     let inverse = if largest > 0.0 { f32::from(top) / largest } else { 0.0 };
     (largest / f32::from(top), scales.map(|s| ((inverse * s).round_ties_even() as u8).min(top)))
 }
 
-/// Fits `values` to `scale * (code - 32)` with codes 0..=63, minimising the squared errors weighted with the squares of the values.
+/// Fits `values` to `scale * (code - 32)` with codes 0..=63, minimising the squared errors weighted with the
+/// squares of the values.
 ///
-/// Writes the codes and returns the scale, which may be negative: 0, with codes 0, for values that are (nearly) all zero.
+/// Writes the codes and returns the scale, which may be negative: 0, with codes 0, for values that are
+/// (nearly) all zero.
 pub(super) fn fit_symmetric<const N: usize>(values: &[f32; N], codes: &mut [u8; N]) -> f32 {
     const HALF: f32 = 32.0;
     const SMALLEST: f32 = 1e-15;

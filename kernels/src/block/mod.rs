@@ -5,8 +5,9 @@
 //! - `f16` and `bf16` overflow to infinity and keep NaN; `f8e4m3` saturates (see [`crate::float8`]);
 //! - integers saturate, and NaN becomes 0.
 //!
-//! Block formats have a module each, with functions for one block and for runs of whole blocks. q8_0, q4_0, q4_k and q6_k have the byte
-//! layout and the quantisation rules of llama.cpp (ggml); mxfp4 holds the OCP MX format in ggml's byte order.
+//! Block formats have a module each, with functions for one block and for runs of whole blocks. q8_0, q4_0,
+//! q4_k and q6_k have the byte layout and the quantisation rules of llama.cpp (ggml); mxfp4 holds the OCP MX
+//! format in ggml's byte order.
 //!
 //! A quantiser refuses what its format cannot hold: NaN, infinities, and values whose scale overflows.
 
@@ -24,8 +25,8 @@ use half::{bf16, f16};
 
 /// Reads `out.len()` elements of type `dtype`.
 ///
-/// `i32` and `u32` beyond 2^24 round to the nearest `f32`; everything else is exact, except that products of scale and code round to `f32`
-/// in block formats, and overflow to infinity where they exceed it.
+/// `i32` and `u32` beyond 2^24 round to the nearest `f32`; everything else is exact, except that products of
+/// scale and code round to `f32` in block formats, and overflow to infinity where they exceed it.
 ///
 /// # Errors
 /// [`Error::Malformed`] unless `bytes` is exactly as long as `out.len()` elements are, in whole blocks.
@@ -46,7 +47,8 @@ pub fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
     }
 }
 
-/// Like [`decode`], into `f64`: `i32` and `u32` are exact, too. Block formats give the values that [`decode`] gives.
+/// Like [`decode`], into `f64`: `i32` and `u32` are exact, too. Block formats give the values that [`decode`]
+/// gives.
 ///
 /// # Errors
 /// As [`decode`].
@@ -70,8 +72,9 @@ pub fn decode_f64(dtype: DType, bytes: &[u8], out: &mut [f64]) -> Result<()> {
 /// Stores `values` as type `dtype`, rounding as the [module](self) says.
 ///
 /// # Errors
-/// [`Error::Malformed`] unless `out` is exactly as long as `values.len()` elements are, in whole blocks; and, for block formats only, when a
-/// block holds a value that is not finite or one that overflows the block's scale.
+/// [`Error::Malformed`] unless `out` is exactly as long as `values.len()` elements are, in whole blocks; and,
+/// for block formats only, when a block holds a value that is not finite or one that overflows the block's
+/// scale.
 pub fn encode(dtype: DType, values: &[f32], out: &mut [u8]) -> Result<()> {
     match dtype {
         DType::F32 => write(dtype, values, out, f32::to_le_bytes),
@@ -90,7 +93,8 @@ pub fn encode(dtype: DType, values: &[f32], out: &mut [u8]) -> Result<()> {
     }
 }
 
-/// Like [`encode`], from `f64`, with a single rounding to every plain type. Block formats quantise the values rounded to `f32`.
+/// Like [`encode`], from `f64`, with a single rounding to every plain type. Block formats quantise the values
+/// rounded to `f32`.
 ///
 /// # Errors
 /// As [`encode`].
@@ -112,8 +116,9 @@ pub fn encode_f64(dtype: DType, values: &[f64], out: &mut [u8]) -> Result<()> {
 
 /// Rounds to `f32` towards zero, with the last bit set when anything was cut off.
 ///
-/// Rounding the result to a type at least two bits narrower equals rounding `value` directly (Boldo and Melquiond, "When double rounding is
-/// odd"): the sticky bit keeps a value that is near a midpoint on its own side of it.
+/// Rounding the result to a type at least two bits narrower equals rounding `value` directly (Boldo and
+/// Melquiond, "When double rounding is odd"): the sticky bit keeps a value that is near a midpoint on its own
+/// side of it.
 fn round_to_odd(value: f64) -> f32 {
     let nearest = value as f32;
     if f64::from(nearest) == value || nearest.is_nan() {
@@ -210,9 +215,10 @@ fn quantise_blocks<const L: usize, const B: usize>(
                 ),
             });
         }
+        let largest = values.iter().fold(0f32, |m, v| m.max(v.abs()));
         block(values, out);
-        if scales_at.iter().any(|&at| !f16_at(out, at).is_finite()) {
-            let largest = values.iter().fold(0f32, |m, v| m.max(v.abs()));
+        if f64::from(largest) > dtype.max_value() || scales_at.iter().any(|&at| !f16_at(out, at).is_finite())
+        {
             return Err(Error::Malformed {
                 what: dtype.name(),
                 why: format!(

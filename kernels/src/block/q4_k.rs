@@ -31,8 +31,9 @@ const CODES_AT: usize = 16;
 
 /// The 6-bit scale and minimum of each group of a block.
 ///
-/// Groups 0 to 3 have theirs in the low 6 bits of bytes 0..4 (scales) and 4..8 (minima); groups 4 to 7 have their low 4 bits in bytes 8..12
-/// (scale low, minimum high) and their upper 2 bits in the bits that the first eight bytes leave free.
+/// Groups 0 to 3 have theirs in the low 6 bits of bytes 0..4 (scales) and 4..8 (minima); groups 4 to 7 have
+/// their low 4 bits in bytes 8..12 (scale low, minimum high) and their upper 2 bits in the bits that the
+/// first eight bytes leave free.
 pub fn scales(block: &[u8; BYTES]) -> [(u8, u8); GROUPS] {
     let packed = &block[PACKED_AT..CODES_AT];
     std::array::from_fn(|group| match group.checked_sub(4) {
@@ -55,8 +56,9 @@ fn put_scales(block: &mut [u8; BYTES], scales: &[u8; GROUPS], minima: &[u8; GROU
 
 /// Quantises one block as llama.cpp's reference quantiser does.
 ///
-/// Each group is fitted by weighted least squares, where larger elements weigh more; then the groups' scales and minima are quantised to 6
-/// bits, and the codes are recomputed against what was stored. Values must be finite.
+/// Each group is fitted by weighted least squares, where larger elements weigh more; then the groups' scales
+/// and minima are quantised to 6 bits, and the codes are recomputed against what was stored. Values must be
+/// finite.
 pub fn quantise_block(values: &[f32; LEN], out: &mut [u8; BYTES]) {
     let groups = values.as_chunks::<GROUP>().0;
     let mut codes = [[0u8; GROUP]; GROUPS];
@@ -103,7 +105,8 @@ pub fn dequantise_block(block: &[u8; BYTES], out: &mut [f32; LEN]) {
 /// Quantises whole blocks: `values.len()` is a multiple of [`LEN`], `out` holds [`BYTES`] a block.
 ///
 /// # Errors
-/// [`Error::Malformed`](crate::Error::Malformed) when the lengths do not belong together, and when a value is not finite or overflows the scale of its block.
+/// [`Error::Malformed`](crate::Error::Malformed) when the lengths do not belong together, and when a value is
+/// not finite or overflows the scale of its block.
 pub fn quantise(values: &[f32], out: &mut [u8]) -> Result<()> {
     quantise_blocks(DType::Q4K, values, out, &[0, 2], quantise_block)
 }

@@ -9,9 +9,10 @@
 //! | 192..208 | 16 scales `i8` |
 //! | 208..210 | f16 `d`, the scale of the groups' scales |
 //!
-//! An element of a group is `(d * scale) * (q - 32)`. Each half of 128 elements is four runs of 32: element `i` of runs 0 and 2 has its lower
-//! bits in byte `i` (run 0 in the low nibble, run 2 in the high one), of runs 1 and 3 in byte `i + 32`; byte `i` of the upper bits holds those
-//! of element `i` of run 0 in bits 0 and 1, of run 1 in bits 2 and 3, and so on.
+//! An element of a group is `(d * scale) * (q - 32)`. Each half of 128 elements is four runs of 32: element
+//! `i` of runs 0 and 2 has its lower bits in byte `i` (run 0 in the low nibble, run 2 in the high one), of
+//! runs 1 and 3 in byte `i + 32`; byte `i` of the upper bits holds those of element `i` of run 0 in bits 0
+//! and 1, of run 1 in bits 2 and 3, and so on.
 
 use super::fit::fit_symmetric;
 use super::{f16_at, put_f16, quantise_blocks, read_blocks};
@@ -37,8 +38,8 @@ const SMALLEST_SCALE: f32 = 1e-15;
 
 /// Quantises one block as llama.cpp's reference quantiser does.
 ///
-/// Each group is fitted by least squares weighted with the squares of the elements; then the groups' scales are quantised to 8 bits, and the
-/// codes are recomputed against what was stored. Values must be finite.
+/// Each group is fitted by least squares weighted with the squares of the elements; then the groups' scales
+/// are quantised to 8 bits, and the codes are recomputed against what was stored. Values must be finite.
 pub fn quantise_block(values: &[f32; LEN], out: &mut [u8; BYTES]) {
     out.fill(0);
     let groups = values.as_chunks::<GROUP>().0;
@@ -92,7 +93,8 @@ pub fn dequantise_block(block: &[u8; BYTES], out: &mut [f32; LEN]) {
 /// Quantises whole blocks: `values.len()` is a multiple of [`LEN`], `out` holds [`BYTES`] a block.
 ///
 /// # Errors
-/// [`Error::Malformed`](crate::Error::Malformed) when the lengths do not belong together, and when a value is not finite or overflows the scale of its block.
+/// [`Error::Malformed`](crate::Error::Malformed) when the lengths do not belong together, and when a value is
+/// not finite or overflows the scale of its block.
 pub fn quantise(values: &[f32], out: &mut [u8]) -> Result<()> {
     quantise_blocks(DType::Q6K, values, out, &[D_AT], quantise_block)
 }

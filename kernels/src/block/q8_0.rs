@@ -34,7 +34,8 @@ pub fn dequantise_block(block: &[u8; BYTES], out: &mut [f32; LEN]) {
 /// Quantises whole blocks: `values.len()` is a multiple of [`LEN`], `out` holds [`BYTES`] a block.
 ///
 /// # Errors
-/// [`Error::Malformed`](crate::Error::Malformed) when the lengths do not belong together, and when a value is not finite or overflows the scale of its block.
+/// [`Error::Malformed`](crate::Error::Malformed) when the lengths do not belong together, and when a value is
+/// not finite or overflows the scale of its block.
 pub fn quantise(values: &[f32], out: &mut [u8]) -> Result<()> {
     quantise_blocks(DType::Q8_0, values, out, &[0], quantise_block)
 }

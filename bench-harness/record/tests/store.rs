@@ -72,6 +72,20 @@ fn two_processes_lose_nothing() {
 }
 
 #[test]
+fn appending_waits_for_the_lock() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("results.jsonl");
+    let other = std::fs::File::create(&file).unwrap();
+    other.lock().unwrap();
+    let child = child_command(&file, 1, 1).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(other.metadata().unwrap().len(), 0, "written while another process held the lock");
+    other.unlock().unwrap();
+    finish(child);
+    assert_eq!(read_file(&file).unwrap().0.len(), 1);
+}
+
+#[test]
 fn a_killed_writer_loses_at_most_the_record_in_flight() {
     let folder = tempfile::tempdir().unwrap();
     for round in 0..8 {
@@ -112,7 +126,6 @@ fn a_torn_tail_is_ended_first() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("results.jsonl");
     let whole = to_line(&record(1, 0)).unwrap();
-    // `results.jsonl` beside the present folder has an empty parent: it must open as well.
     for (tail, lost) in [(&whole[..whole.len() / 2], 1), (whole.trim_end(), 0), ("", 0), ("\n", 0)] {
         std::fs::write(&file, format!("{whole}{tail}")).unwrap();
         Store::open(&file).unwrap().append(&record(1, 1)).unwrap();

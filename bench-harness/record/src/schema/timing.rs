@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Interval, count, number};
+use crate::stats;
 
 /// Time and rates.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -85,6 +86,22 @@ impl Timing {
         };
         (self.gflops, self.gbps) = (per_ns(self.flops), per_ns(self.bytes));
     }
+
+    /// Fills `samples_ns`, `median_ns` and `ci95_ns` from samples in nanoseconds per call, then the rates. `seed` fixes
+    /// the bootstrap.
+    pub fn set_samples(&mut self, samples_ns: Vec<f64>, seed: u64) {
+        self.median_ns = stats::median(&samples_ns);
+        self.ci95_ns = stats::bootstrap_median_ci95(&samples_ns, seed);
+        self.samples_ns = Some(samples_ns);
+        self.derive_rates();
+    }
+
+    /// Fills `avg_ts` and `stddev_ts` from the samples, each of which handled `tokens`: the mean of the samples' rates,
+    /// as llama-bench has it.
+    pub fn derive_token_rates(&mut self, tokens: u64) {
+        let rates: Vec<f64> = self.samples_ns.iter().flatten().map(|ns| tokens as f64 * 1e9 / ns).collect();
+        (self.avg_ts, self.stddev_ts) = (stats::mean(&rates), stats::stddev(&rates));
+    }
 }
 
 impl Roof {
@@ -104,5 +121,60 @@ impl Roof {
             (Some(arithmetic), Some(memory), Some(ns)) if ns > 0.0 => Some(arithmetic.max(memory) / ns),
             _ => None,
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_follow_from_the_median() {
+        let mut timing = Timing { flops: Some(2_000_000), bytes: Some(500_000), ..Timing::default() };
+        timing.derive_rates();
+        assert_eq!((timing.gflops, timing.gbps), (None, None), "no median yet");
+        timing.set_samples(vec![9_000.0, 10_000.0, 30_000.0], 1);
+        assert_eq!(timing.median_ns, Some(10_000.0));
+        assert!(timing.ci95_ns.is_some_and(|ci| ci.lo == 9_000.0 && ci.hi == 30_000.0));
+        assert_eq!((timing.gflops, timing.gbps), (Some(200.0), Some(50.0)));
+
+        // 100 tokens in 9, 10 and 30 microseconds.
+        timing.derive_token_rates(100);
+        let rates = [100.0 / 9e-6, 1e7, 100.0 / 30e-6];
+        let mean = rates.iter().sum::<f64>() / 3.0;
+        let deviation = (rates.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 2.0).sqrt();
+        assert!((timing.avg_ts.unwrap() / mean - 1.0).abs() < 1e-12);
+        assert!((timing.stddev_ts.unwrap() / deviation - 1.0).abs() < 1e-12);
+        timing.samples_ns = Some(vec![0.0]);
+        timing.derive_token_rates(100);
+        assert_eq!((timing.avg_ts, timing.stddev_ts), (None, None), "no rate of a time of zero");
+    }
+
+    #[test]
+    fn the_slower_roof_counts() {
+        let timing = Timing {
+            flops: Some(1_000_000),
+            bytes: Some(100_000),
+            median_ns: Some(10_000.0),
+            ..Timing::default()
+        };
+        let fraction = |gflops, gbps| {
+            let mut roof = Roof { roof_gflops: gflops, roof_gbps: gbps, roof_fraction: Some(9.0) };
+            roof.derive_fraction(&timing);
+            roof.roof_fraction
+        };
+        assert_eq!(
+            fraction(Some(200.0), Some(100.0)),
+            Some(0.5),
+            "5 microseconds of arithmetic, 1 of memory"
+        );
+        assert_eq!(fraction(Some(1000.0), Some(12.5)), Some(0.8), "1 microsecond of arithmetic, 8 of memory");
+        assert_eq!(fraction(None, Some(12.5)), None);
+        assert_eq!(fraction(Some(0.0), Some(12.5)), None);
+        // An op without arithmetic needs no arithmetic ceiling.
+        let copy = Timing { flops: Some(0), ..timing.clone() };
+        let mut roof = Roof { roof_gbps: Some(20.0), ..Roof::default() };
+        roof.derive_fraction(&copy);
+        assert_eq!(roof.roof_fraction, Some(0.5));
     }
 }

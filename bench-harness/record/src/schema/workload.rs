@@ -75,6 +75,18 @@ pub struct Workload {
     pub spin_budget_us: Option<f64>,
 }
 
+impl Workload {
+    /// The test as llama-bench prints it: `pp512` is a prompt of 512, `tg128` 128 generated tokens, `pp512+tg128` both,
+    /// with ` @ d1024` when 1024 tokens are in the KV cache before. `None` if neither prompt nor generation is known.
+    pub fn token_test(&self) -> Option<String> {
+        let part = |prefix, n: Option<u64>| n.filter(|&n| n > 0).map(|n| format!("{prefix}{n}"));
+        let parts: Vec<String> =
+            [part("pp", self.n_prompt), part("tg", self.n_gen)].into_iter().flatten().collect();
+        let depth = part(" @ d", self.n_depth).unwrap_or_default();
+        (!parts.is_empty()).then(|| parts.join("+") + &depth)
+    }
+}
+
 /// Where the operands of a call lay when it began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -89,4 +101,22 @@ pub enum CacheState {
     /// A state that this version does not know.
     #[serde(other)]
     Other,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Workload;
+
+    #[test]
+    fn tests_are_named_as_llama_bench_names_them() {
+        for (n_prompt, n_gen, n_depth, expected) in [
+            (Some(512), Some(0), None, Some("pp512")),
+            (Some(0), Some(128), Some(0), Some("tg128")),
+            (Some(512), Some(128), Some(1024), Some("pp512+tg128 @ d1024")),
+            (None, None, Some(7), None),
+        ] {
+            let workload = Workload { n_prompt, n_gen, n_depth, ..Workload::default() };
+            assert_eq!(workload.token_test().as_deref(), expected);
+        }
+    }
 }

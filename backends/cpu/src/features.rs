@@ -24,8 +24,9 @@ impl Features {
         Ok(features)
     }
 
+    /// What this processor has.
     #[cfg(target_arch = "x86_64")]
-    fn of_processor() -> Self {
+    pub(crate) fn of_processor() -> Self {
         let avx2 = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
@@ -37,8 +38,9 @@ impl Features {
         Features { avx2, avx512 }
     }
 
+    /// Nothing that rows look at yet.
     #[cfg(not(target_arch = "x86_64"))]
-    fn of_processor() -> Self {
+    pub(crate) fn of_processor() -> Self {
         Features::default()
     }
 

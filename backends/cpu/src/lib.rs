@@ -10,6 +10,7 @@
 //! | [`features`] | instruction sets and caches found at run time |
 //! | [`table`] | every row, as a literal list |
 //! | `launch` | the rows' bodies, one file an op |
+//! | `simd` | vectors of f32, written once and compiled per instruction set |
 //!
 //! Launches on one device exclude each other, whatever stream or thread they come from: the team is one set of cores, and two
 //! launches at once would only slow each other down. That also is what makes shared buffers sound.
@@ -20,6 +21,7 @@ pub mod device;
 pub mod features;
 mod launch;
 pub mod memory;
+mod simd;
 pub mod spmd;
 pub mod stream;
 pub mod table;

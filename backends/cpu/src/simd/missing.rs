@@ -1,0 +1,65 @@
+//! Stand-ins for instruction sets of another architecture: their tokens cannot exist, so their rows refuse everywhere.
+
+use super::{Kernel, Portable, Simd};
+use crate::features::Features;
+use half::{bf16, f16};
+use std::convert::Infallible;
+
+macro_rules! missing {
+    ($token:ident, $name:literal, $lanes:literal, $registers:literal) => {
+        /// Not on this architecture.
+        #[derive(Clone, Copy)]
+        pub(crate) struct $token(Infallible);
+
+        missing!(@impl $token, $name, $lanes, $registers,
+            binary add sub mul div max min copysign; unary sqrt abs pow2; reduce reduce_add reduce_max;
+            memory load_f32 store_f32 f32, load_bf16 store_bf16 bf16, load_f16 store_f16 f16);
+    };
+    (@impl $token:ident, $name:literal, $lanes:literal, $registers:literal,
+        binary $($binary:ident)*; unary $($unary:ident)*; reduce $($reduce:ident)*;
+        memory $($load:ident $store:ident $element:ty),*) => {
+        impl Simd for $token {
+            const LANES: usize = $lanes;
+            const REGISTERS: usize = $registers;
+            const NAME: &'static str = $name;
+            type V = <Portable as Simd>::V;
+
+            fn detect() -> Option<Self> {
+                None
+            }
+            fn allowed(_: Features) -> bool {
+                false
+            }
+            fn vectorise<K: Kernel>(self, _: K) -> K::Output {
+                match self.0 {}
+            }
+            fn splat(self, _: f32) -> Self::V {
+                match self.0 {}
+            }
+            fn fma(self, _: Self::V, _: Self::V, _: Self::V) -> Self::V {
+                match self.0 {}
+            }
+            fn select_lt(self, _: Self::V, _: Self::V, _: Self::V, _: Self::V) -> Self::V {
+                match self.0 {}
+            }
+            $(fn $binary(self, _: Self::V, _: Self::V) -> Self::V {
+                match self.0 {}
+            })*
+            $(fn $unary(self, _: Self::V) -> Self::V {
+                match self.0 {}
+            })*
+            $(fn $reduce(self, _: Self::V) -> f32 {
+                match self.0 {}
+            })*
+            $(unsafe fn $load(self, _: *const $element) -> Self::V {
+                match self.0 {}
+            }
+            unsafe fn $store(self, _: *mut $element, _: Self::V) {
+                match self.0 {}
+            })*
+        }
+    };
+}
+
+missing!(Avx2, "avx2", 8, 16);
+missing!(Avx512, "avx512", 16, 32);

@@ -1,0 +1,235 @@
+//! Vectors of f32, written once and compiled per instruction set.
+//!
+//! Code that wants vectors is a [`Kernel`]: `run` is generic over a [`Simd`] token and marked `#[inline(always)]`, as is every generic
+//! function that it calls with the token. [`Simd::vectorise`] calls it from a function that carries the instruction set's
+//! `#[target_feature]`, so that all of it, inlined there, is compiled with those instructions; the rest of the crate is compiled for
+//! the baseline. A token is proof that the processor has the instructions, which is why its arithmetic is safe.
+//!
+//! ```text
+//! struct Scale<'a> { data: &'a mut [f32], by: f32 }
+//! impl Kernel for Scale<'_> {
+//!     type Output = ();
+//!     #[inline(always)]
+//!     fn run<S: Simd>(self, s: S) {
+//!         let by = s.splat(self.by);
+//!         for chunk in self.data.chunks_mut(S::LANES) {
+//!             let x = s.load_or(chunk, 0.0);
+//!             s.store_some(chunk, s.mul(x, by));
+//!         }
+//!     }
+//! }
+//! // in a row's body, which is generic over `S` and holds a token `s: S`:
+//! s.vectorise(Scale { data, by });
+//! ```
+//!
+//! Do not use closures in such code: they are compiled on their own, without the instruction set, unless inlined by luck.
+//!
+//! Rows are monomorphised per instruction set: `static AVX2: Kernel = Kernel { reject: .. refusal::<Avx2>(info) .., prepare: ..
+//! token::<Avx2>() .. }`.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod element;
+pub(crate) mod math;
+#[cfg(not(target_arch = "x86_64"))]
+mod missing;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
+pub(crate) use element::{E4m3, Element};
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) use missing::{Avx2, Avx512};
+pub(crate) use portable::Portable;
+
+use crate::device::CpuCaps;
+use crate::features::Features;
+use half::{bf16, f16};
+use perjoule_kernels::{DeviceInfo, Error, Reason, Result};
+
+/// The most lanes of any instruction set.
+pub(crate) const MAX_LANES: usize = 16;
+
+/// Vector code, generic over the instruction set.
+pub(crate) trait Kernel {
+    /// What it returns.
+    type Output;
+    /// The code. Mark it `#[inline(always)]`.
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// An instruction set, as a token that exists only where the processor has it.
+///
+/// Arithmetic is lane by lane, rounded to nearest even, with denormals.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// Lanes of a vector.
+    const LANES: usize;
+    /// Registers that a micro-kernel may count on.
+    const REGISTERS: usize;
+    /// Its name as rows end in it and as [`refusal`] prints it.
+    const NAME: &'static str;
+    /// A vector of [`Simd::LANES`] f32.
+    type V: Copy;
+
+    /// The token, where the processor has the instructions.
+    fn detect() -> Option<Self>;
+    /// Whether a device may use it.
+    fn allowed(features: Features) -> bool;
+    /// Runs `kernel` compiled for this instruction set.
+    fn vectorise<K: Kernel>(self, kernel: K) -> K::Output;
+
+    /// `x` in every lane.
+    fn splat(self, x: f32) -> Self::V;
+    /// a + b
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a - b
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a b
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a / b
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a b + c, with one rounding where the instruction set fuses it and with two in portable code.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger, and `b` where either is NaN: `max(limit, x)` keeps a NaN in `x`.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller, and `b` where either is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Square root.
+    fn sqrt(self, a: Self::V) -> Self::V;
+    /// |a|
+    fn abs(self, a: Self::V) -> Self::V;
+    /// |magnitude| with the sign of `sign`.
+    fn copysign(self, magnitude: Self::V, sign: Self::V) -> Self::V;
+    /// `yes` where a < b, and `no` elsewhere (NaN included).
+    fn select_lt(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
+    /// 2^n for integral n in -126..=127.
+    fn pow2(self, n: Self::V) -> Self::V;
+    /// Sum of the lanes: halves are added to each other, so the order is fixed.
+    fn reduce_add(self, a: Self::V) -> f32;
+    /// Largest lane. Which value NaN lanes lead to is not defined.
+    fn reduce_max(self, a: Self::V) -> f32;
+
+    /// Loads [`Simd::LANES`] elements.
+    ///
+    /// # Safety
+    /// They are readable; no alignment is needed.
+    unsafe fn load_f32(self, from: *const f32) -> Self::V;
+    /// Stores [`Simd::LANES`] elements.
+    ///
+    /// # Safety
+    /// They are writable; no alignment is needed.
+    unsafe fn store_f32(self, to: *mut f32, v: Self::V);
+    /// Loads and widens, exactly.
+    ///
+    /// # Safety
+    /// As [`Simd::load_f32`].
+    unsafe fn load_bf16(self, from: *const bf16) -> Self::V;
+    /// Rounds to nearest even and stores; NaN stays NaN.
+    ///
+    /// # Safety
+    /// As [`Simd::store_f32`].
+    unsafe fn store_bf16(self, to: *mut bf16, v: Self::V);
+    /// Loads and widens, exactly.
+    ///
+    /// # Safety
+    /// As [`Simd::load_f32`].
+    unsafe fn load_f16(self, from: *const f16) -> Self::V;
+    /// Rounds to nearest even and stores; NaN stays NaN, what is too large becomes infinite.
+    ///
+    /// # Safety
+    /// As [`Simd::store_f32`].
+    unsafe fn store_f16(self, to: *mut f16, v: Self::V);
+
+    /// The first [`Simd::LANES`] elements of `from`.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    #[inline(always)]
+    fn load<T: Element>(self, from: &[T]) -> Self::V {
+        assert!(from.len() >= Self::LANES);
+        // SAFETY: that many are there.
+        unsafe { T::load(self, from.as_ptr()) }
+    }
+
+    /// Stores to the first [`Simd::LANES`] elements of `to`.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    #[inline(always)]
+    fn store<T: Element>(self, to: &mut [T], v: Self::V) {
+        assert!(to.len() >= Self::LANES);
+        // SAFETY: that many are there.
+        unsafe { T::store(self, to.as_mut_ptr(), v) }
+    }
+
+    /// The first elements of `from`, and `fill` in the lanes for which there are none.
+    #[inline(always)]
+    fn load_or<T: Element>(self, from: &[T], fill: f32) -> Self::V {
+        if from.len() >= Self::LANES {
+            return self.load(from);
+        }
+        let mut lanes = [fill; MAX_LANES];
+        for (lane, x) in lanes.iter_mut().zip(from) {
+            *lane = x.widen();
+        }
+        self.load(&lanes)
+    }
+
+    /// Stores as many lanes as `to` has room for.
+    #[inline(always)]
+    fn store_some<T: Element>(self, to: &mut [T], v: Self::V) {
+        if to.len() >= Self::LANES {
+            return self.store(to, v);
+        }
+        let mut lanes = [T::ZERO; MAX_LANES];
+        self.store(&mut lanes, v);
+        for (x, lane) in to.iter_mut().zip(&lanes) {
+            *x = *lane;
+        }
+    }
+
+    /// The lanes, in an array whose rest is 0.
+    #[inline(always)]
+    fn to_array(self, v: Self::V) -> [f32; MAX_LANES] {
+        let mut lanes = [0.0; MAX_LANES];
+        self.store(&mut lanes, v);
+        lanes
+    }
+}
+
+/// Why rows for `S` do not run on this device; `None` when they do.
+pub(crate) fn refusal<S: Simd>(info: &DeviceInfo) -> Option<Reason> {
+    let allowed = info.caps::<CpuCaps>().is_some_and(|caps| S::allowed(caps.features));
+    if allowed && S::detect().is_some() {
+        return None;
+    }
+    let which = if S::detect().is_some() { "is masked" } else { "this CPU lacks" };
+    Some(Reason::new(format!("needs {}, which {which}", S::NAME)))
+}
+
+/// The token, for a row's `prepare`.
+pub(crate) fn token<S: Simd>() -> Result<S> {
+    S::detect().ok_or_else(|| Error::Unsupported {
+        what: "this kernel",
+        why: format!("the processor lacks {}; let `select` choose a row", S::NAME),
+    })
+}
+
+/// Calls `$test::<S>(token)` for every instruction set that this processor has.
+#[cfg(test)]
+pub(crate) fn for_each<K: Kernel<Output = ()>>(mut kernel: impl FnMut(&'static str) -> K) {
+    Portable.vectorise(kernel(Portable::NAME));
+    if let Some(s) = Avx2::detect() {
+        s.vectorise(kernel(Avx2::NAME));
+    }
+    if let Some(s) = Avx512::detect() {
+        s.vectorise(kernel(Avx512::NAME));
+    }
+}
+
+#[cfg(test)]
+mod tests;

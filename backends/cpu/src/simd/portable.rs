@@ -1,0 +1,155 @@
+//! Eight lanes in an array: what every processor runs, as well as its baseline instructions vectorise it.
+
+use super::{Kernel, Simd};
+use crate::features::Features;
+use half::{bf16, f16};
+
+/// No instruction set beyond the baseline.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+const LANES: usize = 8;
+
+/// Eight f32, aligned so that the compiler may use whole vectors.
+#[derive(Clone, Copy)]
+#[repr(align(32))]
+pub(crate) struct V8([f32; LANES]);
+
+/// `$body` for every lane, with `$i` its index.
+macro_rules! lanes {
+    ($i:ident => $body:expr) => {{
+        let mut out = [0.0f32; LANES];
+        let mut $i = 0;
+        while $i < LANES {
+            out[$i] = $body;
+            $i += 1;
+        }
+        V8(out)
+    }};
+}
+
+impl Simd for Portable {
+    const LANES: usize = LANES;
+    const REGISTERS: usize = 16;
+    const NAME: &'static str = "portable";
+    type V = V8;
+
+    fn detect() -> Option<Self> {
+        Some(Portable)
+    }
+    fn allowed(_: Features) -> bool {
+        true
+    }
+    #[inline]
+    fn vectorise<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> V8 {
+        V8([x; LANES])
+    }
+    #[inline(always)]
+    fn add(self, a: V8, b: V8) -> V8 {
+        lanes!(i => a.0[i] + b.0[i])
+    }
+    #[inline(always)]
+    fn sub(self, a: V8, b: V8) -> V8 {
+        lanes!(i => a.0[i] - b.0[i])
+    }
+    #[inline(always)]
+    fn mul(self, a: V8, b: V8) -> V8 {
+        lanes!(i => a.0[i] * b.0[i])
+    }
+    #[inline(always)]
+    fn div(self, a: V8, b: V8) -> V8 {
+        lanes!(i => a.0[i] / b.0[i])
+    }
+    #[inline(always)]
+    fn fma(self, a: V8, b: V8, c: V8) -> V8 {
+        lanes!(i => a.0[i] * b.0[i] + c.0[i])
+    }
+    #[inline(always)]
+    fn max(self, a: V8, b: V8) -> V8 {
+        lanes!(i => if a.0[i] > b.0[i] { a.0[i] } else { b.0[i] })
+    }
+    #[inline(always)]
+    fn min(self, a: V8, b: V8) -> V8 {
+        lanes!(i => if a.0[i] < b.0[i] { a.0[i] } else { b.0[i] })
+    }
+    #[inline(always)]
+    fn sqrt(self, a: V8) -> V8 {
+        lanes!(i => a.0[i].sqrt())
+    }
+    #[inline(always)]
+    fn abs(self, a: V8) -> V8 {
+        lanes!(i => a.0[i].abs())
+    }
+    #[inline(always)]
+    fn copysign(self, magnitude: V8, sign: V8) -> V8 {
+        lanes!(i => magnitude.0[i].copysign(sign.0[i]))
+    }
+    #[inline(always)]
+    fn select_lt(self, a: V8, b: V8, yes: V8, no: V8) -> V8 {
+        lanes!(i => if a.0[i] < b.0[i] { yes.0[i] } else { no.0[i] })
+    }
+    #[inline(always)]
+    fn pow2(self, n: V8) -> V8 {
+        // adding 1.5 * 2^23 leaves n in the low bits of the significand
+        lanes!(i => f32::from_bits((n.0[i] + (12_582_912.0 + 127.0)).to_bits() << 23))
+    }
+    #[inline(always)]
+    fn reduce_add(self, a: V8) -> f32 {
+        let h = [a.0[0] + a.0[4], a.0[1] + a.0[5], a.0[2] + a.0[6], a.0[3] + a.0[7]];
+        (h[0] + h[2]) + (h[1] + h[3])
+    }
+    #[inline(always)]
+    fn reduce_max(self, a: V8) -> f32 {
+        let mut max = a.0[0];
+        for &x in &a.0[1..] {
+            max = if max > x { max } else { x };
+        }
+        max
+    }
+
+    #[inline(always)]
+    unsafe fn load_f32(self, from: *const f32) -> V8 {
+        // SAFETY: eight elements are readable by the contract.
+        V8(unsafe { from.cast::<[f32; LANES]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store_f32(self, to: *mut f32, v: V8) {
+        // SAFETY: eight elements are writable by the contract.
+        unsafe { to.cast::<[f32; LANES]>().write_unaligned(v.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const bf16) -> V8 {
+        // SAFETY: eight elements are readable by the contract.
+        let bits = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
+        lanes!(i => f32::from_bits(u32::from(bits[i]) << 16))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16, v: V8) {
+        let mut out = [bf16::ZERO; LANES];
+        for (to, x) in out.iter_mut().zip(v.0) {
+            *to = bf16::from_f32(x);
+        }
+        // SAFETY: eight elements are writable by the contract.
+        unsafe { to.cast::<[bf16; LANES]>().write_unaligned(out) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const f16) -> V8 {
+        // SAFETY: eight elements are readable by the contract.
+        let h = unsafe { from.cast::<[f16; LANES]>().read_unaligned() };
+        lanes!(i => h[i].to_f32())
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut f16, v: V8) {
+        let mut out = [f16::ZERO; LANES];
+        for (to, x) in out.iter_mut().zip(v.0) {
+            *to = f16::from_f32(x);
+        }
+        // SAFETY: eight elements are writable by the contract.
+        unsafe { to.cast::<[f16; LANES]>().write_unaligned(out) }
+    }
+}

@@ -1,2 +1,45 @@
-//! placeholder
+//! Tensor kernels for CPU, WebGPU and CUDA behind one small interface.
+//!
+//! ```
+//! use perjoule::{Tensor, ops};
+//!
+//! # fn main() -> perjoule::Result<()> {
+//! let cpu = perjoule::open("cpu")?;
+//! let a = Tensor::from_slice(&cpu, &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0], [2, 3])?;
+//! let b = Tensor::from_slice(&cpu, &[1.0f32, 0.0, 0.0, 1.0, 1.0, 1.0], [3, 2])?;
+//! let c = ops::matmul(&a, &b)?;
+//! assert_eq!(c.to_vec::<f32>()?, [4.0, 5.0, 10.0, 11.0]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Three levels, each built on the next:
+//!
+//! 1. [`ops`]: one call an op; plans are cached, results are new tensors, the device's default stream runs them in order.
+//! 2. [`Device::prepare`] and [`Prepared::launch`]: choose a row once, launch it many times on a stream and into memory of your
+//!    own, without allocation; record sequences with [`Stream::capture`].
+//! 3. [`kernels`]: descriptors, references, the traits, and your own rows ([`Device::register`]).
+//!
+//! Nothing falls back in silence: not to another device, not to another dtype, not to a lower precision.
+
 #![forbid(unsafe_code)]
+
+mod device;
+mod element;
+pub mod ops;
+mod tensor;
+
+/// Descriptors, references and traits: everything a row or a backend is made of.
+pub use perjoule_kernels as kernels;
+
+/// The CPU backend, for rows of your own ([`cpu::spmd::Spmd`]) and options.
+#[cfg(feature = "cpu")]
+pub use perjoule_cpu as cpu;
+
+pub use device::{Absent, Device, devices, open, open_with_threads};
+pub use element::Element;
+pub use perjoule_kernels::{
+    Arg, Buffer, Choice, DType, DeviceInfo, Error, Event, Graph, Kernel, Op, Pending, Prepared, Result,
+    Stream,
+};
+pub use tensor::Tensor;

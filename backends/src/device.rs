@@ -1,0 +1,189 @@
+//! Finding and opening devices; plans and the default stream of an open one.
+
+use perjoule_kernels::select::{explain, select_named};
+use perjoule_kernels::{
+    Buffer, Choice, Device as Backend, DeviceInfo, Error, Kernel, Op, PackFormat, Prepared, Result, Stream,
+    Verdict,
+};
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::hash::{DefaultHasher, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Plans kept before the cache starts afresh: far more than a model has shapes, little enough to bound memory.
+const PLANS: usize = 4096;
+
+/// An open device. Cloning shares it.
+#[derive(Clone)]
+pub struct Device(Arc<Opened>);
+
+struct Opened {
+    backend: Arc<dyn Backend>,
+    plans: Mutex<HashMap<u64, Vec<Arc<Prepared>>>>,
+    stream: Mutex<Box<dyn Stream>>,
+}
+
+/// A backend that has no device here, and why.
+#[derive(Debug, Clone)]
+pub struct Absent {
+    /// `cpu`, `webgpu` or `cuda`.
+    pub backend: &'static str,
+    /// Why there is none.
+    pub reason: String,
+}
+
+/// Every device that can be opened, and the backends that have none.
+pub fn devices() -> (Vec<DeviceInfo>, Vec<Absent>) {
+    let mut found = Vec::new();
+    let mut absent = Vec::new();
+    match open("cpu") {
+        Ok(device) => found.push(device.info().clone()),
+        Err(error) => absent.push(Absent { backend: "cpu", reason: error.to_string() }),
+    }
+    for backend in ["webgpu", "cuda"] {
+        absent.push(Absent { backend, reason: NOT_BUILT.into() });
+    }
+    (found, absent)
+}
+
+const NOT_BUILT: &str = "this build has no such backend";
+
+/// Opens the device of that label: `cpu`.
+pub fn open(label: &str) -> Result<Device> {
+    open_with_threads(label, None)
+}
+
+/// Opens a device with a number of host threads: the lanes of the CPU's team; other backends refuse one.
+pub fn open_with_threads(label: &str, threads: Option<usize>) -> Result<Device> {
+    let refuse = |why: String| Err(Error::NoDevice { id: label.to_string(), why });
+    let (backend, index) = label.split_once(':').map_or((label, None), |(b, i)| (b, Some(i)));
+    match backend {
+        "cpu" if matches!(index, None | Some("0")) => open_cpu(threads),
+        "cpu" => refuse("there is one CPU device: cpu".into()),
+        "webgpu" | "cuda" => refuse(format!("{NOT_BUILT}; the devices here are: cpu")),
+        _ => refuse("no backend of that name; labels look like cpu, webgpu:0, cuda:0".into()),
+    }
+}
+
+#[cfg(feature = "cpu")]
+fn open_cpu(threads: Option<usize>) -> Result<Device> {
+    let options = perjoule_cpu::Options { threads, ..Default::default() };
+    Device::new(Arc::new(perjoule_cpu::CpuDevice::open(&options)?))
+}
+
+#[cfg(not(feature = "cpu"))]
+fn open_cpu(_threads: Option<usize>) -> Result<Device> {
+    Err(Error::NoDevice { id: "cpu".into(), why: "this build lacks the feature `cpu`".into() })
+}
+
+impl Device {
+    /// Wraps a backend's device: one opened with options of its own, or a backend from outside.
+    pub fn new(backend: Arc<dyn Backend>) -> Result<Self> {
+        let stream = Mutex::new(backend.stream()?);
+        Ok(Device(Arc::new(Opened { backend, plans: Mutex::default(), stream })))
+    }
+
+    /// What it is.
+    pub fn info(&self) -> &DeviceInfo {
+        self.0.backend.info()
+    }
+
+    /// The backend's own object.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.0.backend
+    }
+
+    /// The rows of its table.
+    pub fn kernels(&self) -> Arc<[&'static Kernel]> {
+        self.0.backend.kernels()
+    }
+
+    /// Adds a row of your own. Plans made before keep their rows.
+    pub fn register(&self, row: &'static Kernel) -> Result<()> {
+        self.0.backend.register(row)
+    }
+
+    /// Zeroed memory.
+    pub fn alloc(&self, bytes: u64) -> Result<Buffer> {
+        self.0.backend.alloc(bytes)
+    }
+
+    /// A new stream.
+    pub fn stream(&self) -> Result<Box<dyn Stream>> {
+        self.0.backend.stream()
+    }
+
+    /// The stream on which [`crate::ops`] runs. Held while the guard lives.
+    pub fn default_stream(&self) -> MutexGuard<'_, Box<dyn Stream>> {
+        // a panic elsewhere does not break a stream: it holds no half-done state of ours
+        self.0.stream.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Every row for `op` and what became of it: costs or reasons.
+    pub fn explain(&self, op: &Op) -> Result<Vec<Verdict>> {
+        explain(&*self.0.backend, op)
+    }
+
+    /// The cheapest row for `op`, and for all of `also` that share its constant operand.
+    pub fn select(&self, op: &Op, also: &[Op]) -> Result<Choice> {
+        perjoule_kernels::select(&*self.0.backend, op, also)
+    }
+
+    /// The row of that name for `op`.
+    pub fn select_named(&self, op: &Op, name: &str) -> Result<Choice> {
+        select_named(&*self.0.backend, op, name)
+    }
+
+    /// Prepares a choice of your own; not cached.
+    pub fn prepare_choice(&self, op: &Op, choice: Choice) -> Result<Prepared> {
+        perjoule_kernels::prepare(&*self.0.backend, op, choice, None)
+    }
+
+    /// The plan for `op` with its constant operand plain: the cheapest row, prepared once and kept.
+    pub fn prepare(&self, op: impl Into<Op>) -> Result<Arc<Prepared>> {
+        self.prepare_packed(&op.into(), None)
+    }
+
+    /// The plan for `op` with its constant operand packed as `pack`.
+    pub fn prepare_packed(&self, op: &Op, pack: Option<&'static PackFormat>) -> Result<Arc<Prepared>> {
+        let key = fingerprint(op, pack);
+        let find = |plans: &HashMap<u64, Vec<Arc<Prepared>>>| {
+            let found = plans.get(&key)?.iter().find(|p| p.op() == op && p.choice().pack == pack)?;
+            Some(found.clone())
+        };
+        let lock = || self.0.plans.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(plan) = find(&lock()) {
+            return Ok(plan);
+        }
+        // prepared outside the lock: it may compile for a while
+        let choice = perjoule_kernels::select_packed(&*self.0.backend, op, pack)?;
+        let plan = Arc::new(self.prepare_choice(op, choice)?);
+        let mut plans = lock();
+        if plans.len() >= PLANS {
+            plans.clear();
+        }
+        plans.entry(key).or_default().push(plan.clone());
+        Ok(plan)
+    }
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Device({})", self.info().label)
+    }
+}
+
+/// A hash of an op by its printed form: ops hold floats, which hash by no other way.
+fn fingerprint(op: &Op, pack: Option<&PackFormat>) -> u64 {
+    struct Sink(DefaultHasher);
+    impl Write for Sink {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            self.0.write(text.as_bytes());
+            Ok(())
+        }
+    }
+    let mut sink = Sink(DefaultHasher::new());
+    // writing into a hasher cannot fail
+    let _ = write!(sink, "{op:?} {pack:?}");
+    sink.0.finish()
+}

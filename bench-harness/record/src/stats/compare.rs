@@ -69,7 +69,7 @@ pub fn compare(old: &[f64], new: &[f64], threshold: f64, seed: u64) -> Option<Co
     let p_value = mann_whitney(new, old)?.p_value;
     let (old, new) = (sorted(old)?, sorted(new)?);
     let ratio = quantile_of_sorted(&new, 0.5) / quantile_of_sorted(&old, 0.5);
-    // Two streams of one seed: the second starts where no run of the first gets to.
+    // Two streams of one seed, as far apart in their common cycle of 2^64 as chance has it.
     let mut old = Resampler::new(&old, seed);
     let mut new = Resampler::new(&new, !seed);
     let mut ratios: Vec<f64> = (0..RESAMPLES).map(|_| new.median() / old.median()).collect();

@@ -1,2 +1,32 @@
-//! placeholder
+//! Decoder transformers: what a model folder says, and where its numbers lie.
+//!
+//! - [`config`] reads a Hugging Face `config.json` into one family-neutral [`Geometry`];
+//! - [`zoo`] holds the public configurations of well-known models, for runs without weights;
+//! - [`weights`] opens `*.safetensors` files, checks them in full and reads them by position;
+//! - [`memory`] says whether a model fits before anything is allocated;
+//! - [`tokenizer`] turns text into ids and back.
+//!
+//! and what runs them on perjoule's kernels:
+//!
+//! - [`Source`] is a folder, or a geometry with weights drawn from a seed;
+//! - [`Model::load`] reads, packs and keeps the weights on a device;
+//! - [`Session`] holds the KV cache of one or more sequences: prefill in chunks, decode one token at a time as one recorded step.
+
 #![forbid(unsafe_code)]
+
+pub mod config;
+pub mod error;
+mod load;
+pub mod memory;
+mod session;
+mod source;
+mod step;
+pub mod tokenizer;
+pub mod weights;
+pub mod zoo;
+
+pub use config::Geometry;
+pub use error::{Error, Result};
+pub use load::{LoadOptions, Model};
+pub use session::{Session, SessionOptions};
+pub use source::Source;

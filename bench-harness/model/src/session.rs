@@ -1,0 +1,336 @@
+//! Sequences in progress: the KV cache, prefill in chunks, decode.
+
+use std::collections::HashMap;
+
+use perjoule::{Arg, Buffer, DType, Error as DeviceError, Stream};
+use perjoule_kernels::op::{Argmax, Sample};
+use perjoule_kernels::{KvLayout, Rows};
+
+use crate::error::{Error, Result};
+use crate::load::Model;
+use crate::memory::{self, MemoryNeed};
+use crate::step::{Output, State, Step, StepShape};
+use crate::tokenizer::check_ids;
+
+/// Planned steps kept; a session meets few shapes, and each holds activations.
+const STEPS: usize = 8;
+
+/// What a session has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionOptions {
+    /// Sequences that run side by side.
+    pub parallel: usize,
+    /// Tokens of each sequence, prompt included.
+    pub capacity: usize,
+    /// Most tokens of a prompt that are computed at once, over all sequences (llama-bench's `n_batch`).
+    pub chunk: usize,
+}
+
+/// One or more sequences of equal length, with their KV cache.
+pub struct Session<'m> {
+    model: &'m Model,
+    options: SessionOptions,
+    stream: Box<dyn Stream>,
+    state: State,
+    steps: HashMap<StepShape, Step>,
+    uniform: Buffer,
+    len: usize,
+}
+
+impl Model {
+    /// A session with empty sequences.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`] for a capacity beyond the model's positions, [`Error::Memory`] before anything is allocated when the cache does
+    /// not fit, [`Error::Sequences`] without any sequence.
+    pub fn session(&self, options: SessionOptions) -> Result<Session<'_>> {
+        let SessionOptions { parallel, capacity, chunk } = options;
+        if parallel == 0 || capacity == 0 || chunk == 0 {
+            return Err(Error::Sequences { ids: 0, parallel });
+        }
+        let geometry = self.geometry();
+        if capacity > geometry.max_positions {
+            return Err(Error::TooLong {
+                tokens: capacity,
+                limit: "max_position_embeddings of the model",
+                have: geometry.max_positions,
+            });
+        }
+        let dtype = self.activations();
+        let cache = memory::memory_needed(geometry, self.dtype(), dtype, capacity, parallel).kv_cache;
+        if let Some(available) = memory::available_memory().filter(|_| self.device().info().synchronous) {
+            MemoryNeed { weights: 0, kv_cache: cache }.check(available)?;
+        }
+        let layout = KvLayout::contiguous(geometry.kv_heads, capacity, geometry.head_dim);
+        let overflow = Error::Memory { weights: 0, kv_cache: u64::MAX, available: 0 };
+        let bytes = layout.extent(parallel).and_then(|e| dtype.bytes(e)).ok_or(overflow)?;
+        let device = self.device();
+        let longest = parallel.saturating_mul(chunk.min(capacity)).max(parallel) as u64 * 4;
+        let caches = geometry
+            .layers
+            .iter()
+            .map(|_| Ok((device.alloc(bytes)?, device.alloc(bytes)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let state = State {
+            ids: device.alloc(longest)?,
+            kv_len: device.alloc(parallel as u64 * 4)?,
+            positions: device.alloc(longest)?,
+            caches,
+            layout,
+            logits: device.alloc(parallel as u64 * geometry.vocab as u64 * 4)?,
+        };
+        Ok(Session {
+            model: self,
+            options,
+            stream: device.stream()?,
+            state,
+            steps: HashMap::new(),
+            uniform: device.alloc(parallel as u64 * 4)?,
+            len: 0,
+        })
+    }
+}
+
+impl Session<'_> {
+    /// Tokens of each sequence so far.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no token was processed yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// What the session has room for.
+    pub fn options(&self) -> SessionOptions {
+        self.options
+    }
+
+    /// Appends prompts of equal length, `[parallel, len]`, sequence after sequence. The logits of the last tokens stay on the device:
+    /// see [`Session::logits`], [`Session::greedy`].
+    ///
+    /// # Errors
+    /// [`Error::Sequences`], [`Error::TokenId`], [`Error::TooLong`], [`Error::Device`]. What was refused changes nothing.
+    pub fn prefill(&mut self, ids: &[u32]) -> Result<()> {
+        let tokens = self.check(ids)?;
+        self.chunks(ids, tokens, false).map(drop)
+    }
+
+    /// The same, with the logits of every token: `[parallel, len, vocab]`.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn prefill_all(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        let tokens = self.check(ids)?;
+        self.chunks(ids, tokens, true)
+    }
+
+    /// One step with given ids, `[parallel]`.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn decode(&mut self, ids: &[u32]) -> Result<()> {
+        if ids.len() != self.options.parallel {
+            return Err(Error::Sequences { ids: ids.len(), parallel: self.options.parallel });
+        }
+        self.prefill(ids)
+    }
+
+    /// Continues greedily for `n` steps from the ids that [`Session::greedy`] or [`Session::sample`] chose, which are the first step's
+    /// input. `on_token` gets the ids that each step chose, `[parallel]`, and stops by returning false. Gives the number of steps.
+    ///
+    /// One recorded step is replayed; between steps the host reads four bytes a sequence.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`] before the first step, [`Error::Device`].
+    pub fn decode_greedy(&mut self, n: usize, on_token: &mut dyn FnMut(&[u32]) -> bool) -> Result<usize> {
+        self.room(n)?;
+        let shape = StepShape { batch: self.options.parallel, q_len: 1, output: Output::Greedy };
+        for step in 0..n {
+            self.run(shape)?;
+            self.len += 1;
+            let ids = self.chosen()?;
+            if !on_token(&ids) {
+                return Ok(step + 1);
+            }
+        }
+        Ok(n)
+    }
+
+    /// Logits of the last tokens, `[parallel, vocab]`.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn logits(&mut self) -> Result<Vec<f32>> {
+        let logits = self.state.logits.clone();
+        self.read_f32(&logits)
+    }
+
+    /// The most likely next ids, `[parallel]`: ties pick the lowest. They become the input of [`Session::decode_greedy`].
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn greedy(&mut self) -> Result<Vec<u32>> {
+        let rows = Rows::dense(self.options.parallel, self.model.geometry().vocab);
+        let plan = self.model.device().prepare(Argmax { x: rows, dtype: DType::F32 })?;
+        self.reserve(plan.scratch())?;
+        let State { logits, ids, .. } = &self.state;
+        plan.launch(&mut *self.stream, &mut [Arg::Buf(logits), Arg::Buf(ids)])?;
+        self.chosen()
+    }
+
+    /// Ids drawn from the last logits by `uniform`, one number in `[0, 1)` a sequence. They become the input of
+    /// [`Session::decode_greedy`].
+    ///
+    /// # Errors
+    /// [`Error::Sequences`] for another number of random numbers, [`Error::Device`] for parameters that make no sense.
+    pub fn sample(
+        &mut self,
+        temperature: f32,
+        top_k: Option<usize>,
+        top_p: Option<f32>,
+        uniform: &[f32],
+    ) -> Result<Vec<u32>> {
+        if uniform.len() != self.options.parallel {
+            return Err(Error::Sequences { ids: uniform.len(), parallel: self.options.parallel });
+        }
+        let rows = Rows::dense(self.options.parallel, self.model.geometry().vocab);
+        let plan =
+            self.model.device().prepare(Sample { x: rows, dtype: DType::F32, temperature, top_k, top_p })?;
+        self.reserve(plan.scratch())?;
+        let bytes: Vec<u8> = uniform.iter().flat_map(|u| u.to_le_bytes()).collect();
+        self.stream.write(&self.uniform, &bytes)?;
+        let State { logits, ids, .. } = &self.state;
+        plan.launch(&mut *self.stream, &mut [Arg::Buf(logits), Arg::Buf(&self.uniform), Arg::Buf(ids)])?;
+        self.chosen()
+    }
+
+    /// Forgets all tokens behind the first `len`, so that a measurement can be repeated at one depth.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`] when there are fewer.
+    pub fn rewind(&mut self, len: usize) -> Result<()> {
+        if len > self.len {
+            return Err(Error::TooLong { tokens: len, limit: "the session's length", have: self.len });
+        }
+        self.set_len(len)
+    }
+
+    fn set_len(&mut self, len: usize) -> Result<()> {
+        let lengths: Vec<u8> = (0..self.options.parallel).flat_map(|_| (len as i32).to_le_bytes()).collect();
+        self.stream.write(&self.state.kv_len, &lengths)?;
+        self.len = len;
+        Ok(())
+    }
+
+    fn room(&self, more: usize) -> Result<()> {
+        let tokens = self.len.saturating_add(more);
+        if tokens > self.options.capacity {
+            return Err(Error::TooLong { tokens, limit: "the session's cache", have: self.options.capacity });
+        }
+        Ok(())
+    }
+
+    /// Tokens of each sequence.
+    fn check(&self, ids: &[u32]) -> Result<usize> {
+        let parallel = self.options.parallel;
+        if ids.is_empty() || !ids.len().is_multiple_of(parallel) {
+            return Err(Error::Sequences { ids: ids.len(), parallel });
+        }
+        check_ids(ids, self.model.geometry().vocab)?;
+        let tokens = ids.len() / parallel;
+        self.room(tokens)?;
+        Ok(tokens)
+    }
+
+    fn chunks(&mut self, ids: &[u32], tokens: usize, all: bool) -> Result<Vec<f32>> {
+        let parallel = self.options.parallel;
+        let vocab = self.model.geometry().vocab;
+        let longest = (self.options.chunk / parallel).max(1);
+        let start = self.len;
+        let mut logits = if all { vec![0.0; parallel * tokens * vocab] } else { Vec::new() };
+        let mut first = 0;
+        while first < tokens {
+            let q_len = longest.min(tokens - first);
+            let output = match (all, first + q_len == tokens) {
+                (true, _) => Output::All,
+                (false, true) => Output::Last,
+                (false, false) => Output::Nothing,
+            };
+            let shape = StepShape { batch: parallel, q_len, output };
+            let chunk: Vec<u8> = (0..parallel)
+                .flat_map(|s| &ids[s * tokens + first..s * tokens + first + q_len])
+                .flat_map(|id| id.to_le_bytes())
+                .collect();
+            self.stream.write(&self.state.ids, &chunk)?;
+            if let Err(error) = self.run(shape) {
+                // a step that failed half way leaves the sequences as they were
+                self.set_len(start)?;
+                return Err(error);
+            }
+            self.len += q_len;
+            let computed = self.steps.get(&shape).and_then(|s| s.all_logits.clone());
+            if let Some(buffer) = computed {
+                let part = self.read_f32(&buffer)?;
+                for s in 0..parallel {
+                    let to = (s * tokens + first) * vocab;
+                    logits[to..to + q_len * vocab]
+                        .copy_from_slice(&part[s * q_len * vocab..(s + 1) * q_len * vocab]);
+                }
+            }
+            first += q_len;
+        }
+        Ok(logits)
+    }
+
+    fn run(&mut self, shape: StepShape) -> Result<()> {
+        if !self.steps.contains_key(&shape) {
+            if self.steps.len() >= STEPS {
+                self.steps.clear();
+            }
+            let step = Step::new(self.model, &self.state, shape)?;
+            self.reserve(step.scratch())?;
+            self.steps.insert(shape, step);
+        }
+        match self.steps.get_mut(&shape) {
+            Some(step) => step.run(&mut *self.stream),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes sure of scratch; recordings that hold a smaller one are given up and made again when they are next run.
+    fn reserve(&mut self, bytes: u64) -> Result<()> {
+        match self.stream.reserve(bytes) {
+            Err(DeviceError::Scratch { .. }) => {
+                self.steps.values_mut().for_each(Step::forget);
+                Ok(self.stream.reserve(bytes)?)
+            }
+            result => Ok(result?),
+        }
+    }
+
+    fn chosen(&mut self) -> Result<Vec<u32>> {
+        let view = self.state.ids.view(0, self.options.parallel as u64 * 4)?;
+        let bytes = self.read(&view)?;
+        Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+
+    fn read_f32(&mut self, buffer: &Buffer) -> Result<Vec<f32>> {
+        let bytes = self.read(buffer)?;
+        Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    fn read(&mut self, buffer: &Buffer) -> Result<Vec<u8>> {
+        Ok(self.stream.read(buffer).wait()?)
+    }
+
+    #[cfg(target_arch = "wasm32")]
+    fn read(&mut self, _buffer: &Buffer) -> Result<Vec<u8>> {
+        Err(Error::Device(DeviceError::Unsupported {
+            what: "blocking",
+            why: "a browser awaits results".into(),
+        }))
+    }
+}

@@ -1,0 +1,534 @@
+//! One step of a model as a sequence of launches: planned once for a shape, recorded, replayed.
+//!
+//! A step takes `q_len` new tokens of each of `batch` sequences. Everything that changes from step to step lies in slots (ids, lengths,
+//! positions), which the step itself advances, so that a recorded step is replayed without host work.
+
+use std::sync::Arc;
+
+use perjoule::{Arg, Buffer, DType, Device, Graph, Op, Prepared, Stream};
+use perjoule_kernels::op::{
+    Add, Advance, Argmax, Attention, Combine, Embed, Epilogue, Gated, GatedKind, KvAppend, MatMul, RmsNorm,
+    Rope, RopeScaling, RopeStyle, Route, RouteOrder, Tensor2,
+};
+use perjoule_kernels::plan::{EXTERNAL, plan};
+use perjoule_kernels::{KvLayout, Matrix, Rows};
+
+use crate::config::{self, Activation, Geometry, Routing};
+use crate::error::{Error, Result};
+use crate::load::{Layer, Linear, Model, grouped};
+
+/// What a step computes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct StepShape {
+    /// Sequences.
+    pub(crate) batch: usize,
+    /// New tokens of each.
+    pub(crate) q_len: usize,
+    /// Which logits are computed, and what becomes of them.
+    pub(crate) output: Output,
+}
+
+/// Which logits a step computes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Output {
+    /// None: a chunk of a prompt that is not its last.
+    Nothing,
+    /// Those of the last token of each sequence.
+    Last,
+    /// Those of the last token, and the largest becomes the next step's id.
+    Greedy,
+    /// Those of every token.
+    All,
+}
+
+/// What a session owns and every step of it reads or writes.
+pub(crate) struct State {
+    /// `[batch * q_len]` of the longest step; greedy steps write `[batch]`.
+    pub(crate) ids: Buffer,
+    /// `[batch]`
+    pub(crate) kv_len: Buffer,
+    /// `[batch * q_len]` of the longest step.
+    pub(crate) positions: Buffer,
+    /// K and V of each layer.
+    pub(crate) caches: Vec<(Buffer, Buffer)>,
+    pub(crate) layout: KvLayout,
+    /// f32 `[batch, vocab]`
+    pub(crate) logits: Buffer,
+}
+
+/// A planned step.
+pub(crate) struct Step {
+    nodes: Vec<Node>,
+    scratch: u64,
+    /// f32 `[batch * q_len, vocab]` where all logits are wanted.
+    pub(crate) all_logits: Option<Buffer>,
+    graph: Option<Arc<dyn Graph>>,
+}
+
+struct Node {
+    prepared: Arc<Prepared>,
+    args: Vec<Buffer>,
+}
+
+/// A value of the step: an activation that the planner places, seen from some byte on.
+#[derive(Clone, Copy)]
+struct Value {
+    id: u32,
+    at: u64,
+}
+
+enum Place {
+    Value(Value),
+    Buffer(Buffer),
+}
+
+impl From<Value> for Place {
+    fn from(value: Value) -> Place {
+        Place::Value(value)
+    }
+}
+
+impl From<&Buffer> for Place {
+    fn from(buffer: &Buffer) -> Place {
+        Place::Buffer(buffer.clone())
+    }
+}
+
+struct Builder<'m> {
+    model: &'m Model,
+    device: &'m Device,
+    launches: Vec<(Arc<Prepared>, Vec<Place>)>,
+    values: u32,
+}
+
+impl Step {
+    /// Plans a step: chooses and prepares every launch, places the activations.
+    pub(crate) fn new(model: &Model, state: &State, shape: StepShape) -> Result<Step> {
+        let mut builder = Builder { model, device: &model.device, launches: Vec::new(), values: 0 };
+        let all_logits = builder.step(state, shape)?;
+        builder.finish(all_logits)
+    }
+
+    /// Bytes of scratch that its launches need.
+    pub(crate) fn scratch(&self) -> u64 {
+        self.scratch
+    }
+
+    /// Runs it: records it the first time, replays it afterwards. The stream has [`Step::scratch`] reserved.
+    pub(crate) fn run(&mut self, stream: &mut dyn Stream) -> Result<()> {
+        let graph = match &self.graph {
+            Some(graph) => graph,
+            None => {
+                let nodes = &self.nodes;
+                let graph = stream.capture(&mut |stream| {
+                    for node in nodes {
+                        let mut args: Vec<Arg<'_>> = node.args.iter().map(Arg::Buf).collect();
+                        node.prepared.launch(stream, &mut args)?;
+                    }
+                    Ok(())
+                })?;
+                self.graph.insert(graph)
+            }
+        };
+        Ok(stream.replay(graph)?)
+    }
+
+    /// Forgets the recording, and with it its hold on the stream's scratch.
+    pub(crate) fn forget(&mut self) {
+        self.graph = None;
+    }
+}
+
+impl Builder<'_> {
+    fn value(&mut self) -> Value {
+        let id = self.values;
+        self.values += 1;
+        Value { id, at: 0 }
+    }
+
+    fn launch(&mut self, op: impl Into<Op>, args: Vec<Place>) -> Result<()> {
+        let prepared = self.device.prepare(op)?;
+        self.launches.push((prepared, args));
+        Ok(())
+    }
+
+    fn finish(self, all_logits: Option<Buffer>) -> Result<Step> {
+        let ids: Vec<Vec<u32>> = self
+            .launches
+            .iter()
+            .map(|(_, args)| {
+                args.iter()
+                    .map(|place| match place {
+                        Place::Value(value) => value.id,
+                        Place::Buffer(_) => EXTERNAL,
+                    })
+                    .collect()
+            })
+            .collect();
+        let launches: Vec<(&Prepared, &[u32])> = self
+            .launches
+            .iter()
+            .zip(&ids)
+            .map(|((prepared, _), ids)| (&**prepared, ids.as_slice()))
+            .collect();
+        let places = plan(&launches, self.device.info().arena)?;
+        let mut pools: Vec<u64> = vec![0; usize::from(self.device.info().arena.pools.max(1))];
+        for place in &places {
+            let pool = &mut pools[usize::from(place.pool)];
+            *pool = (*pool).max(place.at + place.bytes);
+        }
+        let pools = pools
+            .iter()
+            .map(|bytes| self.device.alloc(*bytes))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
+        let mut scratch = 0;
+        let mut nodes = Vec::with_capacity(self.launches.len());
+        for (prepared, args) in self.launches {
+            scratch = scratch.max(prepared.scratch());
+            let args = args
+                .into_iter()
+                .zip(prepared.operands())
+                .map(|(place, operand)| match place {
+                    Place::Value(value) => {
+                        let place = places[value.id as usize];
+                        pools[usize::from(place.pool)].view(place.at + value.at, operand.bytes)
+                    }
+                    Place::Buffer(buffer) => Ok(buffer),
+                })
+                .collect::<std::result::Result<Vec<_>, _>>()?;
+            nodes.push(Node { prepared, args });
+        }
+        Ok(Step { nodes, scratch, all_logits, graph: None })
+    }
+
+    /// The whole step; gives the buffer of all logits where they are wanted.
+    fn step(&mut self, state: &State, shape: StepShape) -> Result<Option<Buffer>> {
+        let model = self.model;
+        let geometry = &model.geometry;
+        let (dtype, hidden) = (model.activations, geometry.hidden);
+        let StepShape { batch, q_len, output } = shape;
+        let tokens = batch * q_len;
+        self.launch(Advance::uniform(batch, q_len), vec![(&state.kv_len).into(), (&state.positions).into()])?;
+        let mut x = self.value();
+        let mut embed = Embed::dense(tokens, geometry.vocab, hidden, model.dtype, dtype);
+        embed.scale = geometry.embedding_scale_in(dtype);
+        self.launch(embed, vec![(&state.ids).into(), (&model.embed).into(), x.into()])?;
+        for (index, layer) in model.layers.iter().enumerate() {
+            let attended = self.attention(state, index, layer, x, batch, q_len)?;
+            x = self.feed_forward(layer, attended, tokens)?;
+        }
+        let (rows, first) = match output {
+            Output::Nothing => return Ok(None),
+            Output::All => (Rows::dense(tokens, hidden), 0),
+            // the last token of each sequence
+            Output::Last | Output::Greedy => {
+                (Rows::dense(batch, hidden).with_outer_stride(q_len * hidden), (q_len - 1) * hidden)
+            }
+        };
+        let normed = self.value();
+        let op = self.norm(rows);
+        let from = Value { id: x.id, at: first as u64 * dtype.block_bytes() as u64 };
+        self.launch(op, vec![from.into(), (&model.final_norm).into(), normed.into()])?;
+        let all = match output {
+            Output::All => Some(self.device.alloc(tokens as u64 * geometry.vocab as u64 * 4)?),
+            _ => None,
+        };
+        let logits = all.as_ref().unwrap_or(&state.logits);
+        self.linear(&model.head, rows.outer, normed, Place::from(logits), DType::F32, None)?;
+        if output == Output::Greedy {
+            let op = Argmax { x: Rows::dense(batch, geometry.vocab), dtype: DType::F32 };
+            self.launch(op, vec![logits.into(), (&state.ids).into()])?;
+        }
+        Ok(all)
+    }
+
+    /// An RMS norm of `x`, in the model's types, into dense vectors.
+    fn norm(&self, x: Rows) -> RmsNorm {
+        let geometry = &self.model.geometry;
+        RmsNorm {
+            x,
+            x_dtype: self.model.activations,
+            weight: DType::F32,
+            weight_offset: geometry.norm_weight_offset,
+            eps: geometry.norm_eps as f32,
+            residual: None,
+            out: Rows::grid(x.outer, x.inner, x.len),
+            out_dtype: self.model.activations,
+        }
+    }
+
+    fn norm_dense(&mut self, tokens: usize, x: Value, weight: &Buffer) -> Result<Value> {
+        let out = self.value();
+        let op = self.norm(Rows::dense(tokens, self.model.geometry.hidden));
+        self.launch(op, vec![x.into(), weight.into(), out.into()])?;
+        Ok(out)
+    }
+
+    /// `out = x W^T + bias (+ residual)`
+    fn linear(
+        &mut self,
+        linear: &Linear,
+        rows: usize,
+        x: Value,
+        out: Place,
+        out_dtype: DType,
+        residual: Option<Value>,
+    ) -> Result<()> {
+        let dtype = self.model.activations;
+        let mut op = MatMul::linear(rows, linear.n, linear.k, dtype, linear.dtype, out_dtype);
+        let dense = Tensor2 { dtype, strides: Matrix::row_major(rows, linear.n) };
+        op.epilogue = Epilogue {
+            bias: linear.bias.as_ref().map(|_| DType::F32),
+            residual: residual.map(|_| dense),
+            ..Epilogue::default()
+        };
+        let mut args = vec![x.into(), (&linear.weight).into()];
+        args.extend(linear.bias.as_ref().map(Place::from));
+        args.extend(residual.map(Place::from));
+        args.push(out);
+        let prepared = self.device.prepare_packed(&op.into(), linear.pack)?;
+        self.launches.push((prepared, args));
+        Ok(())
+    }
+
+    /// Everything up to and with the first residual sum.
+    fn attention(
+        &mut self,
+        state: &State,
+        index: usize,
+        layer: &Layer,
+        x: Value,
+        batch: usize,
+        q_len: usize,
+    ) -> Result<Value> {
+        let model = self.model;
+        let g = &model.geometry;
+        let dtype = model.activations;
+        let size = dtype.block_bytes() as u64;
+        let tokens = batch * q_len;
+        let (heads, kv_heads, d) = (g.heads, g.kv_heads, g.head_dim);
+        let width = (heads + 2 * kv_heads) * d;
+        let normed = self.norm_dense(tokens, x, &layer.attention_norm)?;
+        let qkv = self.value();
+        self.linear(&layer.qkv, tokens, normed, qkv.into(), dtype, None)?;
+        // q, k and v are slices of each row of the fused product
+        let slice = |first: usize| Value { id: qkv.id, at: first as u64 * size };
+        let fused = |heads: usize| Rows::grid(tokens, heads, d).with_outer_stride(width);
+        let (mut q, mut k, v) = (slice(0), slice(heads * d), slice((heads + kv_heads) * d));
+        let (mut q_rows, mut k_rows, v_rows) = (fused(heads), fused(kv_heads), fused(kv_heads));
+        for (norm, value, rows) in
+            [(&layer.q_norm, &mut q, &mut q_rows), (&layer.k_norm, &mut k, &mut k_rows)]
+        {
+            if let Some(weight) = norm {
+                let out = self.value();
+                let op = self.norm(*rows);
+                *rows = op.out;
+                self.launch(op, vec![(*value).into(), weight.into(), out.into()])?;
+                *value = out;
+            }
+        }
+        let rope = &g.ropes[g.layers[index].rope];
+        for (value, rows) in [(q, q_rows), (k, k_rows)] {
+            let op = Rope {
+                x: rows,
+                dtype,
+                rotary_dim: rope.rotary_dim,
+                style: RopeStyle::HalfSplit,
+                theta: rope.theta,
+                scaling: scaling(rope.scaling),
+            };
+            self.launch(op, vec![(&state.positions).into(), value.into()])?;
+        }
+        let (k_cache, v_cache) = &state.caches[index];
+        let append = KvAppend {
+            batch,
+            q_len,
+            ragged: false,
+            src_k: k_rows,
+            src_v: v_rows,
+            src_dtype: dtype,
+            kv: state.layout,
+            kv_dtype: dtype,
+        };
+        self.launch(
+            append,
+            vec![k.into(), v.into(), (&state.kv_len).into(), k_cache.into(), v_cache.into()],
+        )?;
+        let mut op = Attention::causal(batch, q_len, heads, state.layout, dtype);
+        op.q = q_rows;
+        op.scale = g.attention_scale as f32;
+        op.soft_cap = g.attention_softcap.map(|c| c as f32);
+        op.window = g.layers[index].attention.window();
+        op.sinks = layer.sinks.is_some();
+        let out = self.value();
+        let mut args: Vec<Place> = vec![q.into(), k_cache.into(), v_cache.into(), (&state.kv_len).into()];
+        args.extend(layer.sinks.as_ref().map(Place::from));
+        args.push(out.into());
+        self.launch(op, args)?;
+        self.project(&layer.o, layer.post_attention_norm.as_ref(), tokens, out, x)
+    }
+
+    /// `x + W y`, or `x + norm(W y)` where the model normalises what joins the residual stream.
+    fn project(
+        &mut self,
+        linear: &Linear,
+        norm: Option<&Buffer>,
+        tokens: usize,
+        y: Value,
+        x: Value,
+    ) -> Result<Value> {
+        let dtype = self.model.activations;
+        let out = self.value();
+        match norm {
+            None => self.linear(linear, tokens, y, out.into(), dtype, Some(x))?,
+            Some(weight) => {
+                let projected = self.value();
+                self.linear(linear, tokens, y, projected.into(), dtype, None)?;
+                self.add_normed(tokens, projected, weight, x, out)?;
+            }
+        }
+        Ok(out)
+    }
+
+    fn add_normed(&mut self, tokens: usize, y: Value, weight: &Buffer, x: Value, out: Value) -> Result<()> {
+        let rows = Rows::dense(tokens, self.model.geometry.hidden);
+        let normed = self.norm_dense(tokens, y, weight)?;
+        let op = Add { a: rows, b: rows, dtype: self.model.activations, out: rows };
+        self.launch(op, vec![x.into(), normed.into(), out.into()])
+    }
+
+    fn feed_forward(&mut self, layer: &Layer, x: Value, tokens: usize) -> Result<Value> {
+        let dtype = self.model.activations;
+        let normed = self.norm_dense(tokens, x, &layer.ffn_norm)?;
+        if layer.router.is_some() {
+            return self.experts(layer, x, normed, tokens);
+        }
+        let ffn = layer.down.k;
+        let gate_up = self.value();
+        self.linear(&layer.gate_up, tokens, normed, gate_up.into(), dtype, None)?;
+        let activated = self.gated(tokens, ffn, gate_up)?;
+        self.project(&layer.down, layer.post_ffn_norm.as_ref(), tokens, activated, x)
+    }
+
+    /// The activation of rows that hold gate, then up.
+    fn gated(&mut self, rows: usize, ffn: usize, gate_up: Value) -> Result<Value> {
+        let dtype = self.model.activations;
+        let half = Rows::dense(rows, ffn).with_outer_stride(2 * ffn);
+        let kind = gated_kind(&self.model.geometry)?;
+        let op = Gated { gate: half, up: half, dtype, out: Rows::dense(rows, ffn), out_dtype: dtype, kind };
+        let up = Value { id: gate_up.id, at: ffn as u64 * dtype.block_bytes() as u64 };
+        let out = self.value();
+        self.launch(op, vec![gate_up.into(), up.into(), out.into()])?;
+        Ok(out)
+    }
+
+    fn experts(&mut self, layer: &Layer, x: Value, normed: Value, tokens: usize) -> Result<Value> {
+        let (Some(router), Some(moe)) = (&layer.router, self.model.geometry.moe) else {
+            return Err(Error::Config(vec!["a layer of experts without experts".into()]));
+        };
+        let dtype = self.model.activations;
+        let hidden = self.model.geometry.hidden;
+        // the router's logits decide: they are not rounded to the activations' type
+        let logits = self.value();
+        self.linear(router, tokens, normed, logits.into(), DType::F32, None)?;
+        let order = match moe.routing {
+            Routing::SoftmaxThenTopK { renormalise } => RouteOrder::SoftmaxThenTopK { renormalise },
+            Routing::TopKThenSoftmax => RouteOrder::TopKThenSoftmax,
+        };
+        let op = Route { tokens, experts: moe.experts, top_k: moe.top_k, dtype: DType::F32, order };
+        let (weights, chosen, offsets, sorted) = (self.value(), self.value(), self.value(), self.value());
+        self.launch(op, vec![logits.into(), weights.into(), chosen.into(), offsets.into(), sorted.into()])?;
+        let gate_up = self.grouped(&layer.gate_up, tokens, moe.top_k, true, normed, offsets, sorted)?;
+        let activated = self.gated(tokens * moe.top_k, moe.ffn, gate_up)?;
+        let down = self.grouped(&layer.down, tokens, moe.top_k, false, activated, offsets, sorted)?;
+        let out = self.value();
+        let post = layer.post_ffn_norm.as_ref();
+        let op = Combine {
+            tokens,
+            top_k: moe.top_k,
+            x: Rows::dense(tokens * moe.top_k, hidden),
+            dtype,
+            out: Rows::dense(tokens, hidden),
+            out_dtype: dtype,
+            residual: post.is_none(),
+        };
+        match post {
+            None => self.launch(op, vec![down.into(), weights.into(), x.into(), out.into()])?,
+            Some(weight) => {
+                let combined = self.value();
+                self.launch(op, vec![down.into(), weights.into(), combined.into()])?;
+                self.add_normed(tokens, combined, weight, x, out)?;
+            }
+        }
+        Ok(out)
+    }
+
+    /// One product for each token and expert it visits; `shared` when the token's visits read the same row.
+    #[allow(clippy::too_many_arguments, reason = "two call sites; the operands of one op")]
+    fn grouped(
+        &mut self,
+        linear: &Linear,
+        tokens: usize,
+        top_k: usize,
+        shared: bool,
+        x: Value,
+        offsets: Value,
+        sorted: Value,
+    ) -> Result<Value> {
+        let rows = tokens * top_k;
+        let mut op = grouped(rows, linear.n, linear.k, linear.experts, self.model.activations, linear.dtype);
+        if shared {
+            (op.a_rows, op.a_divisor) = (tokens, top_k);
+            op.a.strides = Matrix::row_major(tokens, linear.k);
+        }
+        op.bias = linear.bias.as_ref().map(|_| DType::F32);
+        let out = self.value();
+        let mut args = vec![x.into(), (&linear.weight).into(), offsets.into(), sorted.into()];
+        args.extend(linear.bias.as_ref().map(Place::from));
+        args.push(out.into());
+        let prepared = self.device.prepare_packed(&op.into(), linear.pack)?;
+        self.launches.push((prepared, args));
+        Ok(out)
+    }
+}
+
+fn scaling(scaling: config::RopeScaling) -> RopeScaling {
+    match scaling {
+        config::RopeScaling::None => RopeScaling::None,
+        config::RopeScaling::Linear { factor } => RopeScaling::Linear { factor },
+        config::RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => {
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max: original_positions,
+            }
+        }
+        config::RopeScaling::Yarn {
+            factor,
+            beta_fast,
+            beta_slow,
+            original_positions,
+            truncate,
+            attention_factor,
+        } => RopeScaling::Yarn {
+            factor,
+            beta_fast,
+            beta_slow,
+            original_max: original_positions,
+            truncate,
+            attention_factor: attention_factor as f32,
+        },
+    }
+}
+
+fn gated_kind(geometry: &Geometry) -> Result<GatedKind> {
+    match geometry.activation {
+        Activation::Silu => Ok(GatedKind::SwiGlu),
+        Activation::GeluTanh => Ok(GatedKind::GeGlu),
+        Activation::ClampedSwiglu { alpha, limit } => Ok(GatedKind::GptOss { alpha, limit }),
+        Activation::Gelu => {
+            Err(Error::Config(vec!["the gate's activation gelu without tanh is not supported".into()]))
+        }
+    }
+}

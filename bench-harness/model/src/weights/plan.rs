@@ -1,0 +1,203 @@
+//! Where each weight of a geometry lies in a checkpoint: names and layouts of every family, all checked before the first is read.
+
+use std::collections::HashMap;
+
+use super::{Checkpoint, FileDType, Role, WeightShape};
+use crate::config::{Family, Geometry};
+use crate::error::{Error, Result};
+
+/// Elements of an MXFP4 block.
+const MXFP4_BLOCK: usize = 32;
+
+/// How a checkpoint stores one weight of shape `s`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// One floating-point tensor of shape `s`.
+    Plain(String),
+    /// One floating-point tensor `[s[0], s[2], s[1]]`: the transpose of each expert's matrix.
+    Transposed(String),
+    /// A floating-point tensor `[s[1], s[2]]` for each of the `s[0]` experts, in order.
+    PerExpert(Vec<String>),
+    /// MXFP4 (OCP MX v1.0): each row of `s[2]` elements in blocks of 32.
+    Mxfp4 {
+        /// U8 `[s[0], s[1], s[2] / 32, 16]`: element `2 i` of a block in the low nibble of byte `i`, element `2 i + 1` in the high one.
+        blocks: String,
+        /// U8 `[s[0], s[1], s[2] / 32]`: the power of two of each block, biased by 127.
+        scales: String,
+    },
+}
+
+impl Stored {
+    /// The tensors that hold the weight.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let (list, pair): (&[String], [Option<&String>; 2]) = match self {
+            Stored::Plain(name) | Stored::Transposed(name) => (&[], [Some(name), None]),
+            Stored::PerExpert(names) => (names, [None, None]),
+            Stored::Mxfp4 { blocks, scales } => (&[], [Some(blocks), Some(scales)]),
+        };
+        list.iter().chain(pair.into_iter().flatten()).map(String::as_str)
+    }
+}
+
+/// One weight and where it lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Weight {
+    /// Role, layer and shape.
+    pub shape: WeightShape,
+    /// Tensors and layout.
+    pub stored: Stored,
+}
+
+/// Every weight of a geometry, found in a checkpoint.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    weights: Vec<Weight>,
+    index: HashMap<(Role, Option<usize>), usize>,
+}
+
+impl Plan {
+    /// All weights, in the order of [`Geometry::weights`].
+    pub fn weights(&self) -> &[Weight] {
+        &self.weights
+    }
+
+    /// The weight of a role in a layer (`None` for embedding, final norm and head), if the geometry has it.
+    pub fn find(&self, role: Role, layer: Option<usize>) -> Option<&Weight> {
+        self.index.get(&(role, layer)).map(|&i| &self.weights[i])
+    }
+}
+
+/// Finds every weight of `geometry` in `checkpoint` and checks dtypes and shapes. Tensors that no weight needs are ignored.
+///
+/// # Errors
+/// [`Error::Weights`] with every tensor that is missing, has another shape, or is not F32, F16 or BF16 (U8 for MXFP4).
+pub fn plan(geometry: &Geometry, checkpoint: &Checkpoint) -> Result<Plan> {
+    // The text model's prefix and its head: as published, below the wrappers of multimodal models (old and new), and without a head.
+    let layouts = [
+        ("model.", "lm_head.weight"),
+        ("language_model.model.", "language_model.lm_head.weight"),
+        ("model.language_model.", "lm_head.weight"),
+        ("", "lm_head.weight"),
+    ];
+    let has_embedding =
+        |(prefix, _): &(&str, &str)| checkpoint.find(&format!("{prefix}embed_tokens.weight")).is_some();
+    let (prefix, head) = layouts.into_iter().find(has_embedding).unwrap_or(layouts[0]);
+    let mut problems = Vec::new();
+    let mut weights = Vec::new();
+    for shape in geometry.weights() {
+        let stored = stored(geometry, checkpoint, prefix, head, &shape);
+        check(checkpoint, &shape, &stored, &mut problems);
+        weights.push(Weight { shape, stored });
+    }
+    if !problems.is_empty() {
+        return Err(Error::Weights { path: checkpoint.path().to_owned(), problems });
+    }
+    let index = weights.iter().enumerate().map(|(i, w)| ((w.shape.role, w.shape.layer), i)).collect();
+    Ok(Plan { weights, index })
+}
+
+fn stored(
+    geometry: &Geometry,
+    checkpoint: &Checkpoint,
+    prefix: &str,
+    head: &str,
+    weight: &WeightShape,
+) -> Stored {
+    let layer = weight.layer.map_or_else(|| prefix.to_owned(), |layer| format!("{prefix}layers.{layer}."));
+    let per_expert = |part: &str| {
+        let block = if geometry.family == Family::Mixtral { "block_sparse_moe" } else { "mlp" };
+        let experts = weight.shape.first().copied().unwrap_or(0);
+        Stored::PerExpert((0..experts).map(|e| format!("{layer}{block}.experts.{e}.{part}.weight")).collect())
+    };
+    let fused = |part: &str| {
+        let name = format!("{layer}mlp.experts.{part}");
+        let (blocks, scales) = (format!("{name}_blocks"), format!("{name}_scales"));
+        // The files decide: a config that speaks of mxfp4 may stay behind when weights were converted.
+        if checkpoint.find(&blocks).is_some() || (geometry.mxfp4_experts && checkpoint.find(&name).is_none())
+        {
+            Stored::Mxfp4 { blocks, scales }
+        } else {
+            Stored::Transposed(name)
+        }
+    };
+    let mixtral = geometry.family == Family::Mixtral;
+    let name = match weight.role {
+        Role::AttnNorm => "input_layernorm.weight",
+        Role::Q => "self_attn.q_proj.weight",
+        Role::K => "self_attn.k_proj.weight",
+        Role::V => "self_attn.v_proj.weight",
+        Role::O => "self_attn.o_proj.weight",
+        Role::QBias => "self_attn.q_proj.bias",
+        Role::KBias => "self_attn.k_proj.bias",
+        Role::VBias => "self_attn.v_proj.bias",
+        Role::OBias => "self_attn.o_proj.bias",
+        Role::QNorm => "self_attn.q_norm.weight",
+        Role::KNorm => "self_attn.k_norm.weight",
+        Role::Sinks => "self_attn.sinks",
+        Role::PostAttnNorm => "post_attention_layernorm.weight",
+        // With norms on both sides of the feed-forward, the plain name belongs to attention's output.
+        Role::FfnNorm if geometry.post_norms => "pre_feedforward_layernorm.weight",
+        Role::FfnNorm => "post_attention_layernorm.weight",
+        Role::PostFfnNorm => "post_feedforward_layernorm.weight",
+        Role::Gate => "mlp.gate_proj.weight",
+        Role::Up => "mlp.up_proj.weight",
+        Role::Down => "mlp.down_proj.weight",
+        Role::GateBias => "mlp.gate_proj.bias",
+        Role::UpBias => "mlp.up_proj.bias",
+        Role::DownBias => "mlp.down_proj.bias",
+        Role::Router => match geometry.family {
+            Family::Mixtral => "block_sparse_moe.gate.weight",
+            Family::GptOss => "mlp.router.weight",
+            _ => "mlp.gate.weight",
+        },
+        Role::RouterBias => "mlp.router.bias",
+        Role::ExpertGate => return per_expert(if mixtral { "w1" } else { "gate_proj" }),
+        Role::ExpertUp => return per_expert(if mixtral { "w3" } else { "up_proj" }),
+        Role::ExpertDown if geometry.family != Family::GptOss => {
+            return per_expert(if mixtral { "w2" } else { "down_proj" });
+        }
+        Role::ExpertGateUp => return fused("gate_up_proj"),
+        Role::ExpertDown => return fused("down_proj"),
+        Role::ExpertGateUpBias => "mlp.experts.gate_up_proj_bias",
+        Role::ExpertDownBias => "mlp.experts.down_proj_bias",
+        Role::Embed => "embed_tokens.weight",
+        Role::FinalNorm => "norm.weight",
+        Role::Head => return Stored::Plain(head.to_owned()),
+    };
+    Stored::Plain(format!("{layer}{name}"))
+}
+
+fn check(checkpoint: &Checkpoint, weight: &WeightShape, stored: &Stored, problems: &mut Vec<String>) {
+    let mut check_one = |name: &str, shape: &[usize], bytes: bool| {
+        let Some(info) = checkpoint.find(name) else {
+            problems.push(format!("{name} is missing"));
+            return;
+        };
+        if info.shape != shape {
+            problems.push(format!("{name} has shape {:?}, not {shape:?}", info.shape));
+        }
+        let fits = match info.dtype {
+            FileDType::U8 => bytes,
+            FileDType::F32 | FileDType::F16 | FileDType::BF16 => !bytes,
+            _ => false,
+        };
+        if !fits {
+            let needed = if bytes { "U8" } else { "F32, F16 or BF16" };
+            problems.push(format!("{name} has dtype {}, not {needed}", info.dtype));
+        }
+    };
+    match (stored, weight.shape.as_slice()) {
+        (Stored::Plain(name), shape) => check_one(name, shape, false),
+        (Stored::Transposed(name), &[e, n, k]) => check_one(name, &[e, k, n], false),
+        (Stored::PerExpert(names), &[_, n, k]) => {
+            names.iter().for_each(|name| check_one(name, &[n, k], false))
+        }
+        (Stored::Mxfp4 { blocks, scales }, &[e, n, k]) => {
+            check_one(blocks, &[e, n, k / MXFP4_BLOCK, MXFP4_BLOCK / 2], true);
+            check_one(scales, &[e, n, k / MXFP4_BLOCK], true);
+        }
+        (_, shape) => {
+            problems.push(format!("{:?} of shape {shape:?} is not one matrix an expert", weight.role))
+        }
+    }
+}

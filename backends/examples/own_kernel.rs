@@ -1,0 +1,68 @@
+//! A kernel row of your own, added from outside: it is listed, chosen, checked and launched like the rows of the backend.
+//!
+//! `cargo run --release -p perjoule --example own_kernel`
+
+use perjoule::cpu::spmd::{self, Args, Spmd};
+use perjoule::cpu::team::Lane;
+use perjoule::kernels::{Config, DeviceInfo, Launch, Numerics, Reason, kernel::Request};
+use perjoule::{DType, Kernel, Op, Result, Tensor, ops};
+
+/// The row: everything the library knows of the kernel. The name says what it is, the functions say when, how fast and how.
+static ROW: Kernel = Kernel {
+    name: "add_f32_1_cpu_example",
+    op: "add",
+    configs: &[Config::tile("default", &[1])],
+    packs: &[],
+    vendor: false,
+    numerics: Numerics::F32,
+    reject,
+    cost: |_, _, _| 0.0, // cheaper than any other row: it will be chosen wherever it does not refuse
+    prepare,
+};
+
+fn reject(op: &Op, _: &Config, _: &DeviceInfo) -> Option<Reason> {
+    let Op::Add(op) = op else { return Some(Reason::new("runs add only")) };
+    if op.dtype != DType::F32 {
+        return Some(Reason::new("runs f32 only"));
+    }
+    if !(op.a.is_dense() && op.b.is_dense() && op.out.is_dense()) {
+        return Some(Reason::new("needs dense operands"));
+    }
+    None
+}
+
+fn prepare(_: &Request<'_>) -> Result<Box<dyn Launch>> {
+    Ok(spmd::launch(AddF32))
+}
+
+struct AddF32;
+
+impl Spmd for AddF32 {
+    fn run(&self, lane: &Lane<'_>, args: &Args) {
+        let (a, b, out) = (args.read::<f32>(0), args.read::<f32>(1), args.out::<f32>(2));
+        let range = lane.split(out.len(), 16);
+        // SAFETY: lanes have disjoint ranges.
+        let out = unsafe { out.slice(range.clone()) };
+        for ((out, a), b) in out.iter_mut().zip(&a[range.clone()]).zip(&b[range]) {
+            *out = a + b;
+        }
+    }
+}
+
+fn main() -> Result<()> {
+    let cpu = perjoule::open("cpu")?;
+    cpu.register(&ROW)?;
+    let a = Tensor::from_slice(&cpu, &[1.0f32, 2.0, 3.0, 4.0], [2, 2])?;
+    let sum = ops::add(&a, &a)?;
+    assert_eq!(sum.to_vec::<f32>()?, [2.0, 4.0, 6.0, 8.0]);
+
+    let op = Op::Add(perjoule::kernels::op::Add::dense(2, 2, DType::F32));
+    for verdict in cpu.explain(&op)? {
+        match verdict.outcome {
+            Ok(cost) => println!("{:40} {:.2e} s", verdict.choice.kernel.name, cost.seconds),
+            Err(reason) => println!("{:40} refuses: {reason}", verdict.choice.kernel.name),
+        }
+    }
+    assert_eq!(cpu.select(&op, &[])?.kernel.name, ROW.name);
+    Ok(())
+}

@@ -1,0 +1,271 @@
+//! Whether an output is what the reference says, element by element.
+//!
+//! A row may compute `want + error` with `|error| <= slack * unit * (4 + sqrt(reduction)) * magnitude` (see
+//! [`Numerics`]) and then rounds to the output type once. Rounding is monotonic: a result is right when it lies between the roundings of
+//! `want - error` and `want + error`. That covers overflow, saturation and integer outputs alike. Where the inputs make every sum
+//! exact, `error` is 0. NaN must match NaN, and elements that the op does not write must keep their bytes.
+
+use crate::case::Fill;
+use perjoule_kernels::op::{Activation, Policy, Values};
+use perjoule_kernels::{Access, DType, DeviceClass, DeviceInfo, Numerics, Op, Operand, Result, block};
+
+/// Marks elements of an output that the reference did not set: a NaN that no arithmetic gives.
+const UNSET: u64 = 0x7ff8_dead_beef_0001;
+
+/// How far a result may be from the reference.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tolerance {
+    /// Multiple of an element's magnitude.
+    pub relative: f64,
+    /// Elements with magnitudes up to this one are exact.
+    pub exact_below: f64,
+    /// Absolute error that is allowed besides: what a device may lose by flushing subnormals to zero.
+    pub floor: f64,
+}
+
+impl Tolerance {
+    /// The bound of `numerics` for `op`.
+    pub fn new(op: &Op, numerics: Numerics) -> Self {
+        let relative = numerics.slack * numerics.unit * (4.0 + (op.spec().reduction() as f64).sqrt());
+        Tolerance { relative, exact_below: 0.0, floor: 0.0 }
+    }
+
+    /// The same where inputs were filled as `fill` says, on that kind of device.
+    pub fn for_fill(mut self, op: &Op, fill: Fill, info: &DeviceInfo) -> Self {
+        if fill == Fill::Integers {
+            self.exact_below = exact_below(op);
+        }
+        // WGSL allows it, and fast modes of GPUs do it; a CPU that does it has been tampered with
+        if info.class != DeviceClass::Cpu {
+            self.floor = f64::from(f32::MIN_POSITIVE) * (op.spec().reduction() as f64 + 1.0);
+        }
+        self
+    }
+
+    /// Largest error before the last rounding of an element whose terms have that magnitude.
+    pub fn error(&self, magnitude: f64) -> f64 {
+        if magnitude <= self.exact_below { 0.0 } else { self.relative * magnitude + self.floor }
+    }
+}
+
+/// Magnitude up to which sums of small integers are exact in any order, 0 for ops that are not linear. Terms are multiples of 1/16.
+fn exact_below(op: &Op) -> f64 {
+    const F32: f64 = (1u64 << 20) as f64;
+    let product = |policy: Policy, activation: Activation| match (policy, activation) {
+        (Policy { quantised_activations: true, .. }, _) => 0.0,
+        (_, activation) if activation != Activation::None => 0.0,
+        (Policy { f16_accumulate: true, .. }, _) => 128.0,
+        _ => F32,
+    };
+    match op {
+        Op::MatMul(op) => product(op.policy, op.epilogue.activation),
+        Op::GroupedMatMul(op) => product(op.policy, op.activation),
+        Op::Add(_) | Op::Combine(_) | Op::KvAppend(_) => F32,
+        _ => 0.0,
+    }
+}
+
+/// One element that is wrong.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mismatch {
+    /// Operand.
+    pub operand: &'static str,
+    /// Element within the operand's extent.
+    pub index: usize,
+    /// What is there.
+    pub got: f64,
+    /// What the reference says, before rounding.
+    pub want: f64,
+    /// Error that was allowed before the last rounding; NaN where the element must keep its bytes.
+    pub error: f64,
+}
+
+impl std::fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Mismatch { operand, index, got, want, error } = self;
+        if error.is_nan() {
+            return write!(f, "{operand}[{index}] is {got:?}, but the op does not write it");
+        }
+        write!(f, "{operand}[{index}] is {got:?}, expected {want:?} within {error:.3e}")
+    }
+}
+
+/// What comparing gave.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Verdict {
+    /// Elements compared.
+    pub checked: u64,
+    /// Largest `|got - want|` as a share of what is allowed, half a unit in the last place included; at most 1 where all is right.
+    pub worst: f64,
+    /// Largest `|got - want| / magnitude`.
+    pub relative: f64,
+    /// Elements that are wrong.
+    pub wrong: u64,
+    /// The first of them.
+    pub mismatches: Vec<Mismatch>,
+}
+
+impl Verdict {
+    /// Mismatches that are kept.
+    const KEPT: usize = 8;
+
+    fn reject(&mut self, mismatch: Mismatch) {
+        self.wrong += 1;
+        if self.mismatches.len() < Self::KEPT {
+            self.mismatches.push(mismatch);
+        }
+    }
+
+    /// Judges one element of type `dtype`.
+    pub(crate) fn element(
+        &mut self,
+        operand: &'static str,
+        index: usize,
+        dtype: DType,
+        got: f64,
+        (want, magnitude): (f64, f64),
+        tolerance: &Tolerance,
+    ) {
+        self.checked += 1;
+        let error = match tolerance.error(magnitude) {
+            _ if !want.is_finite() => 0.0,
+            error if error.is_finite() => error,
+            // an infinite input whose share of a finite result is 0
+            _ => tolerance.error(want.abs()),
+        };
+        let (low, high) = (rounded(dtype, want - error), rounded(dtype, want + error));
+        let right = match (got.is_nan(), low.is_nan()) {
+            (true, nan) => nan,
+            (false, true) => false,
+            _ => low <= got && got <= high,
+        };
+        if !right {
+            self.reject(Mismatch { operand, index, got, want, error });
+        }
+        let distance = (got - want).abs();
+        if distance > 0.0 && distance.is_finite() {
+            let allowed = (high - want).max(want - low);
+            if allowed.is_finite() && allowed > 0.0 {
+                self.worst = self.worst.max(distance / allowed);
+            }
+            if magnitude > 0.0 {
+                self.relative = self.relative.max(distance / magnitude);
+            }
+        }
+    }
+}
+
+/// `value` as an element of type `dtype` holds it; block formats are compared as they are.
+fn rounded(dtype: DType, value: f64) -> f64 {
+    if dtype.is_block() {
+        return value;
+    }
+    let (mut bytes, mut out) = ([0u8; 4], [0.0]);
+    let bytes = &mut bytes[..dtype.block_bytes()];
+    // the lengths agree, so that neither can fail; if one did the element would not match
+    match block::encode_f64(dtype, &[value], bytes).and_then(|()| block::decode_f64(dtype, bytes, &mut out)) {
+        Ok(()) => out[0],
+        Err(_) => f64::NAN,
+    }
+}
+
+/// What the reference makes of the bytes before a launch.
+pub(crate) struct Expected {
+    operands: Vec<Operand>,
+    values: Vec<Values>,
+    original: Vec<Vec<f64>>,
+}
+
+impl Expected {
+    /// Runs the reference on `before`, the bytes of every operand in order.
+    pub(crate) fn new(op: &Op, before: &[&[u8]]) -> Result<Self> {
+        let operands = op.operands();
+        let mut values = Vec::with_capacity(operands.len());
+        let mut original = Vec::with_capacity(operands.len());
+        for (operand, bytes) in operands.iter().zip(before) {
+            let mut value = vec![f64::from_bits(UNSET); operand.elements as usize];
+            if operand.access != Access::Write {
+                block::decode_f64(operand.dtype, &bytes[..operand.bytes as usize], &mut value)?;
+            }
+            original.push(if operand.access.writes() { value.clone() } else { Vec::new() });
+            values.push(Values::new(value));
+        }
+        op.reference(&mut values);
+        Ok(Expected { operands, values, original })
+    }
+
+    /// Compares `after`, the bytes of written operand `index`, with the reference; `before` are its bytes before the launch.
+    pub(crate) fn judge(
+        &self,
+        index: usize,
+        before: &[u8],
+        after: &[u8],
+        tolerance: &Tolerance,
+        verdict: &mut Verdict,
+    ) -> Result<()> {
+        let (operand, values) = (&self.operands[index], &self.values[index]);
+        let dtype = operand.dtype;
+        let mut got = vec![0.0; operand.elements as usize];
+        block::decode_f64(dtype, &after[..operand.bytes as usize], &mut got)?;
+        let size = dtype.block_bytes();
+        for (at, &got) in got.iter().enumerate() {
+            let want = values.value[at];
+            let magnitude = values.magnitude.get(at).copied().unwrap_or(0.0);
+            let unset = want.to_bits() == self.original[index][at].to_bits() && magnitude == 0.0;
+            if unset {
+                let bytes = at / dtype.block_len() * size..(at / dtype.block_len() + 1) * size;
+                let kept = before.get(bytes.clone()) == after.get(bytes);
+                let same = operand.access == Access::ReadWrite && got == want;
+                verdict.checked += 1;
+                if !kept && !same {
+                    let error = f64::NAN;
+                    verdict.reject(Mismatch { operand: operand.name, index: at, got, want, error });
+                }
+                continue;
+            }
+            verdict.element(operand.name, at, dtype, got, (want, magnitude), tolerance);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(dtype: DType, got: f64, want: f64, magnitude: f64, relative: f64) -> bool {
+        let tolerance = Tolerance { relative, exact_below: 0.0, floor: 0.0 };
+        let mut verdict = Verdict::default();
+        verdict.element("c", 0, dtype, got, (want, magnitude), &tolerance);
+        verdict.wrong == 0
+    }
+
+    #[test]
+    fn half_a_unit_in_the_last_place_and_no_more() {
+        // bf16 has 8 significant bits: neighbours of 1 are 1 + 2^-7 and 1 - 2^-8
+        assert!(judged(DType::BF16, 1.0, 1.0 + 0.9 / 256.0, 1.0, 0.0));
+        assert!(!judged(DType::BF16, 1.0, 1.0 + 1.1 / 256.0, 1.0, 0.0));
+        assert!(judged(DType::BF16, 1.0, 1.0 + 1.1 / 256.0, 1.0, 1e-3));
+        assert!(!judged(DType::BF16, 1.0 + 1.0 / 128.0, 1.0, 1.0, 1e-3));
+    }
+
+    #[test]
+    fn overflow_saturation_and_nan() {
+        assert!(judged(DType::F16, f64::INFINITY, 70_000.0, 1.0, 0.0));
+        assert!(!judged(DType::F16, 65_504.0, 70_000.0, 1.0, 0.0));
+        // at the border of overflow either side is right
+        assert!(judged(DType::F16, 65_504.0, 65_520.0, 65_520.0, 1e-6));
+        assert!(judged(DType::F16, f64::INFINITY, 65_519.9, 65_520.0, 1e-4));
+        assert!(judged(DType::F8E4M3, 448.0, 1e6, 1.0, 0.0));
+        assert!(judged(DType::F32, f64::NAN, f64::NAN, 1.0, 0.0));
+        assert!(!judged(DType::F32, f64::NAN, 1.0, 1.0, 1.0));
+        assert!(!judged(DType::F32, 1.0, f64::NAN, 1.0, 1.0));
+        assert!(!judged(DType::F32, f64::INFINITY, f64::NEG_INFINITY, f64::INFINITY, 1.0));
+    }
+
+    #[test]
+    fn integers_are_exact() {
+        assert!(judged(DType::I32, 7.0, 7.0, 0.0, 1.0));
+        assert!(!judged(DType::I32, 8.0, 7.0, 0.0, 1.0));
+    }
+}

@@ -1,0 +1,517 @@
+//! Checking the output of any op from its bytes: in full where that is cheap, by sampling and Freivalds' check where it is not.
+//!
+//! What the harness publishes a figure for is checked by this code, and so are the large cases of the suite.
+
+use crate::judge::{Expected, Tolerance, Verdict};
+use crate::random::Random;
+use perjoule_kernels::op::{Activation, Attention, Granularity, GroupedMatMul, MatMul, Tensor2, Values};
+use perjoule_kernels::{Access, DType, KvLayout, Matrix, Numerics, Op, Result, Rows, block};
+
+/// What a check found.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Verification {
+    /// Largest `|got - want| / magnitude` over the elements that were compared, where `magnitude` is the sum of the absolute values of
+    /// the terms: what a record carries.
+    pub max_rel_err: f64,
+    /// Largest error as a share of what is allowed; at most 1 where all is right.
+    pub worst: f64,
+    /// Elements compared with the reference.
+    pub checked_elements: u64,
+    /// Whether every element of the output took part, one by one or through Freivalds' check.
+    pub complete: bool,
+    /// Whether nothing was found wrong.
+    pub passed: bool,
+    /// What was found wrong, else empty.
+    pub report: Vec<String>,
+}
+
+impl From<Verdict> for Verification {
+    fn from(verdict: Verdict) -> Self {
+        Verification {
+            max_rel_err: verdict.relative,
+            worst: verdict.worst,
+            checked_elements: verdict.checked,
+            complete: true,
+            passed: verdict.wrong == 0,
+            report: verdict.mismatches.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+/// FLOPs up to which the whole reference runs.
+pub const FULL_FLOPS: u64 = 1 << 25;
+
+/// Checks the output of one launch of `op`.
+///
+/// `before` holds the bytes of every operand before the launch, in the order of [`Op::operands`], a constant operand in its plain
+/// form (operands that are only written may be empty); `after` holds the bytes of the written operands after it, in that order.
+/// Products and attention beyond [`FULL_FLOPS`] are sampled: about `budget_elements` outputs, edges always among them, besides
+/// [`freivalds`] over the whole where the product is linear. Every other op is computed in full.
+///
+/// # Errors
+/// When the op is invalid or the bytes are not those of its operands.
+pub fn verify(
+    op: &Op,
+    before: &[&[u8]],
+    after: &[&[u8]],
+    numerics: Numerics,
+    budget_elements: usize,
+    seed: u64,
+) -> Result<Verification> {
+    op.validate()?;
+    verify_within(op, before, after, &Tolerance::new(op, numerics), budget_elements, seed)
+}
+
+pub(crate) fn verify_within(
+    op: &Op,
+    before: &[&[u8]],
+    after: &[&[u8]],
+    tolerance: &Tolerance,
+    budget_elements: usize,
+    seed: u64,
+) -> Result<Verification> {
+    check_lengths(op, before, after)?;
+    if op.flops() > FULL_FLOPS {
+        match op {
+            Op::MatMul(op) => {
+                let mut found = sampled_matmul(op, before, after[0], tolerance, budget_elements, seed)?;
+                if let Some(all) = freivalds(op, before, after[0], tolerance, seed)? {
+                    found.complete = true;
+                    found.passed &= all.passed;
+                    found.report.extend(all.report);
+                }
+                return Ok(found);
+            }
+            Op::Attention(op) => {
+                return sampled_attention(op, before, after[0], tolerance, budget_elements, seed);
+            }
+            Op::GroupedMatMul(op) => {
+                return sampled_grouped(op, before, after[0], tolerance, budget_elements, seed);
+            }
+            _ => {}
+        }
+    }
+    let expected = Expected::new(op, before)?;
+    let mut verdict = Verdict::default();
+    let written = op.operands().into_iter().enumerate().filter(|(_, o)| o.access.writes());
+    for ((index, _), after) in written.zip(after) {
+        expected.judge(index, before[index], after, tolerance, &mut verdict)?;
+    }
+    Ok(verdict.into())
+}
+
+fn check_lengths(op: &Op, before: &[&[u8]], after: &[&[u8]]) -> Result<()> {
+    let operands = op.operands();
+    let malformed = |why: String| perjoule_kernels::Error::Malformed { what: "operands to verify", why };
+    let written: Vec<_> = operands.iter().filter(|o| o.access.writes()).collect();
+    if (before.len(), after.len()) != (operands.len(), written.len()) {
+        return Err(malformed(format!(
+            "{} takes {} operands and writes {}; {} and {} were given",
+            op.name(),
+            operands.len(),
+            written.len(),
+            before.len(),
+            after.len()
+        )));
+    }
+    let read = operands.iter().zip(before).filter(|(o, _)| o.access != Access::Write);
+    for (operand, bytes) in read.chain(written.into_iter().zip(after)) {
+        if (bytes.len() as u64) < operand.bytes {
+            let (name, need, have) = (operand.name, operand.bytes, bytes.len());
+            return Err(malformed(format!("{name} takes {need} bytes, {have} were given")));
+        }
+    }
+    Ok(())
+}
+
+/// Elements `start, start + stride, ..` of stored values. Where `stride` is not 1 the type must be plain; runs of a block format start
+/// and end anywhere.
+fn gather(dtype: DType, bytes: &[u8], start: usize, stride: usize, out: &mut [f64]) -> Result<()> {
+    let (len, size) = (dtype.block_len(), dtype.block_bytes());
+    if out.is_empty() {
+        return Ok(());
+    }
+    if stride == 1 || out.len() == 1 {
+        let (first, last) = (start / len, (start + out.len()).div_ceil(len));
+        if len == 1 {
+            return block::decode_f64(dtype, &bytes[first * size..last * size], out);
+        }
+        let mut whole = vec![0.0; (last - first) * len];
+        block::decode_f64(dtype, &bytes[first * size..last * size], &mut whole)?;
+        out.copy_from_slice(&whole[start % len..start % len + out.len()]);
+        return Ok(());
+    }
+    for (i, out) in out.iter_mut().enumerate() {
+        gather(dtype, bytes, start + i * stride, 1, std::slice::from_mut(out))?;
+    }
+    Ok(())
+}
+
+/// A dense row-major matrix of the chosen rows and columns.
+fn submatrix(t: &Tensor2, bytes: &[u8], batch: usize, rows: &[usize], cols: &[usize]) -> Result<Values> {
+    let mut value = vec![0.0; rows.len() * cols.len()];
+    for (r, &row) in rows.iter().enumerate() {
+        for (c, &col) in cols.iter().enumerate() {
+            let at = r * cols.len() + c;
+            gather(t.dtype, bytes, t.strides.at(batch, row, col), 1, &mut value[at..=at])?;
+        }
+    }
+    Ok(Values::new(value))
+}
+
+/// A dense matrix of whole vectors: `count` elements from each start, `stride` apart.
+fn vectors(dtype: DType, bytes: &[u8], starts: &[usize], stride: usize, count: usize) -> Result<Values> {
+    let mut value = vec![0.0; starts.len() * count];
+    for (out, &start) in value.chunks_exact_mut(count.max(1)).zip(starts) {
+        gather(dtype, bytes, start, stride, out)?;
+    }
+    Ok(Values::new(value))
+}
+
+/// `want` of `0..n`: first and last, the rest random, sorted and without repetition.
+fn choose(n: usize, want: usize, random: &mut Random) -> Vec<usize> {
+    if n <= want {
+        return (0..n).collect();
+    }
+    let mut chosen = vec![0, n - 1];
+    chosen.extend((2..want).map(|_| random.below(n)));
+    chosen.sort_unstable();
+    chosen.dedup();
+    chosen
+}
+
+/// Checks about `budget_elements` elements of a product: a grid of random rows and columns in each of a few matrices of the batch.
+/// `before` as for [`verify`], `c` the result.
+///
+/// # Errors
+/// When bytes are not those of the operands.
+pub fn verify_matmul_sampled(
+    op: &MatMul,
+    before: &[&[u8]],
+    c: &[u8],
+    numerics: Numerics,
+    budget_elements: usize,
+    seed: u64,
+) -> Result<Verification> {
+    let whole = Op::MatMul(*op);
+    whole.validate()?;
+    check_lengths(&whole, before, &[c])?;
+    sampled_matmul(op, before, c, &Tolerance::new(&whole, numerics), budget_elements, seed)
+}
+
+fn sampled_matmul(
+    op: &MatMul,
+    before: &[&[u8]],
+    c: &[u8],
+    tolerance: &Tolerance,
+    budget: usize,
+    seed: u64,
+) -> Result<Verification> {
+    let mut random = Random::new(seed);
+    let mut verdict = Verdict::default();
+    let matrices = choose(op.batch, 4, &mut random);
+    let each = (budget / matrices.len().max(1)).max(4);
+    for batch in matrices {
+        let side = (each as f64).sqrt().ceil() as usize;
+        let rows = choose(op.m, side, &mut random);
+        let cols = choose(op.n, each.div_ceil(rows.len().max(1)), &mut random);
+        let starts = |t: &Tensor2, along_rows: bool, list: &[usize]| -> Vec<usize> {
+            let at =
+                |&i: &usize| if along_rows { t.strides.at(batch, i, 0) } else { t.strides.at(batch, 0, i) };
+            list.iter().map(at).collect()
+        };
+        let (a, b) = (&op.a, &op.b);
+        let mut args = vec![
+            vectors(a.dtype, before[0], &starts(a, true, &rows), a.strides.col, op.k)?,
+            vectors(b.dtype, before[1], &starts(b, false, &cols), b.strides.row, op.k)?,
+        ];
+        let mut next = 2;
+        for (granularity, whole, chosen) in [(op.a_scale, op.m, &rows), (op.b_scale, op.n, &cols)] {
+            let Some(granularity) = granularity else { continue };
+            let mut all = vec![0.0; before[next].len() / 4];
+            block::decode_f64(DType::F32, &before[next][..all.len() * 4], &mut all)?;
+            let at = |vector: usize, k: usize| op.scale_index(granularity, whole, batch, vector, k);
+            args.push(Values::new(match granularity {
+                Granularity::Tensor => vec![all[batch]],
+                Granularity::Vector => chosen.iter().map(|&v| all[at(v, 0)]).collect(),
+                Granularity::Group(g) => {
+                    let groups = |&v: &usize| (0..op.k).step_by(g).map(move |k| (v, k));
+                    chosen.iter().flat_map(groups).map(|(v, k)| all[at(v, k)]).collect()
+                }
+            }));
+            next += 1;
+        }
+        if let Some(dtype) = op.epilogue.bias {
+            let mut bias = vec![0.0; op.n];
+            gather(dtype, before[next], 0, 1, &mut bias)?;
+            args.push(Values::new(cols.iter().map(|&col| bias[col]).collect()));
+            next += 1;
+        }
+        let mut small = MatMul {
+            batch: 1,
+            m: rows.len(),
+            n: cols.len(),
+            a: Tensor2 { dtype: a.dtype, strides: Matrix::row_major(rows.len(), op.k) },
+            b: Tensor2 { dtype: b.dtype, strides: Matrix::col_major(op.k, cols.len()) },
+            c: Tensor2 { dtype: op.c.dtype, strides: Matrix::row_major(rows.len(), cols.len()) },
+            ..*op
+        };
+        if let Some(residual) = &mut small.epilogue.residual {
+            args.push(submatrix(residual, before[next], batch, &rows, &cols)?);
+            residual.strides = Matrix::row_major(rows.len(), cols.len());
+        }
+        let got = submatrix(&op.c, c, batch, &rows, &cols)?;
+        for (r, &row) in rows.iter().enumerate() {
+            for (col_at, &col) in cols.iter().enumerate() {
+                let want = small.element(&args, 0, r, col_at);
+                let index = op.c.strides.at(batch, row, col);
+                let got = got.value[r * cols.len() + col_at];
+                verdict.element("c", index, op.c.dtype, got, want, tolerance);
+            }
+        }
+    }
+    let complete = verdict.checked as u128 == op.batch as u128 * op.m as u128 * op.n as u128;
+    Ok(Verification { complete, ..verdict.into() })
+}
+
+/// Freivalds' check (R. Freivalds, "Probabilistic machines can use less running time", 1977) of a whole product: `C x` against
+/// `A (B x)` for a random x of 1 and -1, in time proportional to the operands. `None` where it does not apply: for products with an
+/// activation, and for results that are not finite or at the limit of their type.
+///
+/// A wrong element is noticed when it is off by more than about six times what all errors of its row, which have random signs, add up
+/// to; a wrong row or tile always.
+///
+/// # Errors
+/// When bytes are not those of the operands.
+pub fn freivalds(
+    op: &MatMul,
+    before: &[&[u8]],
+    c: &[u8],
+    tolerance: &Tolerance,
+    seed: u64,
+) -> Result<Option<Verification>> {
+    if op.epilogue.activation != Activation::None {
+        return Ok(None);
+    }
+    let mut random = Random::new(seed ^ 0x5eed);
+    let x: Vec<f64> = (0..op.n).map(|_| if random.bits() & 1 == 0 { 1.0 } else { -1.0 }).collect();
+    let mut next = 2;
+    let mut scales = |granularity: Option<Granularity>| -> Result<Option<(Granularity, Vec<f64>)>> {
+        let Some(granularity) = granularity else { return Ok(None) };
+        let mut all = vec![0.0; before[next].len() / 4];
+        block::decode_f64(DType::F32, &before[next][..all.len() * 4], &mut all)?;
+        next += 1;
+        Ok(Some((granularity, all)))
+    };
+    let (a_scale, b_scale) = (scales(op.a_scale)?, scales(op.b_scale)?);
+    let scale_of = |list: &Option<(Granularity, Vec<f64>)>, whole, batch, vector, k| match list {
+        Some((granularity, all)) => all[op.scale_index(*granularity, whole, batch, vector, k)],
+        None => 1.0,
+    };
+    let mut bias = vec![0.0; op.n];
+    if let Some(dtype) = op.epilogue.bias {
+        gather(dtype, before[next], 0, 1, &mut bias)?;
+        next += 1;
+    }
+    let residual = op.epilogue.residual.map(|t| (t, next));
+    let factor = f64::from(op.epilogue.scale);
+    let limit = op.c.dtype.max_value();
+    let ulp = op.c.dtype.epsilon();
+    let tiny = match op.c.dtype {
+        DType::F16 => 2f64.powi(-25),
+        DType::F8E4M3 => 2f64.powi(-10),
+        _ => 0.0,
+    };
+    let mut verdict = Verification { complete: true, passed: true, ..Verification::default() };
+    let mut column = vec![0.0; op.k];
+    let mut across = vec![0.0; op.n];
+    for batch in 0..op.batch {
+        // t = B x, and the squared norm of B
+        let (mut t, mut b_square) = (vec![0.0; op.k], 0.0);
+        if op.b.strides.row == 1 || op.b.strides.col != 1 {
+            for (col, &sign) in x.iter().enumerate() {
+                gather(op.b.dtype, before[1], op.b.strides.at(batch, 0, col), op.b.strides.row, &mut column)?;
+                for (k, &b) in column.iter().enumerate() {
+                    let b = b * scale_of(&b_scale, op.n, batch, col, k);
+                    t[k] += b * sign;
+                    b_square += b * b;
+                }
+            }
+        } else {
+            for (k, t) in t.iter_mut().enumerate() {
+                gather(op.b.dtype, before[1], op.b.strides.at(batch, k, 0), 1, &mut across)?;
+                for (col, &b) in across.iter().enumerate() {
+                    let b = b * scale_of(&b_scale, op.n, batch, col, k);
+                    *t += b * x[col];
+                    b_square += b * b;
+                }
+            }
+        }
+        for row in 0..op.m {
+            gather(op.a.dtype, before[0], op.a.strides.at(batch, row, 0), op.a.strides.col, &mut column)?;
+            let (mut want, mut a_square) = (0.0, 0.0);
+            for (k, &a) in column.iter().enumerate() {
+                let a = a * scale_of(&a_scale, op.m, batch, row, k);
+                want += a * t[k];
+                a_square += a * a;
+            }
+            want *= factor;
+            // the magnitude of an element is at most the product of the norms of its row and column
+            let mut magnitudes = factor * factor * a_square * b_square;
+            want += bias.iter().zip(&x).map(|(b, x)| b * x).sum::<f64>();
+            magnitudes += bias.iter().map(|b| b * b).sum::<f64>();
+            if let Some((t, index)) = residual {
+                let start = t.strides.at(batch, row, 0);
+                gather(t.dtype, before[index], start, t.strides.col, &mut across)?;
+                want += across.iter().zip(&x).map(|(r, x)| r * x).sum::<f64>();
+                magnitudes += across.iter().map(|r| r * r).sum::<f64>();
+            }
+            gather(op.c.dtype, c, op.c.strides.at(batch, row, 0), op.c.strides.col, &mut across)?;
+            if !want.is_finite() || across.iter().any(|c| c.is_nan() || c.abs() >= limit) {
+                return Ok(None);
+            }
+            let got: f64 = across.iter().zip(&x).map(|(c, x)| c * x).sum();
+            let rounding: f64 = across.iter().map(|c| (c * ulp).powi(2) + tiny * tiny).sum();
+            let computed = 3.0 * tolerance.relative.powi(2) * magnitudes;
+            let allowed = 6.0 * (computed + rounding).sqrt() + 1e-12 * magnitudes.sqrt() + tolerance.floor;
+            let distance = (got - want).abs();
+            if distance > 0.0 {
+                verdict.worst = verdict.worst.max(distance / allowed);
+            }
+            if distance > allowed {
+                verdict.passed = false;
+                if verdict.report.len() < 8 {
+                    let text = format!(
+                        "Freivalds' check: row {row} of matrix {batch}: C x is {got:e}, A B x is {want:e}, {allowed:.3e} apart at most"
+                    );
+                    verdict.report.push(text);
+                }
+            }
+        }
+    }
+    Ok(Some(verdict))
+}
+
+fn slots(bytes: &[u8]) -> Vec<i32> {
+    bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect()
+}
+
+fn sampled_attention(
+    op: &Attention,
+    before: &[&[u8]],
+    out: &[u8],
+    tolerance: &Tolerance,
+    budget: usize,
+    seed: u64,
+) -> Result<Verification> {
+    let mut random = Random::new(seed);
+    let mut verdict = Verdict::default();
+    let kv_len = slots(before[3]);
+    let mut next = 4;
+    let mut slot = |present: bool| {
+        let found = if present { slots(before[next]) } else { Vec::new() };
+        next += usize::from(present);
+        found
+    };
+    let (offsets, table) = (slot(op.ragged), slot(op.kv.paging.is_some()));
+    let width = op.kv.blocks_per_sequence();
+    let group = op.q.inner / op.kv.kv_heads;
+    let d = op.q.len;
+    let samples = (budget / d.max(1)).max(4);
+    for sample in 0..samples {
+        let b = random.below(op.batch);
+        let (first, n) = match op.ragged {
+            true => (offsets[b] as usize, (offsets[b + 1] - offsets[b]) as usize),
+            false => (b * op.q_len, op.q_len),
+        };
+        if n == 0 {
+            continue;
+        }
+        let i = match sample {
+            0 => 0,
+            1 => n - 1,
+            _ => random.below(n),
+        };
+        let head = random.below(op.q.inner);
+        let keys = op.visible(i, n, kv_len[b] as usize);
+        let row = table.get(b * width..(b + 1) * width).unwrap_or(&[]);
+        let starts: Vec<usize> = keys.clone().map(|j| op.kv.start(b, head / group, j, row)).collect();
+        let length = starts.len();
+        let mut args = vec![
+            vectors(op.q_dtype, before[0], &[op.q.start(first + i, head)], 1, d)?,
+            vectors(op.kv_dtype, before[1], &starts, 1, d)?,
+            vectors(op.kv_dtype, before[2], &starts, 1, d)?,
+            Values::new(vec![length as f64]),
+        ];
+        if op.sinks {
+            args.push(vectors(DType::F32, before[next], &[head], 1, 1)?);
+        }
+        args.push(Values::new(vec![0.0; d]));
+        // one query that sees exactly these keys
+        let small = Attention {
+            batch: 1,
+            q_len: 1,
+            ragged: false,
+            q: Rows::grid(1, 1, d),
+            out: Rows::grid(1, 1, d),
+            kv: KvLayout::contiguous(1, length, d),
+            causal: false,
+            window: None,
+            ..*op
+        };
+        Op::Attention(small).reference(&mut args);
+        let Some(want) = args.pop() else { continue };
+        let start = op.out.start(first + i, head);
+        let got = vectors(op.out_dtype, out, &[start], 1, d)?;
+        for (e, &got) in got.value.iter().enumerate() {
+            let magnitude = want.magnitude.get(e).copied().unwrap_or(0.0);
+            verdict.element("out", start + e, op.out_dtype, got, (want.value[e], magnitude), tolerance);
+        }
+    }
+    Ok(Verification { complete: false, ..verdict.into() })
+}
+
+fn sampled_grouped(
+    op: &GroupedMatMul,
+    before: &[&[u8]],
+    c: &[u8],
+    tolerance: &Tolerance,
+    budget: usize,
+    seed: u64,
+) -> Result<Verification> {
+    let mut random = Random::new(seed);
+    let mut verdict = Verdict::default();
+    let (offsets, order) = (slots(before[2]), slots(before[3]));
+    let busy: Vec<usize> = (0..op.experts).filter(|&e| offsets[e] < offsets[e + 1]).collect();
+    let chosen = choose(busy.len(), 8, &mut random);
+    let each = (budget / chosen.len().max(1)).max(4);
+    for expert in chosen.into_iter().map(|i| busy[i]) {
+        let positions = offsets[expert] as usize..offsets[expert + 1] as usize;
+        let side = (each as f64).sqrt().ceil() as usize;
+        let cols = choose(op.n, side, &mut random);
+        let rows = choose(positions.len(), side, &mut random);
+        let rows = rows.into_iter().filter_map(|r| op.rows_of(i64::from(order[positions.start + r])));
+        let rows: Vec<(usize, usize)> = rows.collect();
+        let a_starts: Vec<usize> = rows.iter().map(|&(a, _)| op.a.strides.at(0, a, 0)).collect();
+        let b_starts: Vec<usize> = cols.iter().map(|&col| op.b.strides.at(expert, 0, col)).collect();
+        let mut args = vec![
+            vectors(op.a.dtype, before[0], &a_starts, op.a.strides.col, op.k)?,
+            vectors(op.b.dtype, before[1], &b_starts, op.b.strides.row, op.k)?,
+        ];
+        let mut small = MatMul::linear(rows.len(), cols.len(), op.k, op.a.dtype, op.b.dtype, op.c.dtype);
+        small.epilogue.activation = op.activation;
+        small.epilogue.bias = op.bias;
+        if let Some(dtype) = op.bias {
+            let starts: Vec<usize> = cols.iter().map(|col| expert * op.n + col).collect();
+            args.push(vectors(dtype, before[4], &starts, 1, 1)?);
+        }
+        for (r, &(_, row)) in rows.iter().enumerate() {
+            for (col_at, &col) in cols.iter().enumerate() {
+                let index = op.c.strides.at(0, row, col);
+                let got = vectors(op.c.dtype, c, &[index], 1, 1)?.value[0];
+                verdict.element("c", index, op.c.dtype, got, small.element(&args, 0, r, col_at), tolerance);
+            }
+        }
+    }
+    Ok(Verification { complete: false, ..verdict.into() })
+}

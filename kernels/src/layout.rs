@@ -137,12 +137,12 @@ impl Matrix {
     /// Whether no two elements coincide: what a written operand needs.
     pub fn is_disjoint(&self, batch: usize, rows: usize, cols: usize) -> bool {
         let mut dims = [(batch, self.batch), (rows, self.row), (cols, self.col)];
+        if dims.iter().any(|d| d.0 == 0) {
+            return true;
+        }
         dims.sort_by_key(|d| d.1);
         let mut span = 1usize;
         for (count, stride) in dims {
-            if count == 0 {
-                return true;
-            }
             if count > 1 {
                 if stride < span {
                     return false;

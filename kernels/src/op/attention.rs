@@ -85,20 +85,25 @@ impl Attention {
 
     /// Keys that query `i` of `n` sees when the sequence holds `kv_len`: a range, empty when it sees none.
     pub fn visible(&self, i: usize, n: usize, kv_len: usize) -> std::ops::Range<usize> {
-        // position of the query, shifted by n so that it cannot be negative
-        let shifted = kv_len + i;
-        let end = if self.causal { (shifted + 1).saturating_sub(n).min(kv_len) } else { kv_len };
-        let start = match self.window {
-            Some(w) => (shifted + 1).saturating_sub(n).saturating_sub(w),
-            None => 0,
-        };
+        // keys up to the query's own position
+        let upto = kv_len.saturating_add(i).saturating_add(1).saturating_sub(n);
+        let end = if self.causal { upto.min(kv_len) } else { kv_len };
+        let start = self.window.map_or(0, |w| upto.saturating_sub(w));
         start.min(end)..end
     }
 
-    /// Query-key pairs that are not masked, for one head, when every sequence holds `kv_len` keys and `q_len` queries.
+    /// Query-key pairs that are not masked, for one head, when every sequence holds `kv_len` keys and `q_len` queries; saturates.
     pub fn pairs(&self, kv_len: usize) -> u64 {
-        (0..self.q_len).map(|i| self.visible(i, self.q_len, kv_len).len() as u64).sum::<u64>()
-            * self.batch as u64
+        let (n, kv) = (self.q_len as u128, kv_len as u128);
+        let triangle = |x: u128| if x.is_multiple_of(2) { x / 2 * (x + 1) } else { x.div_ceil(2) * x };
+        // queries that stand within the cache see, from the last one back, kv, kv - 1, ... keys
+        let behind = kv.saturating_sub(n);
+        let seen = if self.causal { triangle(kv) - triangle(behind) } else { n * kv };
+        let hidden = self.window.map_or(0, |w| {
+            let w = w as u128;
+            triangle(kv.saturating_sub(w)) - triangle(behind.saturating_sub(w))
+        });
+        u64::try_from((seen - hidden).saturating_mul(self.batch as u128)).unwrap_or(u64::MAX)
     }
 
     /// FLOPs when every sequence holds `kv_len` keys.

@@ -227,7 +227,8 @@ impl Spec for Quantise {
                 }
                 for (at, x) in (from..to).zip(values) {
                     let scaled = if scale == 0.0 && !x.is_nan() { 0.0 } else { f64::from(x / scale) };
-                    out.set(at, to_integer(self.to, scaled), scaled.abs());
+                    let code = to_integer(self.to, scaled);
+                    out.set(at, code, code.abs());
                 }
             }
         }

@@ -32,9 +32,26 @@ pub(super) fn ensure_like(op: &'static str, field: &'static str, rows: Rows, lik
     ensure(same, op, field, format!("{} x {} vectors of {}", rows.outer, rows.inner, rows.len), &expected)
 }
 
-/// Refuses rows to be written that share elements.
+/// Refuses rows to be written that overflow or share elements.
 pub(super) fn ensure_disjoint(op: &'static str, field: &'static str, rows: Rows) -> Result<()> {
+    ensure_extent(op, field, rows)?;
     ensure(rows.is_disjoint(), op, field, format!("{rows:?}"), "vectors that do not overlap")
+}
+
+/// Refuses a matrix to be written that overflows or in which elements coincide.
+pub(super) fn ensure_output(
+    op: &'static str,
+    strides: Matrix,
+    batch: usize,
+    rows: usize,
+    cols: usize,
+) -> Result<()> {
+    if strides.extent(batch, rows, cols).is_none() {
+        return Err(Error::Overflow { op, what: "the extent of c" });
+    }
+    let expected = "strides under which no two elements coincide";
+    let disjoint = strides.is_disjoint(batch, rows, cols);
+    ensure(disjoint, op, "strides of c", format!("{strides:?}"), expected)
 }
 
 /// Refuses rows whose strides and count of elements overflow.

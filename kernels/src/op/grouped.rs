@@ -1,6 +1,6 @@
 //! Matrix products of the experts of a mixture, over rows sorted by expert.
 
-use super::check::{bytes_of, ensure, ensure_countable, ensure_float, product, total};
+use super::check::{bytes_of, ensure, ensure_countable, ensure_float, ensure_output, product, total};
 use super::matmul::check_inputs;
 use super::{Activation, Constant, Operand, Policy, Spec, Tensor2, Values};
 use crate::buffer::Access;
@@ -104,13 +104,7 @@ impl Spec for GroupedMatMul {
             ensure_float(NAME, "dtype of bias", bias)?;
         }
         ensure(self.a_divisor > 0, NAME, "a_divisor", 0, "at least 1")?;
-        ensure(
-            self.c.strides.is_disjoint(1, self.c_rows, self.n),
-            NAME,
-            "strides of c",
-            format!("{:?}", self.c.strides),
-            "strides under which no two elements coincide",
-        )?;
+        ensure_output(NAME, self.c.strides, 1, self.c_rows, self.n)?;
         ensure_countable(NAME, "experts", Some(self.experts))?;
         ensure_countable(NAME, "rows", Some(self.rows))?;
         ensure_countable(NAME, "c_rows", Some(self.c_rows))?;

@@ -144,10 +144,11 @@ impl KvAppend {
             for i in 0..n {
                 let Some(target) = self.target(b, i, n, slots) else { continue };
                 for head in 0..self.kv.kv_heads {
-                    let (mut values, magnitudes): (Vec<f64>, Vec<f64>) =
+                    let (mut values, mut magnitudes): (Vec<f64>, Vec<f64>) =
                         vector(first + i, head).into_iter().unzip();
                     if self.kv_dtype.is_block() {
                         values = through_blocks(self.kv_dtype, &values);
+                        magnitudes = values.iter().map(|v| v.abs()).collect();
                     }
                     for (d, (value, magnitude)) in values.into_iter().zip(magnitudes).enumerate() {
                         cache.set(target + head * self.kv.head_stride + d, value, magnitude);

@@ -1,6 +1,6 @@
 //! Matrix product with an epilogue.
 
-use super::check::{bytes_of, distinct, ensure, product};
+use super::check::{bytes_of, distinct, ensure, ensure_output, product};
 use super::{Operand, Spec, Values};
 use crate::buffer::Access;
 use crate::dtype::DType;
@@ -338,14 +338,7 @@ impl Spec for MatMul {
             let dtype = residual.dtype;
             ensure(dtype.is_float(), NAME, "dtype of residual", dtype, "a float type")?;
         }
-        let disjoint = self.c.strides.is_disjoint(self.batch, self.m, self.n);
-        ensure(
-            disjoint,
-            NAME,
-            "strides of c",
-            format!("{:?}", self.c.strides),
-            "strides under which no two elements coincide",
-        )?;
+        ensure_output(NAME, self.c.strides, self.batch, self.m, self.n)?;
         let work = [self.batch, self.m, self.n, self.k].iter().try_fold(2usize, |all, &s| all.checked_mul(s));
         if work.is_none() && ![self.batch, self.m, self.n, self.k].contains(&0) {
             return Err(Error::Overflow { op: NAME, what: "batch * m * n * k" });

@@ -1,0 +1,118 @@
+//! The magnitudes that references give: wide enough for inputs that are off by a rounding, too narrow for a term that is wrong.
+
+use crate::common::Dice;
+use crate::samples::{KINDS, Source, arguments};
+use perjoule_kernels::op::*;
+use perjoule_kernels::{Access, DType, KvLayout, Numerics};
+use proptest::prelude::*;
+
+const F32: DType = DType::F32;
+
+/// What [`Numerics`] allows an output to be off by, before it is rounded.
+fn bound(op: &Op, magnitude: f64) -> f64 {
+    Numerics::F32.unit * (4.0 + (op.spec().reduction() as f64).sqrt()) * magnitude
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn inputs_off_by_a_rounding_stay_within_the_bound(kind in 0..KINDS, seed: u64) {
+        let mut source = Source { dice: Dice(seed), absurd: false };
+        let op = source.op(kind);
+        // these round within, so that a small change may become a whole step
+        let steps = matches!(op, Op::Quantise(_)) || matches!(op, Op::Cast(c) if c.to.is_integer());
+        if op.validate().is_err() || steps {
+            return Ok(());
+        }
+        let mut exact = arguments(&op, &mut source.dice);
+        let mut rounded = exact.clone();
+        let operands = op.operands();
+        for (arg, operand) in rounded.iter_mut().zip(&operands) {
+            // accumulated into f32 from here on
+            let off = operand.access == Access::Read && !operand.slot && operand.dtype.is_float();
+            if off && operand.name != "uniform" {
+                for value in &mut arg.value {
+                    *value *= 1.0 + Numerics::F32.unit * source.dice.real() / 2.0;
+                }
+            }
+        }
+        op.reference(&mut exact);
+        op.reference(&mut rounded);
+        for ((a, b), operand) in exact.iter().zip(&rounded).zip(&operands).filter(|(_, o)| o.access.writes()) {
+            for at in 0..a.value.len() {
+                let (x, y) = (a.value[at], b.value[at]);
+                let allowed = bound(&op, a.magnitude[at]);
+                let same = (x.is_nan() && y.is_nan()) || (x - y).abs() <= allowed;
+                prop_assert!(same, "{op:?}: {}[{at}] {x} {y}, {allowed:e} allowed", operand.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_wrong_input_does_not_pass() {
+    let kv = KvLayout::contiguous(1, 64, 16);
+    let mut attention = Attention::causal(1, 2, 2, kv, F32);
+    attention.causal = false;
+    let product = MatMul::linear(3, 5, 300, F32, F32, F32);
+    let ops: Vec<Op> = vec![
+        product.into(),
+        attention.into(),
+        RmsNorm::dense(2, 300, F32).into(),
+        LayerNorm::dense(2, 300, F32).into(),
+        Rope::dense(3, 2, 16, F32, 10_000.0).into(),
+        Gated::dense(3, 20, F32, GatedKind::SwiGlu).into(),
+        Gated::dense(3, 20, F32, GatedKind::GeGlu).into(),
+        Gated::dense(3, 20, F32, GatedKind::GptOss { alpha: 1.7, limit: 7.0 }).into(),
+        Softmax::dense(2, 200, F32).into(),
+        Add::dense(3, 20, F32).into(),
+        Combine::dense(3, 4, 20, F32).into(),
+        GatedMatMul { gate: product, up: product, gated: Gated::dense(3, 5, F32, GatedKind::SwiGlu) }.into(),
+    ];
+    for op in ops {
+        let mut dice = Dice(7);
+        let mut clean = arguments(&op, &mut dice);
+        if let Op::Attention(_) = op {
+            clean[3] = Values::new(vec![64.0]);
+        }
+        let inputs = clean.clone();
+        op.reference(&mut clean);
+        for (which, operand) in op.operands().iter().enumerate() {
+            if operand.access == Access::Write || operand.slot {
+                continue;
+            }
+            for _ in 0..20 {
+                let mut wrong = inputs.clone();
+                let at = dice.below(wrong[which].value.len());
+                let old = wrong[which].value[at];
+                // as though the element had been read from somewhere else
+                wrong[which].value[at] = if old.abs() > 0.1 { -old } else { 1.0 };
+                op.reference(&mut wrong);
+                let seen = clean.iter().zip(&wrong).any(|(a, b)| {
+                    (0..a.magnitude.len())
+                        .any(|i| (a.value[i] - b.value[i]).abs() > bound(&op, a.magnitude[i]))
+                });
+                assert!(seen, "{op}: {}[{at}] may be wrong", operand.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_last_row_of_a_slot_driven_op_is_seen() {
+    // a kernel that forgets the newest key must fail: it has the least weight when all are equal
+    let kv = KvLayout::contiguous(1, 512, 8);
+    let op = Attention::causal(1, 1, 1, kv, F32);
+    let mut dice = Dice(3);
+    let (q, k, v) = (dice.reals(8), dice.reals(512 * 8), dice.reals(512 * 8));
+    let at = |len: f64| {
+        let mut args = [q.clone(), k.clone(), v.clone(), vec![len], vec![0.0; 8]].map(Values::new);
+        op.reference(&mut args);
+        args[4].clone()
+    };
+    let (all, short) = (at(512.0), at(511.0));
+    let op = Op::from(op);
+    let seen = (0..8).any(|d| (all.value[d] - short.value[d]).abs() > bound(&op, all.magnitude[d]));
+    assert!(seen);
+}

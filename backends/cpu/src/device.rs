@@ -35,7 +35,7 @@ pub struct CpuDevice {
     info: DeviceInfo,
     rows: RwLock<Arc<[&'static Kernel]>>,
     tuning: RwLock<Option<Arc<Tuning>>>,
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 /// What streams share with their device.

@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`ceiling`] | what the processor can do at most, measured |
 //! | [`device`] | [`CpuDevice`]: opening it, its memory, its table |
 //! | [`team`] | the threads: they spin briefly, then sleep; barriers and work claiming inside a region |
 //! | [`spmd`] | [`Spmd`](spmd::Spmd), what a row's body implements, and its checked arguments |
@@ -17,6 +18,7 @@
 //!
 //! After `fork`, the child's team has no threads: launches there fail with [`perjoule_kernels::Error::Lost`].
 
+pub mod ceiling;
 pub mod device;
 pub mod features;
 mod launch;

@@ -1,0 +1,250 @@
+//! What this CPU can do at most, measured: arithmetic out of registers, and streaming through memory. Kernels are held against it.
+//!
+//! Both run as regions of the device's team, with as many threads and the instruction set that its rows may use. They are amounts of
+//! work, not times: the caller times them with the clock that it uses for kernels.
+
+use crate::device::{CpuCaps, CpuDevice};
+use crate::simd::{Avx2, Avx512, Kernel, Portable, Simd};
+use crate::team::Panicked;
+use perjoule_kernels::{Device, Error, Result};
+use std::hint::black_box;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Independent chains of multiply-adds: more than latency times throughput of any x86 or Arm core (4 cycles on 2 units need 8), few
+/// enough to stay in 16 registers.
+const CHAINS: usize = 12;
+
+/// Streams of a lane that are summed side by side, to hide the latency of additions.
+const STREAMS: usize = 8;
+
+fn fault(panicked: Panicked) -> Error {
+    Error::Fault { kernel: "ceiling", detail: panicked.0 }
+}
+
+fn caps(device: &CpuDevice) -> CpuCaps {
+    // a CpuDevice always carries its caps
+    device.info().caps::<CpuCaps>().copied().unwrap_or(CpuCaps {
+        features: Default::default(),
+        caches: crate::features::Caches::detect(),
+        threads: device.threads(),
+    })
+}
+
+/// `rounds` rounds of f32 multiply-adds in registers on every lane. Returns the floating-point operations done, a multiplication and
+/// an addition counted as two.
+///
+/// # Errors
+/// [`Error::Fault`] when a lane panics, [`Error::Lost`] after a fork.
+pub fn multiply_add(device: &CpuDevice, rounds: u64) -> Result<u64> {
+    let features = caps(device).features;
+    let lanes = if Avx512::allowed(features) {
+        in_registers(device, rounds, Avx512::detect(), Avx512::LANES)?
+    } else if Avx2::allowed(features) {
+        in_registers(device, rounds, Avx2::detect(), Avx2::LANES)?
+    } else {
+        in_registers(device, rounds, Some(Portable), Portable::LANES)?
+    };
+    Ok(2 * rounds * (CHAINS * lanes * device.threads()) as u64)
+}
+
+/// Name of the instruction set that [`multiply_add`] uses on this device.
+pub fn instruction_set(device: &CpuDevice) -> &'static str {
+    let features = caps(device).features;
+    match () {
+        () if Avx512::allowed(features) => Avx512::NAME,
+        () if Avx2::allowed(features) => Avx2::NAME,
+        () => Portable::NAME,
+    }
+}
+
+fn in_registers<S: Simd>(device: &CpuDevice, rounds: u64, token: Option<S>, lanes: usize) -> Result<usize> {
+    let Some(s) = token else {
+        return Err(Error::Unsupported { what: "this instruction set", why: "the processor lacks it".into() });
+    };
+    device.region(&|_| {
+        black_box(s.vectorise(Chains { rounds, start: black_box(1.0), factor: black_box(0.999_9) }));
+    })?;
+    Ok(lanes)
+}
+
+struct Chains {
+    rounds: u64,
+    start: f32,
+    factor: f32,
+}
+
+impl Kernel for Chains {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let factor = s.splat(self.factor);
+        // x = x * 0.9999 + 1: stays finite and normal for ever
+        let one = s.splat(self.start);
+        let mut chains = [one; CHAINS];
+        for _ in 0..self.rounds {
+            for chain in &mut chains {
+                *chain = s.fma(*chain, factor, one);
+            }
+        }
+        let mut sum = s.splat(0.0);
+        for chain in chains {
+            sum = s.add(sum, chain);
+        }
+        s.reduce_add(sum)
+    }
+}
+
+/// Memory to stream through: a source and a destination, of which each lane has a part that it alone touches.
+pub struct Bandwidth<'d> {
+    device: &'d CpuDevice,
+    parts: Vec<Mutex<Part>>,
+}
+
+#[derive(Default)]
+struct Part {
+    from: Vec<f32>,
+    to: Vec<f32>,
+}
+
+impl<'d> Bandwidth<'d> {
+    /// Takes about `bytes` bytes for the source and as many for the destination; they should be several times the last-level cache.
+    /// Every page is written by the lane that reads it, so that it lies in that lane's memory.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Fault`], [`Error::Lost`].
+    pub fn new(device: &'d CpuDevice, bytes: usize) -> Result<Self> {
+        let lanes = device.threads();
+        let each = (bytes / size_of::<f32>() / lanes).next_multiple_of(1024);
+        let parts: Vec<Mutex<Part>> = (0..lanes).map(|_| Mutex::default()).collect();
+        let short = AtomicBool::new(false);
+        device.region(&|lane| {
+            let mut part = parts[lane.index()].lock().unwrap_or_else(|e| e.into_inner());
+            for (list, value) in [(0usize, 1.0f32), (1, 2.0)] {
+                let list = if list == 0 { &mut part.from } else { &mut part.to };
+                match list.try_reserve_exact(each) {
+                    Ok(()) => list.resize(each, value),
+                    Err(_) => short.store(true, Ordering::Relaxed),
+                }
+            }
+        })?;
+        if short.load(Ordering::Relaxed) {
+            let need = 2 * (each * size_of::<f32>() * lanes) as u64;
+            return Err(Error::OutOfMemory { device: device.info().label.clone(), need, available: None });
+        }
+        Ok(Bandwidth { device, parts })
+    }
+
+    fn bytes(&self) -> u64 {
+        let part = |part: &Mutex<Part>| part.lock().unwrap_or_else(|e| e.into_inner()).from.len();
+        (self.parts.iter().map(part).sum::<usize>() * size_of::<f32>()) as u64
+    }
+
+    /// Reads the source once. Returns the bytes read.
+    ///
+    /// # Errors
+    /// [`Error::Fault`], [`Error::Lost`].
+    pub fn read(&self) -> Result<u64> {
+        let features = caps(self.device).features;
+        self.device.region(&|lane| {
+            let part = self.parts[lane.index()].lock().unwrap_or_else(|e| e.into_inner());
+            let sum = Sum(&part.from);
+            black_box(match (Avx512::detect(), Avx2::detect()) {
+                (Some(s), _) if Avx512::allowed(features) => s.vectorise(sum),
+                (_, Some(s)) if Avx2::allowed(features) => s.vectorise(sum),
+                _ => Portable.vectorise(sum),
+            });
+        })?;
+        Ok(self.bytes())
+    }
+
+    /// Copies the source to the destination once. Returns the bytes read and written together.
+    ///
+    /// # Errors
+    /// [`Error::Fault`], [`Error::Lost`].
+    pub fn copy(&self) -> Result<u64> {
+        self.device.region(&|lane| {
+            let mut part = self.parts[lane.index()].lock().unwrap_or_else(|e| e.into_inner());
+            let Part { from, to } = &mut *part;
+            to.copy_from_slice(from);
+            black_box(&mut part.to);
+        })?;
+        Ok(2 * self.bytes())
+    }
+}
+
+/// Sum of a slice whose length is a multiple of 1024.
+struct Sum<'a>(&'a [f32]);
+
+impl Kernel for Sum<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let mut sums = [s.splat(0.0); STREAMS];
+        for chunk in self.0.chunks_exact(STREAMS * S::LANES) {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = s.add(*sum, s.load(&chunk[i * S::LANES..]));
+            }
+        }
+        let mut all = s.splat(0.0);
+        for sum in sums {
+            all = s.add(all, sum);
+        }
+        s.reduce_add(all)
+    }
+}
+
+impl CpuDevice {
+    /// Runs `job` on every lane of the team, while nobody else uses the device.
+    fn region(&self, job: &(dyn Fn(&crate::team::Lane<'_>) + Sync)) -> Result<()> {
+        self.inner.alive()?;
+        self.inner.team.lock().run(job).map_err(fault)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Options;
+    use crate::features::Features;
+
+    fn device(features: Features) -> CpuDevice {
+        CpuDevice::open(&Options { threads: Some(2), features: Some(features) }).unwrap()
+    }
+
+    #[test]
+    fn work_is_counted_for_every_lane_and_instruction_set() {
+        let found = Features::of_processor();
+        for (features, lanes) in [(Features::default(), Portable::LANES), (found.masked("avx2").unwrap(), 8)] {
+            if lanes == 8 && !found.avx2 {
+                continue;
+            }
+            let done = multiply_add(&device(features), 1000).unwrap();
+            assert_eq!(done, 1000 * 2 * (CHAINS * lanes) as u64 * 2);
+        }
+    }
+
+    #[test]
+    fn chains_converge_to_their_fixed_point() {
+        // x = f x + 1 tends to 1 / (1 - f): the loop really runs
+        let sum = Portable.vectorise(Chains { rounds: 100_000, start: 1.0, factor: 0.9 });
+        let expected = 10.0 * (CHAINS * Portable::LANES) as f32;
+        assert!((sum / expected - 1.0).abs() < 1e-4, "{sum} {expected}");
+    }
+
+    #[test]
+    fn streams_move_what_they_say() {
+        let device = device(Features::of_processor());
+        let memory = Bandwidth::new(&device, 1 << 20).unwrap();
+        assert_eq!(memory.read().unwrap(), 1 << 20);
+        assert_eq!(memory.copy().unwrap(), 2 << 20);
+        for part in &memory.parts {
+            let part = part.lock().unwrap();
+            assert_eq!(part.from.len(), (1 << 20) / 8);
+            assert!(part.to.iter().all(|&x| x == 1.0));
+            assert_eq!(Portable.vectorise(Sum(&part.from)), part.from.len() as f32);
+        }
+    }
+}

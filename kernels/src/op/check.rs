@@ -153,3 +153,7 @@ pub(super) fn through_blocks(dtype: DType, values: &[f64]) -> Vec<f64> {
     }
     out
 }
+
+/// Magnitude that allows for a factor which f32 arithmetic flushes to zero: the smallest normal number, 2^-126, over the least
+/// multiple of a magnitude that [`Numerics`](crate::Numerics) allows, some 2^-22.
+pub(super) const FLUSHED: f64 = 1.0 / (1u128 << 104) as f64;

@@ -1,7 +1,7 @@
 //! Gated activations of feed-forward layers (arXiv:2002.05202).
 
 use super::check::{
-    ensure, ensure_disjoint, ensure_extent, ensure_float, ensure_like, product, rows_bytes, total,
+    FLUSHED, ensure, ensure_disjoint, ensure_extent, ensure_float, ensure_like, product, rows_bytes, total,
 };
 use super::{Activation, Operand, Spec, Values};
 use crate::buffer::Access;
@@ -49,13 +49,15 @@ impl GatedKind {
     /// relative error; the tanh form cancels for negative gates.
     pub(super) fn magnitude(self, gate: f64, up: f64) -> f64 {
         let (activated, factor) = self.factors(gate, up);
-        match self {
+        let flushed = (gate * factor).abs() * FLUSHED;
+        let terms = match self {
             GatedKind::SwiGlu => (activated * factor).abs() * (1.0 + gate.abs()),
             GatedKind::GeGlu => (gate * factor).abs() + (activated * factor).abs() * (1.0 + gate.abs()),
             GatedKind::GptOss { alpha, .. } => {
                 activated.abs() * (up.abs() + 1.0) * (1.0 + (f64::from(alpha) * gate).abs())
             }
-        }
+        };
+        terms + flushed
     }
 }
 

@@ -1,6 +1,8 @@
 //! Softmax over vectors, and the weights that routing and sampling share with it.
 
-use super::check::{ensure, ensure_disjoint, ensure_extent, ensure_float, ensure_like, product, rows_bytes};
+use super::check::{
+    FLUSHED, ensure, ensure_disjoint, ensure_extent, ensure_float, ensure_like, product, rows_bytes,
+};
 use super::{Operand, Spec, Values};
 use crate::buffer::Access;
 use crate::dtype::DType;
@@ -46,7 +48,7 @@ pub(super) fn weights(scores: &[f64]) -> Vec<(f64, f64)> {
     let shared: f64 = scores.iter().zip(&exps).map(|(&s, e)| size(s, e / sum)).sum();
     let weight = |(&s, e): (&f64, &f64)| {
         let p = e / sum;
-        (p, size(s, p) + p * (1.0 + shared))
+        (p, size(s, p) + p * (1.0 + shared) + FLUSHED)
     };
     scores.iter().zip(&exps).map(weight).collect()
 }

@@ -565,6 +565,10 @@ fn appending_skips_what_lies_outside_the_cache() {
     let args = run(append, &[&k, &k, &lengths, &table, &cache, &cache]);
     assert_eq!(args[4].value, [2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.0]);
     assert_eq!(args[4].value, args[5].value);
+    // the token behind the capacity of one sequence does not reach the next
+    let append = KvAppend::dense(2, 3, KvLayout::contiguous(1, 2, 1), F32);
+    let cache = [0.0; 4];
+    assert_eq!(result(append, &[&k, &k, &[3.0, 0.0], &cache, &cache]), [1.0, 2.0, 0.0, 0.0]);
 }
 
 #[test]

@@ -99,6 +99,57 @@ fn a_wrong_input_does_not_pass() {
     }
 }
 
+/// Whether an f32 result passes: half a unit in its last place, and the bound.
+fn passes(op: &Op, got: f32, want: f64, magnitude: f64) -> bool {
+    let half_unit = want.abs() * DType::F32.epsilon() + f64::from(f32::from_bits(1));
+    (f64::from(got) - want).abs() <= half_unit + bound(op, magnitude)
+}
+
+#[test]
+fn plain_f32_evaluations_pass_whatever_the_exponent() {
+    // exponentials overflow and underflow on the way
+    let gates: Vec<f32> = (-600..=600).map(|i| i as f32 * 0.3 + 0.017).collect();
+    let ups: Vec<f32> = gates.iter().rev().map(|g| g * 0.21).collect();
+    let silu = |g: f32, u: f32| g / (1.0 + (-g).exp()) * u;
+    let gelu = |g: f32, u: f32| 0.5 * g * (1.0 + (0.797_884_56 * (g + 0.044715 * g * g * g)).tanh()) * u;
+    let gpt_oss = |g: f32, u: f32| {
+        let g = g.min(7.0);
+        g / (1.0 + (-1.702 * g).exp()) * (u.clamp(-7.0, 7.0) + 1.0)
+    };
+    let kinds: [(GatedKind, &dyn Fn(f32, f32) -> f32); 3] = [
+        (GatedKind::SwiGlu, &silu),
+        (GatedKind::GeGlu, &gelu),
+        (GatedKind::GptOss { alpha: 1.702, limit: 7.0 }, &gpt_oss),
+    ];
+    let wide = |x: &[f32]| Values::new(x.iter().map(|&x| f64::from(x)).collect());
+    let count = gates.len();
+    for (kind, evaluate) in kinds {
+        let op = Op::from(Gated::dense(1, count, F32, kind));
+        let mut args = [wide(&gates), wide(&ups), Values::new(vec![0.0; count])];
+        op.reference(&mut args);
+        for i in 0..count {
+            let (got, want) = (evaluate(gates[i], ups[i]), args[2].value[i]);
+            assert!(
+                passes(&op, got, want, args[2].magnitude[i]),
+                "{kind:?} {} {}: {got} {want}",
+                gates[i],
+                ups[i]
+            );
+        }
+    }
+    let op = Op::from(Softmax::dense(1, count, F32));
+    let mut args = [wide(&gates), Values::new(vec![0.0; count])];
+    op.reference(&mut args);
+    let top = gates[count - 1];
+    let flush = |x: f32| if x < f32::MIN_POSITIVE { 0.0 } else { x };
+    let exps: Vec<f32> = gates.iter().map(|x| flush((x - top).exp())).collect();
+    let total: f32 = exps.iter().sum();
+    for i in 0..count {
+        let (got, want) = (flush(exps[i] / total), args[1].value[i]);
+        assert!(passes(&op, got, want, args[1].magnitude[i]), "softmax {}: {got} {want}", gates[i]);
+    }
+}
+
 #[test]
 fn the_last_row_of_a_slot_driven_op_is_seen() {
     // a kernel that forgets the newest key must fail: it has the least weight when all are equal

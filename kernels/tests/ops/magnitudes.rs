@@ -111,15 +111,16 @@ fn plain_f32_evaluations_pass_whatever_the_exponent() {
     let gates: Vec<f32> = (-600..=600).map(|i| i as f32 * 0.3 + 0.017).collect();
     let ups: Vec<f32> = gates.iter().rev().map(|g| g * 0.21).collect();
     let silu = |g: f32, u: f32| g / (1.0 + (-g).exp()) * u;
-    let gelu = |g: f32, u: f32| 0.5 * g * (1.0 + (0.797_884_56 * (g + 0.044715 * g * g * g)).tanh()) * u;
+    let gelu = |g: f32, u: f32| 0.5 * g * (1.0 + (0.797_884_6 * (g + 0.044715 * g * g * g)).tanh()) * u;
     let gpt_oss = |g: f32, u: f32| {
         let g = g.min(7.0);
         g / (1.0 + (-1.702 * g).exp()) * (u.clamp(-7.0, 7.0) + 1.0)
     };
-    let kinds: [(GatedKind, &dyn Fn(f32, f32) -> f32); 3] = [
-        (GatedKind::SwiGlu, &silu),
-        (GatedKind::GeGlu, &gelu),
-        (GatedKind::GptOss { alpha: 1.702, limit: 7.0 }, &gpt_oss),
+    type Evaluate = fn(f32, f32) -> f32;
+    let kinds: [(GatedKind, Evaluate); 3] = [
+        (GatedKind::SwiGlu, silu),
+        (GatedKind::GeGlu, gelu),
+        (GatedKind::GptOss { alpha: 1.702, limit: 7.0 }, gpt_oss),
     ];
     let wide = |x: &[f32]| Values::new(x.iter().map(|&x| f64::from(x)).collect());
     let count = gates.len();

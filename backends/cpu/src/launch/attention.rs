@@ -1,0 +1,321 @@
+//! Attention over a KV cache without the score matrix (arXiv:2205.14135), for one instruction set.
+//!
+//! A *unit* is a block of queries of one sequence together with all query heads that share one key/value head: its *rows*. It goes
+//! through the keys that any of its rows sees in blocks of [`KEYS`], with a running maximum and sum for each row, so that each key
+//! and value is loaded once for the whole group of heads. Blocks that no row sees are never touched.
+//!
+//! * Many rows (prefill): both products are register tiles over operands converted to f32; queries are transposed once, so that
+//!   a vector's lanes are rows, and the softmax needs no sums across lanes.
+//! * Few rows (decode): keys and values are read straight from the cache in their own type, lanes along the head.
+//!
+//! Where there are fewer units than lanes, the keys of each are *split*: partial results go to scratch, and after a barrier each unit
+//! is put together in a fixed order. The number of splits depends on the shapes and the number of lanes, never on who was faster.
+
+use super::attention_block::{Block, KEYS, Keys};
+use super::body::{Body, on, other_op, speed};
+use super::run::{Run, Source, Target, read, write};
+use super::slots;
+use crate::device::CpuCaps;
+use crate::simd::{self, Simd};
+use crate::spmd::{Args, Out};
+use crate::team::Lane;
+use perjoule_kernels::kernel::Request;
+use perjoule_kernels::op::{Attention, Op};
+use perjoule_kernels::{Config, DType, DeviceInfo, Kernel, Launch, Numerics, Reason, Result};
+use std::ops::Range;
+
+/// Rows that a unit aims at: its queries, results and scores then stay in the second-level cache.
+const ROWS: usize = 128;
+
+/// Most splits of a unit.
+const SPLITS: usize = 64;
+
+/// Fewest keys of a split.
+const SPLIT: usize = 4 * KEYS;
+
+static CONFIGS: &[Config] = &[Config { name: "128x96", tile: &[ROWS, KEYS, 16], params: &[] }];
+
+/// An attention row for `S`, whose register tiles have `MR` keys (or rows).
+pub(crate) const fn row<S: Simd, const MR: usize>(name: &'static str) -> Kernel {
+    Kernel {
+        name,
+        op: "attention",
+        configs: CONFIGS,
+        packs: &[],
+        vendor: false,
+        numerics: Numerics::F32,
+        reject: reject::<S>,
+        cost: cost::<S>,
+        prepare: prepare::<S, MR>,
+    }
+}
+
+fn reject<S: Simd>(_: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
+    simd::refusal::<S>(info)
+}
+
+fn cost<S: Simd>(op: &Op, _: &Config, _: &DeviceInfo) -> f32 {
+    2e-6 + op.bytes() as f32 / 20e9 + op.flops() as f32 / (3e9 * speed::<S>())
+}
+
+fn prepare<S: Simd, const MR: usize>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    let Op::Attention(op) = request.op else { return Err(other_op(request.op)) };
+    let lanes = request.device.info().caps::<CpuCaps>().map_or(1, |caps| caps.threads);
+    on::<S>(Flash::<MR>::new(*op, lanes, S::LANES))
+}
+
+/// What is settled when a row is prepared.
+struct Flash<const MR: usize> {
+    op: Attention,
+    /// Query heads of a key/value head.
+    group: usize,
+    /// Queries of a unit, and units of a sequence and key/value head.
+    queries: usize,
+    blocks: usize,
+    /// Parts into which the keys of each unit are split.
+    splits: usize,
+    /// Sizes of a lane's working memory.
+    block: Block,
+    lanes: usize,
+    /// Operands behind `kv_len`.
+    offsets: Option<usize>,
+    table: Option<usize>,
+    sinks: Option<usize>,
+    out: usize,
+}
+
+/// The slots and operands of a launch.
+struct Launched<'a> {
+    q: Source<'a>,
+    k: Source<'a>,
+    v: Source<'a>,
+    kv_len: &'a [i32],
+    offsets: Option<&'a [i32]>,
+    table: &'a [i32],
+    sinks: Option<&'a [f32]>,
+    out: Target<'a>,
+}
+
+/// A unit as the slots make it.
+#[derive(Clone, Copy)]
+struct Unit {
+    sequence: usize,
+    kv_head: usize,
+    /// First query row of the sequence, and their number.
+    first: usize,
+    n: usize,
+    /// First query of the unit within the sequence, and their number.
+    query: usize,
+    count: usize,
+    /// Keys of the sequence.
+    length: usize,
+}
+
+impl<const MR: usize> Flash<MR> {
+    fn new(op: Attention, lanes: usize, vector: usize) -> Self {
+        let group = op.q.inner / op.kv.kv_heads;
+        let queries = (ROWS / group).clamp(1, op.q_len.max(1));
+        let blocks = op.q_len.div_ceil(queries);
+        let units = (op.batch * op.kv.kv_heads).saturating_mul(blocks);
+        let splits = match units {
+            0 => 1,
+            _ => (4 * lanes / units).min(op.kv.capacity.div_ceil(SPLIT)).clamp(1, SPLITS),
+        };
+        let mut operand = 3;
+        let mut next = |present: bool| {
+            operand += usize::from(present);
+            present.then_some(operand)
+        };
+        let (offsets, table, sinks) = (next(op.ragged), next(op.kv.paging.is_some()), next(op.sinks));
+        let out = operand + 1;
+        let block = Block::new(queries * group, op.q.len, vector, MR);
+        Flash { op, group, queries, blocks, splits, block, lanes, offsets, table, sinks, out }
+    }
+
+    fn units(&self) -> usize {
+        self.op.batch * self.op.kv.kv_heads * self.blocks
+    }
+
+    /// The unit with this number, if its sequence has so many queries. The last blocks of queries, which see the most keys, come
+    /// first.
+    fn unit(&self, number: usize, l: &Launched<'_>) -> Option<Unit> {
+        let pairs = self.op.batch * self.op.kv.kv_heads;
+        let (block, pair) = (self.blocks - 1 - number / pairs, number % pairs);
+        let (sequence, kv_head) = (pair / self.op.kv.kv_heads, pair % self.op.kv.kv_heads);
+        let rows = slots::query_rows(sequence, self.op.q_len, self.op.q.outer, l.offsets);
+        let query = block * self.queries;
+        (query < rows.len()).then(|| Unit {
+            sequence,
+            kv_head,
+            first: rows.start,
+            n: rows.len(),
+            query,
+            count: self.queries.min(rows.len() - query),
+            // a paged cache may have no blocks at all
+            length: if l.k.bytes.is_empty() {
+                0
+            } else {
+                slots::length(l.kv_len[sequence], self.op.kv.capacity)
+            },
+        })
+    }
+
+    /// Keys that row `row` of the unit sees.
+    fn visible(&self, unit: &Unit, row: usize) -> Range<usize> {
+        self.op.visible(unit.query + row / self.group, unit.n, unit.length)
+    }
+
+    /// Element ranges of a row's vector in queries and in the result.
+    fn place(&self, unit: &Unit, row: usize) -> (usize, usize) {
+        let token = unit.first + unit.query + row / self.group;
+        let head = unit.kv_head * self.group + row % self.group;
+        (self.op.q.start(token, head), self.op.out.start(token, head))
+    }
+
+    /// Keys of split `split` that any row of the unit sees.
+    fn keys(&self, unit: &Unit, split: usize) -> Range<usize> {
+        // ranges of later queries neither start nor end earlier
+        let start = self.visible(unit, 0).start;
+        let end = self.visible(unit, (unit.count - 1) * self.group).end.max(start);
+        let blocks = (end - start).div_ceil(KEYS);
+        let bound = |i: usize| (start + blocks * i / self.splits * KEYS).min(end);
+        bound(split)..bound(split + 1)
+    }
+
+    /// Floats of a partial result.
+    fn part_len(&self) -> usize {
+        if self.splits == 1 { 0 } else { self.block.part_len() }
+    }
+
+    /// Computes one split of a unit into the lane's working memory.
+    #[inline(always)]
+    fn attend<S: Simd>(&self, s: S, l: &Launched<'_>, unit: &Unit, split: usize, memory: &mut [f32]) {
+        let rows = unit.count * self.group;
+        let mut work = self.block.work(memory, rows);
+        for row in 0..rows {
+            let (from, _) = self.place(unit, row);
+            read(s, l.q, from, work.query(row));
+        }
+        work.start(s, self.op.scale);
+        let keys = self.keys(unit, split);
+        let mut at = [0usize; KEYS];
+        let head = unit.kv_head * self.op.kv.head_stride;
+        for first in keys.clone().step_by(KEYS) {
+            let n = KEYS.min(keys.end - first);
+            for (i, at) in at[..n].iter_mut().enumerate() {
+                // a table that names no block is the caller's error: any vector will do, as long as it exists
+                *at = slots::vector(&self.op.kv, unit.sequence, first + i, l.table).unwrap_or(0) + head;
+            }
+            let mut masked = false;
+            for row in 0..rows {
+                let seen = self.visible(unit, row);
+                let range =
+                    seen.start.clamp(first, first + n) - first..seen.end.clamp(first, first + n) - first;
+                masked |= range.len() != n;
+                work.see(row, range);
+            }
+            let block = Keys { k: l.k, v: l.v, at: &at[..n], masked, soft_cap: self.op.soft_cap };
+            work.add::<S, MR>(s, &block);
+        }
+    }
+
+    /// Puts the parts of a unit together and stores the result.
+    #[inline(always)]
+    fn finish<S: Simd>(&self, s: S, l: &Launched<'_>, unit: &Unit, parts: &[f32]) {
+        let len = self.block.part_len();
+        let (mut weights, mut run) = ([0.0f32; SPLITS], Run::ZERO);
+        for row in 0..unit.count * self.group {
+            let sink = l.sinks.map(|sinks| sinks[unit.kv_head * self.group + row % self.group]);
+            let mut top = sink.unwrap_or(f32::NEG_INFINITY);
+            for part in parts.chunks_exact(len) {
+                // f32::max ignores NaN, which returns through the weight
+                top = top.max(self.block.part(part).max(row));
+            }
+            let mut sum = sink.map_or(0.0, |sink| (sink - top).exp());
+            for (part, weight) in parts.chunks_exact(len).zip(&mut weights) {
+                let part = self.block.part(part);
+                // of a part without a finite score nothing counts
+                *weight = if part.max(row) == f32::NEG_INFINITY { 0.0 } else { (part.max(row) - top).exp() };
+                sum += *weight * part.sum(row);
+            }
+            let empty = self.visible(unit, row).is_empty();
+            let inverse = 1.0 / sum;
+            let (_, to) = self.place(unit, row);
+            for (first, n) in super::run::runs(self.op.q.len) {
+                run.0[..n.next_multiple_of(S::LANES)].fill(0.0);
+                for (part, weight) in parts.chunks_exact(len).zip(&weights) {
+                    let weight = s.splat(*weight);
+                    let values = self.block.part(part).values(row);
+                    for i in (0..n).step_by(S::LANES) {
+                        run.set(s, i, s.fma(s.load(&values[first + i..]), weight, run.get(s, i)));
+                    }
+                }
+                for i in (0..n).step_by(S::LANES) {
+                    run.set(s, i, s.mul(run.get(s, i), s.splat(inverse)));
+                }
+                if empty {
+                    run.0[..n].fill(0.0);
+                }
+                // SAFETY: rows of units are different vectors of `out`, which do not overlap, and each unit has one lane.
+                unsafe { write(s, &run.0[..n], l.out, to + first) };
+            }
+        }
+    }
+}
+
+impl<const MR: usize> Body for Flash<MR> {
+    fn scratch(&self) -> u64 {
+        let parts = self.part_len().saturating_mul(self.units().saturating_mul(self.splits));
+        let floats = parts.saturating_add(self.block.len().saturating_mul(self.lanes));
+        (floats as u64).saturating_mul(4)
+    }
+
+    #[inline(always)]
+    fn run<S: Simd>(&self, s: S, lane: &Lane<'_>, args: &Args) {
+        let source = |i: usize, dtype: DType| Source { bytes: args.read(i), dtype };
+        let l = Launched {
+            q: source(0, self.op.q_dtype),
+            k: source(1, self.op.kv_dtype),
+            v: source(2, self.op.kv_dtype),
+            kv_len: args.read(3),
+            offsets: self.offsets.map(|i| args.read(i)),
+            table: self.table.map_or(&[], |i| args.read(i)),
+            sinks: self.sinks.map(|i| args.read(i)),
+            out: Target { bytes: args.out(self.out), dtype: self.op.out_dtype },
+        };
+        let units = self.units();
+        let scratch: Out<'_, f32> = args.scratch();
+        let own = lane.index() * self.block.len();
+        // SAFETY: each lane has a piece of its own at the start of the scratch, which it slices once.
+        let memory = unsafe { scratch.slice(own..own + self.block.len()) };
+        if self.splits == 1 {
+            while let Some(task) = lane.claim(units) {
+                if let Some(unit) = self.unit(task, &l) {
+                    self.attend(s, &l, &unit, 0, memory);
+                    self.finish(s, &l, &unit, &memory[..self.block.part_len()]);
+                }
+            }
+            return;
+        }
+        let parts = self.lanes * self.block.len();
+        let part = |index: usize| parts + index * self.part_len();
+        while let Some(task) = lane.claim(units * self.splits) {
+            let (number, split) = (task / self.splits, task % self.splits);
+            if let Some(unit) = self.unit(number, &l) {
+                self.attend(s, &l, &unit, split, memory);
+                // SAFETY: each task has a piece of its own, and one lane.
+                let to = unsafe { scratch.slice(part(task)..part(task + 1)) };
+                to.copy_from_slice(&memory[..to.len()]);
+            }
+        }
+        lane.barrier();
+        while let Some(number) = lane.claim(units) {
+            if let Some(unit) = self.unit(number, &l) {
+                let range = part(number * self.splits)..part((number + 1) * self.splits);
+                // SAFETY: after the barrier nobody writes the parts.
+                let parts = unsafe { scratch.shared(range) };
+                self.finish(s, &l, &unit, parts);
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Slots as untrusted numbers: whatever a caller put there, what follows stays within the operands.
+
+use perjoule_kernels::KvLayout;
+use std::ops::Range;
+
+/// Query rows of sequence `b`: `q_len` of them, or as `offsets` says, at most `q_len`. Ranges of different sequences do not overlap,
+/// and end at `tokens`: offsets that go down count as if they stayed.
+pub(crate) fn query_rows(b: usize, q_len: usize, tokens: usize, offsets: Option<&[i32]>) -> Range<usize> {
+    let Some(offsets) = offsets else { return b * q_len..(b + 1) * q_len };
+    let highest = offsets[..=b].iter().fold(0, |most, &o| most.max(o));
+    let start = (highest as usize).min(tokens);
+    let end = (highest.max(offsets[b + 1]) as usize).min(tokens);
+    start..end.min(start + q_len)
+}
+
+/// Keys of a sequence.
+pub(crate) fn length(kv_len: i32, capacity: usize) -> usize {
+    usize::try_from(kv_len).unwrap_or(0).min(capacity)
+}
+
+/// First element of `token`'s vector in head 0 of `sequence`; `table` holds the block table of all sequences when the cache is paged.
+/// `None` where the table names no block of the cache. The token is below the capacity.
+pub(crate) fn vector(kv: &KvLayout, sequence: usize, token: usize, table: &[i32]) -> Option<usize> {
+    let Some(paging) = kv.paging else { return Some(kv.start(sequence, 0, token, &[])) };
+    let block = table[sequence * kv.blocks_per_sequence() + token / paging.block];
+    let exists = usize::try_from(block).is_ok_and(|b| b < paging.blocks);
+    exists.then(|| kv.start(0, 0, token % paging.block, &[block]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use perjoule_kernels::Paging;
+
+    #[test]
+    fn offsets_of_any_kind_give_ranges_that_do_not_overlap() {
+        let cases: [&[i32]; 5] =
+            [&[0, 2, 2, 5], &[3, 1, 4, 2], &[-7, i32::MAX, 0, 9], &[i32::MIN; 4], &[9; 4]];
+        for offsets in cases {
+            let mut end = 0;
+            for b in 0..3 {
+                let rows = query_rows(b, 3, 5, Some(offsets));
+                assert!(
+                    rows.start >= end && rows.start <= rows.end && rows.end <= 5,
+                    "{offsets:?} {b}: {rows:?}"
+                );
+                assert!(rows.len() <= 3);
+                end = rows.end;
+            }
+        }
+        let valid: Vec<_> = (0..3).map(|b| query_rows(b, 3, 5, Some(&[0, 2, 2, 5]))).collect();
+        assert_eq!(valid, [0..2, 2..2, 2..5]);
+        assert_eq!(query_rows(2, 3, 9, None), 6..9);
+    }
+
+    #[test]
+    fn lengths_and_blocks_stay_inside() {
+        assert_eq!([-1, 0, 7, 8, i32::MAX].map(|l| length(l, 7)), [0, 0, 7, 7, 7]);
+        let kv = KvLayout::paged(2, 10, 4, Paging { block: 4, blocks: 3 });
+        let table = [2, 0, 1, -1, 3, i32::MIN];
+        assert_eq!(vector(&kv, 0, 5, &table), Some(4));
+        assert_eq!(vector(&kv, 0, 3, &table), Some(2 * 32 + 12));
+        assert_eq!([0, 4, 8].map(|t| vector(&kv, 1, t, &table)), [None; 3]);
+        assert_eq!(vector(&KvLayout::contiguous(2, 10, 4), 1, 3, &[]), Some(80 + 12));
+    }
+}

@@ -1,0 +1,163 @@
+//! Every attention row against the op's reference.
+
+mod common;
+
+use common::{Random, check, decode, devices, encode, launch, rows};
+use perjoule_kernels::op::{Attention, Op};
+use perjoule_kernels::{DType, KvLayout, Paging, Rows};
+
+fn lengths(values: &[usize]) -> (&'static str, Vec<f64>) {
+    ("kv_len", values.iter().map(|&v| v as f64).collect())
+}
+
+#[test]
+fn shapes_around_tiles() {
+    let devices = devices();
+    for (q_len, capacity, length) in [
+        (1, 1, 1),
+        (1, 200, 97),
+        (3, 96, 96),
+        (5, 100, 100),
+        (33, 300, 290),
+        (70, 200, 71),
+        (130, 130, 130),
+        (2, 10, 1),
+    ] {
+        for (heads, kv_heads, d) in [(1, 1, 8), (4, 2, 16), (6, 1, 40), (8, 2, 64), (3, 3, 5), (17, 1, 33)] {
+            let mut op =
+                Attention::causal(2, q_len, heads, KvLayout::contiguous(kv_heads, capacity, d), DType::F32);
+            check(&devices, op, &[lengths(&[length, length.div_ceil(2)])]);
+            op.causal = false;
+            check(&devices, op, &[lengths(&[length, 0])]);
+        }
+    }
+}
+
+#[test]
+fn all_types() {
+    let devices = devices();
+    let floats = [DType::F32, DType::BF16, DType::F16, DType::F8E4M3];
+    for (q_len, length) in [(1, 150), (20, 150)] {
+        for kv in floats.into_iter().chain([DType::Q8_0]) {
+            for (q, out) in floats.into_iter().zip(floats.into_iter().rev()) {
+                let op = Attention::causal(1, q_len, 4, KvLayout::contiguous(2, 160, 64), q);
+                let op = Attention { kv_dtype: kv, out_dtype: out, ..op };
+                check(&devices, op, &[lengths(&[length])]);
+            }
+        }
+    }
+}
+
+#[test]
+fn windows_caps_sinks_and_strides() {
+    let devices = devices();
+    for (q_len, length) in [(1, 333), (4, 333), (50, 333), (120, 200)] {
+        for (window, causal) in
+            [(Some(1), true), (Some(64), true), (Some(97), false), (Some(1000), true), (None, true)]
+        {
+            for (soft_cap, sinks) in [(None, true), (Some(0.7), false), (Some(30.0), true)] {
+                let kv = KvLayout::token_major(2, 340, 24);
+                let mut op = Attention::causal(1, q_len, 6, kv, DType::F32);
+                op.q = Rows { outer_stride: 6 * 24 + 9, ..op.q };
+                op.out = Rows { inner_stride: 30, outer_stride: 200, ..op.out };
+                op = Attention { window, causal, soft_cap, sinks, scale: 0.9, ..op };
+                check(&devices, op, &[lengths(&[length])]);
+            }
+        }
+    }
+}
+
+#[test]
+fn ragged_and_paged() {
+    let devices = devices();
+    for (offsets, tokens) in [([0, 1, 1, 30, 37], 40), ([0, 40, 41, 42, 42], 42)] {
+        for kv_dtype in [DType::F32, DType::BF16] {
+            let kv = KvLayout::paged(2, 500, 32, Paging { block: 16, blocks: 40 });
+            let rows = Rows::grid(tokens, 4, 32);
+            let op = Attention::causal(4, 40, 4, kv, DType::F32);
+            let op = Attention { ragged: true, q: rows, out: rows, kv_dtype, ..op };
+            let mut random = Random(7);
+            let table: Vec<f64> = (0..4 * 32).map(|_| (random.next() % 40) as f64).collect();
+            let given = [
+                lengths(&[480, 100, 77, 7]),
+                ("q_offsets", offsets.iter().map(|&o| f64::from(o)).collect()),
+                ("block_table", table),
+            ];
+            check(&devices, op, &given);
+        }
+    }
+}
+
+/// Long caches, so that keys are split among lanes, with and without sinks.
+#[test]
+fn splits() {
+    let devices = devices();
+    for (heads, kv_heads, sinks) in [(4, 1, false), (1, 1, true), (8, 2, true)] {
+        for length in [1, 383, 385, 2000, 4000] {
+            let op = Attention::causal(1, 2, heads, KvLayout::contiguous(kv_heads, 4000, 16), DType::BF16);
+            let op = Attention { sinks, q_dtype: DType::F32, out_dtype: DType::F32, ..op };
+            check(&devices, op, &[lengths(&[length])]);
+        }
+    }
+}
+
+/// What a row does not see must not reach it, even if it is NaN; what it sees must.
+#[test]
+fn nan_reaches_only_the_rows_that_see_it() {
+    let devices = devices();
+    for (q_len, bad) in [(30, 100), (3, 199), (3, 120)] {
+        let op: Op = Attention::causal(1, q_len, 2, KvLayout::contiguous(1, 200, 16), DType::F32).into();
+        for operand in [1, 2] {
+            let mut random = Random(3);
+            let mut inputs: Vec<Vec<f64>> =
+                [q_len * 32, 3200, 3200].map(|n| (0..n).map(|_| f64::from(random.signed())).collect()).into();
+            inputs[operand][bad * 16 + 3] = f64::NAN;
+            let mut bytes: Vec<Vec<u8>> = inputs.iter().map(|v| encode(DType::F32, v)).collect();
+            bytes.push(encode(DType::I32, &[200.0]));
+            bytes.push(encode(DType::F32, &vec![0.0; q_len * 32]));
+            for device in &devices {
+                for kernel in rows(device, &op) {
+                    let out = decode(DType::F32, &launch(device, kernel, &op, &bytes)[4]);
+                    for (i, row) in out.chunks(32).enumerate() {
+                        let sees = 200 - q_len + i >= bad;
+                        assert_eq!(row.iter().any(|x| x.is_nan()), sees, "{} row {i}", kernel.name);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Slots with nonsense in them: nothing outside the operands is touched, and nothing panics.
+#[test]
+fn slots_are_not_trusted() {
+    let devices = devices();
+    let kv = KvLayout::paged(2, 100, 16, Paging { block: 16, blocks: 3 });
+    for q_len in [1, 24] {
+        let rows_of = Rows::grid(2 * q_len, 4, 16);
+        let op = Attention::causal(2, q_len, 4, kv, DType::F32);
+        let op: Op = Attention { ragged: true, q: rows_of, out: rows_of, ..op }.into();
+        let mut random = Random(11);
+        for _ in 0..20 {
+            let mut wild = |n: usize| -> Vec<u8> {
+                let choose = |r: u64| match r % 4 {
+                    0 => (r >> 32) as i32,
+                    1 => i32::MIN,
+                    2 => i32::MAX,
+                    _ => (r >> 40) as i32 % 64,
+                };
+                (0..n).flat_map(|_| choose(random.next()).to_le_bytes()).collect()
+            };
+            let operands = op.operands();
+            let inputs: Vec<Vec<u8>> = operands
+                .iter()
+                .map(|o| if o.slot { wild(o.elements as usize) } else { vec![0; o.bytes as usize] })
+                .collect();
+            for device in &devices {
+                for kernel in rows(device, &op) {
+                    launch(device, kernel, &op, &inputs);
+                }
+            }
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! Eight lanes in an array: what every processor runs, as well as its baseline instructions vectorise it.
+//! Four lanes in an array: the 128-bit vectors of every baseline, as well as the compiler finds them.
 
 use super::{Kernel, Simd};
 use crate::features::Features;
@@ -8,12 +8,12 @@ use half::{bf16, f16};
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
 
-const LANES: usize = 8;
+const LANES: usize = 4;
 
-/// Eight f32, aligned so that the compiler may use whole vectors.
+/// Four f32, aligned so that the compiler may use a whole vector.
 #[derive(Clone, Copy)]
-#[repr(align(32))]
-pub(crate) struct V8([f32; LANES]);
+#[repr(align(16))]
+pub(crate) struct V4([f32; LANES]);
 
 /// `$body` for every lane, with `$i` its index.
 macro_rules! lanes {
@@ -24,7 +24,7 @@ macro_rules! lanes {
             out[$i] = $body;
             $i += 1;
         }
-        V8(out)
+        V4(out)
     }};
 }
 
@@ -32,7 +32,7 @@ impl Simd for Portable {
     const LANES: usize = LANES;
     const REGISTERS: usize = 16;
     const NAME: &'static str = "portable";
-    type V = V8;
+    type V = V4;
 
     fn detect() -> Option<Self> {
         Some(Portable)
@@ -46,65 +46,64 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn splat(self, x: f32) -> V8 {
-        V8([x; LANES])
+    fn splat(self, x: f32) -> V4 {
+        V4([x; LANES])
     }
     #[inline(always)]
-    fn add(self, a: V8, b: V8) -> V8 {
+    fn add(self, a: V4, b: V4) -> V4 {
         lanes!(i => a.0[i] + b.0[i])
     }
     #[inline(always)]
-    fn sub(self, a: V8, b: V8) -> V8 {
+    fn sub(self, a: V4, b: V4) -> V4 {
         lanes!(i => a.0[i] - b.0[i])
     }
     #[inline(always)]
-    fn mul(self, a: V8, b: V8) -> V8 {
+    fn mul(self, a: V4, b: V4) -> V4 {
         lanes!(i => a.0[i] * b.0[i])
     }
     #[inline(always)]
-    fn div(self, a: V8, b: V8) -> V8 {
+    fn div(self, a: V4, b: V4) -> V4 {
         lanes!(i => a.0[i] / b.0[i])
     }
     #[inline(always)]
-    fn fma(self, a: V8, b: V8, c: V8) -> V8 {
+    fn fma(self, a: V4, b: V4, c: V4) -> V4 {
         lanes!(i => a.0[i] * b.0[i] + c.0[i])
     }
     #[inline(always)]
-    fn max(self, a: V8, b: V8) -> V8 {
+    fn max(self, a: V4, b: V4) -> V4 {
         lanes!(i => if a.0[i] > b.0[i] { a.0[i] } else { b.0[i] })
     }
     #[inline(always)]
-    fn min(self, a: V8, b: V8) -> V8 {
+    fn min(self, a: V4, b: V4) -> V4 {
         lanes!(i => if a.0[i] < b.0[i] { a.0[i] } else { b.0[i] })
     }
     #[inline(always)]
-    fn sqrt(self, a: V8) -> V8 {
+    fn sqrt(self, a: V4) -> V4 {
         lanes!(i => a.0[i].sqrt())
     }
     #[inline(always)]
-    fn abs(self, a: V8) -> V8 {
+    fn abs(self, a: V4) -> V4 {
         lanes!(i => a.0[i].abs())
     }
     #[inline(always)]
-    fn copysign(self, magnitude: V8, sign: V8) -> V8 {
+    fn copysign(self, magnitude: V4, sign: V4) -> V4 {
         lanes!(i => magnitude.0[i].copysign(sign.0[i]))
     }
     #[inline(always)]
-    fn select_lt(self, a: V8, b: V8, yes: V8, no: V8) -> V8 {
+    fn select_lt(self, a: V4, b: V4, yes: V4, no: V4) -> V4 {
         lanes!(i => if a.0[i] < b.0[i] { yes.0[i] } else { no.0[i] })
     }
     #[inline(always)]
-    fn pow2(self, n: V8) -> V8 {
+    fn pow2(self, n: V4) -> V4 {
         // adding 1.5 * 2^23 leaves n in the low bits of the significand
         lanes!(i => f32::from_bits((n.0[i] + (12_582_912.0 + 127.0)).to_bits() << 23))
     }
     #[inline(always)]
-    fn reduce_add(self, a: V8) -> f32 {
-        let h = [a.0[0] + a.0[4], a.0[1] + a.0[5], a.0[2] + a.0[6], a.0[3] + a.0[7]];
-        (h[0] + h[2]) + (h[1] + h[3])
+    fn reduce_add(self, a: V4) -> f32 {
+        (a.0[0] + a.0[2]) + (a.0[1] + a.0[3])
     }
     #[inline(always)]
-    fn reduce_max(self, a: V8) -> f32 {
+    fn reduce_max(self, a: V4) -> f32 {
         let mut max = a.0[0];
         for &x in &a.0[1..] {
             max = if max > x { max } else { x };
@@ -113,43 +112,43 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_f32(self, from: *const f32) -> V8 {
-        // SAFETY: eight elements are readable by the contract.
-        V8(unsafe { from.cast::<[f32; LANES]>().read_unaligned() })
+    unsafe fn load_f32(self, from: *const f32) -> V4 {
+        // SAFETY: four elements are readable by the contract.
+        V4(unsafe { from.cast::<[f32; LANES]>().read_unaligned() })
     }
     #[inline(always)]
-    unsafe fn store_f32(self, to: *mut f32, v: V8) {
-        // SAFETY: eight elements are writable by the contract.
+    unsafe fn store_f32(self, to: *mut f32, v: V4) {
+        // SAFETY: four elements are writable by the contract.
         unsafe { to.cast::<[f32; LANES]>().write_unaligned(v.0) }
     }
     #[inline(always)]
-    unsafe fn load_bf16(self, from: *const bf16) -> V8 {
-        // SAFETY: eight elements are readable by the contract.
+    unsafe fn load_bf16(self, from: *const bf16) -> V4 {
+        // SAFETY: four elements are readable by the contract.
         let bits = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
         lanes!(i => f32::from_bits(u32::from(bits[i]) << 16))
     }
     #[inline(always)]
-    unsafe fn store_bf16(self, to: *mut bf16, v: V8) {
+    unsafe fn store_bf16(self, to: *mut bf16, v: V4) {
         let mut out = [bf16::ZERO; LANES];
         for (to, x) in out.iter_mut().zip(v.0) {
             *to = bf16::from_f32(x);
         }
-        // SAFETY: eight elements are writable by the contract.
+        // SAFETY: four elements are writable by the contract.
         unsafe { to.cast::<[bf16; LANES]>().write_unaligned(out) }
     }
     #[inline(always)]
-    unsafe fn load_f16(self, from: *const f16) -> V8 {
-        // SAFETY: eight elements are readable by the contract.
+    unsafe fn load_f16(self, from: *const f16) -> V4 {
+        // SAFETY: four elements are readable by the contract.
         let h = unsafe { from.cast::<[f16; LANES]>().read_unaligned() };
         lanes!(i => h[i].to_f32())
     }
     #[inline(always)]
-    unsafe fn store_f16(self, to: *mut f16, v: V8) {
+    unsafe fn store_f16(self, to: *mut f16, v: V4) {
         let mut out = [f16::ZERO; LANES];
         for (to, x) in out.iter_mut().zip(v.0) {
             *to = f16::from_f32(x);
         }
-        // SAFETY: eight elements are writable by the contract.
+        // SAFETY: four elements are writable by the contract.
         unsafe { to.cast::<[f16; LANES]>().write_unaligned(out) }
     }
 }

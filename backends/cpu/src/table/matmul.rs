@@ -1,6 +1,82 @@
-//! Rows of matmul and grouped_matmul.
+//! Rows of matmul, grouped_matmul and pack.
 
-use perjoule_kernels::Kernel;
+use crate::launch::matmul::any;
+use crate::launch::pack::{
+    PANEL8_BF16, PANEL8_F16, PANEL8_F32, PANEL16_BF16, PANEL16_F16, PANEL16_F32, PANEL32_BF16, PANEL32_F16,
+    PANEL32_F32,
+};
+use crate::launch::{grouped, matmul, pack};
+use crate::simd::{Avx2, Avx512, Portable};
+use half::{bf16, f16};
+use perjoule_kernels::{Config, Kernel, Numerics};
 
-/// Fast rows first; the simple portable ones come last.
-pub(super) static ROWS: &[Kernel] = &[];
+/// Register tile of 128-bit vectors with 16 registers.
+static TILE_6X8: &[Config] = &[Config::tile("6x8", &[6, 8, 1])];
+/// Register tile of 256-bit vectors with 16 registers.
+static TILE_6X16: &[Config] = &[Config::tile("6x16", &[6, 16, 1])];
+/// Register tile of 512-bit vectors with 32 registers.
+static TILE_14X32: &[Config] = &[Config::tile("14x32", &[14, 32, 1])];
+/// A panel, the unit of packing.
+static PANELS: &[Config] = &[Config::tile("panel", &[16])];
+
+/// Fast rows first; the simple portable ones come last. The dtype in a packed row's name is that of B: A and C are any plain float.
+#[rustfmt::skip]
+pub(super) static ROWS: &[Kernel] = &[
+    matmul::packed::<Avx512, f32>("matmul_f32_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F32]),
+    matmul::packed::<Avx512, bf16>("matmul_bf16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_BF16]),
+    matmul::packed::<Avx512, f16>("matmul_f16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F16]),
+    matmul::plain::<Avx512>("matmul_mixed_14x32_cpu_avx512", TILE_14X32),
+    matmul::packed::<Avx2, f32>("matmul_f32_6x16_cpu_avx2_packed", TILE_6X16, &[&PANEL16_F32]),
+    matmul::packed::<Avx2, bf16>("matmul_bf16_6x16_cpu_avx2_packed", TILE_6X16, &[&PANEL16_BF16]),
+    matmul::packed::<Avx2, f16>("matmul_f16_6x16_cpu_avx2_packed", TILE_6X16, &[&PANEL16_F16]),
+    matmul::plain::<Avx2>("matmul_mixed_6x16_cpu_avx2", TILE_6X16),
+    matmul::packed::<Portable, f32>("matmul_f32_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_F32]),
+    matmul::packed::<Portable, bf16>("matmul_bf16_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_BF16]),
+    matmul::packed::<Portable, f16>("matmul_f16_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_F16]),
+    matmul::plain::<Portable>("matmul_mixed_6x8_cpu_portable", TILE_6X8),
+    Kernel {
+        name: "matmul_any_1x1_cpu_portable",
+        op: "matmul",
+        configs: any::CONFIGS,
+        packs: &[],
+        vendor: false,
+        numerics: Numerics::F32,
+        reject: any::reject,
+        cost: any::cost,
+        prepare: any::prepare,
+    },
+    grouped::packed::<Avx512, f32>("grouped_matmul_f32_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F32]),
+    grouped::packed::<Avx512, bf16>("grouped_matmul_bf16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_BF16]),
+    grouped::packed::<Avx512, f16>("grouped_matmul_f16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F16]),
+    grouped::plain::<Avx512>("grouped_matmul_mixed_14x32_cpu_avx512", TILE_14X32),
+    grouped::packed::<Avx2, f32>("grouped_matmul_f32_6x16_cpu_avx2_packed", TILE_6X16, &[&PANEL16_F32]),
+    grouped::packed::<Avx2, bf16>("grouped_matmul_bf16_6x16_cpu_avx2_packed", TILE_6X16, &[&PANEL16_BF16]),
+    grouped::packed::<Avx2, f16>("grouped_matmul_f16_6x16_cpu_avx2_packed", TILE_6X16, &[&PANEL16_F16]),
+    grouped::plain::<Avx2>("grouped_matmul_mixed_6x16_cpu_avx2", TILE_6X16),
+    grouped::packed::<Portable, f32>("grouped_matmul_f32_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_F32]),
+    grouped::packed::<Portable, bf16>("grouped_matmul_bf16_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_BF16]),
+    grouped::packed::<Portable, f16>("grouped_matmul_f16_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_F16]),
+    grouped::plain::<Portable>("grouped_matmul_mixed_6x8_cpu_portable", TILE_6X8),
+    Kernel {
+        name: "grouped_matmul_any_1x1_cpu_portable",
+        op: "grouped_matmul",
+        configs: any::CONFIGS,
+        packs: &[],
+        vendor: false,
+        numerics: Numerics::F32,
+        reject: any::reject,
+        cost: any::cost,
+        prepare: any::prepare_grouped,
+    },
+    Kernel {
+        name: "pack_panels_cpu_portable",
+        op: "pack",
+        configs: PANELS,
+        packs: &[],
+        vendor: false,
+        numerics: Numerics::EXACT,
+        reject: pack::reject,
+        cost: pack::cost,
+        prepare: pack::prepare,
+    },
+];

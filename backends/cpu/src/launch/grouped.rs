@@ -1,0 +1,253 @@
+//! Matrix products of experts: the blocked driver of [`super::matmul`] over the rows that each expert is given.
+//!
+//! Slots hold whatever their writer put there. Offsets are cut to the positions that exist and to an ascending order, rows outside A or C
+//! are skipped, and lanes share the columns of C, never its rows: so even repeated rows are written by one lane only, the last
+//! position last.
+
+use crate::launch::body::{Body, on, other_op};
+use crate::launch::matmul::driver::{BLOCK_ROWS, Finish, Plan, RowAt, Tiles, block};
+use crate::launch::matmul::operand::{Floats, FloatsOut, Format, Packed, Plain, Source};
+use crate::launch::matmul::tile::{MAX_ROWS, columns};
+use crate::launch::matmul::{OVERHEAD, lanes, rate, widening};
+use crate::simd::{self, Element, Simd};
+use crate::spmd::Args;
+use crate::team::Lane;
+use perjoule_kernels::kernel::Request;
+use perjoule_kernels::op::{GroupedMatMul, Op};
+use perjoule_kernels::{
+    Config, DType, DeviceInfo, Error, Kernel, Launch, Numerics, PackFormat, Reason, Result,
+};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// The experts that have positions, with those: disjoint ranges within `0..rows`, ascending, whatever the slot holds.
+pub(crate) struct Segments<'a> {
+    offsets: &'a [i32],
+    rows: usize,
+    expert: usize,
+    end: usize,
+}
+
+impl<'a> Segments<'a> {
+    pub(crate) fn new(offsets: &'a [i32], rows: usize) -> Self {
+        Segments { offsets, rows, expert: 0, end: 0 }
+    }
+}
+
+impl Iterator for Segments<'_> {
+    type Item = (usize, Range<usize>);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        while let Some(&[from, to]) = self.offsets.get(self.expert..self.expert + 2) {
+            let expert = self.expert;
+            self.expert += 1;
+            let from = usize::try_from(from).unwrap_or(0).clamp(self.end, self.rows);
+            let to = usize::try_from(to).unwrap_or(0).clamp(from, self.rows);
+            self.end = to;
+            if from < to {
+                return Some((expert, from..to));
+            }
+        }
+        None
+    }
+}
+
+/// A row that reads B packed in panels of `T`.
+pub(crate) const fn packed<S: Simd, T: Element>(
+    name: &'static str,
+    configs: &'static [Config],
+    packs: &'static [&'static PackFormat],
+) -> Kernel {
+    Kernel {
+        name,
+        op: "grouped_matmul",
+        configs,
+        packs,
+        vendor: false,
+        numerics: Numerics::F32,
+        reject: reject::<S, T>,
+        cost: cost::<S>,
+        prepare: prepare::<S, Packed<T>>,
+    }
+}
+
+/// A row that reads B as the op lays it out.
+pub(crate) const fn plain<S: Simd>(name: &'static str, configs: &'static [Config]) -> Kernel {
+    Kernel {
+        name,
+        op: "grouped_matmul",
+        configs,
+        packs: &[],
+        vendor: false,
+        numerics: Numerics::F32,
+        reject: reject_plain::<S>,
+        cost: cost_plain::<S>,
+        prepare: prepare::<S, Plain>,
+    }
+}
+
+fn reject<S: Simd, T: Element>(op: &Op, config: &Config, info: &DeviceInfo) -> Option<Reason> {
+    match op {
+        Op::GroupedMatMul(g) if g.b.dtype != T::DTYPE => {
+            Some(Reason::new(format!("reads b in {}", T::DTYPE)))
+        }
+        _ => reject_plain::<S>(op, config, info),
+    }
+}
+
+fn reject_plain<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
+    let Op::GroupedMatMul(op) = op else { return Some(Reason::new("runs grouped_matmul")) };
+    if op.a.dtype == DType::I8 {
+        return Some(Reason::new("multiplies floats, not i8"));
+    }
+    simd::refusal::<S>(info)
+}
+
+fn cost<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> f32 {
+    OVERHEAD + (op.flops() as f32 / 2.0 / rate::<S>()).max(op.bytes() as f32 / 1e10) / lanes(info) as f32
+}
+
+fn cost_plain<S: Simd>(op: &Op, config: &Config, info: &DeviceInfo) -> f32 {
+    let Op::GroupedMatMul(g) = op else { return f32::INFINITY };
+    let experts = g.experts.min(g.rows).max(g.rows.div_ceil(BLOCK_ROWS));
+    let elements = experts as f32 * g.n as f32 * g.k as f32;
+    cost::<S>(op, config, info) + elements * widening(&g.b) / lanes(info) as f32
+}
+
+fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    let Op::GroupedMatMul(op) = request.op else { return Err(other_op(request.op)) };
+    let plan = Plan::new::<S>(op.rows, op.n, op.k, lanes(request.device.info()));
+    let scratch = plan.scratch(plan.round);
+    let scratch = scratch.ok_or(Error::Overflow { op: "grouped_matmul", what: "the scratch" })?;
+    on::<S>(Grouped::<F> { op: *op, plan, scratch, format: PhantomData })
+}
+
+/// The body of the blocked rows.
+struct Grouped<F> {
+    op: GroupedMatMul,
+    plan: Plan,
+    scratch: u64,
+    format: PhantomData<fn() -> F>,
+}
+
+impl<F: Format> Body for Grouped<F> {
+    fn scratch(&self) -> u64 {
+        self.scratch
+    }
+
+    #[inline(always)]
+    fn run<S: Simd>(&self, s: S, lane: &Lane<'_>, args: &Args) {
+        let op = &self.op;
+        if op.n == 0 || op.rows == 0 {
+            return;
+        }
+        let Some(a) = Floats::of(args, 0, op.a.dtype) else { return };
+        let Some(b) = F::source(args, op.b, op.n, op.k) else { return };
+        let Some(finish) = self.finish(args) else { return };
+        let used = Segments::new(args.read::<i32>(2), op.rows).last().map_or(0, |(_, r)| r.end);
+        for first in (0..used).step_by(self.plan.round.max(1)) {
+            let window = first..used.min(first + self.plan.round);
+            self.pack(s, lane, args, &a, window.clone());
+            lane.barrier();
+            self.multiply(s, lane, args, &b, &finish, window.clone());
+            if window.end < used {
+                lane.barrier(); // the next round overwrites the packed A
+            }
+        }
+    }
+}
+
+/// `range` within `window`.
+fn within(range: Range<usize>, window: &Range<usize>) -> Range<usize> {
+    let start = range.start.clamp(window.start, window.end);
+    start..range.end.clamp(start, window.end)
+}
+
+impl<F: Format> Grouped<F> {
+    /// What happens to the sums; `None` for dtypes that `reject` rules out.
+    fn finish<'a>(&self, args: &'a Args) -> Option<Finish<'a>> {
+        let op = &self.op;
+        let bias = match op.bias {
+            Some(dtype) => Some(Floats::of(args, 4, dtype)?),
+            None => None,
+        };
+        let out = FloatsOut::of(args, 4 + usize::from(bias.is_some()), op.c.dtype)?;
+        let (strides, activation) = (op.c.strides, op.activation);
+        Some(Finish { out, strides, scale: 1.0, activation, bias, residual: None })
+    }
+
+    /// Packs the rows of A behind the positions of `window`, tile by tile.
+    fn pack<S: Simd>(&self, s: S, lane: &Lane<'_>, args: &Args, a: &Floats<'_>, window: Range<usize>) {
+        let op = &self.op;
+        let (offsets, order) = (args.read::<i32>(2), args.read::<i32>(3));
+        let scratch = args.scratch::<f32>();
+        let mut item = 0;
+        for (_, positions) in Segments::new(offsets, op.rows) {
+            let positions = within(positions, &window);
+            let tiles = Tiles::new::<S>(positions.len());
+            for tile in 0..tiles.count() {
+                item += 1;
+                if item % lane.count() != lane.index() {
+                    continue;
+                }
+                let rows = tiles.rows(tile);
+                let mut starts = [None; MAX_ROWS];
+                let slots = &order[positions.start + rows.start..positions.start + rows.end];
+                for (start, slot) in starts.iter_mut().zip(slots) {
+                    if let Some((a_row, _)) = op.rows_of(i64::from(*slot)) {
+                        *start = Some(op.a.strides.at(0, a_row, 0));
+                    }
+                }
+                let at = (positions.start + rows.start - window.start) * op.k;
+                // SAFETY: positions of segments are disjoint, and every tile is one lane's.
+                let part = unsafe { scratch.slice(at..at + rows.len() * op.k) };
+                a.pack(s, &starts[..rows.len()], op.a.strides.col, 0..op.k, part);
+            }
+        }
+    }
+
+    /// Multiplies the packed rows by their experts' matrices, a few panels of columns at a time.
+    fn multiply<S: Simd, B: Source>(
+        &self,
+        s: S,
+        lane: &Lane<'_>,
+        args: &Args,
+        b: &B,
+        finish: &Finish<'_>,
+        window: Range<usize>,
+    ) {
+        let (op, plan, nr) = (&self.op, &self.plan, columns::<S>());
+        let (offsets, order) = (args.read::<i32>(2), args.read::<i32>(3));
+        let scratch = args.scratch::<f32>();
+        // SAFETY: the lane's own part.
+        let own = unsafe { scratch.slice(plan.own(plan.round, lane.index())) };
+        let panels = op.n.div_ceil(nr);
+        let per_task = plan.chunk::<S>(window.len().min(BLOCK_ROWS), 1);
+        while let Some(task) = lane.claim(panels.div_ceil(per_task)) {
+            let chunk = task * per_task..((task + 1) * per_task).min(panels);
+            for (expert, positions) in Segments::new(offsets, op.rows) {
+                let positions = within(positions, &window);
+                let all = Tiles::new::<S>(positions.len());
+                for index in 0..all.blocks() {
+                    let tiles = all.block(index);
+                    let first = positions.start + all.start(tiles.start);
+                    let height = all.start(tiles.end) - all.start(tiles.start);
+                    let at = (first - window.start) * op.k;
+                    // SAFETY: packed before the barrier, and not written before the next.
+                    let a = unsafe { scratch.shared(at..at + height * op.k) };
+                    let sums = block(s, b, expert, chunk.clone(), op.k, a, all, tiles, own);
+                    for (panel, sums) in chunk.clone().zip(sums.chunks_exact(height * nr)) {
+                        for (slot, sums) in order[first..first + height].iter().zip(sums.chunks_exact(nr)) {
+                            let Some((_, row)) = op.rows_of(i64::from(*slot)) else { continue };
+                            let out = op.c.strides.at(0, row, 0);
+                            let at = RowAt { out, residual: 0, bias: expert * op.n };
+                            // SAFETY: columns of C are one task's, and elements of C do not coincide.
+                            unsafe { finish.row(s, at, panel * nr, op.n, sums) }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The simple row: every valid product, element by element, with f32 sums (exact integer sums for i8).
+//!
+//! Lanes share the columns, so that no two of them write the same element whatever the slots of a grouped product hold.
+
+use crate::launch::body::{Body, on, other_op};
+use crate::launch::grouped::Segments;
+use crate::launch::matmul::lanes;
+use crate::simd::{Portable, Simd};
+use crate::spmd::{Args, Out};
+use crate::team::Lane;
+use perjoule_kernels::kernel::Request;
+use perjoule_kernels::op::{Activation, Granularity, GroupedMatMul, MatMul, Op, Tensor2};
+use perjoule_kernels::{Config, DType, DeviceInfo, Error, Launch, Reason, Result, block};
+use std::ops::Range;
+
+/// The only configuration.
+pub(crate) static CONFIGS: &[Config] = &[Config::tile("1x1", &[1, 1, 1])];
+
+pub(crate) fn reject(_: &Op, _: &Config, _: &DeviceInfo) -> Option<Reason> {
+    None
+}
+
+pub(crate) fn cost(op: &Op, _: &Config, info: &DeviceInfo) -> f32 {
+    1e-6 + op.flops() as f32 * 1.5e-9 / lanes(info) as f32
+}
+
+pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    let Op::MatMul(op) = request.op else { return Err(other_op(request.op)) };
+    let scratch = columns(op.k, request.device.info())?;
+    on::<Portable>(Any { op: *op, scratch })
+}
+
+pub(crate) fn prepare_grouped(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    let Op::GroupedMatMul(op) = request.op else { return Err(other_op(request.op)) };
+    let scratch = columns(op.k, request.device.info())?;
+    on::<Portable>(AnyGrouped { op: *op, scratch })
+}
+
+/// Bytes for a column of B for each lane.
+fn columns(k: usize, info: &DeviceInfo) -> Result<u64> {
+    let bytes = (k as u64).checked_mul(4 * lanes(info) as u64);
+    bytes.ok_or(Error::Overflow { op: "matmul", what: "the scratch" })
+}
+
+/// Element `at` of a plain type.
+fn element(dtype: DType, bytes: &[u8], at: usize) -> f32 {
+    let mut x = [f32::NAN];
+    let size = dtype.block_bytes();
+    // the length is that of one element, so that it cannot fail
+    let _ = block::decode(dtype, &bytes[at * size..(at + 1) * size], &mut x);
+    x[0]
+}
+
+/// Column `col` of B as f32.
+fn read_column(b: &Tensor2, bytes: &[u8], matrix: usize, col: usize, out: &mut [f32]) {
+    let (len, size) = (b.dtype.block_len(), b.dtype.block_bytes());
+    if b.dtype.is_block() {
+        let first = b.strides.at(matrix, 0, col) / len * size;
+        // whole blocks, which validation makes sure of
+        let _ = block::decode(b.dtype, &bytes[first..first + out.len() / len * size], out);
+        return;
+    }
+    for (k, x) in out.iter_mut().enumerate() {
+        *x = element(b.dtype, bytes, b.strides.at(matrix, k, col));
+    }
+}
+
+/// Stores a number as element `at` of C.
+///
+/// # Safety
+/// No other lane touches that element.
+unsafe fn store(dtype: DType, c: Out<'_, u8>, at: usize, value: f32) {
+    let size = dtype.block_bytes();
+    // SAFETY: the same contract.
+    let to = unsafe { c.slice(at * size..(at + 1) * size) };
+    let _ = block::encode(dtype, &[value], to); // the length is that of one element
+}
+
+/// A sum of products of i8 fits in i64, and wraps to i32 as the result does.
+fn dot_integers(a: &Tensor2, bytes: &[u8], start: usize, b: &[f32]) -> i64 {
+    let mut sum = 0;
+    for (k, y) in b.iter().enumerate() {
+        sum += element(a.dtype, bytes, start + k * a.strides.col) as i64 * *y as i64;
+    }
+    sum
+}
+
+fn dot(a: &Tensor2, bytes: &[u8], start: usize, b: &[f32]) -> f32 {
+    let mut sum = 0.0;
+    for (k, y) in b.iter().enumerate() {
+        sum += element(a.dtype, bytes, start + k * a.strides.col) * y;
+    }
+    sum
+}
+
+/// The activations' definitions are in f64.
+fn activate(activation: Activation, x: f32) -> f32 {
+    match activation {
+        Activation::None => x,
+        other => other.apply(f64::from(x)) as f32,
+    }
+}
+
+struct Any {
+    op: MatMul,
+    scratch: u64,
+}
+
+impl Any {
+    /// The product's part of one element: a sum over k with the scales in it.
+    fn sum(&self, a: &[u8], b: &[f32], scales: [Option<&[f32]>; 2], at: [usize; 3]) -> f32 {
+        let (op, [batch, row, col]) = (&self.op, at);
+        // a scale that is the same for the whole sum, or the scale at a step of k
+        let scale =
+            |which: Option<Granularity>, scales: Option<&[f32]>, vectors, vector, k| match (which, scales) {
+                (Some(g), Some(s)) => s[op.scale_index(g, vectors, batch, vector, k)],
+                _ => 1.0,
+            };
+        let [a_scale, b_scale] = scales;
+        let start = op.a.strides.at(batch, row, 0);
+        if op.k == 0 {
+            return 0.0;
+        }
+        let grouped = |g| matches!(g, Some(Granularity::Group(_)));
+        if !grouped(op.a_scale) && !grouped(op.b_scale) {
+            let sum = match op.a.dtype {
+                DType::I8 => dot_integers(&op.a, a, start, b) as f32,
+                _ => dot(&op.a, a, start, b),
+            };
+            return sum * scale(op.a_scale, a_scale, op.m, row, 0) * scale(op.b_scale, b_scale, op.n, col, 0);
+        }
+        let mut sum = 0.0;
+        for (k, y) in b.iter().enumerate() {
+            let x = element(op.a.dtype, a, start + k * op.a.strides.col);
+            let scale = scale(op.a_scale, a_scale, op.m, row, k) * scale(op.b_scale, b_scale, op.n, col, k);
+            sum += x * y * scale;
+        }
+        sum
+    }
+}
+
+impl Body for Any {
+    fn scratch(&self) -> u64 {
+        self.scratch
+    }
+
+    fn run<S: Simd>(&self, _: S, lane: &Lane<'_>, args: &Args) {
+        let op = &self.op;
+        let (a, b) = (args.read::<u8>(0), args.read::<u8>(1));
+        let mut next = 1;
+        let mut operand = |present: bool| {
+            next += usize::from(present);
+            present.then_some(next)
+        };
+        let a_scale = operand(op.a_scale.is_some()).map(|i| args.read::<f32>(i));
+        let b_scale = operand(op.b_scale.is_some()).map(|i| args.read::<f32>(i));
+        let bias = op.epilogue.bias.and_then(|d| Some((d, args.read::<u8>(operand(true)?))));
+        let residual = op.epilogue.residual.and_then(|r| Some((r, args.read::<u8>(operand(true)?))));
+        let c = args.out::<u8>(next + 1);
+        // SAFETY: every lane has its own range.
+        let column = unsafe { args.scratch::<f32>().slice(lane.index() * op.k..(lane.index() + 1) * op.k) };
+        for index in lane.split(op.batch * op.n, 1) {
+            let (batch, col) = (index / op.n, index % op.n);
+            if op.m == 0 {
+                return;
+            }
+            read_column(&op.b, b, batch, col, column);
+            for row in 0..op.m {
+                let at = op.c.strides.at(batch, row, col);
+                if op.c.dtype == DType::I32 {
+                    let start = op.a.strides.at(batch, row, 0);
+                    let sum = dot_integers(&op.a, a, start, column) as i32;
+                    // SAFETY: a column of C is this lane's.
+                    unsafe { c.slice(at * 4..at * 4 + 4) }.copy_from_slice(&sum.to_le_bytes());
+                    continue;
+                }
+                let mut v = self.sum(a, column, [a_scale, b_scale], [batch, row, col]) * op.epilogue.scale;
+                if let Some((dtype, bias)) = bias {
+                    v += element(dtype, bias, col);
+                }
+                v = activate(op.epilogue.activation, v);
+                if let Some((r, residual)) = residual {
+                    v += element(r.dtype, residual, r.strides.at(batch, row, col));
+                }
+                // SAFETY: a column of C is this lane's.
+                unsafe { store(op.c.dtype, c, at, v) }
+            }
+        }
+    }
+}
+
+struct AnyGrouped {
+    op: GroupedMatMul,
+    scratch: u64,
+}
+
+impl Body for AnyGrouped {
+    fn scratch(&self) -> u64 {
+        self.scratch
+    }
+
+    fn run<S: Simd>(&self, _: S, lane: &Lane<'_>, args: &Args) {
+        let op = &self.op;
+        let (a, b) = (args.read::<u8>(0), args.read::<u8>(1));
+        let (offsets, order) = (args.read::<i32>(2), args.read::<i32>(3));
+        let bias = op.bias.map(|d| (d, args.read::<u8>(4)));
+        let c = args.out::<u8>(4 + usize::from(bias.is_some()));
+        // SAFETY: every lane has its own range.
+        let column = unsafe { args.scratch::<f32>().slice(lane.index() * op.k..(lane.index() + 1) * op.k) };
+        for col in lane.split(op.n, 1) {
+            for (expert, positions) in Segments::new(offsets, op.rows) {
+                read_column(&op.b, b, expert, col, column);
+                self.positions((a, c, bias), order, expert, positions, col, column);
+            }
+        }
+    }
+}
+
+/// A, C and the bias.
+type Around<'a> = (&'a [u8], Out<'a, u8>, Option<(DType, &'a [u8])>);
+
+impl AnyGrouped {
+    fn positions(
+        &self,
+        (a, c, bias): Around<'_>,
+        order: &[i32],
+        expert: usize,
+        positions: Range<usize>,
+        col: usize,
+        column: &[f32],
+    ) {
+        let op = &self.op;
+        for &slot in &order[positions] {
+            let Some((a_row, row)) = op.rows_of(i64::from(slot)) else { continue };
+            let (start, at) = (op.a.strides.at(0, a_row, 0), op.c.strides.at(0, row, col));
+            if op.c.dtype == DType::I32 {
+                let sum = dot_integers(&op.a, a, start, column) as i32;
+                // SAFETY: a column of C is this lane's.
+                unsafe { c.slice(at * 4..at * 4 + 4) }.copy_from_slice(&sum.to_le_bytes());
+                continue;
+            }
+            let mut v = match op.a.dtype {
+                DType::I8 => dot_integers(&op.a, a, start, column) as f32,
+                _ => dot(&op.a, a, start, column),
+            };
+            if let Some((dtype, bias)) = bias {
+                v += element(dtype, bias, expert * op.n + col);
+            }
+            // SAFETY: a column of C is this lane's.
+            unsafe { store(op.c.dtype, c, at, activate(op.activation, v)) }
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The blocked loop that every matrix product of this backend runs: tiles of packed A against panels of B, into a block of f32 results
+//! in the lane's own scratch, then the epilogue.
+//!
+//! The loop order is that of Goto and van de Geijn (doi:10.1145/1356052.1356053): a panel of B of depth [`DEPTH`] stays in L1, the
+//! block of A in L2, and the register tile runs over both.
+
+use super::operand::{Floats, FloatsOut, Source};
+use super::tile::{columns, max_rows, product};
+use crate::simd::{Kernel, Simd, math};
+use perjoule_kernels::Matrix;
+use perjoule_kernels::op::Activation;
+use std::ops::Range;
+
+/// Steps of k of a panel in L1: a multiple of every block format's length.
+pub(crate) const DEPTH: usize = 256;
+
+/// f32 results of a block, which share L2 with the block of A.
+const BLOCK: usize = 32 << 10;
+
+/// Rows of a block of A.
+pub(crate) const BLOCK_ROWS: usize = 192;
+
+/// f32 of packed A at a time: larger products are done in rounds.
+const PACKED: usize = 4 << 20;
+
+/// `m` rows cut into tiles whose heights differ by at most one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tiles {
+    m: usize,
+    count: usize,
+}
+
+impl Tiles {
+    pub(crate) fn new<S: Simd>(m: usize) -> Self {
+        Tiles { m, count: m.div_ceil(max_rows::<S>()) }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// First row of a tile.
+    pub(crate) fn start(&self, tile: usize) -> usize {
+        if self.count == 0 { 0 } else { (tile as u128 * self.m as u128 / self.count as u128) as usize }
+    }
+
+    /// Rows of a tile.
+    pub(crate) fn rows(&self, tile: usize) -> Range<usize> {
+        self.start(tile)..self.start(tile + 1)
+    }
+
+    /// Blocks of whole tiles with at most [`BLOCK_ROWS`] rows.
+    pub(crate) fn blocks(&self) -> usize {
+        match self.count {
+            0 => 0,
+            count => count.div_ceil(BLOCK_ROWS / self.m.div_ceil(count)),
+        }
+    }
+
+    /// Tiles of a block.
+    pub(crate) fn block(&self, block: usize) -> Range<usize> {
+        let blocks = self.blocks().max(1);
+        block * self.count / blocks..(block + 1) * self.count / blocks
+    }
+}
+
+/// How a product is cut: fixed when it is prepared.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) n: usize,
+    pub(crate) k: usize,
+    /// Rows of packed A in one round.
+    pub(crate) round: usize,
+    /// Lanes that the scratch is sized for.
+    pub(crate) lanes: usize,
+    /// f32 of a lane's own scratch.
+    own: usize,
+}
+
+impl Plan {
+    /// For products over `rows` rows in all.
+    pub(crate) fn new<S: Simd>(rows: usize, n: usize, k: usize, lanes: usize) -> Self {
+        let round = (PACKED / k.max(1)).max(BLOCK_ROWS).min(rows);
+        let own = DEPTH * columns::<S>() + BLOCK.max(BLOCK_ROWS * columns::<S>());
+        Plan { n, k, round, lanes, own }
+    }
+
+    /// f32 of scratch, `packed` rows of A included.
+    pub(crate) fn scratch(&self, packed: usize) -> Option<u64> {
+        let a = packed.checked_mul(self.k)?.checked_next_multiple_of(16)?;
+        let all = a.checked_add(self.own.checked_mul(self.lanes)?)?;
+        (all as u64).checked_mul(4)
+    }
+
+    /// Range of the scratch that belongs to a lane, where `packed` rows of A come first.
+    pub(crate) fn own(&self, packed: usize, lane: usize) -> Range<usize> {
+        let first = (packed * self.k).next_multiple_of(16) + lane * self.own;
+        first..first + self.own
+    }
+
+    /// Panels that a task takes at a time where blocks have `rows` rows and `others` independent blocks exist.
+    pub(crate) fn chunk<S: Simd>(&self, rows: usize, others: usize) -> usize {
+        let panels = self.n.div_ceil(columns::<S>());
+        let fits = BLOCK / (rows.max(1) * columns::<S>());
+        let balanced = panels.saturating_mul(others.max(1)) / (self.lanes * 4);
+        fits.min(balanced).clamp(1, panels.max(1))
+    }
+}
+
+/// What happens to a block of results.
+pub(crate) struct Finish<'a> {
+    pub(crate) out: FloatsOut<'a>,
+    pub(crate) strides: Matrix,
+    pub(crate) scale: f32,
+    pub(crate) activation: Activation,
+    /// A vector of `n` elements and where it begins.
+    pub(crate) bias: Option<Floats<'a>>,
+    /// A matrix like C.
+    pub(crate) residual: Option<(Floats<'a>, Matrix)>,
+}
+
+/// Where a row of the block lies in C and in the residual, and where its bias begins.
+#[derive(Clone, Copy)]
+pub(crate) struct RowAt {
+    pub(crate) out: usize,
+    pub(crate) residual: usize,
+    pub(crate) bias: usize,
+}
+
+impl Finish<'_> {
+    /// Finishes and stores one row of a panel: columns from `column` on, as many as `n` has.
+    ///
+    /// # Safety
+    /// No other lane of the team touches these elements of C before the next barrier.
+    pub(crate) unsafe fn row<S: Simd>(&self, s: S, at: RowAt, column: usize, n: usize, sums: &[f32]) {
+        s.vectorise(FinishRow { finish: self, at, column, n, sums });
+    }
+}
+
+/// The arguments of [`Finish::row`]. Private: made only under its contract.
+struct FinishRow<'f> {
+    finish: &'f Finish<'f>,
+    at: RowAt,
+    column: usize,
+    n: usize,
+    sums: &'f [f32],
+}
+
+impl Kernel for FinishRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let FinishRow { finish, at, column, n, sums } = self;
+        for half in 0..2 {
+            let column = column + half * S::LANES;
+            if column >= n {
+                return;
+            }
+            let count = n - column;
+            let mut v = s.load(&sums[half * S::LANES..]);
+            if finish.scale != 1.0 {
+                v = s.mul(v, s.splat(finish.scale));
+            }
+            if let Some(bias) = &finish.bias {
+                v = s.add(v, bias.load(s, at.bias + column, 1, count));
+            }
+            if finish.activation != Activation::None {
+                v = math::activate(s, finish.activation, v);
+            }
+            if let Some((residual, strides)) = &finish.residual {
+                v = s.add(v, residual.load(s, at.residual + column * strides.col, strides.col, count));
+            }
+            let stride = finish.strides.col;
+            // SAFETY: the contract of `Finish::row`.
+            unsafe { finish.out.store(s, at.out + column * stride, stride, count, v) }
+        }
+    }
+}
+
+/// Computes the tiles `tiles` of A times the panels `panels` of B into `own`, the lane's scratch, and returns the results:
+/// `[panel][row][NR]`.
+///
+/// `a` holds those tiles, packed, from the first one's on.
+#[allow(clippy::too_many_arguments, reason = "the loop's six bounds and four operands")]
+pub(crate) fn block<'o, S: Simd, B: Source>(
+    s: S,
+    b: &B,
+    matrix: usize,
+    panels: Range<usize>,
+    k: usize,
+    a: &[f32],
+    all: Tiles,
+    tiles: Range<usize>,
+    own: &'o mut [f32],
+) -> &'o [f32] {
+    let nr = columns::<S>();
+    let (widened, c) = own.split_at_mut(DEPTH * nr);
+    let first = all.start(tiles.start);
+    let rows = all.start(tiles.end) - first;
+    let c = &mut c[..panels.len() * rows * nr];
+    if k == 0 {
+        c.fill(0.0);
+        return c;
+    }
+    assert!(a.len() >= rows * k);
+    // a panel that serves few tiles is widened in registers; a single tile keeps its sums there for all of k
+    let direct = B::PACKED && (tiles.len() <= 2 || is_f32::<B::Stored>());
+    let depth = if direct && tiles.len() == 1 { k } else { DEPTH };
+    let mut k0 = 0;
+    while k0 < k {
+        let ks = k0..k.min(k0 + depth);
+        for (index, panel) in panels.clone().enumerate() {
+            if !direct {
+                b.widen(s, matrix, panel, ks.clone(), widened);
+            }
+            let stored = if direct { b.panel(nr, matrix, panel, ks.clone()) } else { &[] };
+            for tile in tiles.clone() {
+                let at = all.rows(tile);
+                let height = at.len();
+                let a = &a[(at.start - first) * k + k0 * height..];
+                let c = &mut c[(index * rows + at.start - first) * nr..][..height * nr];
+                assert!(a.len() >= ks.len() * height && height <= max_rows::<S>());
+                // SAFETY: A was just checked, as were the height and C; `stored` and `widened` hold `ks.len()` steps of NR.
+                unsafe {
+                    if direct {
+                        assert!(stored.len() >= ks.len() * nr);
+                        product(s, height, ks.len(), a.as_ptr(), stored.as_ptr(), c.as_mut_ptr(), k0 > 0);
+                    } else {
+                        product(s, height, ks.len(), a.as_ptr(), widened.as_ptr(), c.as_mut_ptr(), k0 > 0);
+                    }
+                }
+            }
+        }
+        k0 = ks.end;
+    }
+    c
+}
+
+#[inline(always)]
+fn is_f32<T: crate::simd::Element>() -> bool {
+    T::DTYPE == perjoule_kernels::DType::F32
+}

@@ -1,0 +1,286 @@
+//! `C = epilogue(A B)`: the blocked rows. [`any`] holds the simple row that runs everything else.
+//!
+//! All lanes pack A into f32 tiles in the shared scratch; after a barrier they claim tasks, each a block of rows times a few panels of
+//! B. Which lane computes a task does not change its result: results depend on the shape and the row alone, not on the threads.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`tile`] | the micro-kernel |
+//! | [`driver`] | the blocked loop around it, and the epilogue |
+//! | [`operand`] | A, B and what surrounds C, by element type |
+//! | [`any`] | the simple portable row |
+
+pub(crate) mod any;
+pub(crate) mod driver;
+pub(crate) mod operand;
+#[cfg(test)]
+mod tests;
+pub(crate) mod tile;
+
+use crate::device::CpuCaps;
+use crate::launch::body::{Body, on, other_op};
+use crate::simd::{self, Element, Simd};
+use crate::spmd::Args;
+use crate::team::Lane;
+use driver::{BLOCK_ROWS, Finish, Plan, RowAt, Tiles, block};
+use operand::{Floats, FloatsOut, Format, Packed, Plain};
+use perjoule_kernels::kernel::Request;
+use perjoule_kernels::op::{MatMul, Op};
+use perjoule_kernels::{
+    Config, DType, DeviceInfo, Error, Kernel, Launch, Numerics, PackFormat, Reason, Result,
+};
+use std::marker::PhantomData;
+use tile::{MAX_ROWS, columns};
+
+/// Steps of k of a tile of A that one lane packs at a time.
+pub(crate) const PACK_DEPTH: usize = 512;
+
+/// A row that reads B packed in panels of `T`.
+pub(crate) const fn packed<S: Simd, T: Element>(
+    name: &'static str,
+    configs: &'static [Config],
+    packs: &'static [&'static PackFormat],
+) -> Kernel {
+    Kernel {
+        name,
+        op: "matmul",
+        configs,
+        packs,
+        vendor: false,
+        numerics: Numerics::F32,
+        reject: reject::<S, T>,
+        cost: cost::<S>,
+        prepare: prepare::<S, Packed<T>>,
+    }
+}
+
+/// A row that reads B as the op lays it out.
+pub(crate) const fn plain<S: Simd>(name: &'static str, configs: &'static [Config]) -> Kernel {
+    Kernel {
+        name,
+        op: "matmul",
+        configs,
+        packs: &[],
+        vendor: false,
+        numerics: Numerics::F32,
+        reject: reject_plain::<S>,
+        cost: cost_plain::<S>,
+        prepare: prepare::<S, Plain>,
+    }
+}
+
+fn reject<S: Simd, T: Element>(op: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
+    let Op::MatMul(op) = op else { return Some(Reason::new("runs matmul")) };
+    if op.b.dtype != T::DTYPE {
+        return Some(Reason::new(format!("reads b in {}", T::DTYPE)));
+    }
+    refuse_floats(op).or_else(|| simd::refusal::<S>(info))
+}
+
+fn reject_plain<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
+    let Op::MatMul(op) = op else { return Some(Reason::new("runs matmul")) };
+    refuse_floats(op).or_else(|| simd::refusal::<S>(info))
+}
+
+fn refuse_floats(op: &MatMul) -> Option<Reason> {
+    if op.a.dtype == DType::I8 {
+        return Some(Reason::new("multiplies floats, not i8"));
+    }
+    (op.a_scale.is_some() || op.b_scale.is_some()).then(|| Reason::new("takes no a_scale or b_scale"))
+}
+
+/// Multiply-adds a second that a lane of the team reaches on `S`.
+pub(crate) fn rate<S: Simd>() -> f32 {
+    // two FMAs a cycle; separate instructions, in portable code
+    let a_cycle = if S::NAME == "portable" { 1.0 } else { 2.0 };
+    a_cycle * S::LANES as f32 * 2e9
+}
+
+/// Lanes of the device's team.
+pub(crate) fn lanes(info: &DeviceInfo) -> usize {
+    info.caps::<CpuCaps>().map_or(1, |caps| caps.threads)
+}
+
+/// Bytes a second that a lane of the team reads.
+const BANDWIDTH: f32 = 1e10;
+
+/// Seconds to begin and end a launch with two barriers.
+pub(crate) const OVERHEAD: f32 = 3e-6;
+
+/// Seconds for an element of B that is widened into a panel: contiguous along n, along k, in blocks.
+pub(crate) fn widening(b: &perjoule_kernels::op::Tensor2) -> f32 {
+    match () {
+        () if b.dtype.is_block() => 2e-9,
+        () if b.strides.col == 1 => 3e-10,
+        () => 1.2e-9,
+    }
+}
+
+fn cost<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> f32 {
+    let lanes = lanes(info) as f32;
+    OVERHEAD + (op.flops() as f32 / 2.0 / rate::<S>()).max(op.bytes() as f32 / BANDWIDTH) / lanes
+}
+
+fn cost_plain<S: Simd>(op: &Op, config: &Config, info: &DeviceInfo) -> f32 {
+    let Op::MatMul(m) = op else { return f32::INFINITY };
+    let elements = m.batch as f32 * m.n as f32 * m.k as f32 * m.m.div_ceil(BLOCK_ROWS) as f32;
+    cost::<S>(op, config, info) + elements * widening(&m.b) / lanes(info) as f32
+}
+
+fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    let Op::MatMul(op) = request.op else { return Err(other_op(request.op)) };
+    let overflow = Error::Overflow { op: "matmul", what: "the scratch" };
+    let rows = op.batch.checked_mul(op.m).ok_or(overflow.clone())?;
+    let plan = Plan::new::<S>(rows, op.n, op.k, lanes(request.device.info()));
+    let in_place = op.m == 1 && op.a.dtype == DType::F32 && op.a.strides.col == 1;
+    let packed = if in_place { 0 } else { plan.round };
+    let scratch = plan.scratch(packed).ok_or(overflow)?;
+    on::<S>(Product::<F> { op: *op, plan, packed, scratch, format: PhantomData })
+}
+
+/// The body of the blocked rows.
+struct Product<F> {
+    op: MatMul,
+    plan: Plan,
+    /// Rows of A that are packed at a time; 0 where a single row of f32 is read in place, being packed as it is.
+    packed: usize,
+    scratch: u64,
+    format: PhantomData<fn() -> F>,
+}
+
+impl<F: Format> Body for Product<F> {
+    fn scratch(&self) -> u64 {
+        self.scratch
+    }
+
+    #[inline(always)]
+    fn run<S: Simd>(&self, s: S, lane: &Lane<'_>, args: &Args) {
+        let op = &self.op;
+        if op.batch == 0 || op.m == 0 || op.n == 0 {
+            return;
+        }
+        let a = Floats::of(args, 0, op.a.dtype);
+        let (Some(a), Some(b), Some(finish)) = (a, F::source(args, op.b, op.n, op.k), self.finish(args))
+        else {
+            return;
+        };
+        let tiles = Tiles::new::<S>(op.m);
+        let blocks = tiles.blocks();
+        // a round is as many whole matrices as fit, or else a part of one
+        let matrices = (self.plan.round / op.m).clamp(1, op.batch);
+        let at_once = if op.m <= self.plan.round { blocks } else { (self.plan.round / BLOCK_ROWS).max(1) };
+        for first in (0..op.batch).step_by(matrices) {
+            let batch = first..(first + matrices).min(op.batch);
+            for block0 in (0..blocks).step_by(at_once) {
+                let round = Round { a: &a, b: &b, finish: &finish, tiles, batch: batch.clone() };
+                let last = (block0 + at_once).min(blocks);
+                self.round(s, lane, args, round, block0..last);
+                if batch.end < op.batch || last < blocks {
+                    lane.barrier(); // the next round overwrites the packed A
+                }
+            }
+        }
+    }
+}
+
+/// What the rounds of a launch share.
+struct Round<'r, 'a, B> {
+    a: &'r Floats<'a>,
+    b: &'r B,
+    finish: &'r Finish<'a>,
+    tiles: Tiles,
+    batch: std::ops::Range<usize>,
+}
+
+impl<F: Format> Product<F> {
+    /// What happens to the sums; `None` for dtypes that `reject` rules out.
+    fn finish<'a>(&self, args: &'a Args) -> Option<Finish<'a>> {
+        let op = &self.op;
+        let mut next = 2;
+        let bias = match op.epilogue.bias {
+            Some(dtype) => {
+                next += 1;
+                Some(Floats::of(args, next - 1, dtype)?)
+            }
+            None => None,
+        };
+        let residual = match op.epilogue.residual {
+            Some(r) => {
+                next += 1;
+                Some((Floats::of(args, next - 1, r.dtype)?, r.strides))
+            }
+            None => None,
+        };
+        let (scale, activation) = (op.epilogue.scale, op.epilogue.activation);
+        let out = FloatsOut::of(args, next, op.c.dtype)?;
+        Some(Finish { out, strides: op.c.strides, scale, activation, bias, residual })
+    }
+
+    /// The blocks `blocks` of each matrix of the round's batch.
+    fn round<S: Simd, B: operand::Source>(
+        &self,
+        s: S,
+        lane: &Lane<'_>,
+        args: &Args,
+        round: Round<'_, '_, B>,
+        blocks: std::ops::Range<usize>,
+    ) {
+        let (op, plan, all) = (&self.op, &self.plan, round.tiles);
+        let tiles = all.block(blocks.start).start..all.block(blocks.end - 1).end;
+        let first_row = all.start(tiles.start);
+        let rows = all.start(tiles.end) - first_row;
+        let scratch = args.scratch::<f32>();
+        if self.packed > 0 {
+            let slices = op.k.div_ceil(PACK_DEPTH);
+            for item in lane.split(round.batch.len() * tiles.len() * slices, 1) {
+                let (index, k0) = (item / slices, item % slices * PACK_DEPTH);
+                let (matrix, tile) = (index / tiles.len(), all.rows(tiles.start + index % tiles.len()));
+                let ks = k0..(k0 + PACK_DEPTH).min(op.k);
+                let at = (matrix * rows + tile.start - first_row) * op.k;
+                // SAFETY: steps of k of a tile are one range, and every item is one lane's.
+                let part = unsafe { scratch.slice(at + ks.start * tile.len()..at + ks.end * tile.len()) };
+                let mut starts = [None; MAX_ROWS];
+                for (start, row) in starts.iter_mut().zip(tile.clone()) {
+                    *start = Some(op.a.strides.at(round.batch.start + matrix, row, 0));
+                }
+                round.a.pack(s, &starts[..tile.len()], op.a.strides.col, ks, part);
+            }
+            lane.barrier();
+        }
+        // SAFETY: the lane's own part.
+        let own = unsafe { scratch.slice(plan.own(self.packed, lane.index())) };
+        let independent = round.batch.len() * blocks.len();
+        let per_task = plan.chunk::<S>(rows.min(BLOCK_ROWS), independent);
+        let panels = op.n.div_ceil(columns::<S>());
+        while let Some(task) = lane.claim(independent * panels.div_ceil(per_task)) {
+            // neighbouring tasks share the panels of B
+            let (chunk, index) = (task / independent, task % independent);
+            let (matrix, tiles) = (index / blocks.len(), all.block(blocks.start + index % blocks.len()));
+            let chunk = chunk * per_task..((chunk + 1) * per_task).min(panels);
+            let batch = round.batch.start + matrix;
+            let row0 = all.start(tiles.start);
+            let height = all.start(tiles.end) - row0;
+            let packed = match (self.packed, round.a) {
+                (0, Floats::F32(a)) => {
+                    let at = if op.k == 0 { 0 } else { op.a.strides.at(batch, 0, 0) };
+                    &a[at..at + op.k]
+                }
+                _ => {
+                    let at = (matrix * rows + row0 - first_row) * op.k;
+                    // SAFETY: packed before the barrier, and not written before the next.
+                    unsafe { scratch.shared(at..at + height * op.k) }
+                }
+            };
+            let b_matrix = if op.b.strides.batch == 0 { 0 } else { batch };
+            let sums = block(s, round.b, b_matrix, chunk.clone(), op.k, packed, all, tiles, own);
+            for (panel, sums) in chunk.zip(sums.chunks_exact(height * columns::<S>())) {
+                for (row, sums) in (row0..).zip(sums.chunks_exact(columns::<S>())) {
+                    let residual = round.finish.residual.as_ref().map_or(0, |(_, m)| m.at(batch, row, 0));
+                    let at = RowAt { out: op.c.strides.at(batch, row, 0), residual, bias: 0 };
+                    // SAFETY: a row of a panel belongs to one task, and elements of C do not coincide.
+                    unsafe { round.finish.row(s, at, panel * columns::<S>(), op.n, sums) }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Packing a constant B into panels of `NR` columns, `[k][NR]` each, zero beyond `n`: the layout that the micro-kernels of every shape
+//! read, one column of lanes after the other. Elements keep their type; rounding is not a packing's business.
+
+use crate::launch::body::{Body, other_op};
+use crate::simd::Simd;
+use crate::spmd::Args;
+use crate::team::Lane;
+use bytemuck::Pod;
+use perjoule_kernels::kernel::Request;
+use perjoule_kernels::op::{Op, Pack};
+use perjoule_kernels::{Config, DType, DeviceInfo, Launch, PackFormat, Reason, Result};
+
+const fn panels<const NR: usize>(name: &'static str, dtype: DType) -> PackFormat {
+    let panel_bytes = match dtype.block_bytes() {
+        2 => bytes::<NR, 2>,
+        _ => bytes::<NR, 4>,
+    };
+    PackFormat { name, dtype, panel: NR, panel_bytes }
+}
+
+fn bytes<const NR: usize, const SIZE: usize>(k: usize) -> Option<u64> {
+    (k as u64).checked_mul((NR * SIZE) as u64)
+}
+
+/// For tiles of 8 columns.
+pub(crate) static PANEL8_F32: PackFormat = panels::<8>("panel8_f32", DType::F32);
+/// For tiles of 8 columns.
+pub(crate) static PANEL8_BF16: PackFormat = panels::<8>("panel8_bf16", DType::BF16);
+/// For tiles of 8 columns.
+pub(crate) static PANEL8_F16: PackFormat = panels::<8>("panel8_f16", DType::F16);
+/// For tiles of 16 columns.
+pub(crate) static PANEL16_F32: PackFormat = panels::<16>("panel16_f32", DType::F32);
+/// For tiles of 16 columns.
+pub(crate) static PANEL16_BF16: PackFormat = panels::<16>("panel16_bf16", DType::BF16);
+/// For tiles of 16 columns.
+pub(crate) static PANEL16_F16: PackFormat = panels::<16>("panel16_f16", DType::F16);
+/// For tiles of 32 columns.
+pub(crate) static PANEL32_F32: PackFormat = panels::<32>("panel32_f32", DType::F32);
+/// For tiles of 32 columns.
+pub(crate) static PANEL32_BF16: PackFormat = panels::<32>("panel32_bf16", DType::BF16);
+/// For tiles of 32 columns.
+pub(crate) static PANEL32_F16: PackFormat = panels::<32>("panel32_f16", DType::F16);
+
+static FORMATS: [&PackFormat; 9] = [
+    &PANEL8_F32,
+    &PANEL8_BF16,
+    &PANEL8_F16,
+    &PANEL16_F32,
+    &PANEL16_BF16,
+    &PANEL16_F16,
+    &PANEL32_F32,
+    &PANEL32_BF16,
+    &PANEL32_F16,
+];
+
+/// Steps of k of a panel that are written before the next column is read: they stay in L1.
+const DEPTH: usize = 64;
+
+/// The body of the pack row.
+struct Panels(Pack);
+
+impl Body for Panels {
+    #[inline(always)]
+    fn run<S: Simd>(&self, _: S, lane: &Lane<'_>, args: &Args) {
+        match self.0.format.dtype.block_bytes() {
+            2 => pack::<u16>(&self.0, lane, args),
+            _ => pack::<u32>(&self.0, lane, args),
+        }
+    }
+}
+
+fn pack<T: Pod>(op: &Pack, lane: &Lane<'_>, args: &Args) {
+    let (from, to) = (args.read::<T>(0), args.out::<T>(1));
+    let (nr, strides) = (op.format.panel, op.b.strides);
+    let panels = op.n.div_ceil(nr);
+    if op.k == 0 || panels == 0 {
+        return;
+    }
+    for item in lane.split(op.matrices * panels, 1) {
+        let (matrix, panel) = (item / panels, item % panels);
+        // SAFETY: every panel has its own range, and every item is one lane's.
+        let out = unsafe { to.slice(item * op.k * nr..(item + 1) * op.k * nr) };
+        let columns = panel * nr..(panel * nr + nr).min(op.n);
+        for (index, part) in out.chunks_mut(DEPTH * nr).enumerate() {
+            let k0 = index * DEPTH;
+            if strides.col == 1 {
+                for (step, row) in part.chunks_exact_mut(nr).enumerate() {
+                    let at = strides.at(matrix, k0 + step, columns.start);
+                    let (used, rest) = row.split_at_mut(columns.len());
+                    used.copy_from_slice(&from[at..at + columns.len()]);
+                    rest.fill(T::zeroed());
+                }
+                continue;
+            }
+            for column in 0..nr {
+                for (step, row) in part.chunks_exact_mut(nr).enumerate() {
+                    let inside = column < columns.len();
+                    let at = strides.at(matrix, k0 + step, columns.start + if inside { column } else { 0 });
+                    row[column] = if inside { from[at] } else { T::zeroed() };
+                }
+            }
+        }
+    }
+}
+
+pub(crate) fn reject(op: &Op, _: &Config, _: &DeviceInfo) -> Option<Reason> {
+    let Op::Pack(op) = op else { return Some(Reason::new("runs pack")) };
+    if !FORMATS.contains(&op.format) {
+        return Some(Reason::new(format!("does not know the format {}", op.format.name)));
+    }
+    (op.b.dtype != op.format.dtype).then(|| {
+        Reason::new(format!(
+            "packs {} from {} only: a packing does not round",
+            op.format.name, op.format.dtype
+        ))
+    })
+}
+
+pub(crate) fn cost(op: &Op, _: &Config, _: &DeviceInfo) -> f32 {
+    2e-6 + op.bytes() as f32 / 2e9
+}
+
+pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    let Op::Pack(op) = request.op else { return Err(other_op(request.op)) };
+    crate::launch::body::on::<crate::simd::Portable>(Panels(*op))
+}

@@ -44,7 +44,7 @@ fn drawn(draw: Draw) -> Role {
 
 fn rows_drawn(rows: Rows, draw: Draw) -> Role {
     let mut live = vec![false; rows.extent().unwrap_or(0)];
-    for o in 0..rows.outer {
+    for o in (0..rows.outer).filter(|_| rows.len > 0) {
         for i in 0..rows.inner {
             let start = rows.start(o, i);
             live[start..start + rows.len].fill(true);

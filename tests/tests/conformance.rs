@@ -1,0 +1,120 @@
+//! The conformance suite on every row of every device found: one test `device::kernel::config::case` each.
+//!
+//! Devices that are absent appear as one ignored test each; `PERJOULE_REQUIRE=webgpu,cuda` turns that into failure. Rows that need what
+//! a device lacks appear as ignored with the reason. Known failures are listed in `expectations.toml`.
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use perjoule_kernels::{Choice, Device};
+use perjoule_suite::{Buffers, Case, Outcome, Place, Scope, cases, run, subjects};
+use perjoule_tests::expectations::Expectations;
+#[cfg(unix)]
+use perjoule_tests::guard::{GuardPages, Side, report_traps};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+const EXPECTATIONS: &str = include_str!("../expectations.toml");
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    if arguments.test_threads.is_none() {
+        // launches on the CPU exclude each other; a second thread computes references meanwhile
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        arguments.test_threads = Some(cores.min(8));
+    }
+    #[cfg(unix)]
+    report_traps();
+    let expectations = match Expectations::parse(EXPECTATIONS) {
+        Ok(list) => Arc::new(list),
+        Err(error) => {
+            eprintln!("expectations.toml: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut trials = Vec::new();
+    let (found, absent) = perjoule::devices();
+    let required = std::env::var("PERJOULE_REQUIRE").unwrap_or_default();
+    for device in absent {
+        let name = match device.backend {
+            "webgpu" => "WebGPU",
+            "cuda" => "CUDA",
+            other => other,
+        };
+        let text = format!("no {name} device: {}", device.reason);
+        let must = required.split(',').any(|r| r.trim() == device.backend);
+        trials.push(missing(format!("{}::device", device.backend), text, must));
+    }
+    for info in found {
+        // an odd number of lanes divides work differently: a part of the cases runs with it, too
+        let ways: &[(Option<usize>, &str, usize)] = match info.backend {
+            "cpu" => &[(Some(2), "cpu", 1), (Some(3), "cpu-3", 6)],
+            _ => &[(None, "", 1)],
+        };
+        for &(threads, label, step) in ways {
+            let label = if label.is_empty() { info.label.as_str() } else { label };
+            match perjoule::open_with_threads(&info.label, threads) {
+                Ok(device) => device_trials(&mut trials, label, device.backend(), step, &expectations),
+                Err(error) => trials.push(missing(format!("{label}::device"), error.to_string(), true)),
+            }
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// A test that is ignored with a reason, or fails with it.
+fn missing(name: String, reason: String, fails: bool) -> Trial {
+    Trial::ignorable_test(name, move || match fails {
+        true => Err(Failed::from(reason)),
+        false => Ok(Completion::ignored_with(reason)),
+    })
+}
+
+fn device_trials(
+    trials: &mut Vec<Trial>,
+    label: &str,
+    device: &Arc<dyn Device>,
+    step: usize,
+    expectations: &Arc<Expectations>,
+) {
+    for choice in subjects(&**device) {
+        let config = choice.kernel.configs[choice.config].name;
+        let pack = choice.pack.map_or(String::new(), |p| format!("+{}", p.name));
+        let row = format!("{label}::{}::{config}{pack}", choice.kernel.name);
+        match cases(&**device, &choice, Scope::Sample) {
+            Ok(list) => {
+                for case in list.into_iter().step_by(step) {
+                    trials.push(trial(&row, device, choice, case, expectations));
+                }
+            }
+            Err(reason) => {
+                // a feature that this processor lacks is no fault; a row that no case reaches is one
+                let lacks = reason.to_string().contains("lacks");
+                trials.push(missing(format!("{row}::none"), reason.to_string(), !lacks));
+            }
+        }
+    }
+}
+
+fn trial(
+    row: &str,
+    device: &Arc<dyn Device>,
+    choice: Choice,
+    case: Case,
+    expectations: &Arc<Expectations>,
+) -> Trial {
+    let name = format!("{row}::{}", case.id);
+    let (device, expectations, test) = (device.clone(), expectations.clone(), name.clone());
+    Trial::ignorable_test(name, move || {
+        let mut places: Vec<&dyn Place> = vec![&Buffers { replay: false }];
+        #[cfg(unix)]
+        if device.info().synchronous {
+            places = vec![&GuardPages(Side::Right), &GuardPages(Side::Left)];
+        }
+        let result = match run(&*device, choice, &case, &places) {
+            Outcome::Passed { .. } => Ok(()),
+            Outcome::Failed(failure) => Err(failure.to_string()),
+            Outcome::Skipped { reason } => return Ok(Completion::ignored_with(reason)),
+        };
+        expectations.settle(&test, result)?;
+        Ok(Completion::Completed)
+    })
+}

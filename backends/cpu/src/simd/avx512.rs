@@ -67,10 +67,6 @@ impl Simd for Avx512 {
         unsafe { _mm512_min_ps(a, b) }
     }
     #[inline(always)]
-    fn sqrt(self, a: __m512) -> __m512 {
-        unsafe { _mm512_sqrt_ps(a) }
-    }
-    #[inline(always)]
     fn abs(self, a: __m512) -> __m512 {
         unsafe { _mm512_andnot_ps(_mm512_set1_ps(-0.0), a) }
     }

@@ -12,7 +12,7 @@ macro_rules! missing {
         pub(crate) struct $token(Infallible);
 
         missing!(@impl $token, $name, $lanes, $registers,
-            binary add sub mul div max min copysign; unary sqrt abs pow2; reduce reduce_add reduce_max;
+            binary add sub mul div max min copysign; unary abs pow2; reduce reduce_add reduce_max;
             memory load_f32 store_f32 f32, load_bf16 store_bf16 bf16, load_f16 store_f16 f16);
     };
     (@impl $token:ident, $name:literal, $lanes:literal, $registers:literal,

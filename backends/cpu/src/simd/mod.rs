@@ -98,8 +98,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     /// The smaller, and `b` where either is NaN.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
-    /// Square root.
-    fn sqrt(self, a: Self::V) -> Self::V;
     /// |a|
     fn abs(self, a: Self::V) -> Self::V;
     /// |magnitude| with the sign of `sign`.

@@ -78,10 +78,6 @@ impl Simd for Portable {
         lanes!(i => if a.0[i] < b.0[i] { a.0[i] } else { b.0[i] })
     }
     #[inline(always)]
-    fn sqrt(self, a: V4) -> V4 {
-        lanes!(i => a.0[i].sqrt())
-    }
-    #[inline(always)]
     fn abs(self, a: V4) -> V4 {
         lanes!(i => a.0[i].abs())
     }

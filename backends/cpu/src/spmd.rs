@@ -4,7 +4,7 @@ use crate::memory::HostMemory;
 use crate::stream::CpuStream;
 use crate::team::Lane;
 use bytemuck::Pod;
-use perjoule_kernels::{Arg, Buffer, Checked, Error, Launch, Result, Stream};
+use perjoule_kernels::{Arg, Buffer, Checked, DeviceId, Error, Launch, Result, Stream};
 use std::any::Any;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -52,7 +52,7 @@ impl Args {
     /// Operand `index`, which the op only reads.
     ///
     /// # Panics
-    /// When the op writes that operand, or its bytes are no whole number of `T`: an error in the row, reported as a fault.
+    /// When the op writes that operand, or it is not aligned for `T`: an error in the row, reported as a fault.
     pub fn read<T: Pod>(&self, index: usize) -> &[T] {
         let raw = self.raw(index);
         assert!(!raw.writes, "operand {index} is written; use Args::out");
@@ -77,7 +77,7 @@ impl Args {
         if raw.bytes == 0 {
             return Out { pointer: std::ptr::NonNull::dangling().as_ptr(), len: 0, life: PhantomData };
         }
-        Out { pointer: raw.pointer.cast(), len: raw.bytes / size_of::<T>(), life: PhantomData }
+        Out { pointer: raw.pointer.cast(), len: elements::<T>(raw), life: PhantomData }
     }
 
     /// Number of operands.
@@ -182,9 +182,11 @@ impl Launch for CpuLaunch {
         let stream =
             stream.downcast_mut::<CpuStream>().ok_or(Error::WrongDevice { kernel, operand: "stream" })?;
         let operands = checked.operands();
+        // the lock of this stream's team guards the memory of its device alone
+        let device = stream.device();
         let scratch = match checked.scratch() {
             Some(buffer) => {
-                raw_buffer(buffer, true).ok_or(Error::WrongDevice { kernel, operand: "scratch" })?
+                raw_buffer(buffer, device, true).ok_or(Error::WrongDevice { kernel, operand: "scratch" })?
             }
             None => NOTHING,
         };
@@ -199,8 +201,8 @@ impl Launch for CpuLaunch {
             let wrong = Error::WrongDevice { kernel, operand: operand.name };
             let writes = operand.access.writes();
             *raw = match arg {
-                Arg::Buf(buffer) => raw_buffer(buffer, writes).ok_or(wrong)?,
-                // the pointer is only written through when the operand is; those come as HostMut
+                Arg::Buf(buffer) => raw_buffer(buffer, device, writes).ok_or(wrong)?,
+                Arg::Host(_) if writes => return Err(wrong),
                 Arg::Host(slice) => Raw { pointer: slice.as_ptr().cast_mut(), bytes: slice.len(), writes },
                 Arg::HostMut(slice) => Raw { pointer: slice.as_mut_ptr(), bytes: slice.len(), writes },
             };
@@ -234,7 +236,10 @@ impl Launch for CpuLaunch {
 #[repr(align(64))]
 struct Line(#[allow(dead_code, reason = "only its alignment is used")] u8);
 
-fn raw_buffer(buffer: &Buffer, writes: bool) -> Option<Raw> {
+fn raw_buffer(buffer: &Buffer, device: DeviceId, writes: bool) -> Option<Raw> {
+    if buffer.device() != device {
+        return None;
+    }
     let memory: &dyn Any = &**buffer.memory();
     let memory = memory.downcast_ref::<HostMemory>()?;
     // SAFETY: a buffer lies within its memory.

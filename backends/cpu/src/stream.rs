@@ -3,7 +3,7 @@
 use crate::device::Inner;
 use crate::memory::HostMemory;
 use crate::spmd::{Args, Recorded, Spmd};
-use crate::team::Panicked;
+use crate::team::{Exclusive, Panicked};
 use perjoule_kernels::device::ready;
 use perjoule_kernels::{Buffer, DeviceId, Error, Event, Graph, Pending, Result, Stream};
 use std::any::Any;
@@ -45,9 +45,7 @@ impl CpuStream {
     }
 
     pub(crate) fn run(&self, kernel: &'static str, body: &dyn Spmd, args: &Args) -> Result<()> {
-        self.inner.alive()?;
-        let exclusive = self.inner.team.lock();
-        exclusive
+        self.exclusive()?
             .run(&|lane| body.run(lane, args))
             .map_err(|Panicked(detail)| Error::Fault { kernel, detail })
     }
@@ -62,6 +60,12 @@ impl CpuStream {
             }
             _ => Err(Error::WrongDevice { kernel: "copy", operand: "buffer" }),
         }
+    }
+
+    /// Keeps all others from the device's memory. In a fork the lock may be held for ever by a thread that is not there: refused.
+    fn exclusive(&self) -> Result<Exclusive<'_>> {
+        self.inner.alive()?;
+        Ok(self.inner.team.lock())
     }
 
     fn not_capturing(&self, what: &'static str) -> Result<()> {
@@ -107,7 +111,7 @@ impl Stream for CpuStream {
         if bytes < from.len() {
             return Err(Error::OutOfRange { at: 0, bytes: from.len() as u64, have: to.bytes() });
         }
-        let _exclusive = self.inner.team.lock();
+        let _exclusive = self.exclusive()?;
         // SAFETY: within the buffer; nobody else touches the device's memory now; `from` is a caller's slice, not device memory.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), pointer, from.len()) };
         Ok(())
@@ -119,7 +123,7 @@ impl Stream for CpuStream {
         if have < bytes {
             return Err(Error::OutOfRange { at: 0, bytes: bytes as u64, have: have as u64 });
         }
-        let _exclusive = self.inner.team.lock();
+        let _exclusive = self.exclusive()?;
         // SAFETY: within both buffers, which may overlap; nobody else touches the device's memory now.
         unsafe { std::ptr::copy(from, to, bytes) };
         Ok(())
@@ -129,7 +133,7 @@ impl Stream for CpuStream {
         let read = || {
             self.not_capturing("reading")?;
             let (pointer, bytes) = self.host(from)?;
-            let _exclusive = self.inner.team.lock();
+            let _exclusive = self.exclusive()?;
             // SAFETY: within the buffer, initialised since allocation; nobody else touches the device's memory now.
             Ok(unsafe { std::slice::from_raw_parts(pointer, bytes) }.to_vec())
         };
@@ -146,10 +150,18 @@ impl Stream for CpuStream {
 
     fn capture(&mut self, body: &mut dyn FnMut(&mut dyn Stream) -> Result<()>) -> Result<Arc<dyn Graph>> {
         self.not_capturing("recording")?;
+        /// Ends the recording also where `body` panics: a stream that went on recording would run nothing more.
+        struct Recording<'a>(&'a mut CpuStream);
+        impl Drop for Recording<'_> {
+            fn drop(&mut self) {
+                self.0.recording = None;
+            }
+        }
         self.recording = Some(Vec::new());
-        let result = body(self);
-        let launches = self.recording.take().unwrap_or_default();
-        result?;
+        let recording = Recording(self);
+        body(recording.0)?;
+        let launches = recording.0.recording.take().unwrap_or_default();
+        drop(recording);
         Ok(Arc::new(CpuGraph {
             launches,
             device: self.inner.id,
@@ -165,8 +177,7 @@ impl Stream for CpuStream {
             .downcast_ref::<CpuGraph>()
             .filter(|g| g.device == self.inner.id)
             .ok_or(Error::WrongDevice { kernel: "replay", operand: "graph" })?;
-        self.inner.alive()?;
-        let exclusive = self.inner.team.lock();
+        let mut exclusive = self.exclusive()?;
         let at = std::sync::atomic::AtomicUsize::new(0);
         let result = exclusive.run(&|lane| {
             for (index, launch) in graph.launches.iter().enumerate() {
@@ -174,7 +185,7 @@ impl Stream for CpuStream {
                     at.store(index, std::sync::atomic::Ordering::Relaxed);
                 }
                 launch.body.run(lane, &launch.args);
-                lane.barrier();
+                lane.end_of_body();
             }
         });
         result.map_err(|Panicked(detail)| {

@@ -16,7 +16,8 @@ pub const SPIN: Duration = Duration::from_micros(50);
 
 /// One of the team's threads inside a region.
 ///
-/// Every lane must make the same calls of [`Lane::barrier`]: that is the SPMD contract.
+/// Every lane must make the same calls of [`Lane::barrier`]: that is the SPMD contract. A region that breaks it ends as
+/// [`Panicked`] before any lane has passed the barrier in question.
 pub struct Lane<'a> {
     index: usize,
     count: usize,
@@ -26,6 +27,16 @@ pub struct Lane<'a> {
 
 /// A lane left a region by panicking; the others follow at their next barrier.
 struct Abandoned;
+
+/// What an arrival adds to `arrived` at a barrier of a body, and at the end of one. All arrivals of a phase must be of one kind: a
+/// lane that skipped a barrier must not run ahead into the next body of a sequence.
+const AT_BARRIER: usize = 1;
+const AT_END: usize = 1 << (usize::BITS / 2);
+
+thread_local! {
+    /// Whether this thread is a lane inside a region.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
 
 #[repr(align(128))]
 struct Padded<T>(T);
@@ -117,7 +128,11 @@ impl Team {
     }
 
     /// Waits for other users of the device and keeps them out.
+    ///
+    /// # Panics
+    /// Inside a region, where it would wait for itself: a body must not launch, read or write.
     pub fn lock(&self) -> Exclusive<'_> {
+        assert!(!INSIDE.get(), "a body must not launch, read or write: it would wait for itself");
         // a panic inside a region is caught there, so a poisoned lock protects nothing that could be broken
         let guard = self.region.lock().unwrap_or_else(|e| e.into_inner());
         Exclusive { team: self, _guard: guard }
@@ -125,8 +140,8 @@ impl Team {
 }
 
 impl Exclusive<'_> {
-    /// Runs `job` on every lane and returns when all have left it.
-    pub fn run(&self, job: &(dyn Fn(&Lane<'_>) + Sync)) -> Result<(), Panicked> {
+    /// Runs `job` on every lane and returns when all have left it. `&mut`, so that no lane can start another region inside.
+    pub fn run(&mut self, job: &(dyn Fn(&Lane<'_>) + Sync)) -> Result<(), Panicked> {
         let shared = &*self.team.shared;
         if shared.lanes > 1 {
             // SAFETY: only the lifetime is erased; all lanes have left the job before this function returns.
@@ -165,10 +180,34 @@ impl Exclusive<'_> {
 impl Shared {
     fn enter(&self, index: usize, job: &(dyn Fn(&Lane<'_>) + Sync)) -> Result<(), Panicked> {
         let lane = Lane { index, count: self.lanes, shared: self, phase: Cell::new(0) };
-        catch_unwind(AssertUnwindSafe(|| job(&lane))).map_err(|payload| {
+        let outer = INSIDE.replace(true);
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            job(&lane);
+            lane.leave();
+        }));
+        INSIDE.set(outer);
+        result.map_err(|payload| {
             self.abandoned.store(true, Ordering::Release);
-            Panicked(message(&*payload))
+            let text = message(&*payload);
+            // no unwinding may leave a region before all lanes have: not even out of the payload's destructor
+            if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+                std::mem::forget(second);
+            }
+            Panicked(text)
         })
+    }
+
+    /// Counts an arrival; true for the last one of a phase. Panics in the last when the lanes have not all come to the same place.
+    fn arrive(&self, place: usize) -> bool {
+        let arrived = self.arrived.0.fetch_add(place, Ordering::AcqRel) + place;
+        if arrived % AT_END + arrived / AT_END < self.lanes {
+            return false;
+        }
+        if arrived != self.lanes * place {
+            self.abandoned.store(true, Ordering::Release);
+            std::panic::resume_unwind(Box::new("the lanes do not make the same calls of Lane::barrier"));
+        }
+        true
     }
 }
 
@@ -218,7 +257,7 @@ fn work(shared: &Shared, index: usize) {
 
 /// Spins, and gives the core away after a while: with more lanes than idle cores the one waited for needs it.
 fn relax(spins: &mut u32) {
-    *spins += 1;
+    *spins = spins.wrapping_add(1);
     if spins.is_multiple_of(1024) {
         std::thread::yield_now();
     } else {
@@ -239,6 +278,15 @@ impl Lane<'_> {
 
     /// Waits for all lanes; what they wrote before is visible after it. Starts a new phase of [`Lane::claim`].
     pub fn barrier(&self) {
+        self.meet(AT_BARRIER);
+    }
+
+    /// The barrier between two bodies of a sequence.
+    pub(crate) fn end_of_body(&self) {
+        self.meet(AT_END);
+    }
+
+    fn meet(&self, place: usize) {
         let phase = self.phase.get();
         self.phase.set(phase + 1);
         let shared = self.shared;
@@ -247,7 +295,7 @@ impl Lane<'_> {
             return;
         }
         let generation = shared.generation.0.load(Ordering::Acquire);
-        if shared.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == self.count {
+        if shared.arrive(place) {
             // the last to arrive: nobody claims in this phase any more, so its counter can serve the phase after the next
             shared.claimed[phase % 2].0.store(0, Ordering::Relaxed);
             shared.arrived.0.store(0, Ordering::Relaxed);
@@ -260,6 +308,13 @@ impl Lane<'_> {
                 std::panic::resume_unwind(Box::new(Abandoned));
             }
             relax(&mut spins);
+        }
+    }
+
+    /// Counts as arrived at the end of the region, without waiting: lanes that wait at a barrier learn that it is in vain.
+    fn leave(&self) {
+        if self.count > 1 {
+            self.shared.arrive(AT_END);
         }
     }
 
@@ -367,12 +422,66 @@ mod tests {
     }
 
     #[test]
+    fn lanes_that_disagree_on_barriers_end_the_region() {
+        for lanes in [2, 3] {
+            let team = Team::new(lanes).unwrap();
+            for (at_end, culprit) in [(false, 0), (true, 0), (false, 1), (true, 1)] {
+                let behind = AtomicUsize::new(0);
+                let result = team.lock().run(&|lane| {
+                    if lane.index() != culprit {
+                        lane.barrier();
+                    }
+                    if at_end {
+                        // as between two launches of a recorded sequence: nobody may reach the second
+                        lane.end_of_body();
+                        behind.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+                assert!(result.is_err(), "{lanes} lanes, {at_end}, {culprit}");
+                assert_eq!(behind.into_inner(), 0);
+                team.lock().run(&|lane| lane.barrier()).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_region_inside_a_region_is_refused() {
+        let team = Team::new(2).unwrap();
+        let error = team.lock().run(&|_| drop(team.lock())).unwrap_err();
+        assert!(error.0.contains("must not launch") || error.0.contains("another thread"), "{error:?}");
+        drop(team.lock());
+    }
+
+    #[test]
+    fn a_panic_out_of_a_panics_payload_stays_inside() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                std::panic::resume_unwind(Box::new("out of a destructor"));
+            }
+        }
+        let team = Team::new(2).unwrap();
+        for culprit in 0..2 {
+            let result = team.lock().run(&|lane| {
+                if lane.index() == culprit {
+                    std::panic::resume_unwind(Box::new(Bomb));
+                }
+            });
+            assert!(result.is_err());
+        }
+        team.lock().run(&|lane| lane.barrier()).unwrap();
+    }
+
+    #[test]
     fn sleeping_lanes_wake_up() {
         let team = Team::new(2).unwrap();
         for _ in 0..5 {
             std::thread::sleep(SPIN * 4);
             let ran = AtomicUsize::new(0);
-            team.lock().run(&|_| drop(ran.fetch_add(1, Ordering::Relaxed))).unwrap();
+            let job = |_: &Lane<'_>| {
+                ran.fetch_add(1, Ordering::Relaxed);
+            };
+            team.lock().run(&job).unwrap();
             assert_eq!(ran.into_inner(), 2);
         }
     }

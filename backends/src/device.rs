@@ -113,7 +113,8 @@ impl Device {
         self.0.backend.stream()
     }
 
-    /// The stream on which [`crate::ops`] runs. Held while the guard lives.
+    /// The stream on which [`crate::ops`] runs. Held while the guard lives: drop it before the next call of `ops`, of
+    /// [`crate::Tensor::from_slice`] or of [`crate::Tensor::to_vec`], which wait for it, on this thread for ever.
     pub fn default_stream(&self) -> MutexGuard<'_, Box<dyn Stream>> {
         // a panic elsewhere does not break a stream: it holds no half-done state of ours
         self.0.stream.lock().unwrap_or_else(|e| e.into_inner())
@@ -159,6 +160,9 @@ impl Device {
         let choice = perjoule_kernels::select_packed(&*self.0.backend, op, pack)?;
         let plan = Arc::new(self.prepare_choice(op, choice)?);
         let mut plans = lock();
+        if let Some(plan) = find(&plans) {
+            return Ok(plan); // another thread was faster
+        }
         if plans.len() >= PLANS {
             plans.clear();
         }

@@ -84,7 +84,8 @@ impl Tensor {
         if tensor.shape.len() != tensor.strides.len() {
             return Err(invalid("strides", &tensor.strides, "one for each dimension"));
         }
-        let need = tensor.extent().and_then(|e| dtype.bytes(e));
+        // a stride of 0 repeats elements for nothing, but they must be countable
+        let need = count(&tensor.shape).ok().and(tensor.extent()).and_then(|e| dtype.bytes(e));
         match need {
             Some(need) if need <= tensor.buffer.bytes() => Ok(tensor),
             _ => Err(invalid("shape", &tensor.shape, "a view that lies within the buffer")),

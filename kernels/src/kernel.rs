@@ -56,6 +56,9 @@ impl Numerics {
 
 /// A layout into which a row wants the constant operand of a matrix product packed, once.
 ///
+/// Declare it as a `static`: two formats are the same when they are the same static. Their names cannot decide it, since the size of
+/// a packed operand, on which a row relies, follows from the format that the caller gives.
+///
 /// Panels of `panel` columns (rows of the weight, which is stored n x k) are independent of each other, so that a file can be
 /// packed piece by piece: panel `i` starts at `i * panel_bytes(k)`.
 pub struct PackFormat {
@@ -78,7 +81,7 @@ impl PackFormat {
 
 impl PartialEq for PackFormat {
     fn eq(&self, other: &Self) -> bool {
-        self.name == other.name
+        std::ptr::eq(self, other)
     }
 }
 
@@ -205,6 +208,8 @@ pub fn prepare(
         let operand = &mut operands[b.operand];
         operand.bytes = bytes;
         operand.dtype = pack.dtype;
+        operand.elements =
+            (bytes / pack.dtype.block_bytes() as u64).saturating_mul(pack.dtype.block_len() as u64);
         operand.align = operand.align.max(64);
     }
     let config = &choice.kernel.configs[choice.config];
@@ -237,6 +242,15 @@ impl Prepared {
     pub fn launch(&self, stream: &mut dyn Stream, args: &mut [Arg<'_>]) -> Result<()> {
         self.check(stream, args)?;
         let scratch = stream.scratch(self.launch.scratch())?;
+        if let Some(scratch) = &scratch {
+            // anyone can ask a stream for its scratch, and give it as an argument
+            for (arg, operand) in args.iter().zip(&self.operands) {
+                if overlap(arg.address(), operand.bytes, scratch.address(), scratch.bytes()) {
+                    let (kernel, first) = (self.choice.kernel.name, operand.name);
+                    return Err(Error::Overlap { kernel, first, second: "scratch" });
+                }
+            }
+        }
         let checked = Checked { kernel: self.choice.kernel, args, operands: &self.operands, scratch };
         self.launch.launch(stream, checked)
     }
@@ -292,13 +306,18 @@ impl Prepared {
                     continue;
                 }
                 let (a, b) = (args[i].address(), args[j].address());
-                if written.bytes > 0 && other.bytes > 0 && a < b + other.bytes && b < a + written.bytes {
+                if overlap(a, written.bytes, b, other.bytes) {
                     return Err(Error::Overlap { kernel, first: written.name, second: other.name });
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Whether `n` bytes from `a` on and `m` bytes from `b` on share one.
+fn overlap(a: u64, n: u64, b: u64, m: u64) -> bool {
+    n > 0 && m > 0 && if a <= b { b - a < n } else { a - b < m }
 }
 
 impl std::fmt::Debug for Prepared {

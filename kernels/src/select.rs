@@ -75,8 +75,8 @@ fn cost(choice: Choice, op: &Op, info: &DeviceInfo, tuning: Option<&Arc<Tuning>>
     }
 }
 
-/// Every row of the op with every configuration and format, and what became of it: accepted ones first, cheapest first.
-/// Vendor rows are among them. The op must be valid.
+/// Every row of the op with every configuration and format, and what became of it: accepted ones first, measured ones before
+/// predicted ones (of which only the order among themselves means something), cheapest first. Vendor rows are among them. The op must be valid.
 pub fn explain(device: &dyn Device, op: &Op) -> Result<Vec<Verdict>> {
     op.validate()?;
     let (info, tuning) = (device.info(), device.tuning());
@@ -97,7 +97,7 @@ pub fn explain(device: &dyn Device, op: &Op) -> Result<Vec<Verdict>> {
     }
     // stable: of equal costs the earlier row wins
     verdicts.sort_by(|a, b| match (&a.outcome, &b.outcome) {
-        (Ok(x), Ok(y)) => x.seconds.total_cmp(&y.seconds),
+        (Ok(x), Ok(y)) => y.measured.cmp(&x.measured).then(x.seconds.total_cmp(&y.seconds)),
         (x, y) => x.is_err().cmp(&y.is_err()),
     });
     Ok(verdicts)
@@ -123,7 +123,8 @@ pub fn select(device: &dyn Device, op: &Op, also: &[Op]) -> Result<Choice> {
     let cheapest = |verdicts: &[Verdict], pack: Option<&PackFormat>| {
         verdicts.iter().filter(usable).find(|v| v.choice.pack == pack).cloned()
     };
-    let mut best: Option<(f64, Choice)> = None;
+    // predictions in the sum count before seconds: they cannot be added to measurements
+    let mut best: Option<(usize, f64, Choice)> = None;
     let mut seen: Vec<Option<&'static PackFormat>> = Vec::new();
     for verdict in first.iter().filter(usable) {
         let pack = verdict.choice.pack;
@@ -131,20 +132,19 @@ pub fn select(device: &dyn Device, op: &Op, also: &[Op]) -> Result<Choice> {
             continue;
         }
         seen.push(pack);
-        let mut total = seconds(verdict);
-        let mut serves_all = true;
-        for other in &others {
-            match cheapest(other, pack) {
-                Some(v) => total += seconds(&v),
-                None => serves_all = false,
-            }
-        }
-        if serves_all && best.is_none_or(|(cost, _)| total < cost) {
-            best = Some((total, verdict.choice));
+        let Some(all) = others.iter().map(|o| cheapest(o, pack)).collect::<Option<Vec<_>>>() else {
+            continue;
+        };
+        let costs = || all.iter().chain([verdict]).filter_map(|v| v.outcome.as_ref().ok());
+        let predicted = costs().filter(|c| !c.measured).count();
+        let total: f64 = costs().map(|c| f64::from(c.seconds)).sum();
+        let better = best.is_none_or(|(p, t, _)| predicted.cmp(&p).then(total.total_cmp(&t)).is_lt());
+        if better {
+            best = Some((predicted, total, verdict.choice));
         }
     }
     match best {
-        Some((_, choice)) => Ok(choice),
+        Some((_, _, choice)) => Ok(choice),
         None => {
             // name the op that has no row at all, if it is one of the others
             for (other, verdicts) in also.iter().zip(&others) {
@@ -152,13 +152,15 @@ pub fn select(device: &dyn Device, op: &Op, also: &[Op]) -> Result<Choice> {
                     return Err(refused(device, other, verdicts));
                 }
             }
+            if first.iter().any(|v| usable(&v)) {
+                return Err(Error::Unsupported {
+                    what: "one packed copy for all these shapes",
+                    why: format!("no format serves {op} and every other shape; pack it for each"),
+                });
+            }
             Err(refused(device, op, &first))
         }
     }
-}
-
-fn seconds(verdict: &Verdict) -> f64 {
-    verdict.outcome.as_ref().map_or(f64::INFINITY, |c| f64::from(c.seconds))
 }
 
 /// The cheapest row for `op` whose constant operand is already packed as `pack` (or plain).

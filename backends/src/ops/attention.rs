@@ -1,6 +1,6 @@
 //! Attention, and the cache it reads.
 
-use super::{as_rows, expect_dtype, run, shape_error};
+use super::{expect_dtype, folded_stride, run, shape_error};
 use crate::device::Device;
 use crate::tensor::Tensor;
 use perjoule_kernels::op::{Advance, Attention, KvAppend};
@@ -107,6 +107,13 @@ impl<'a> AttentionCall<'a> {
                         format!("batch {}, as the cache has", cache.batch),
                     ));
                 }
+                if q_len > cache.len || cache.pending {
+                    let expected = match cache.pending {
+                        true => "keys and values appended for the tokens advanced".into(),
+                        false => format!("at most the {} tokens in the cache", cache.len),
+                    };
+                    return Err(shape_error(NAME, "q", self.q, expected));
+                }
                 (&cache.k, &cache.v, cache.layout, &cache.kv_len)
             }
         };
@@ -134,6 +141,9 @@ impl<'a> AttentionCall<'a> {
         let mut args = vec![self.q, k, v, kv_len];
         if let Some(sinks) = self.sinks {
             expect_dtype(NAME, "sinks", sinks, DType::F32)?;
+            if sinks.shape() != [heads] || !sinks.is_dense() {
+                return Err(shape_error(NAME, "sinks", sinks, format!("a dense vector of {heads}")));
+            }
             args.push(sinks);
         }
         args.push(&out);
@@ -152,6 +162,8 @@ pub struct KvCache {
     layout: KvLayout,
     batch: usize,
     len: usize,
+    /// Whether tokens have positions, but no keys and values yet.
+    pending: bool,
 }
 
 impl KvCache {
@@ -173,6 +185,7 @@ impl KvCache {
             layout: KvLayout::contiguous(kv_heads, capacity, head_dim),
             batch,
             len: 0,
+            pending: false,
         })
     }
 
@@ -191,21 +204,29 @@ impl KvCache {
         &self.positions
     }
 
-    /// Makes room for `tokens` more tokens in each sequence and gives them positions. Then rotate, then [`KvCache::append`].
+    /// Makes room for `tokens` more tokens in each sequence and gives them positions. Then rotate, then [`KvCache::append`], without
+    /// which neither attention nor the next advance is possible.
     pub fn advance(&mut self, tokens: usize) -> Result<()> {
-        let device = self.k.device().clone();
-        if self.len + tokens > self.layout.capacity {
-            return Err(perjoule_kernels::Error::Invalid {
-                op: "kv_append",
-                field: "tokens",
-                got: format!("{} after {}", tokens, self.len),
-                expected: format!("no more than the capacity of {}", self.layout.capacity),
-            });
+        let refuse = |got: String, expected: String| {
+            Err(perjoule_kernels::Error::Invalid { op: "kv_append", field: "tokens", got, expected })
+        };
+        let room = self.layout.capacity - self.len;
+        if tokens > room {
+            let capacity = self.layout.capacity;
+            return refuse(
+                format!("{tokens} after {}", self.len),
+                format!("no more than the capacity of {capacity}"),
+            );
         }
-        self.positions = Tensor::zeros(&device, DType::I32, [self.batch * tokens])?;
-        let op = Advance::uniform(self.batch, tokens);
-        run(op, &[&self.kv_len, &self.positions])?;
+        if self.pending {
+            return refuse(tokens.to_string(), "KvCache::append after the last advance".into());
+        }
+        let positions = Tensor::zeros(self.k.device(), DType::I32, [self.batch, tokens])?;
+        let positions = positions.reshape([positions.elements()])?;
+        run(Advance::uniform(self.batch, tokens), &[&self.kv_len, &positions])?;
+        self.positions = positions;
         self.len += tokens;
+        self.pending = tokens > 0;
         Ok(())
     }
 
@@ -220,22 +241,19 @@ impl KvCache {
         }
         let tokens = k.shape()[1];
         let rows = |field, t: &Tensor| {
-            let flat = as_rows("kv_append", field, t)?;
-            // one head or one token may have folded away
-            let mut rows = perjoule_kernels::Rows::grid(self.batch * tokens, t.shape()[2], t.shape()[3]);
-            if !t.is_dense() {
-                if rows.outer > 1 && rows.inner > 1 && (flat.outer, flat.inner) != (rows.outer, rows.inner) {
-                    return Err(shape_error(
-                        "kv_append",
-                        field,
-                        t,
-                        "tokens that lie one after the other; copy it first",
-                    ));
+            let (shape, strides) = (t.shape(), t.strides());
+            let contiguous = shape[3] <= 1 || strides[3] == 1;
+            match folded_stride(&shape[..2], strides).filter(|_| contiguous) {
+                Some(outer_stride) => {
+                    let rows = perjoule_kernels::Rows::grid(self.batch * tokens, shape[2], shape[3]);
+                    Ok(perjoule_kernels::Rows { outer_stride, inner_stride: strides[2], ..rows })
                 }
-                rows.outer_stride = if tokens > 1 { t.strides()[1] } else { t.strides()[0] };
-                rows.inner_stride = t.strides()[2];
+                None => {
+                    let expected =
+                        "tokens that lie one after the other, of contiguous vectors; copy it first";
+                    Err(shape_error("kv_append", field, t, expected))
+                }
             }
-            Ok(rows)
         };
         let op = KvAppend {
             batch: self.batch,
@@ -248,6 +266,8 @@ impl KvCache {
             kv_dtype: self.k.dtype(),
         };
         expect_dtype("kv_append", "v", v, k.dtype())?;
-        run(op, &[k, v, &self.kv_len, &self.k, &self.v])
+        run(op, &[k, v, &self.kv_len, &self.k, &self.v])?;
+        self.pending = false;
+        Ok(())
     }
 }

@@ -44,6 +44,20 @@ fn expect_dtype(op: &'static str, field: &'static str, tensor: &Tensor, dtype: D
     Err(shape_error(op, field, tensor, format!("{dtype}; cast it with ops::cast")))
 }
 
+/// Elements from one index to the next of the dimensions `shape` taken as one; `None` when they do not lie one after the other.
+fn folded_stride(shape: &[usize], strides: &[usize]) -> Option<usize> {
+    let mut dims = shape.iter().zip(strides).rev().filter(|(size, _)| **size != 1);
+    let Some((&size, &first)) = dims.next() else { return Some(0) };
+    let mut next = first.checked_mul(size);
+    for (&size, &stride) in dims {
+        if next != Some(stride) {
+            return None;
+        }
+        next = stride.checked_mul(size);
+    }
+    Some(first)
+}
+
 /// The vectors along the last dimension, which must be contiguous; leading dimensions fold into two.
 fn as_rows(op: &'static str, field: &'static str, tensor: &Tensor) -> Result<Rows> {
     let (shape, strides) = (tensor.shape(), tensor.strides());

@@ -1,6 +1,6 @@
 //! Ops that work on vectors along the last dimension.
 
-use super::{as_rows, expect_dtype, run, shape_error};
+use super::{as_rows, expect_dtype, folded_stride, run, shape_error};
 use crate::tensor::Tensor;
 use perjoule_kernels::op::{
     Add, Argmax, Cast, Embed, Gated, GatedKind, LayerNorm, Quantise, Residual, RmsNorm, Rope, RopeScaling,
@@ -89,20 +89,14 @@ pub fn rope(x: &Tensor, positions: &Tensor, theta: f64) -> Result<()> {
     if positions.elements() != tokens || !positions.is_dense() {
         return Err(shape_error("rope", "positions", positions, format!("a dense vector of {tokens}")));
     }
-    let flat = as_rows("rope", "x", x)?;
-    let rank = x.shape().len();
-    let rows = match (flat.outer, flat.inner) == (tokens, *heads) || x.is_dense() {
-        true if x.is_dense() => Rows::grid(tokens, *heads, *head_dim),
-        true => flat,
-        // one token or one head has folded away
-        false => Rows {
-            outer: tokens,
-            inner: *heads,
-            len: *head_dim,
-            outer_stride: if rank > 2 { x.strides()[rank - 3] } else { 0 },
-            inner_stride: x.strides()[rank - 2],
-        },
+    if *head_dim > 1 && x.strides()[lead.len() + 1] != 1 {
+        return Err(shape_error("rope", "x", x, "a contiguous last dimension; copy it first"));
+    }
+    let Some(outer_stride) = folded_stride(lead, x.strides()) else {
+        return Err(shape_error("rope", "x", x, "tokens that lie one after the other; copy it first"));
     };
+    let inner_stride = x.strides()[lead.len()];
+    let rows = Rows { outer: tokens, inner: *heads, len: *head_dim, outer_stride, inner_stride };
     let op = Rope {
         x: rows,
         dtype: x.dtype(),
@@ -217,6 +211,10 @@ pub fn sample(
 ) -> Result<Tensor> {
     let rows = as_rows("sample", "x", x)?;
     expect_dtype("sample", "uniform", uniform, DType::F32)?;
+    let vectors: usize = x.shape()[..x.shape().len() - 1].iter().product();
+    if uniform.elements() != vectors || !uniform.is_dense() {
+        return Err(shape_error("sample", "uniform", uniform, format!("a dense vector of {vectors}")));
+    }
     let lead = x.shape()[..x.shape().len() - 1].to_vec();
     let ids = Tensor::zeros(x.device(), DType::I32, lead)?;
     run(Sample { x: rows, dtype: x.dtype(), temperature, top_k, top_p }, &[x, uniform, &ids])?;

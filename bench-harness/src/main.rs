@@ -1,2 +1,21 @@
-//! placeholder
-fn main() {}
+//! The binary `perjoule`: what a unit of energy buys.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `cli` | the command line, one file a command |
+//! | `ops` | every op by name, with the sizes that `--shape` takes |
+//! | `measure` | the measuring engine, ceilings, kernels, tokens, energy windows |
+//! | `catalogue` | published facts about hardware |
+//! | `report` | tables and formats made from records |
+//! | `signals` | what the process does on Ctrl-C, a closed pipe and a full file |
+
+mod catalogue;
+mod cli;
+mod measure;
+mod ops;
+mod report;
+mod signals;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

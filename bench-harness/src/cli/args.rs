@@ -1,0 +1,276 @@
+//! Arguments of every command.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use perjoule::DType;
+use perjoule_record::CacheState;
+use std::path::PathBuf;
+
+/// What a unit of energy buys: tensor kernels and models, their speed and their joules per token.
+///
+/// Without a command, `perjoule run` is meant.
+#[derive(Debug, Parser)]
+#[command(name = "perjoule", version, max_term_width = 100, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+const EXAMPLES: &str = "Examples:
+  perjoule                                        measure this machine, about 90 s
+  perjoule run --op matmul --shape m=1,n=4096,k=4096 --dtype bf16
+  perjoule run --only tokens --model llama-3.2-1b -p 512 -n 128
+  perjoule run --format json | jq '.[].joules_per_total_token'
+  perjoule kernels --op attention --shape q=1,kv=4096
+  perjoule check                                  are the kernels right on this machine?
+
+Exit code: 0 done, 1 a check or verification failed, 2 any other error, 130 interrupted.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the devices found and how their energy is measured
+    Devices(DevicesArgs),
+    /// List kernel rows; with a shape: which is chosen, and why the others are not
+    Kernels(KernelsArgs),
+    /// Measure ceilings, kernels, and the tokens of a model (the default command)
+    Run(Box<RunArgs>),
+    /// Check the kernels of this machine, or a model's logits against a reference
+    Check(CheckArgs),
+    /// Generate text or token ids with a model
+    Generate(GenerateArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page (roff)
+    Man,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevicesArgs {
+    /// Print a JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KernelsArgs {
+    /// Device whose table is listed
+    #[arg(long, value_name = "ID", default_value = "cpu")]
+    pub(crate) device: String,
+    /// Only rows of this op
+    #[arg(long)]
+    pub(crate) op: Option<String>,
+    /// Sizes, such as m=1,n=4096,k=4096: shows the choice for it
+    #[arg(long, requires = "op", value_name = "NAME=N,..")]
+    pub(crate) shape: Option<String>,
+    /// Element type of inputs and output
+    #[arg(long, value_name = "TYPE", requires = "op")]
+    pub(crate) dtype: Option<DType>,
+    /// Print a JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A part of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// What the device can do at most
+    Ceilings,
+    /// Single ops
+    Kernels,
+    /// A whole model
+    Tokens,
+}
+
+/// What stdout carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Tables for people
+    Table,
+    /// Tables in Markdown
+    Md,
+    /// One JSON array of records
+    Json,
+    /// A JSON record a line
+    Jsonl,
+    /// Records as comma-separated values
+    Csv,
+}
+
+/// `--cache`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Cache {
+    /// Operands rotate through more than the last-level cache, as the weights of a model do
+    Rotate,
+    /// The same operands call after call
+    Hot,
+    /// Caches are flushed before each call
+    Cold,
+}
+
+impl From<Cache> for CacheState {
+    fn from(cache: Cache) -> Self {
+        match cache {
+            Cache::Rotate => CacheState::Rotate,
+            Cache::Hot => CacheState::Hot,
+            Cache::Cold => CacheState::Cold,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Args, Default)]
+#[command(after_help = RUN_EXAMPLES)]
+pub(crate) struct RunArgs {
+    /// Devices to measure, such as cpu; all that are found by default
+    #[arg(long, value_name = "ID,..", value_delimiter = ',', help_heading = "What")]
+    pub(crate) device: Vec<String>,
+    /// Only these parts
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART,..", help_heading = "What")]
+    pub(crate) only: Vec<Part>,
+    /// Measure this op (implies --only kernels)
+    #[arg(long, help_heading = "What")]
+    pub(crate) op: Option<String>,
+    /// Sizes of the op, such as m=1,n=4096,k=4096; `perjoule kernels --op OP` names them
+    #[arg(long, value_name = "NAME=N,..", help_heading = "What")]
+    pub(crate) shape: Option<String>,
+    /// Element type: of inputs and output of kernels, of the weights of a model
+    #[arg(long, value_name = "TYPE,..", value_delimiter = ',', help_heading = "What")]
+    pub(crate) dtype: Vec<DType>,
+    /// Kernel row by name, or all that run the op
+    #[arg(long, value_name = "NAME|all", help_heading = "What")]
+    pub(crate) kernel: Option<String>,
+    /// Folder of a model, or the name of a geometry (random weights)
+    #[arg(long, value_name = "NAME|DIR", help_heading = "What")]
+    pub(crate) model: Option<String>,
+    /// Prompt lengths; 0 for none
+    #[arg(short = 'p', long, value_name = "N,..", value_delimiter = ',', help_heading = "Tokens")]
+    pub(crate) n_prompt: Vec<usize>,
+    /// Tokens to generate; 0 for none
+    #[arg(short = 'n', long, value_name = "N,..", value_delimiter = ',', help_heading = "Tokens")]
+    pub(crate) n_gen: Vec<usize>,
+    /// Tokens in the KV cache beforehand
+    #[arg(short = 'd', long, value_name = "N,..", value_delimiter = ',', help_heading = "Tokens")]
+    pub(crate) n_depth: Vec<usize>,
+    /// Sequences side by side
+    #[arg(long, value_name = "N,..", value_delimiter = ',', help_heading = "Tokens")]
+    pub(crate) parallel: Vec<usize>,
+    /// Prompt tokens processed at once
+    #[arg(long, value_name = "N", help_heading = "Tokens")]
+    pub(crate) batch: Option<usize>,
+    /// Repetitions, instead of as many as a 1 % interval needs
+    #[arg(short = 'r', long, value_name = "N", help_heading = "How")]
+    pub(crate) repetitions: Option<usize>,
+    /// CPU threads
+    #[arg(long, value_name = "N", help_heading = "How")]
+    pub(crate) threads: Option<usize>,
+    /// Seconds of measuring in all [default: 60]
+    #[arg(long, value_name = "SECONDS", help_heading = "How")]
+    pub(crate) budget: Option<f64>,
+    /// Seed of the random data [default: 1]
+    #[arg(long, value_name = "N", help_heading = "How")]
+    pub(crate) seed: Option<u64>,
+    /// Where operands lie when a call begins [default: rotate up to 64 rows, else hot]
+    #[arg(long, value_enum, help_heading = "How")]
+    pub(crate) cache: Option<Cache>,
+    /// No progress, no notes
+    #[arg(long, help_heading = "Output")]
+    pub(crate) quiet: bool,
+    /// What stdout carries [default: table]
+    #[arg(long, value_enum, help_heading = "Output")]
+    pub(crate) format: Option<Format>,
+    /// Append JSON lines to this file instead of results/; - for stdout
+    #[arg(short = 'o', long, value_name = "FILE|-", help_heading = "Output")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+const RUN_EXAMPLES: &str = "Examples:
+  perjoule run                                              everything, about 90 s
+  perjoule run --op matmul --shape m=1,n=8192,k=2048 --dtype bf16 --kernel all
+  perjoule run --op attention --shape q=1,kv=8192,h=32,hkv=8,d=128
+  perjoule run --only tokens --model ./Llama-3.2-1B -p 512 -n 128 -r 5
+  perjoule run --only tokens --model qwen3-0.6b -n 32 --parallel 1,4,16
+  perjoule run --format jsonl -o results/mine.jsonl";
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Device to check
+    #[arg(long, value_name = "ID", default_value = "cpu")]
+    pub(crate) device: String,
+    /// Only kernels of this op
+    #[arg(long, conflicts_with = "model")]
+    pub(crate) op: Option<String>,
+    /// Only kernels whose name contains this
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    pub(crate) kernel: Option<String>,
+    /// Only the case of this id
+    #[arg(long, value_name = "ID", conflicts_with = "model")]
+    pub(crate) case: Option<String>,
+    /// Every case, however long it takes
+    #[arg(long, conflicts_with = "model")]
+    pub(crate) full: bool,
+    /// Check a model folder against reference logits instead
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// The reference [default: expected.safetensors beside the weights]
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub(crate) expected: Option<PathBuf>,
+    /// Element type of the weights
+    #[arg(long, value_name = "TYPE", requires = "model", default_value = "f32")]
+    pub(crate) dtype: DType,
+    /// CPU threads
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No progress
+    #[arg(long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// Folder of a model, or the name of a geometry (random weights)
+    #[arg(long, value_name = "NAME|DIR")]
+    pub(crate) model: String,
+    /// Device to run on
+    #[arg(long, value_name = "ID", default_value = "cpu")]
+    pub(crate) device: String,
+    /// Text to continue; needs tokenizer.json beside the weights
+    #[arg(long, value_name = "TEXT", required_unless_present = "ids", conflicts_with = "ids")]
+    pub(crate) prompt: Option<String>,
+    /// Token ids to continue
+    #[arg(long, value_name = "1,2,3")]
+    pub(crate) ids: Option<String>,
+    /// Tokens to generate
+    #[arg(short = 'n', value_name = "N", default_value_t = 64)]
+    pub(crate) n: usize,
+    /// Element type of the weights [default: that of the checkpoint, bf16 for a geometry]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) dtype: Option<DType>,
+    /// Draw tokens at this temperature; 0 takes the most likely
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) temperature: f32,
+    /// Draw among this many most likely tokens
+    #[arg(long, value_name = "N")]
+    pub(crate) top_k: Option<usize>,
+    /// Draw among the most likely tokens that make up this much probability
+    #[arg(long, value_name = "P")]
+    pub(crate) top_p: Option<f32>,
+    /// Seed of the draws, and of random weights
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Go on after an end-of-sequence token
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+    /// CPU threads
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Print one JSON object at the end instead of streaming
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No progress, no summary
+    #[arg(long)]
+    pub(crate) quiet: bool,
+}

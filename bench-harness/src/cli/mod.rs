@@ -1,0 +1,150 @@
+//! The command line: arguments, exit codes, and what every command shares.
+//!
+//! Exit codes: 0 done; 1 a check or a verification failed; 2 any other error; 130 interrupted. Errors go to stderr as one line, data to
+//! stdout.
+
+mod args;
+mod check;
+mod check_model;
+mod devices;
+mod generate;
+mod kernels;
+mod output;
+mod progress;
+mod run;
+mod run_tokens;
+
+use anyhow::{Context, Result, bail};
+use clap::{CommandFactory, Parser};
+use perjoule::Device;
+use perjoule_record::Environment;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use crate::measure::{Interrupted, interrupted};
+use args::{Cli, Command};
+
+/// How a command ended, when it did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Everything is done.
+    Done,
+    /// A check, a verification or a comparison failed.
+    Failed,
+    /// Ctrl-C.
+    Interrupted,
+}
+
+/// Runs the command line of this process.
+pub(crate) fn main() -> ExitCode {
+    if let Err(error) = crate::signals::install() {
+        eprintln!("error: {}", one_line(&error));
+        return ExitCode::from(2);
+    }
+    let cli = Cli::parse();
+    match dispatch(cli) {
+        Ok(Ended::Done) => ExitCode::SUCCESS,
+        Ok(Ended::Failed) => ExitCode::from(1),
+        Ok(Ended::Interrupted) => ExitCode::from(130),
+        // whoever read our output has had enough: `perjoule kernels | head`
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Interrupted>() || interrupted() => ExitCode::from(130),
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: {}", one_line(&error));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<Ended> {
+    match cli.command.unwrap_or(Command::Run(Box::default())) {
+        Command::Devices(args) => devices::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Check(args) if args.model.is_some() => check_model::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Completions { shell } => {
+            // made in memory: clap_complete panics when it cannot write
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "perjoule", &mut script);
+            io::stdout().write_all(&script)?;
+            Ok(Ended::Done)
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+            io::stdout().write_all(&page)?;
+            Ok(Ended::Done)
+        }
+    }
+}
+
+/// The error and its causes on one line.
+fn one_line(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ")
+        .replace(":;", ":")
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let io = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    io.into_iter().any(|io| io.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Opens a device. Only the CPU takes a number of threads.
+fn open(label: &str, threads: Option<usize>) -> Result<Device> {
+    let threads = threads.filter(|_| label.split(':').next() == Some("cpu"));
+    Ok(perjoule::open_with_threads(label, threads)?)
+}
+
+/// Threads that work for a device: the lanes of the CPU's team.
+fn threads_of(device: &Device) -> usize {
+    let caps = device.info().caps::<perjoule_cpu::device::CpuCaps>();
+    caps.map_or(1, |caps| caps.threads)
+}
+
+/// What is known about this machine, for records.
+fn environment() -> Environment {
+    let features = perjoule_cpu::features::Features::detect().map(|f| f.names()).unwrap_or_default();
+    Environment::collect(features)
+}
+
+/// Token ids from `1,2,3`.
+fn parse_ids(text: &str) -> Result<Vec<u32>> {
+    let ids: Result<Vec<u32>, _> = text.split(',').map(|id| id.trim().parse()).collect();
+    let ids = ids.with_context(|| format!("--ids {text:?}: expected whole numbers such as 1,2,3"))?;
+    if ids.is_empty() {
+        bail!("--ids needs at least one id");
+    }
+    Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn errors_are_one_line() {
+        let error =
+            anyhow::anyhow!("cpu has no kernel for matmul:\n  a: needs avx2\n  b: no").context("outer");
+        assert_eq!(one_line(&error), "outer: cpu has no kernel for matmul: a: needs avx2; b: no");
+    }
+
+    #[test]
+    fn ids_are_numbers() {
+        assert_eq!(parse_ids("1, 2,3").unwrap(), [1, 2, 3]);
+        for text in ["", "1,,2", "-1", "a", "99999999999"] {
+            assert!(parse_ids(text).unwrap_err().to_string().contains("1,2,3"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Where a run's results go: records to a file, and stdout in the format that was asked for.
+
+use anyhow::{Context, Result, bail};
+use perjoule_record::{Environment, Record, Store, to_line};
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use super::args::Format;
+use crate::report::{self, Style, Table};
+
+/// Folder of the records of runs that name no file.
+const RESULTS: &str = "results";
+
+/// Takes records and tables.
+pub(crate) struct Output {
+    format: Format,
+    quiet: bool,
+    stdout: anstream::AutoStream<std::io::Stdout>,
+    store: Option<Store>,
+    /// The file is ours alone, so that it may go when nothing was written to it.
+    own_file: bool,
+    records: u64,
+    invalid: u64,
+    finished: bool,
+}
+
+impl Output {
+    /// Opens what is written to, so that a file that cannot be is refused before anything is measured.
+    pub(crate) fn open(
+        format: Option<Format>,
+        file: Option<&Path>,
+        quiet: bool,
+        environment: &Environment,
+    ) -> Result<Self> {
+        let to_stdout = file == Some(Path::new("-"));
+        let format = match (format, to_stdout) {
+            (None | Some(Format::Jsonl), true) => Format::Jsonl,
+            (Some(_), true) => bail!("-o - puts JSON lines on stdout: leave --format out, or give -o a file"),
+            (format, false) => format.unwrap_or(Format::Table),
+        };
+        let own_file = file.is_none();
+        let path = match file {
+            Some(_) if to_stdout => None,
+            Some(path) => {
+                refuse_format_name(path)?;
+                Some(path.to_owned())
+            }
+            None => {
+                let run = environment.run_id.as_deref().unwrap_or("run");
+                Some(PathBuf::from(RESULTS).join(format!("{run}.jsonl")))
+            }
+        };
+        let store = path.map(Store::open).transpose().context("-o")?;
+        let stdout = anstream::AutoStream::auto(std::io::stdout());
+        Ok(Output { format, quiet, stdout, store, own_file, records: 0, invalid: 0, finished: false })
+    }
+
+    /// Stores a record, and prints it where stdout carries records.
+    pub(crate) fn record(&mut self, record: &Record) -> Result<()> {
+        if let Some(store) = &mut self.store {
+            store.append(record)?;
+        }
+        self.invalid += u64::from(!record.valid);
+        match self.format {
+            Format::Table | Format::Md => {}
+            Format::Jsonl => self.stdout.write_all(to_line(record)?.as_bytes())?,
+            Format::Json => {
+                let open = if self.records == 0 { "[\n" } else { ",\n" };
+                write!(self.stdout, "{open}{}", to_line(record)?.trim_end())?;
+            }
+            Format::Csv => {
+                let (header, row) = csv_lines(record)?;
+                if self.records == 0 {
+                    self.stdout.write_all(&header)?;
+                }
+                self.stdout.write_all(&row)?;
+            }
+        }
+        self.records += 1;
+        self.stdout.flush()?;
+        if !self.quiet {
+            for warning in report::warnings(record) {
+                eprintln!("warning: {warning}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Prints a heading, where stdout carries tables.
+    pub(crate) fn heading(&mut self, title: &str, detail: &str) -> Result<()> {
+        let gap = if detail.is_empty() { "" } else { "  " };
+        match self.format {
+            Format::Table => writeln!(self.stdout, "\n\u{1b}[1m{title}\u{1b}[0m{gap}{detail}")?,
+            Format::Md => writeln!(self.stdout, "\n## {title}\n\n{detail}\n")?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Prints a table, where stdout carries tables.
+    pub(crate) fn table(&mut self, table: &Table) -> Result<()> {
+        let style = match self.format {
+            Format::Table if std::io::stdout().is_terminal() => Style::Colour,
+            Format::Table => Style::Plain,
+            Format::Md => Style::Markdown,
+            _ => return Ok(()),
+        };
+        self.stdout.write_all(table.render(style).as_bytes())?;
+        Ok(())
+    }
+
+    /// Prints a line of text, where stdout carries tables.
+    pub(crate) fn line(&mut self, text: &str) -> Result<()> {
+        match self.format {
+            Format::Table => writeln!(self.stdout, " {text}")?,
+            Format::Md => writeln!(self.stdout, "\n{text}")?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Records stored so far that must not be used.
+    pub(crate) fn invalid(&self) -> u64 {
+        self.invalid
+    }
+
+    /// Completes what stdout carries and says where the records are.
+    pub(crate) fn finish(&mut self, interrupted: bool) -> Result<()> {
+        if std::mem::replace(&mut self.finished, true) {
+            return Ok(());
+        }
+        if self.format == Format::Json {
+            let close = if self.records == 0 { "[]\n" } else { "\n]\n" };
+            self.stdout.write_all(close.as_bytes())?;
+        }
+        let file = self.store.as_ref().map(|store| store.path().to_owned());
+        let (n, s) = (self.records, if self.records == 1 { "" } else { "s" });
+        let place = file.as_ref().map_or("on stdout".into(), |path| format!("in {}", path.display()));
+        if interrupted {
+            eprintln!("interrupted: {n} finished record{s} kept {place}");
+        } else if let (Some(path), false) = (&file, self.quiet) {
+            match self.format {
+                Format::Table | Format::Md => self.line(&format!("{n} record{s} in {}", path.display()))?,
+                _ => eprintln!("{n} record{s} in {}", path.display()),
+            }
+        }
+        self.stdout.flush()?;
+        if let (true, 0, Some(path)) = (self.own_file, self.records, file) {
+            self.store = None;
+            // an empty file of our own: nothing is lost if it stays
+            let _ = std::fs::remove_file(path);
+        }
+        Ok(())
+    }
+}
+
+/// llama-bench's `-o` takes a format: whoever types that here means `--format`.
+fn refuse_format_name(path: &Path) -> Result<()> {
+    let name = path.to_string_lossy();
+    if ["table", "md", "json", "jsonl", "csv", "sql"].contains(&&*name) && !path.exists() {
+        let format = if name == "sql" { "jsonl" } else { &name };
+        bail!(
+            "-o takes a file: for that format use --format {format} (or -o ./{name} for a file of that name)"
+        );
+    }
+    Ok(())
+}
+
+/// Column names and values of a record, each as a line of CSV. Lists are JSON within a cell, unknown values are empty.
+fn csv_lines(record: &Record) -> Result<(Vec<u8>, Vec<u8>)> {
+    let serde_json::Value::Object(fields) = serde_json::to_value(record)? else {
+        bail!("a record is no JSON object");
+    };
+    let cell = |value: &serde_json::Value| match value {
+        serde_json::Value::Null => String::new(),
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let line = |cells: Vec<String>| -> Result<Vec<u8>> {
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        writer.write_record(&cells)?;
+        writer.into_inner().map_err(|error| anyhow::anyhow!("{}", error.error()))
+    };
+    Ok((line(fields.keys().cloned().collect())?, line(fields.values().map(cell).collect())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use perjoule_record::Kind;
+
+    #[test]
+    fn csv_has_a_column_for_every_field() {
+        let mut record = Record::new(Kind::Kernel, &Environment::default());
+        record.workload.shape = Some("m=1,n=2".into());
+        record.timing.samples_ns = Some(vec![1.5, 2.0]);
+        let (header, row) = csv_lines(&record).unwrap();
+        let text = [header, row].concat();
+        let mut reader = csv::Reader::from_reader(text.as_slice());
+        let names = reader.headers().unwrap().clone();
+        let row = reader.records().next().unwrap().unwrap();
+        let field = |name: &str| row.get(names.iter().position(|n| n == name).unwrap()).unwrap();
+        assert_eq!((field("shape"), field("samples_ns"), field("joules")), ("m=1,n=2", "[1.5,2.0]", ""));
+    }
+
+    #[test]
+    fn format_names_are_no_files() {
+        let message = refuse_format_name(Path::new("json")).unwrap_err().to_string();
+        assert!(message.contains("--format json"), "{message}");
+        assert!(refuse_format_name(Path::new("out/json")).is_ok());
+    }
+}

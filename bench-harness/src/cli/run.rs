@@ -1,0 +1,305 @@
+//! `perjoule run`: ceilings, kernels and tokens of each device, as tables and records.
+
+use anyhow::{Result, bail, ensure};
+use perjoule::{Choice, DType, Device, Op};
+use perjoule_model::Source;
+use perjoule_record::{CacheState, Environment, Kind, Record};
+use std::time::Duration;
+
+use super::args::{Part, RunArgs};
+use super::output::Output;
+use super::{Ended, devices, environment, open, progress, run_tokens, threads_of};
+use crate::measure::ceilings::{Ceilings, ceilings};
+use crate::measure::energy::{Gauge, Meters};
+use crate::measure::{Effort, Interrupted, interrupted, kernel};
+use crate::ops::{self, Entry};
+use crate::report;
+
+/// Seconds of measuring by default: with loading a model of a billion parameters, about 90 s on two cores.
+const BUDGET: f64 = 60.0;
+/// Seconds that ceilings take at most on a device.
+const CEILINGS: f64 = 4.0;
+/// Seconds that one kernel takes at most by default.
+const KERNEL: f64 = 3.0;
+/// Share of the budget that kernels may take when tokens follow.
+const KERNELS_SHARE: f64 = 0.45;
+
+/// What the default run measures: a large product, the products of prefill and decode, and attention of both.
+const DEFAULTS: &[(&str, &str)] = &[
+    ("matmul", "m=2048,n=2048,k=2048"),
+    ("matmul", "m=512,n=8192,k=2048"),
+    ("matmul", "m=1,n=8192,k=2048"),
+    ("attention", "b=1,q=512,kv=512,h=32,hkv=8,d=64"),
+    ("attention", "b=1,q=1,kv=4096,h=32,hkv=8,d=64"),
+];
+
+/// One kernel to measure, before a device is asked for its rows.
+struct Wanted {
+    entry: &'static Entry,
+    sizes: ops::Sizes,
+    dtype: DType,
+}
+
+/// A device and what is measured on it.
+pub(super) struct Target {
+    pub(super) device: Device,
+    pub(super) gauge: Option<Gauge>,
+    pub(super) ceilings: Ceilings,
+    pub(super) threads: usize,
+}
+
+pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
+    let budget = args.budget.unwrap_or(BUDGET);
+    ensure!(budget.is_finite() && budget > 0.0, "--budget {budget}: expected a positive number of seconds");
+    ensure!(args.repetitions != Some(0), "-r 0: at least one repetition is needed");
+    ensure!(args.batch != Some(0), "--batch 0: at least one prompt token must be processed at once");
+    ensure!(!args.parallel.contains(&0), "--parallel 0: at least one sequence is needed");
+    ensure!(args.threads != Some(0), "--threads 0: at least one thread is needed");
+    let parts = parts(args);
+    let wanted = if parts.contains(&Part::Kernels) { wanted(args)? } else { Vec::new() };
+    let seed = args.seed.unwrap_or(1);
+    let sources = match parts.contains(&Part::Tokens) {
+        // read now: a model that is not there should not cost a minute of measuring first
+        true => vec![Source::open(args.model.as_deref().unwrap_or(run_tokens::MODEL), seed)?],
+        false => Vec::new(),
+    };
+    let labels: Vec<String> = match args.device.as_slice() {
+        [] => perjoule::devices().0.into_iter().map(|info| info.label).collect(),
+        list => list.to_vec(),
+    };
+    ensure!(!labels.is_empty(), "no device was found; `perjoule devices` says why");
+    let opened = labels.iter().map(|label| open(label, args.threads)).collect::<Result<Vec<_>>>()?;
+    // choose the rows now: a name that is in no table is an error of the command line
+    let mut tasks = Vec::new();
+    for device in &opened {
+        let mut list = Vec::new();
+        for wanted in &wanted {
+            let op = wanted.entry.build(&wanted.sizes, wanted.dtype, &**device.backend())?;
+            for choice in choices(device, &op, args.kernel.as_deref())? {
+                list.push((op.clone(), choice, wanted));
+            }
+        }
+        tasks.push(list);
+    }
+
+    let environment = environment();
+    let mut output = Output::open(args.format, args.output.as_deref(), args.quiet, &environment)?;
+    let session = Run { args, parts: &parts, budget, seed, environment: &environment };
+    let result = session.all(&opened, &tasks, &sources, &mut output);
+    let stopped = interrupted() || result.as_ref().is_err_and(|error| error.is::<Interrupted>());
+    // what is finished is kept and said to be, whatever ended the run
+    let finished = output.finish(stopped);
+    if stopped {
+        return Ok(Ended::Interrupted);
+    }
+    result?;
+    finished?;
+    Ok(if output.invalid() > 0 { Ended::Failed } else { Ended::Done })
+}
+
+fn parts(args: &RunArgs) -> Vec<Part> {
+    let kernels = args.op.is_some() || args.shape.is_some() || args.kernel.is_some();
+    match args.only.as_slice() {
+        [] if kernels => vec![Part::Kernels],
+        [] => vec![Part::Ceilings, Part::Kernels, Part::Tokens],
+        list => list.to_vec(),
+    }
+}
+
+fn wanted(args: &RunArgs) -> Result<Vec<Wanted>> {
+    let dtypes = match args.dtype.as_slice() {
+        [] => &[DType::F32, DType::BF16][..],
+        list => list,
+    };
+    let selected: Vec<(&str, &str)> = match (&args.op, &args.shape) {
+        (Some(op), shape) => vec![(op.as_str(), shape.as_deref().unwrap_or(""))],
+        (None, Some(shape)) => vec![("matmul", shape.as_str())],
+        // a row by its name alone: the op is what it runs
+        (None, None) => match args.kernel.as_deref().filter(|name| *name != "all") {
+            Some(name) => {
+                let device = open(args.device.first().map_or("cpu", String::as_str), Some(1))?;
+                let rows = device.kernels();
+                let Some(row) = rows.iter().find(|row| row.name == name) else {
+                    bail!("no kernel {name:?} on this device; `perjoule kernels` lists them");
+                };
+                vec![(row.op, "")]
+            }
+            None => DEFAULTS.to_vec(),
+        },
+    };
+    let mut list = Vec::new();
+    for (op, shape) in selected {
+        let entry = ops::find(op)?;
+        let sizes = entry.sizes(shape)?;
+        list.extend(dtypes.iter().map(|&dtype| Wanted { entry, sizes: sizes.clone(), dtype }));
+    }
+    Ok(list)
+}
+
+/// The rows to measure: the chosen one, one by name, or all that run the op.
+fn choices(device: &Device, op: &Op, kernel: Option<&str>) -> Result<Vec<Choice>> {
+    match kernel {
+        None => Ok(vec![device.select(op, &[])?]),
+        Some("all") => {
+            let verdicts = device.explain(op)?;
+            let usable: Vec<Choice> =
+                verdicts.into_iter().filter(|v| v.outcome.is_ok()).map(|v| v.choice).collect();
+            match usable.is_empty() {
+                true => Ok(vec![device.select(op, &[])?]), // the error with every row's reason
+                false => Ok(usable),
+            }
+        }
+        Some(name) => {
+            let known = device.kernels().iter().any(|row| row.name == name);
+            ensure!(known, "no kernel {name:?} on {}; `perjoule kernels` lists them", device.info().label);
+            Ok(vec![device.select_named(op, name)?])
+        }
+    }
+}
+
+/// What all parts of a run share.
+pub(super) struct Run<'a> {
+    pub(super) args: &'a RunArgs,
+    parts: &'a [Part],
+    budget: f64,
+    pub(super) seed: u64,
+    environment: &'a Environment,
+}
+
+impl Run<'_> {
+    fn has(&self, part: Part) -> bool {
+        self.parts.contains(&part)
+    }
+
+    fn all(
+        &self,
+        opened: &[Device],
+        tasks: &[Vec<(Op, Choice, &Wanted)>],
+        sources: &[Source],
+        output: &mut Output,
+    ) -> Result<()> {
+        self.introduce(opened, output)?;
+        let each = self.budget / opened.len() as f64;
+        let ceilings_time = (each * 0.1).min(CEILINGS);
+        for (device, tasks) in opened.iter().zip(tasks) {
+            let threads = threads_of(device);
+            let meters = Meters::discover(self.environment, threads);
+            let bar = progress::bar(0, self.args.quiet);
+            bar.set_message("idle power and ceilings");
+            let gauge = meters.of(device.info()).map(Gauge::new);
+            // kernels are held against them, so they are measured even if they are not shown
+            let ceilings = ceilings(device, Duration::from_secs_f64(ceilings_time), self.seed)?;
+            bar.finish_and_clear();
+            let target = Target { device: device.clone(), gauge, ceilings, threads };
+            if self.has(Part::Ceilings) {
+                self.ceilings(&target, output)?;
+            }
+            let rest = each - ceilings_time;
+            let kernels_time = if self.has(Part::Tokens) { rest * KERNELS_SHARE } else { rest };
+            if self.has(Part::Kernels) {
+                self.kernels(&target, tasks, kernels_time, output)?;
+            }
+            let tokens_time = if self.has(Part::Kernels) { rest - kernels_time } else { rest };
+            for source in sources {
+                run_tokens::run(self, &target, source, Duration::from_secs_f64(tokens_time), output)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A record of this run on a device, to be filled.
+    pub(super) fn record(&self, kind: Kind, device: &Device) -> Record {
+        let mut record = Record::new(kind, self.environment);
+        let info = device.info();
+        record.device.device = Some(info.label.clone());
+        record.device.backend = Some(info.backend.into());
+        record.device.device_name = Some(info.name.clone());
+        record.device.device_memory_bytes = info.memory_bytes;
+        record.device.device_software = Some(info.software);
+        if info.backend == "cpu" {
+            record.workload.spin_budget_us = Some(perjoule_cpu::team::SPIN.as_secs_f64() * 1e6);
+        }
+        record
+    }
+
+    fn introduce(&self, opened: &[Device], output: &mut Output) -> Result<()> {
+        let e = self.environment;
+        let machine = if e.virtualized == Some(true) { ", virtual machine" } else { "" };
+        let text = |field: &Option<String>| field.clone().unwrap_or_else(|| "unknown".into());
+        let (version, os) = (text(&e.perjoule_version), text(&e.os_version));
+        output.heading(&format!("perjoule {version}"), &format!("{os}, {}{machine}", text(&e.arch)))?;
+        let infos: Vec<_> = opened.iter().map(|device| device.info().clone()).collect();
+        output.heading("Devices", "")?;
+        output.table(&devices::table(&infos))?;
+        for device in opened {
+            let meters = Meters::discover(e, threads_of(device));
+            for line in devices::energy_lines(device.info(), &meters) {
+                output.line(&format!("{} energy {line}", device.info().label))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn ceilings(&self, target: &Target, output: &mut Output) -> Result<()> {
+        let mut records = Vec::new();
+        for ceiling in &target.ceilings.0 {
+            let record = ceiling.record(self.record(Kind::Ceiling, &target.device), self.seed);
+            let mut record = record;
+            record.workload.n_threads = Some(target.threads as u64);
+            output.record(&record)?;
+            records.push(record);
+        }
+        output.heading("Ceilings", &format!("what {} can do at most", target.device.info().label))?;
+        output.table(&report::ceilings(&records))
+    }
+
+    fn kernels(
+        &self,
+        target: &Target,
+        tasks: &[(Op, Choice, &Wanted)],
+        seconds: f64,
+        output: &mut Output,
+    ) -> Result<()> {
+        let args = self.args;
+        let mut time = seconds / tasks.len().max(1) as f64;
+        if args.budget.is_none() {
+            time = time.min(KERNEL);
+        }
+        let bar = progress::bar(tasks.len() as u64, args.quiet);
+        let mut records = Vec::new();
+        let mut result = Ok(());
+        for (op, choice, wanted) in tasks {
+            bar.set_message(format!("{op}"));
+            let task = kernel::Task {
+                device: &target.device,
+                op: op.clone(),
+                dtype: wanted.dtype,
+                shape: wanted.sizes.to_string(),
+                choice: *choice,
+                cache: args.cache.map(CacheState::from),
+                effort: Effort { time: Duration::from_secs_f64(time), repetitions: args.repetitions },
+                seed: self.seed,
+                threads: target.threads,
+            };
+            let record = self.record(Kind::Kernel, &target.device);
+            result = kernel::run(&task, &target.ceilings, target.gauge.as_ref(), record).and_then(|record| {
+                bar.suspend(|| output.record(&record))?;
+                records.push(record);
+                Ok(())
+            });
+            bar.inc(1);
+            if result.is_err() {
+                break;
+            }
+        }
+        bar.finish_and_clear();
+        if !records.is_empty() {
+            output.heading("Kernels", "outputs verified before they were timed")?;
+            output.table(&report::kernels(&records))?;
+            for note in report::energy_notes(&records) {
+                output.line(&note)?;
+            }
+        }
+        result
+    }
+}

@@ -1,0 +1,150 @@
+//! The tokens part of `perjoule run`: loads a model once, then measures prefill and decode in each size asked for.
+
+use anyhow::{Result, ensure};
+use perjoule::DType;
+use perjoule_model::{LoadOptions, Model, Source};
+use perjoule_record::Kind;
+use std::time::Duration;
+
+use super::output::Output;
+use super::progress;
+use super::run::{Run, Target};
+use crate::measure::Effort;
+use crate::measure::tokens::{Bench, Test, pace, size_within};
+use crate::report;
+
+/// The model of a run that names none.
+pub(super) const MODEL: &str = "llama-3.2-1b";
+/// Prompt tokens processed at once, as in llama.cpp.
+const BATCH: usize = 512;
+/// Sizes to choose from, largest first: llama-bench's pp512 and tg128 and what is left of them on slow machines.
+const PROMPTS: [usize; 6] = [512, 256, 128, 64, 32, 16];
+const GENERATED: [usize; 6] = [128, 64, 32, 16, 8, 4];
+/// Repetitions that a chosen size leaves time for: one warms up.
+const REPETITIONS: usize = 4;
+
+/// Element type of the weights: as asked for, else that of the checkpoint, else bf16.
+pub(super) fn dtype_of(source: &Source, asked: Option<DType>) -> DType {
+    asked.or(source.geometry().dtype.filter(|_| !source.is_random())).unwrap_or(DType::BF16)
+}
+
+/// Loads a model with a progress bar.
+pub(super) fn load(
+    device: &perjoule::Device,
+    source: &Source,
+    dtype: DType,
+    rows: Vec<usize>,
+    quiet: bool,
+) -> Result<Model> {
+    let verb = if source.is_random() { "drawing random weights of" } else { "loading" };
+    let bar = progress::bytes(quiet, format!("{verb} {} {dtype}", source.name()));
+    let report = |done: u64, total: u64| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    let model = Model::load(device, source, &LoadOptions { dtype, rows, progress: Some(&report) });
+    bar.finish_and_clear();
+    Ok(model?)
+}
+
+pub(super) fn run(
+    run: &Run<'_>,
+    target: &Target,
+    source: &Source,
+    time: Duration,
+    output: &mut Output,
+) -> Result<()> {
+    let args = run.args;
+    let dtypes: Vec<DType> = match args.dtype.as_slice() {
+        [] => vec![dtype_of(source, None)],
+        list => list.to_vec(),
+    };
+    let parallel: &[usize] = if args.parallel.is_empty() { &[1] } else { &args.parallel };
+    let depths: &[usize] = if args.n_depth.is_empty() { &[0] } else { &args.n_depth };
+    let batch = args.batch.unwrap_or(BATCH);
+    // sizes that were asked for are checked before the weights are loaded
+    let limit = source.geometry().max_positions;
+    for &depth in depths {
+        for &n in args.n_prompt.iter().chain(&args.n_gen) {
+            let tokens = depth.saturating_add(n);
+            ensure!(
+                tokens <= limit,
+                "{tokens} tokens (depth {depth} and {n}) do not fit: {} has {limit} positions; use fewer",
+                source.name()
+            );
+        }
+    }
+    let time = time / dtypes.len() as u32;
+    for dtype in dtypes {
+        let mut rows: Vec<usize> = parallel.to_vec();
+        rows.push(batch);
+        let model = load(&target.device, source, dtype, rows, args.quiet)?;
+        let mut records = Vec::new();
+        let mut result = Ok(());
+        let count = parallel.len() as u32 * depths.len() as u32;
+        'all: for &n_parallel in parallel {
+            let (prompts, generated) = sizes(run, &model, n_parallel, time / count, limit)?;
+            for &n_depth in depths {
+                let prefill = prompts.iter().map(|&n| (n, 0));
+                let decode = generated.iter().map(|&n| (0, n));
+                let tests: Vec<(usize, usize)> = prefill.chain(decode).filter(|t| *t != (0, 0)).collect();
+                let bar = progress::bar(tests.len() as u64, args.quiet);
+                for (n_prompt, n_gen) in &tests {
+                    let (n_prompt, n_gen) = (*n_prompt, *n_gen);
+                    let test = Test { n_prompt, n_gen, n_depth, n_parallel, n_batch: batch };
+                    bar.set_message(if n_gen > 0 { format!("tg{n_gen}") } else { format!("pp{n_prompt}") });
+                    let effort =
+                        Effort { time: time / count / tests.len() as u32, repetitions: args.repetitions };
+                    let bench = Bench {
+                        model: &model,
+                        ceilings: &target.ceilings,
+                        gauge: target.gauge.as_ref(),
+                        threads: target.threads,
+                        seed: run.seed,
+                    };
+                    let record = run.record(Kind::Tokens, &target.device);
+                    result = bench.run(test, effort, record).and_then(|record| {
+                        bar.suspend(|| output.record(&record))?;
+                        records.push(record);
+                        Ok(())
+                    });
+                    bar.inc(1);
+                    if result.is_err() {
+                        bar.finish_and_clear();
+                        break 'all;
+                    }
+                }
+                bar.finish_and_clear();
+            }
+        }
+        if let Some(first) = records.first() {
+            let weights = if source.is_random() { " (random weights)" } else { "" };
+            output.heading("Tokens", &format!("{}{weights}", report::model_line(first)))?;
+            output.table(&report::tokens(&records))?;
+            for note in report::energy_notes(&records) {
+                output.line(&note)?;
+            }
+        }
+        result?;
+    }
+    Ok(())
+}
+
+/// Prompt lengths and tokens to generate: as asked for, or the usual ones that fit the time.
+fn sizes(
+    run: &Run<'_>,
+    model: &Model,
+    parallel: usize,
+    time: Duration,
+    limit: usize,
+) -> Result<(Vec<usize>, Vec<usize>)> {
+    let args = run.args;
+    if !args.n_prompt.is_empty() || !args.n_gen.is_empty() {
+        return Ok((args.n_prompt.clone(), args.n_gen.clone()));
+    }
+    let (prefill, decode) = pace(model, parallel, run.seed)?;
+    let half = time / 2;
+    let prompt = size_within(half, prefill, &PROMPTS, REPETITIONS).min(limit);
+    let generated = size_within(half, decode, &GENERATED, REPETITIONS).min(limit.saturating_sub(1));
+    Ok((vec![prompt], vec![generated]))
+}

@@ -1,0 +1,235 @@
+//! One op on one kernel row: prepared, verified, timed, and its energy taken.
+
+use anyhow::{Result, bail};
+use perjoule::{Arg, Buffer, Choice, DType, Device, Op, Prepared, Stream};
+use perjoule_kernels::Access;
+use perjoule_kernels::op::Pack;
+use perjoule_record::{CacheState, Clock, Kind, Record};
+use std::time::Duration;
+
+use super::ceilings::Ceilings;
+use super::energy::Gauge;
+use super::{Effort, Subject, data, measure};
+
+/// Sets of operands that rotate, at most: small ops would need a great many to leave the cache.
+const SETS: usize = 1024;
+/// Outputs of a large product that are checked one by one.
+const CHECKED: usize = 4096;
+
+/// What to measure.
+pub(crate) struct Task<'a> {
+    pub(crate) device: &'a Device,
+    pub(crate) op: Op,
+    /// Element type as asked for: inputs and outputs.
+    pub(crate) dtype: DType,
+    /// Shape as `--shape` takes it.
+    pub(crate) shape: String,
+    pub(crate) choice: Choice,
+    /// Cache state; `None` rotates products and attention of few rows, and keeps others hot.
+    pub(crate) cache: Option<CacheState>,
+    pub(crate) effort: Effort,
+    pub(crate) seed: u64,
+    pub(crate) threads: usize,
+}
+
+/// Last-level cache of the machine, in bytes: the host's, which is larger than that of present GPUs or near it.
+fn last_level_cache() -> u64 {
+    let caches = perjoule_cpu::features::Caches::detect();
+    caches.l3.max(caches.l2) as u64
+}
+
+/// Rows that go through the weights at once.
+fn rows(op: &Op) -> Option<usize> {
+    match op {
+        Op::MatMul(op) => Some(op.m),
+        Op::GatedMatMul(op) => Some(op.gate.m),
+        Op::GroupedMatMul(op) => Some(op.rows),
+        Op::Attention(op) => Some(op.q_len),
+        _ => None,
+    }
+}
+
+/// The cache state that a shape is measured in by default: as in a model, where the weights of other layers lie between two calls.
+pub(crate) fn default_cache(op: &Op) -> CacheState {
+    match rows(op) {
+        Some(m) if m <= 64 => CacheState::Rotate,
+        _ => CacheState::Hot,
+    }
+}
+
+/// Measures and fills `record`; a wrong result makes it invalid.
+pub(crate) fn run(
+    task: &Task<'_>,
+    ceilings: &Ceilings,
+    gauge: Option<&Gauge>,
+    mut record: Record,
+) -> Result<Record> {
+    let op = &task.op;
+    let cache = task.cache.unwrap_or_else(|| default_cache(op));
+    record.kind = Kind::Kernel;
+    let workload = &mut record.workload;
+    workload.op = Some(op.name().into());
+    workload.kernel = Some(task.choice.kernel.name.into());
+    workload.dtype = Some(task.dtype.name().into());
+    workload.shape = Some(task.shape.clone());
+    let config = task.choice.kernel.configs[task.choice.config].name;
+    workload.config = Some(match task.choice.pack {
+        Some(pack) => format!("{config}, b packed as {}", pack.name),
+        None => config.into(),
+    });
+    workload.cache_state = Some(cache);
+    workload.seed = Some(task.seed);
+    workload.n_threads = Some(task.threads as u64);
+
+    let before = data::operands(op, task.seed)?;
+    let mut subject = Launches::new(task, &before, cache)?;
+    let after = subject.outputs()?;
+    let numerics = task.choice.kernel.numerics;
+    let checked = match op {
+        // what lies in a packed weight is judged by the products that read it
+        Op::Pack(_) => None,
+        _ => {
+            Some(perjoule_suite::verify(op, &slices(&before), &slices(&after), numerics, CHECKED, task.seed)?)
+        }
+    };
+    drop((before, after));
+    if let Some(checked) = &checked {
+        record.verification.verified = Some(checked.passed);
+        record.verification.max_rel_err = Some(checked.max_rel_err);
+        if !checked.passed {
+            record.invalidate(format!("wrong result: {}", checked.report.join("; ")));
+        }
+    }
+
+    let samples = measure(&mut subject, task.effort, task.seed)?;
+    let timing = &mut record.timing;
+    timing.clock = Some(Clock::Host);
+    timing.calls_per_sample = Some(samples.calls_per_sample);
+    timing.warmup_calls = Some(samples.warmup_calls);
+    timing.overhead_ns = Some(samples.overhead_ns);
+    timing.flops = Some(op.flops());
+    timing.bytes = Some(op.bytes());
+    timing.set_samples(samples.ns, task.seed);
+    record.roof = ceilings.roof(task.dtype);
+    record.roof.derive_fraction(&record.timing);
+    // cold calls have flushes between them, whose energy is not theirs
+    if let Some(gauge) = gauge.filter(|_| cache != CacheState::Cold) {
+        let calls = samples.calls_per_sample;
+        let limit = task.effort.time.max(Duration::from_millis(200));
+        let energy = gauge.window_over(limit, || subject.call(calls).map(|()| calls))?;
+        record.energy = energy.unwrap_or_default();
+    }
+    Ok(record)
+}
+
+fn slices(list: &[Vec<u8>]) -> Vec<&[u8]> {
+    list.iter().map(Vec::as_slice).collect()
+}
+
+/// A prepared kernel with one or more sets of operands.
+struct Launches {
+    prepared: Prepared,
+    stream: Box<dyn Stream>,
+    sets: Vec<Vec<Buffer>>,
+    next: usize,
+    /// What is written to push everything else out of the caches, when calls are to be cold.
+    flush: Option<(Buffer, Buffer)>,
+}
+
+impl Launches {
+    fn new(task: &Task<'_>, before: &[Vec<u8>], cache: CacheState) -> Result<Self> {
+        let (device, op) = (task.device, &task.op);
+        let prepared = device.prepare_choice(op, task.choice)?;
+        let mut stream = device.stream()?;
+        let mut first = Vec::new();
+        for (operand, bytes) in prepared.operands().iter().zip(before) {
+            let buffer = device.alloc(operand.bytes)?;
+            // the packed operand is made below
+            if bytes.len() as u64 == operand.bytes && operand.access != Access::Write {
+                stream.write(&buffer, bytes)?;
+            }
+            first.push(buffer);
+        }
+        if let (Some(format), Some(constant)) = (task.choice.pack, op.constant()) {
+            let (n, k, matrices) = (constant.n, constant.k, constant.matrices);
+            let pack = Op::from(Pack { format, matrices, n, k, b: constant.plain });
+            let choice = device.select(&pack, &[])?;
+            let plan = device.prepare_choice(&pack, choice)?;
+            let plain = device.alloc(before[constant.operand].len() as u64)?;
+            stream.write(&plain, &before[constant.operand])?;
+            stream.reserve(plan.scratch())?;
+            plan.launch(&mut *stream, &mut [Arg::Buf(&plain), Arg::Buf(&first[constant.operand])])?;
+        }
+        stream.reserve(prepared.scratch())?;
+        let mut sets = vec![first];
+        let bytes: u64 = prepared.operands().iter().map(|o| o.bytes).sum();
+        if cache == CacheState::Rotate && bytes > 0 {
+            let wanted = (2 * last_level_cache() / bytes + 2) as usize;
+            for _ in 1..wanted.min(SETS) {
+                let copy = |from: &Buffer| -> Result<Buffer> {
+                    let to = device.alloc(from.bytes())?;
+                    stream.copy(&to, from)?;
+                    Ok(to)
+                };
+                let set = sets[0].iter().map(copy).collect::<Result<Vec<_>>>()?;
+                sets.push(set);
+            }
+        }
+        let flush = match cache {
+            CacheState::Cold => {
+                let bytes = 2 * last_level_cache();
+                Some((device.alloc(bytes)?, device.alloc(bytes)?))
+            }
+            _ => None,
+        };
+        stream.sync().wait()?;
+        Ok(Launches { prepared, stream, sets, next: 0, flush })
+    }
+
+    fn launch(&mut self, set: usize) -> Result<()> {
+        // the operands of an op are few
+        let mut args: [Arg<'_>; 24] = std::array::from_fn(|_| Arg::Host(&[]));
+        let buffers = &self.sets[set];
+        let Some(args) = args.get_mut(..buffers.len()) else { bail!("an op with more than 24 operands") };
+        for (arg, buffer) in args.iter_mut().zip(buffers) {
+            *arg = Arg::Buf(buffer);
+        }
+        self.prepared.launch(&mut *self.stream, args)?;
+        Ok(())
+    }
+
+    /// Launches once on the first set and returns what was written.
+    fn outputs(&mut self) -> Result<Vec<Vec<u8>>> {
+        self.launch(0)?;
+        let mut list = Vec::new();
+        for (operand, buffer) in self.prepared.operands().iter().zip(&self.sets[0]) {
+            if operand.access.writes() {
+                list.push(self.stream.read(buffer).wait()?);
+            }
+        }
+        Ok(list)
+    }
+}
+
+impl Subject for Launches {
+    fn call(&mut self, count: u64) -> Result<()> {
+        for _ in 0..count {
+            self.launch(self.next)?;
+            self.next = (self.next + 1) % self.sets.len();
+        }
+        self.stream.sync().wait()?;
+        Ok(())
+    }
+
+    fn before_sample(&mut self) -> Result<()> {
+        if let Some((to, from)) = &self.flush {
+            self.stream.copy(to, from)?;
+            self.stream.sync().wait()?;
+        }
+        Ok(())
+    }
+
+    fn one_call_a_sample(&self) -> bool {
+        self.flush.is_some()
+    }
+}

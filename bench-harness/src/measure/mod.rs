@@ -1,0 +1,222 @@
+//! The measuring engine: warm-up until steady, samples until the interval of the median is narrow or the time is spent.
+//!
+//! A [`Subject`] is what is timed. A [`Sampler`] has warmed one up, knows how many calls make a sample that the clock can resolve, and
+//! takes one sample at a time, so that two subjects can also be sampled in turn. [`measure`] samples one to the end.
+
+pub(crate) mod ceilings;
+pub(crate) mod data;
+pub(crate) mod energy;
+pub(crate) mod kernel;
+pub(crate) mod tokens;
+
+use anyhow::Result;
+use perjoule_record::stats;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Half width of the 95 % interval, relative to the median, below which more samples are not worth their time. The whole interval is
+/// then below 1 %.
+const NARROW: f64 = 0.005;
+/// A sample lasts at least that many costs of reading the clock.
+const RESOLUTION: f64 = 2_000.0;
+/// Fewest samples that an interval is made of.
+const FEWEST: usize = 5;
+/// Samples kept in one record at most.
+const MOST: usize = 2_000;
+
+/// Set by Ctrl-C: the measurement in progress ends without a result, finished ones stay.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Asks all measurements to end.
+pub(crate) fn interrupt() {
+    INTERRUPTED.store(true, Ordering::SeqCst);
+}
+
+/// Whether they were asked to.
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// The measurement was interrupted.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("interrupted")]
+pub(crate) struct Interrupted;
+
+/// What is timed.
+pub(crate) trait Subject {
+    /// Makes `count` calls, one after the other, and returns when the device has finished them.
+    fn call(&mut self, count: u64) -> Result<()>;
+
+    /// Prepares the next sample, outside of the timing: flushes caches, rewinds a session.
+    fn before_sample(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether a sample must be one call, because each needs its preparation.
+    fn one_call_a_sample(&self) -> bool {
+        false
+    }
+}
+
+/// How long to measure.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Effort {
+    /// Time for warm-up and samples together.
+    pub(crate) time: Duration,
+    /// A fixed number of samples instead of as many as the interval needs.
+    pub(crate) repetitions: Option<usize>,
+}
+
+/// Samples and how they came about.
+#[derive(Debug, Clone)]
+pub(crate) struct Samples {
+    /// Nanoseconds per call, in the order taken, the clock's own cost subtracted.
+    pub(crate) ns: Vec<f64>,
+    /// Calls in a sample.
+    pub(crate) calls_per_sample: u64,
+    /// Calls before the first sample.
+    pub(crate) warmup_calls: u64,
+    /// Nanoseconds of the clock's cost subtracted from each call.
+    pub(crate) overhead_ns: f64,
+}
+
+/// A subject that is warm, and the size of its samples.
+pub(crate) struct Sampler<'s> {
+    subject: &'s mut dyn Subject,
+    calls: u64,
+    warmup_calls: u64,
+    clock_ns: f64,
+}
+
+impl<'s> Sampler<'s> {
+    /// Runs `subject` until its time is steady: until the medians of two successive windows of three samples agree within 2 %, or
+    /// `time` is spent.
+    pub(crate) fn warm(subject: &'s mut dyn Subject, time: Duration) -> Result<Self> {
+        let clock_ns = clock_cost_ns();
+        let mut sampler = Sampler { subject, calls: 1, warmup_calls: 0, clock_ns };
+        let start = Instant::now();
+        // the first call pays for page faults and caches; the second tells how many calls a sample needs
+        sampler.warmup_calls = 1;
+        if sampler.sample()? * 1e-9 > time.as_secs_f64() / 3.0 {
+            return Ok(sampler); // calls this long are their own warm-up
+        }
+        let second = sampler.sample()?;
+        sampler.warmup_calls = 2;
+        if !sampler.subject.one_call_a_sample() {
+            let calls = (RESOLUTION * clock_ns / second.max(1.0)).ceil();
+            sampler.calls = (calls as u64).clamp(1, 1 << 20);
+        }
+        let mut window = Vec::new();
+        let mut last: Option<f64> = None;
+        while start.elapsed() < time {
+            window.push(sampler.sample()?);
+            sampler.warmup_calls += sampler.calls;
+            if window.len() == 3 {
+                let median = stats::median(&window);
+                window.clear();
+                match (last, median) {
+                    (Some(last), Some(now)) if (now / last - 1.0).abs() < 0.02 => break,
+                    _ => last = median,
+                }
+            }
+        }
+        Ok(sampler)
+    }
+
+    /// One sample, in nanoseconds per call.
+    pub(crate) fn sample(&mut self) -> Result<f64> {
+        if interrupted() {
+            return Err(Interrupted.into());
+        }
+        self.subject.before_sample()?;
+        let start = Instant::now();
+        self.subject.call(self.calls)?;
+        let ns = start.elapsed().as_nanos() as f64 - self.clock_ns;
+        Ok(ns.max(0.0) / self.calls as f64)
+    }
+}
+
+/// Warms `subject` up and samples it until the bootstrap 95 % interval of the median is narrower than 1 % or the effort is spent.
+pub(crate) fn measure(subject: &mut dyn Subject, effort: Effort, seed: u64) -> Result<Samples> {
+    let start = Instant::now();
+    let warm_time =
+        if effort.repetitions.is_some() { effort.time.min(Duration::from_secs(1)) } else { effort.time };
+    let mut sampler = Sampler::warm(subject, warm_time.mul_f64(0.25))?;
+    let mut ns = Vec::new();
+    // the bootstrap costs more than short samples do: look at the interval seldom
+    let mut look = FEWEST;
+    loop {
+        ns.push(sampler.sample()?);
+        if let Some(wanted) = effort.repetitions {
+            if ns.len() >= wanted.max(1) {
+                break;
+            }
+            continue;
+        }
+        let spent = start.elapsed() >= effort.time;
+        if (spent && ns.len() >= 3) || ns.len() >= MOST {
+            break;
+        }
+        if ns.len() >= look {
+            look = look + look / 2;
+            let narrow = stats::bootstrap_median_ci95(&ns, seed)
+                .zip(stats::median(&ns))
+                .is_some_and(|(ci, median)| ci.hi - ci.lo < 2.0 * NARROW * median);
+            if narrow {
+                break;
+            }
+        }
+    }
+    let (calls, clock_ns, warmup_calls) = (sampler.calls, sampler.clock_ns, sampler.warmup_calls);
+    Ok(Samples { ns, calls_per_sample: calls, warmup_calls, overhead_ns: clock_ns / calls as f64 })
+}
+
+/// What two readings of the clock cost, in nanoseconds: the median of many.
+fn clock_cost_ns() -> f64 {
+    let costs: Vec<f64> = (0..101).map(|_| Instant::now().elapsed().as_nanos() as f64).collect();
+    stats::median(&costs).unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Busy-waits: its true time is known.
+    struct Spin {
+        ns: u64,
+        calls: u64,
+    }
+
+    impl Subject for Spin {
+        fn call(&mut self, count: u64) -> Result<()> {
+            for _ in 0..count {
+                let start = Instant::now();
+                while start.elapsed() < Duration::from_nanos(self.ns) {}
+            }
+            self.calls += count;
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_known_time_is_found_and_every_call_counted() {
+        let mut spin = Spin { ns: 200_000, calls: 0 };
+        let effort = Effort { time: Duration::from_millis(300), repetitions: None };
+        let found = measure(&mut spin, effort, 1).unwrap();
+        let median = stats::median(&found.ns).unwrap();
+        assert!((median / 200_000.0 - 1.0).abs() < 0.02, "{median}");
+        let counted = found.warmup_calls + found.calls_per_sample * found.ns.len() as u64;
+        assert_eq!(counted, spin.calls);
+        assert!(found.ns.len() >= 3);
+    }
+
+    #[test]
+    fn short_calls_are_batched_so_that_the_clock_resolves_them() {
+        let mut spin = Spin { ns: 100, calls: 0 };
+        let effort = Effort { time: Duration::from_millis(100), repetitions: Some(7) };
+        let found = measure(&mut spin, effort, 1).unwrap();
+        assert_eq!(found.ns.len(), 7);
+        assert!(found.calls_per_sample > 50, "{}", found.calls_per_sample);
+        assert!(found.overhead_ns < 2.0);
+    }
+}

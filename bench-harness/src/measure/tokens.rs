@@ -1,0 +1,299 @@
+//! Prefill and decode of a whole model: tokens per second and joules per token.
+//!
+//! Prefill processes `n_prompt` tokens of each sequence, in chunks of `n_batch`; decode generates `n_gen` tokens of each sequence after
+//! `n_depth` tokens are in the KV cache. A repetition rewinds the session, so that every sample starts from the same depth.
+
+use anyhow::{Context, Result};
+use perjoule_model::{Model, Session, SessionOptions};
+use perjoule_record::{CacheState, Clock, Kind, Record};
+use std::time::{Duration, Instant};
+
+use super::ceilings::Ceilings;
+use super::energy::Gauge;
+use super::{Effort, Interrupted, Subject, interrupted, measure};
+
+/// Sizes of one test, in llama-bench's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Test {
+    /// Prompt tokens of each sequence; 0 for a pure decode.
+    pub(crate) n_prompt: usize,
+    /// Generated tokens of each sequence; 0 for a pure prefill.
+    pub(crate) n_gen: usize,
+    /// Tokens in the KV cache before.
+    pub(crate) n_depth: usize,
+    /// Sequences.
+    pub(crate) n_parallel: usize,
+    /// Prompt tokens computed at once.
+    pub(crate) n_batch: usize,
+}
+
+impl Test {
+    fn options(&self) -> SessionOptions {
+        SessionOptions {
+            parallel: self.n_parallel,
+            // an empty prompt still needs one token to decode from
+            capacity: (self.n_depth + self.n_prompt + self.n_gen).max(1) + usize::from(self.n_gen > 0),
+            chunk: self.n_batch.max(1),
+        }
+    }
+
+    /// Tokens that one repetition processes, all sequences together.
+    pub(crate) fn tokens(&self) -> u64 {
+        (self.n_parallel * (self.n_prompt + self.n_gen)) as u64
+    }
+}
+
+/// Random ids of a prompt: `parallel x len`, the same for the same seed.
+fn ids(vocab: usize, count: usize, seed: u64) -> Vec<u32> {
+    use rand_xoshiro::rand_core::{Rng, SeedableRng};
+    let mut random = rand_xoshiro::Xoshiro256PlusPlus::seed_from_u64(seed);
+    (0..count).map(|_| (random.next_u64() % vocab.max(1) as u64) as u32).collect()
+}
+
+/// One repetition of a test on a session.
+struct Repetition<'m> {
+    session: Session<'m>,
+    test: Test,
+    prompt: Vec<u32>,
+    start: usize,
+}
+
+impl<'m> Repetition<'m> {
+    fn new(model: &'m Model, test: Test, seed: u64) -> Result<Self> {
+        let vocab = model.geometry().vocab;
+        let mut session = model.session(test.options())?;
+        // decode continues from a token: where nothing is to be in the cache, that of a one-token prompt
+        let start = if test.n_gen > 0 && test.n_prompt == 0 { test.n_depth.max(1) } else { test.n_depth };
+        if start > 0 {
+            session.prefill(&ids(vocab, test.n_parallel * start, seed))?;
+        }
+        let prompt = ids(vocab, test.n_parallel * test.n_prompt, seed ^ 1);
+        let mut repetition = Repetition { session, test, prompt, start };
+        if test.n_gen > 0 && test.n_prompt == 0 {
+            repetition.session.greedy()?;
+        }
+        repetition.rewind()?;
+        Ok(repetition)
+    }
+
+    fn rewind(&mut self) -> Result<()> {
+        if self.session.len() > self.start {
+            self.session.rewind(self.start)?;
+        }
+        Ok(())
+    }
+
+    fn once(&mut self) -> Result<()> {
+        if !self.prompt.is_empty() {
+            self.session.prefill(&self.prompt)?;
+            // reading an id back waits for the device
+            self.session.greedy()?;
+        }
+        if self.test.n_gen > 0 {
+            let done = self.session.decode_greedy(self.test.n_gen, &mut |_| !interrupted())?;
+            if done < self.test.n_gen || interrupted() {
+                return Err(Interrupted.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Subject for Repetition<'_> {
+    fn call(&mut self, count: u64) -> Result<()> {
+        for _ in 0..count {
+            self.once()?;
+        }
+        Ok(())
+    }
+
+    fn before_sample(&mut self) -> Result<()> {
+        self.rewind()
+    }
+
+    fn one_call_a_sample(&self) -> bool {
+        true
+    }
+}
+
+/// Seconds that prefill takes a token and decode takes a step, from a short try: what sizes are chosen by.
+pub(crate) fn pace(model: &Model, parallel: usize, seed: u64) -> Result<(f64, f64)> {
+    const PROMPT: usize = 32;
+    let options = SessionOptions { parallel, capacity: PROMPT + 4, chunk: PROMPT };
+    let mut session = model.session(options)?;
+    let prompt = ids(model.geometry().vocab, parallel * PROMPT, seed);
+    session.prefill(&prompt)?;
+    session.greedy()?;
+    session.rewind(0)?;
+    let start = Instant::now();
+    session.prefill(&prompt)?;
+    session.greedy()?;
+    let prefill = start.elapsed().as_secs_f64() / PROMPT as f64;
+    session.decode_greedy(1, &mut |_| true)?;
+    let start = Instant::now();
+    session.decode_greedy(2, &mut |_| true)?;
+    Ok((prefill, start.elapsed().as_secs_f64() / 2.0))
+}
+
+/// The largest of llama-bench's usual sizes of which `repetitions` fit into `time` at `seconds` a token.
+pub(crate) fn size_within(time: Duration, seconds: f64, usual: &[usize], repetitions: usize) -> usize {
+    let fits = |n: &&usize| **n as f64 * seconds * repetitions as f64 <= time.as_secs_f64();
+    usual.iter().find(fits).or(usual.last()).copied().unwrap_or(1)
+}
+
+/// What every test of one loaded model shares.
+pub(crate) struct Bench<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) ceilings: &'a Ceilings,
+    pub(crate) gauge: Option<&'a Gauge>,
+    pub(crate) threads: usize,
+    pub(crate) seed: u64,
+}
+
+impl Bench<'_> {
+    /// Measures one test and fills `record`.
+    pub(crate) fn run(&self, test: Test, effort: Effort, mut record: Record) -> Result<Record> {
+        let model = self.model;
+        let geometry = model.geometry();
+        let fits = || format!("{} of {}", record_name(&test), model.name());
+        let mut repetition = Repetition::new(model, test, self.seed).with_context(fits)?;
+
+        record.kind = Kind::Tokens;
+        let workload = &mut record.workload;
+        workload.model = Some(model.name().into());
+        let millions = geometry.n_params() as f64 / 1e6;
+        let size =
+            if millions >= 1000.0 { format!("{:.1}B", millions / 1000.0) } else { format!("{millions:.0}M") };
+        workload.model_type = Some(format!("{} {size} {}", geometry.family.model_type(), model.dtype()));
+        workload.model_n_params = Some(geometry.n_params());
+        workload.model_size = Some(model.weight_bytes());
+        workload.dtype = Some(model.dtype().name().into());
+        workload.n_prompt = Some(test.n_prompt as u64);
+        workload.n_gen = Some(test.n_gen as u64);
+        workload.n_depth = Some(test.n_depth as u64);
+        workload.n_batch = Some(test.n_batch as u64);
+        workload.n_parallel = Some(test.n_parallel as u64);
+        workload.n_threads = Some(self.threads as u64);
+        workload.seed = Some(self.seed);
+        workload.cache_state = Some(CacheState::Rotate);
+
+        let window = self.gauge.and_then(Gauge::open);
+        let counted = Counted { inner: &mut repetition, calls: 0 };
+        let (samples, calls) = counted.measure(effort, self.seed)?;
+        record.energy = self.gauge.and_then(|gauge| gauge.close(window, calls)).unwrap_or_default();
+        let timing = &mut record.timing;
+        timing.clock = Some(Clock::Host);
+        timing.calls_per_sample = Some(samples.calls_per_sample);
+        timing.warmup_calls = Some(samples.warmup_calls);
+        timing.overhead_ns = Some(samples.overhead_ns);
+        timing.flops = Some(self.flops(&test));
+        timing.bytes = Some(self.bytes(&test));
+        timing.set_samples(samples.ns, self.seed);
+        timing.derive_token_rates(test.tokens());
+        record.roof = self.ceilings.roof(model.activations());
+        record.roof.derive_fraction(&record.timing);
+
+        let energy = &mut record.energy;
+        let per = |joules: Option<f64>, tokens: usize| {
+            let tokens = (tokens * test.n_parallel) as f64 * calls as f64;
+            joules.filter(|_| tokens > 0.0).map(|joules| joules / tokens)
+        };
+        let all = test.n_prompt + test.n_gen;
+        energy.joules_per_output_token = per(energy.joules, test.n_gen);
+        energy.joules_per_total_token = per(energy.joules, all);
+        energy.net_joules_per_output_token = per(energy.net_joules, test.n_gen);
+        energy.net_joules_per_total_token = per(energy.net_joules, all);
+        Ok(record)
+    }
+
+    /// Floating-point operations of a repetition: two for each active parameter and token, and attention's. The output projection
+    /// runs for the last token of a prompt only.
+    fn flops(&self, test: &Test) -> u64 {
+        let geometry = self.model.geometry();
+        let (hidden, vocab) = (geometry.hidden as f64, geometry.vocab as f64);
+        let table = hidden * vocab;
+        let tables = if geometry.tied_head { 1.0 } else { 2.0 };
+        let body = (geometry.n_active_params() as f64 - tables * table).max(0.0);
+        let tokens = (test.n_prompt + test.n_gen) as f64;
+        let heads = test.n_gen as f64 + if test.n_prompt > 0 { 1.0 } else { 0.0 };
+        let first = test.n_depth as f64;
+        let seen = tokens * first + tokens * (tokens + 1.0) / 2.0;
+        let attention = 4.0 * (geometry.heads * geometry.head_dim * geometry.layers.len()) as f64 * seen;
+        ((2.0 * body * tokens + 2.0 * table * heads + attention) * test.n_parallel as f64) as u64
+    }
+
+    /// Bytes of a repetition: the weights once a chunk or step, and the keys and values that are read.
+    fn bytes(&self, test: &Test) -> u64 {
+        let geometry = self.model.geometry();
+        let chunk = (test.n_batch / test.n_parallel.max(1)).max(1);
+        let passes = test.n_prompt.div_ceil(chunk) + test.n_gen;
+        let active = geometry.n_active_params() as f64 / geometry.n_params() as f64;
+        // a batch visits other experts with each token: count what one token visits, the least
+        let weights = self.model.weight_bytes() as f64 * active * passes as f64;
+        let width = self.model.activations().block_bytes() as f64;
+        let steps = test.n_gen as f64;
+        let before = (test.n_depth + test.n_prompt) as f64;
+        let read = steps * before + steps * (steps + 1.0) / 2.0;
+        let cache = geometry.kv_elements_per_token() as f64 * width * read * test.n_parallel as f64;
+        (weights + cache) as u64
+    }
+}
+
+fn record_name(test: &Test) -> String {
+    let workload = perjoule_record::Workload {
+        n_prompt: Some(test.n_prompt as u64),
+        n_gen: Some(test.n_gen as u64),
+        n_depth: Some(test.n_depth as u64),
+        ..Default::default()
+    };
+    workload.token_test().unwrap_or_default()
+}
+
+/// Counts calls, warm-up included: an energy window sees them all.
+struct Counted<'s> {
+    inner: &'s mut dyn Subject,
+    calls: u64,
+}
+
+impl Counted<'_> {
+    fn measure(mut self, effort: Effort, seed: u64) -> Result<(super::Samples, u64)> {
+        let samples = measure(&mut self, effort, seed)?;
+        Ok((samples, self.calls))
+    }
+}
+
+impl Subject for Counted<'_> {
+    fn call(&mut self, count: u64) -> Result<()> {
+        self.calls += count;
+        self.inner.call(count)
+    }
+
+    fn before_sample(&mut self) -> Result<()> {
+        self.inner.before_sample()
+    }
+
+    fn one_call_a_sample(&self) -> bool {
+        self.inner.one_call_a_sample()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_fit_the_time() {
+        let usual = [512, 256, 128, 64];
+        let seconds = Duration::from_secs;
+        assert_eq!(size_within(seconds(100), 0.01, &usual, 4), 512);
+        assert_eq!(size_within(seconds(10), 0.01, &usual, 4), 128);
+        assert_eq!(size_within(seconds(0), 0.01, &usual, 4), 64);
+    }
+
+    #[test]
+    fn names_are_llama_benchs() {
+        let test = Test { n_prompt: 512, n_gen: 0, n_depth: 64, n_parallel: 1, n_batch: 512 };
+        assert_eq!(record_name(&test), "pp512 @ d64");
+        assert_eq!((test.tokens(), test.options().capacity), (512, 576));
+    }
+}

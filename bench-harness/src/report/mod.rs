@@ -1,0 +1,276 @@
+//! Tables made from records: what a terminal and a Markdown page show.
+//!
+//! Every table says how its numbers were obtained, and modelled ones carry the word.
+
+mod table;
+pub(crate) mod units;
+
+pub(crate) use table::{Align, Style, Table};
+
+use perjoule_record::{Energy, EnergyKind, Provenance, Record};
+use units::{count, duration_ns, percent, si};
+
+fn text(field: &Option<String>) -> &str {
+    field.as_deref().unwrap_or("-")
+}
+
+fn or_dash(cell: Option<String>) -> String {
+    cell.unwrap_or_else(|| "-".into())
+}
+
+/// Half of the 95 % interval as a share of the median.
+fn spread(record: &Record) -> Option<String> {
+    let (ci, median) = record.timing.ci95_ns.zip(record.timing.median_ns)?;
+    (median > 0.0).then(|| percent((ci.hi - ci.lo) / 2.0 / median))
+}
+
+/// The word that stands beside a figure of energy.
+pub(crate) fn kind_word(energy: &Energy) -> &'static str {
+    match energy.energy_kind {
+        Some(EnergyKind::Measured) => "measured",
+        Some(EnergyKind::Modelled) => "modelled",
+        _ => "unknown",
+    }
+}
+
+/// The word for a whole column: that of all rows, or nothing when they differ (then each cell says it).
+fn common_kind(records: &[Record]) -> Option<&'static str> {
+    let mut kinds = records.iter().filter(|r| r.energy.energy_kind.is_some()).map(|r| kind_word(&r.energy));
+    let first = kinds.next()?;
+    kinds.all(|kind| kind == first).then_some(first)
+}
+
+fn energy_cell(value: Option<String>, energy: &Energy, common: Option<&str>) -> String {
+    match (value, common) {
+        (Some(value), Some(_)) => value,
+        (Some(value), None) => format!("{value} ({})", kind_word(energy)),
+        (None, _) => "-".into(),
+    }
+}
+
+fn several_devices(records: &[Record]) -> bool {
+    records.iter().any(|r| r.device.device != records[0].device.device)
+}
+
+/// Ceilings: rate, spread, how it was obtained.
+pub(crate) fn ceilings(records: &[Record]) -> Table {
+    let mut table = Table::new([
+        ("ceiling", Align::Left),
+        ("rate", Align::Right),
+        ("±", Align::Right),
+        ("how", Align::Left),
+    ]);
+    for record in records {
+        let what = match (record.workload.op.as_deref(), &record.workload.dtype) {
+            (Some("multiply_add"), Some(dtype)) => format!("{dtype} multiply-add"),
+            (Some(op), _) => format!("memory {op}"),
+            _ => "-".into(),
+        };
+        let rate = match record.timing.flops {
+            Some(_) => record.timing.gflops.map(|rate| format!("{} GFLOP/s", si(rate))),
+            None => record.timing.gbps.map(|rate| format!("{} GB/s", si(rate))),
+        };
+        let how = match record.provenance {
+            Provenance::Modelled => format!("modelled: {}", text(&record.workload.config)),
+            _ => format!("measured: {}", text(&record.workload.config)),
+        };
+        let spread = if record.provenance == Provenance::Measured { spread(record) } else { None };
+        let device = if several_devices(records) {
+            format!("{} ", text(&record.device.device))
+        } else {
+            String::new()
+        };
+        table.row([format!("{device}{what}"), or_dash(rate), or_dash(spread), how]);
+    }
+    table
+}
+
+/// Kernels: what ran, how fast, how near to the roof, how exact, at what cost.
+pub(crate) fn kernels(records: &[Record]) -> Table {
+    let kind = common_kind(records);
+    let joules = format!("J/call\n{}", kind.unwrap_or(""));
+    let mut table = Table::new([
+        ("op, dtype, shape\nkernel", Align::Left),
+        ("time", Align::Right),
+        ("±", Align::Right),
+        ("GFLOP/s", Align::Right),
+        ("GB/s", Align::Right),
+        ("of roof", Align::Right),
+        ("error", Align::Right),
+        (joules.as_str(), Align::Right),
+    ]);
+    for record in records {
+        let (w, t) = (&record.workload, &record.timing);
+        let device = if several_devices(records) {
+            format!("{}: ", text(&record.device.device))
+        } else {
+            String::new()
+        };
+        let cache = w.cache_state.and_then(|state| serde_json::to_value(state).ok());
+        let cache = cache.as_ref().and_then(|v| v.as_str()).map(|c| format!(" ({c})")).unwrap_or_default();
+        let what = format!(
+            "{device}{} {} {}\n  {}{cache}",
+            text(&w.op),
+            text(&w.dtype),
+            text(&w.shape),
+            text(&w.kernel)
+        );
+        let error = match record.verification.verified {
+            Some(true) => record
+                .verification
+                .max_rel_err
+                .map(|e| if e == 0.0 { "0".into() } else { format!("{e:.0e}") }),
+            Some(false) => Some("WRONG".into()),
+            None => Some("unchecked".into()),
+        };
+        let per_call = record.energy.joules_per_call.map(units::joules);
+        table.row([
+            what,
+            or_dash(t.median_ns.map(duration_ns)),
+            or_dash(spread(record)),
+            or_dash(t.gflops.map(si)),
+            or_dash(t.gbps.map(si)),
+            or_dash(record.roof.roof_fraction.map(|share| format!("{:.0} %", 100.0 * share))),
+            or_dash(error),
+            energy_cell(per_call, &record.energy, kind),
+        ]);
+    }
+    table
+}
+
+/// Prefill and decode: tokens per second and joules per token.
+pub(crate) fn tokens(records: &[Record]) -> Table {
+    let kind = common_kind(records);
+    let joules = format!("J/token\n{}", kind.unwrap_or(""));
+    let models = records.iter().any(|r| r.workload.model_type != records[0].workload.model_type);
+    let mut table = Table::new([
+        ("test", Align::Left),
+        ("tokens/s", Align::Right),
+        ("± sd", Align::Right),
+        ("runs", Align::Right),
+        ("of roof", Align::Right),
+        (joules.as_str(), Align::Right),
+        ("95 % interval\nJ/token", Align::Right),
+        ("net of idle\nJ/token", Align::Right),
+        ("tokens/J", Align::Right),
+    ]);
+    for record in records {
+        let (w, t, e) = (&record.workload, &record.timing, &record.energy);
+        let mut test = w.token_test().unwrap_or_else(|| "-".into());
+        if let Some(sequences) = w.n_parallel.filter(|&n| n > 1) {
+            test.push_str(&format!(" x{sequences}"));
+        }
+        if models {
+            test = format!("{} {test}", text(&w.model_type));
+        }
+        if several_devices(records) {
+            test = format!("{}: {test}", text(&record.device.device));
+        }
+        let per_token = e.joules_per_output_token.or(e.joules_per_total_token);
+        let net = e.net_joules_per_output_token.or(e.net_joules_per_total_token);
+        let interval = e.energy_ci95.zip(per_token).zip(e.joules).filter(|(_, joules)| *joules > 0.0);
+        let interval = interval.map(|((ci, per), joules)| {
+            let ci = ci.scaled(per / joules);
+            format!("{}..{}", si(ci.lo), si(ci.hi))
+        });
+        table.row([
+            test,
+            or_dash(t.avg_ts.map(si)),
+            or_dash(t.stddev_ts.zip(t.avg_ts).map(|(sd, mean)| percent(sd / mean))),
+            or_dash(t.samples_ns.as_ref().map(|s| s.len().to_string())),
+            or_dash(record.roof.roof_fraction.map(|share| format!("{:.0} %", 100.0 * share))),
+            energy_cell(per_token.map(si), e, kind),
+            or_dash(interval),
+            or_dash(net.map(si)),
+            or_dash(per_token.filter(|j| *j > 0.0).map(|j| si(1.0 / j))),
+        ]);
+    }
+    table
+}
+
+/// How the energy of these records was obtained, a line for each source; empty when none is known.
+pub(crate) fn energy_notes(records: &[Record]) -> Vec<String> {
+    let mut notes = Vec::new();
+    for record in records {
+        let e = &record.energy;
+        if let Some(source) = &e.energy_source {
+            let boundary = text(&e.energy_boundary);
+            let note = format!("energy {} by {source} Boundary: {boundary}.", kind_word(e));
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+        }
+    }
+    notes
+}
+
+/// What makes the numbers of a record doubtful, in a line each.
+pub(crate) fn warnings(record: &Record) -> Vec<String> {
+    let what = || {
+        let w = &record.workload;
+        let test = w.token_test();
+        let name = w.kernel.as_deref().or(w.model.as_deref()).or(w.op.as_deref()).unwrap_or("result");
+        format!("{name} {}", w.shape.as_deref().or(test.as_deref()).unwrap_or_default())
+    };
+    let mut list: Vec<String> =
+        record.invalid_reasons.iter().map(|reason| format!("{}: INVALID: {reason}", what())).collect();
+    if let Some(share) = record.roof.roof_fraction.filter(|share| *share > 1.05) {
+        list.push(format!(
+            "{}: {:.0} % of the roof is suspicious: operands that stayed in a cache, or a ceiling measured too low",
+            what(),
+            100.0 * share
+        ));
+    }
+    list
+}
+
+/// A model's line above its table.
+pub(crate) fn model_line(record: &Record) -> String {
+    let w = &record.workload;
+    let mut parts = vec![text(&w.model).to_owned(), text(&w.dtype).to_owned()];
+    parts.extend(w.model_n_params.map(|n| format!("{} parameters", count(n))));
+    parts.extend(w.model_size.map(|bytes| format!("{} of weights", units::bytes(bytes))));
+    parts.extend(w.n_threads.map(|n| format!("{n} threads")));
+    parts.extend(w.n_batch.map(|n| format!("prompt chunks of {n}")));
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use perjoule_record::{Environment, Interval, Kind};
+
+    fn token_record(kind: EnergyKind) -> Record {
+        let mut record = Record::new(Kind::Tokens, &Environment::default());
+        record.workload.n_gen = Some(32);
+        record.workload.n_prompt = Some(0);
+        record.timing.samples_ns = Some(vec![4e9, 4e9]);
+        record.timing.derive_token_rates(32);
+        record.energy.joules = Some(64.0);
+        record.energy.joules_per_output_token = Some(1.0);
+        record.energy.energy_ci95 = Some(Interval { lo: 32.0, hi: 128.0 });
+        record.energy.energy_kind = Some(kind);
+        record
+    }
+
+    #[test]
+    fn modelled_energy_carries_the_word_and_its_interval() {
+        let table = tokens(&[token_record(EnergyKind::Modelled)]).render(Style::Plain);
+        assert!(table.contains("modelled") && table.contains("tg32"), "{table}");
+        assert!(table.contains("0.500..2.00") && table.contains("8.00"), "{table}");
+        let mixed = tokens(&[token_record(EnergyKind::Modelled), token_record(EnergyKind::Measured)]);
+        let mixed = mixed.render(Style::Markdown);
+        assert!(mixed.contains("1.00 (modelled)") && mixed.contains("1.00 (measured)"), "{mixed}");
+    }
+
+    #[test]
+    fn doubtful_numbers_are_named() {
+        let mut record = token_record(EnergyKind::Modelled);
+        assert!(warnings(&record).is_empty());
+        record.roof.roof_fraction = Some(1.2);
+        record.invalidate("wrong result: c[0]");
+        let list = warnings(&record);
+        assert_eq!(list.len(), 2, "{list:?}");
+        assert!(list[0].contains("INVALID") && list[1].contains("120 %"));
+    }
+}

@@ -1,0 +1,22 @@
+//! What the process does on signals: Ctrl-C ends the measurement in progress and keeps finished records; a file-size limit becomes an
+//! error of the write; a closed pipe is an error of the write too, as Rust's runtime already arranges.
+
+use anyhow::{Context, Result};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Installs the handlers. A second Ctrl-C ends the process at once.
+pub(crate) fn install() -> Result<()> {
+    #[cfg(unix)]
+    // SAFETY: ignoring a signal runs no handler, and no other thread exists yet that could change it at the same time.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+    static ASKED: AtomicBool = AtomicBool::new(false);
+    ctrlc::set_handler(|| {
+        if ASKED.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+        crate::measure::interrupt();
+    })
+    .context("cannot watch for Ctrl-C")
+}

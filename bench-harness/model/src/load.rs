@@ -519,6 +519,8 @@ fn has_non_finite(dtype: DType, bytes: &[u8]) -> bool {
         }),
         DType::BF16 => exponent_all_ones(0x7f80),
         DType::F16 => exponent_all_ones(0x7c00),
+        // no infinity, and NaN is all ones
+        DType::F8E4M3 => bytes.par_chunks(1 << 16).any(|chunk| chunk.iter().any(|b| b & 0x7f == 0x7f)),
         _ => false,
     }
 }

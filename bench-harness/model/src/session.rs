@@ -148,7 +148,11 @@ impl Session<'_> {
         self.room(n)?;
         let shape = StepShape { batch: self.options.parallel, q_len: 1, output: Output::Greedy };
         for step in 0..n {
-            self.run(shape)?;
+            if let Err(error) = self.run(shape) {
+                // it may have advanced the lengths before it failed
+                self.set_len(self.len)?;
+                return Err(error);
+            }
             self.len += 1;
             let ids = self.chosen()?;
             if !on_token(&ids) {
@@ -280,6 +284,12 @@ impl Session<'_> {
                 }
             }
             first += q_len;
+        }
+        if all {
+            // where the next id is chosen from
+            let last = (1..=parallel).map(|s| &logits[(s * tokens - 1) * vocab..s * tokens * vocab]);
+            let bytes: Vec<u8> = last.flatten().flat_map(|l| l.to_le_bytes()).collect();
+            self.stream.write(&self.state.logits, &bytes)?;
         }
         Ok(logits)
     }

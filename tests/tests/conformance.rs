@@ -5,7 +5,7 @@
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use perjoule_kernels::{Choice, Device};
-use perjoule_suite::{Buffers, Case, Outcome, Place, Scope, cases, run, subjects};
+use perjoule_suite::{Buffers, Case, Outcome, Place, Scope, cases, lacks_feature, run, subjects};
 use perjoule_tests::expectations::Expectations;
 #[cfg(unix)]
 use perjoule_tests::guard::{GuardPages, Side, report_traps};
@@ -87,7 +87,7 @@ fn device_trials(
             }
             Err(reason) => {
                 // a feature that this processor lacks is no fault; a row that no case reaches is one
-                let lacks = reason.to_string().contains("lacks");
+                let lacks = lacks_feature(&reason.to_string());
                 trials.push(missing(format!("{row}::none"), reason.to_string(), !lacks));
             }
         }

@@ -19,7 +19,7 @@ pub struct Tolerance {
     pub relative: f64,
     /// Elements with magnitudes up to this one are exact.
     pub exact_below: f64,
-    /// Absolute error that is allowed besides: what a device may lose by flushing subnormals to zero.
+    /// Absolute error that is allowed besides: what rounding to subnormals, or flushing them to zero, may lose.
     pub floor: f64,
 }
 
@@ -27,7 +27,10 @@ impl Tolerance {
     /// The bound of `numerics` for `op`.
     pub fn new(op: &Op, numerics: Numerics) -> Self {
         let relative = numerics.slack * numerics.unit * (4.0 + (op.spec().reduction() as f64).sqrt());
-        Tolerance { relative, exact_below: 0.0, floor: 0.0 }
+        // sums of products below the normal range of f32 round to multiples of its smallest subnormal
+        let terms = op.spec().reduction() as f64 + 4.0;
+        let floor = if relative > 0.0 { terms * f64::from(f32::from_bits(1)) } else { 0.0 };
+        Tolerance { relative, exact_below: 0.0, floor }
     }
 
     /// The same where inputs were filled as `fill` says, on that kind of device.

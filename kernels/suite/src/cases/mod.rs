@@ -18,7 +18,7 @@ const BLOCKS: [DType; 5] = [DType::Q8_0, DType::Q4_0, DType::Q4K, DType::Q6K, DT
 /// The cases of a row with one of its configurations and pack formats, in an order that depends on nothing else.
 ///
 /// # Errors
-/// When the row refuses every case: its most frequent reason.
+/// When the row refuses every case: what the device lacks, else its most frequent reason.
 pub fn cases(device: &dyn Device, choice: &Choice, scope: Scope) -> Result<Vec<Case>, Reason> {
     let (kernel, info) = (choice.kernel, device.info());
     let config = &kernel.configs[choice.config];
@@ -68,12 +68,18 @@ pub fn cases(device: &dyn Device, choice: &Choice, scope: Scope) -> Result<Vec<C
         _ => {}
     }
     if maker.list.is_empty() {
-        let most = maker.refusals.into_iter().max_by_key(|(_, count)| *count);
-        return Err(
-            most.map_or(Reason::new("the suite has no cases for this op"), |(reason, _)| Reason::new(reason))
-        );
+        // what the device lacks explains more than a type that the row would refuse anywhere
+        let weight = |(reason, count): &(String, usize)| (lacks_feature(reason), *count);
+        let most = maker.refusals.into_iter().max_by_key(weight);
+        let none = "the suite has no cases for this op";
+        return Err(most.map_or(Reason::new(none), |(reason, _)| Reason::new(reason)));
     }
     Ok(maker.list)
+}
+
+/// Whether a row's reason is a feature that the device lacks, or that was masked, and not the op.
+pub fn lacks_feature(reason: &str) -> bool {
+    reason.contains("lacks") || reason.contains("is masked")
 }
 
 /// Collects the cases that a row does not refuse.

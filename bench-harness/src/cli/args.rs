@@ -165,7 +165,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", help_heading = "How")]
     pub(crate) threads: Option<usize>,
     /// Seconds of measuring in all [default: 60]
-    #[arg(long, value_name = "SECONDS", help_heading = "How")]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, help_heading = "How")]
     pub(crate) budget: Option<f64>,
     /// Seed of the random data [default: 1]
     #[arg(long, value_name = "N", help_heading = "How")]

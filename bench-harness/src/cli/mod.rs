@@ -82,7 +82,14 @@ fn dispatch(cli: Cli) -> Result<Ended> {
 
 /// The error and its causes on one line.
 fn one_line(error: &anyhow::Error) -> String {
-    let text = format!("{error:#}");
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        // many errors already print their cause
+        if !text.contains(&cause) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(&cause);
+        }
+    }
     text.lines()
         .map(str::trim)
         .filter(|line| !line.is_empty())

@@ -10,6 +10,8 @@ use crate::report::{self, Style, Table};
 
 /// Folder of the records of runs that name no file.
 const RESULTS: &str = "results";
+/// Columns that text under tables is wrapped to.
+const WIDTH: usize = 92;
 
 /// Takes records and tables.
 pub(crate) struct Output {
@@ -112,7 +114,11 @@ impl Output {
     /// Prints a line of text, where stdout carries tables.
     pub(crate) fn line(&mut self, text: &str) -> Result<()> {
         match self.format {
-            Format::Table => writeln!(self.stdout, " {text}")?,
+            Format::Table => {
+                for (i, line) in wrap(text, WIDTH).iter().enumerate() {
+                    writeln!(self.stdout, "{}{line}", if i == 0 { " " } else { "   " })?;
+                }
+            }
             Format::Md => writeln!(self.stdout, "\n{text}")?,
             _ => {}
         }
@@ -138,7 +144,7 @@ impl Output {
         let place = file.as_ref().map_or("on stdout".into(), |path| format!("in {}", path.display()));
         if interrupted {
             eprintln!("interrupted: {n} finished record{s} kept {place}");
-        } else if let (Some(path), false) = (&file, self.quiet) {
+        } else if let (Some(path), false, 1..) = (&file, self.quiet, n) {
             match self.format {
                 Format::Table | Format::Md => self.line(&format!("{n} record{s} in {}", path.display()))?,
                 _ => eprintln!("{n} record{s} in {}", path.display()),
@@ -152,6 +158,22 @@ impl Output {
         }
         Ok(())
     }
+}
+
+/// The words of `text` in lines of at most `width` characters, longer words apart.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 /// llama-bench's `-o` takes a format: whoever types that here means `--format`.
@@ -201,6 +223,12 @@ mod tests {
         let row = reader.records().next().unwrap().unwrap();
         let field = |name: &str| row.get(names.iter().position(|n| n == name).unwrap()).unwrap();
         assert_eq!((field("shape"), field("samples_ns"), field("joules")), ("m=1,n=2", "[1.5,2.0]", ""));
+    }
+
+    #[test]
+    fn lines_wrap_between_words() {
+        assert_eq!(wrap("one two three four", 9), ["one two", "three", "four"]);
+        assert_eq!(wrap("unbreakable", 3), ["unbreakable"]);
     }
 
     #[test]

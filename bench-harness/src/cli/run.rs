@@ -63,6 +63,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
         true => vec![Source::open(args.model.as_deref().unwrap_or(run_tokens::MODEL), seed)?],
         false => Vec::new(),
     };
+    for source in &sources {
+        run_tokens::fits(args, source)?;
+    }
     let labels: Vec<String> = match args.device.as_slice() {
         [] => perjoule::devices().0.into_iter().map(|info| info.label).collect(),
         list => list.to_vec(),
@@ -75,6 +78,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
         let mut list = Vec::new();
         for wanted in &wanted {
             let op = wanted.entry.build(&wanted.sizes, wanted.dtype, &**device.backend())?;
+            fits(&op)?;
             for choice in choices(device, &op, args.kernel.as_deref())? {
                 list.push((op.clone(), choice, wanted));
             }
@@ -155,6 +159,16 @@ fn choices(device: &Device, op: &Op, kernel: Option<&str>) -> Result<Vec<Choice>
             Ok(vec![device.select_named(op, name)?])
         }
     }
+}
+
+/// Refuses an op whose operands cannot be held twice, on the host for the check and on the device, before anything is measured.
+fn fits(op: &Op) -> Result<()> {
+    let need = op.operands().iter().fold(0u64, |sum, o| sum.saturating_add(o.bytes)).saturating_mul(2);
+    if let Some(have) = perjoule_model::memory::available_memory().filter(|&have| need > have) {
+        let (need, have) = (report::units::bytes(need), report::units::bytes(have));
+        bail!("{op} needs {need} of memory and {have} are available: use a smaller shape");
+    }
+    Ok(())
 }
 
 /// What all parts of a run share.

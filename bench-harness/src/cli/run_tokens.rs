@@ -2,10 +2,12 @@
 
 use anyhow::{Result, ensure};
 use perjoule::DType;
+use perjoule_model::memory::{available_memory, memory_needed};
 use perjoule_model::{LoadOptions, Model, Source};
 use perjoule_record::Kind;
 use std::time::Duration;
 
+use super::args::RunArgs;
 use super::output::Output;
 use super::progress;
 use super::run::{Run, Target};
@@ -47,6 +49,29 @@ pub(super) fn load(
     Ok(model?)
 }
 
+/// Refuses sizes that are beyond the model's positions or the memory, before anything is measured or loaded.
+pub(super) fn fits(args: &RunArgs, source: &Source) -> Result<()> {
+    let geometry = source.geometry();
+    let limit = geometry.max_positions;
+    let depth = args.n_depth.iter().max().copied().unwrap_or(0);
+    let n = args.n_prompt.iter().chain(&args.n_gen).max().copied().unwrap_or(0);
+    let tokens = depth.saturating_add(n);
+    ensure!(
+        tokens <= limit,
+        "{tokens} tokens (depth {depth} and {n}) do not fit: {} has {limit} positions; use fewer",
+        source.name()
+    );
+    if let Some(available) = available_memory() {
+        let parallel = args.parallel.iter().max().copied().unwrap_or(1);
+        let dtypes = args.dtype.iter().copied().map(Some);
+        for asked in dtypes.chain(args.dtype.is_empty().then_some(None)) {
+            let dtype = dtype_of(source, asked);
+            memory_needed(geometry, dtype, DType::BF16, tokens, parallel).check(available)?;
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn run(
     run: &Run<'_>,
     target: &Target,
@@ -62,18 +87,7 @@ pub(super) fn run(
     let parallel: &[usize] = if args.parallel.is_empty() { &[1] } else { &args.parallel };
     let depths: &[usize] = if args.n_depth.is_empty() { &[0] } else { &args.n_depth };
     let batch = args.batch.unwrap_or(BATCH);
-    // sizes that were asked for are checked before the weights are loaded
     let limit = source.geometry().max_positions;
-    for &depth in depths {
-        for &n in args.n_prompt.iter().chain(&args.n_gen) {
-            let tokens = depth.saturating_add(n);
-            ensure!(
-                tokens <= limit,
-                "{tokens} tokens (depth {depth} and {n}) do not fit: {} has {limit} positions; use fewer",
-                source.name()
-            );
-        }
-    }
     let time = time / dtypes.len() as u32;
     for dtype in dtypes {
         let mut rows: Vec<usize> = parallel.to_vec();

@@ -112,7 +112,8 @@ pub(crate) fn kernels(records: &[Record]) -> Table {
             "{device}{} {} {}\n  {}{cache}",
             text(&w.op),
             text(&w.dtype),
-            text(&w.shape),
+            // one sequence, one matrix: the ordinary case needs no word
+            text(&w.shape).trim_start_matches("b=1,").trim_end_matches(",b=1"),
             text(&w.kernel)
         );
         let error = match record.verification.verified {
@@ -194,8 +195,11 @@ pub(crate) fn energy_notes(records: &[Record]) -> Vec<String> {
     for record in records {
         let e = &record.energy;
         if let Some(source) = &e.energy_source {
-            let boundary = text(&e.energy_boundary);
-            let note = format!("energy {} by {source} Boundary: {boundary}.", kind_word(e));
+            let (boundary, source) = (text(&e.energy_boundary), source.split(':').next().unwrap_or_default());
+            let note = format!(
+                "energy: {}, source {source}, boundary {boundary}; Devices above says what that is",
+                kind_word(e)
+            );
             if !notes.contains(&note) {
                 notes.push(note);
             }

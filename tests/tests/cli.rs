@@ -1,0 +1,363 @@
+//! The command line from outside: what it prints, where, and how it ends.
+//!
+//! Sizes and budgets are small: this is about behaviour, not about speed.
+
+use serde_json::Value;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+/// The optimised binary of this workspace, built on first use: it belongs to another package, so cargo does not build it for a test.
+fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let test = std::env::current_exe().unwrap();
+        let target = test.ancestors().nth(3).unwrap();
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = Command::new(cargo)
+            .args(["build", "--quiet", "--release", "--package", "perjoule-bench", "--target-dir"])
+            .arg(target)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status()
+            .unwrap();
+        assert!(status.success(), "the binary does not build");
+        target.join("release").join(format!("perjoule{}", std::env::consts::EXE_SUFFIX))
+    })
+}
+
+/// A folder of its own for each test, and commands that run in it.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Place(tempfile::tempdir().unwrap())
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(binary());
+        command.args(line.split_whitespace()).current_dir(self.0.path()).env("NO_COLOR", "1");
+        command
+    }
+
+    fn run(&self, line: &str) -> Output {
+        self.command(line).output().unwrap()
+    }
+
+    /// Runs a command that must succeed; gives its stdout.
+    fn ok(&self, line: &str) -> String {
+        let output = self.run(line);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{line}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{line}: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a command that must be refused: exit code 2, nothing that looks like data, one line that holds `part`.
+    fn refused(&self, line: &str, part: &str) {
+        let output = self.run(line);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{line}: {stderr}");
+        let errors: Vec<&str> = stderr.lines().filter(|l| l.starts_with("error: ")).collect();
+        assert_eq!(errors.len(), 1, "{line}: {stderr}");
+        assert!(errors[0].contains(part), "{line}: {part:?} is not in {stderr}");
+        assert!(!stderr.contains("panicked"), "{line}: {stderr}");
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+fn checkpoint(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints").join(name).display().to_string()
+}
+
+fn schema() -> jsonschema::Validator {
+    let path = "../bench-harness/record/schema/record.v1.schema.json";
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    jsonschema::validator_for(&serde_json::from_str(&text).unwrap()).unwrap()
+}
+
+fn records(text: &str) -> Vec<Value> {
+    let schema = schema();
+    let list: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for record in &list {
+        if let Err(error) = schema.validate(record) {
+            panic!("{error}: {record}");
+        }
+    }
+    list
+}
+
+const SMALL: &str = "run --op rms_norm --shape rows=8,len=256 --dtype f32 --budget 0.5 -r 5";
+
+#[test]
+fn devices_say_how_their_energy_is_measured() {
+    let place = Place::new();
+    let list: Value = serde_json::from_str(&place.ok("devices --json")).unwrap();
+    let cpu = list.as_array().unwrap().iter().find(|d| d["id"] == "cpu").unwrap();
+    for field in ["backend", "name", "class", "memory_bytes", "software", "features", "meters"] {
+        assert!(cpu.get(field).is_some(), "{field}");
+    }
+    let meter = &cpu["meters"][0];
+    assert!(["measured", "modelled"].contains(&meter["kind"].as_str().unwrap()));
+    assert!(meter["source"].is_string() && meter["boundary"].is_string());
+    assert!(place.ok("devices").contains("Energy of cpu"));
+}
+
+#[test]
+fn kernels_are_listed_and_their_choice_explained() {
+    let place = Place::new();
+    assert!(place.ok("kernels").contains("rms_norm"));
+    let text = place.ok("kernels --op rms_norm --json --shape rows=4,len=64");
+    let rows: Value = serde_json::from_str(&text).unwrap();
+    let chosen: Vec<&Value> = rows.as_array().unwrap().iter().filter(|r| r["chosen"] == true).collect();
+    assert_eq!(chosen.len(), 1, "{text}");
+    assert!(chosen[0]["cost_s"].as_f64().unwrap() > 0.0);
+    // every row either has a cost or says why not
+    assert!(rows.as_array().unwrap().iter().all(|r| r["cost_s"].is_number() != r["refusal"].is_string()));
+}
+
+#[test]
+fn every_format_carries_the_same_record() {
+    let place = Place::new();
+    let table = place.ok(SMALL);
+    assert!(table.contains("rms_norm f32 rows=8,len=256") && table.contains("modelled") | table.contains("measured"));
+    assert!(!table.contains('\u{1b}'), "no colours on a pipe");
+    assert!(place.ok(&format!("{SMALL} --format md")).contains("|---"));
+    let json: Value = serde_json::from_str(&place.ok(&format!("{SMALL} --format json"))).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), 1);
+    let lines = records(&place.ok(&format!("{SMALL} --format jsonl")));
+    let record = &lines[0];
+    assert_eq!((&record["kind"], &record["verified"], &record["valid"]), (&"kernel".into(), &true.into(), &true.into()));
+    assert_eq!(record["samples_ns"].as_array().unwrap().len(), 5);
+    assert!(record["median_ns"].as_f64().unwrap() > 0.0 && record["roof_fraction"].as_f64().unwrap() > 0.0);
+    assert!(record["energy_source"].is_string(), "where joules are given, so is their source");
+    let csv = place.ok(&format!("{SMALL} --format csv"));
+    assert_eq!(csv.lines().count(), 2);
+    assert!(csv.starts_with("schema_version,kind,"));
+    let files: Vec<_> = std::fs::read_dir(place.path("results")).unwrap().collect();
+    assert_eq!(files.len(), 5, "each run stores its records");
+}
+
+#[test]
+fn records_go_where_o_says() {
+    let place = Place::new();
+    assert_eq!(records(&place.ok(&format!("{SMALL} -o -"))).len(), 1);
+    assert!(!place.path("results").exists());
+    let lines = [format!("{SMALL} -o both.jsonl --quiet"), format!("{SMALL} -o both.jsonl --seed 2 --quiet")];
+    let running: Vec<_> = lines
+        .iter()
+        .map(|line| place.command(line).stdout(Stdio::null()).spawn().unwrap())
+        .collect();
+    for mut child in running {
+        assert!(child.wait().unwrap().success());
+    }
+    let both = records(&std::fs::read_to_string(place.path("both.jsonl")).unwrap());
+    assert_eq!(both.len(), 2, "two runs at once append to one file");
+}
+
+#[test]
+fn ceilings_are_measured_or_say_what_they_follow_from() {
+    let place = Place::new();
+    let list = records(&place.ok("run --only ceilings --budget 1 --format jsonl --quiet"));
+    assert!(list.iter().all(|r| r["kind"] == "ceiling"));
+    let of = |op: &str, dtype: Value| list.iter().find(|r| r["op"] == op && r["dtype"] == dtype).unwrap();
+    assert!(of("multiply_add", "f32".into())["gflops"].as_f64().unwrap() > 0.0);
+    assert!(of("read", Value::Null)["gbps"].as_f64().unwrap() > 0.0);
+    let bf16 = of("multiply_add", "bf16".into());
+    assert!(bf16["provenance"] == "measured" || bf16["config"].as_str().unwrap().contains("f32"));
+}
+
+#[test]
+fn models_are_checked_against_their_reference() {
+    let place = Place::new();
+    for name in ["llama", "qwen3", "gpt-oss"] {
+        let text = place.ok(&format!("check --model {} --json", checkpoint(name)));
+        let result: Value = serde_json::from_str(&text).unwrap();
+        assert!(result["rel_err"].as_f64().unwrap() <= 1e-5, "{name}: {text}");
+        assert_eq!((&result["greedy_equal"], &result["passed"]), (&true.into(), &true.into()), "{name}");
+        assert_eq!(result.as_object().unwrap().len(), 4, "{text}");
+    }
+    let bf16 = place.ok(&format!("check --model {} --dtype bf16 --json", checkpoint("llama")));
+    let bf16: Value = serde_json::from_str(&bf16).unwrap();
+    let error = bf16["rel_err"].as_f64().unwrap();
+    assert!(error <= 3e-2 && error > 1e-5, "bf16 rounds: {error}");
+    // the wrong reference must fail, and say so by its exit code
+    let wrong = format!("check --model {} --expected {}/expected.safetensors", checkpoint("llama"), checkpoint("qwen3"));
+    assert_eq!(place.run(&wrong).status.code(), Some(1));
+}
+
+#[test]
+fn kernels_pass_their_conformance_cases() {
+    let place = Place::new();
+    let text = place.ok("check --op rope --quiet --json");
+    let result: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(result["passed"], true);
+    assert!(result["rows"].as_array().unwrap().iter().any(|row| row["passed"].as_u64().unwrap() > 10));
+}
+
+#[test]
+fn generation_repeats_and_says_what_it_cost() {
+    let place = Place::new();
+    let line = format!("generate --model {} --ids 1,2,3 -n 6 --ignore-eos", checkpoint("llama"));
+    let output = place.run(&line);
+    assert!(output.status.success());
+    let ids = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(ids.trim().split(',').count(), 6, "{ids}");
+    let summary = String::from_utf8(output.stderr).unwrap();
+    assert!(summary.contains("J/token modelled") || summary.contains("J/token measured"), "{summary}");
+    let json: Value = serde_json::from_str(&place.ok(&format!("{line} --json --quiet"))).unwrap();
+    let from_json: Vec<String> = json["ids"].as_array().unwrap().iter().map(Value::to_string).collect();
+    assert_eq!(from_json.join(","), ids.trim(), "streamed and collected ids agree");
+    let drawn = |seed| place.ok(&format!("{line} --temperature 1.5 --top-k 50 --seed {seed} --quiet"));
+    assert_eq!(drawn(3), drawn(3));
+}
+
+#[test]
+fn tokens_of_a_small_model_are_measured() {
+    let place = Place::new();
+    let line = format!("run --only tokens --model {} -p 16 -n 4 -d 4 --parallel 1,2 -r 2", checkpoint("llama"));
+    let list = records(&place.ok(&format!("{line} --budget 2 --format jsonl --quiet")));
+    assert_eq!(list.len(), 4);
+    for record in &list {
+        assert!(record["avg_ts"].as_f64().unwrap() > 0.0 && record["n_depth"] == 4);
+        assert!(record["joules_per_total_token"].as_f64().unwrap() > 0.0);
+        assert_eq!(record["joules_per_output_token"].is_null(), record["n_gen"] == 0);
+        assert_eq!(record["samples_ns"].as_array().unwrap().len(), 2);
+    }
+    assert!(place.ok(&format!("{line} --budget 2 --quiet")).contains("tg4 @ d4 x2"));
+}
+
+#[test]
+fn bad_input_is_one_clear_error() {
+    let place = Place::new();
+    let llama = checkpoint("llama");
+    for (line, part) in [
+        ("run --device gpu9".into(), "no device \"gpu9\""),
+        ("run --device cuda:0".into(), "no such backend"),
+        ("run --threads 0".into(), "--threads 0"),
+        ("run --op nope".into(), "matmul"),
+        ("run --op matmul --shape m=1,q=2".into(), "m=512,n=2048,k=2048"),
+        ("run --op matmul --shape m=x".into(), "whole number"),
+        ("run --op matmul --shape m=4294967295,n=4294967295,k=4294967295".into(), "matmul"),
+        ("run --op add --shape rows=10000000,len=1000000".into(), "available"),
+        ("run --op attention --shape h=5,hkv=2".into(), "attention"),
+        ("run --op add --dtype q9".into(), "q8_0"),
+        ("run --kernel nope".into(), "perjoule kernels"),
+        ("run --budget 0".into(), "--budget"),
+        ("run --budget=-3".into(), "--budget"),
+        ("run --budget nan".into(), "--budget"),
+        ("run -r 0".into(), "-r 0"),
+        ("run --model nope".into(), "llama-3.2-1b"),
+        ("run --only tokens --model llama-3.1-405b".into(), "GiB are available"),
+        ("run --only tokens --model smollm2-135m -p 10000000".into(), "positions"),
+        (format!("run --only ceilings -o {}", place.0.path().display()), "cannot open"),
+        ("run --only ceilings -o json".into(), "--format json"),
+        ("run --only ceilings -o - --format csv".into(), "--format"),
+        ("check --kernel nope".into(), "perjoule kernels"),
+        ("check --model nope".into(), "no folder"),
+        (format!("check --model {llama} --expected nope"), "--expected"),
+        (format!("check --model {llama} --dtype i8"), "weights cannot be i8"),
+        (format!("generate --model {llama} --ids 1,2,512 -n 2"), "512"),
+        (format!("generate --model {llama} --ids 1,,2 -n 2"), "1,2,3"),
+        (format!("generate --model {llama} --ids 1 -n 0"), "-n 0"),
+        (format!("generate --model {llama} --ids 1 -n 100000000"), "positions"),
+        (format!("generate --model {llama} --prompt hi -n 2"), "--ids"),
+        ("generate --ids 1 -n 2".into(), "--model"),
+    ] {
+        place.refused(&line, part);
+    }
+    assert!(!place.path("results").exists(), "nothing was measured, so nothing is stored");
+}
+
+#[test]
+fn damaged_weights_are_refused() {
+    let place = Place::new();
+    let from = PathBuf::from(checkpoint("llama"));
+    let copy = |name: &str, damage: &dyn Fn(&mut Vec<u8>)| {
+        let to = place.path(name);
+        std::fs::create_dir(&to).unwrap();
+        for file in ["config.json", "expected.safetensors"] {
+            std::fs::copy(from.join(file), to.join(file)).unwrap();
+        }
+        let mut weights = std::fs::read(from.join("model.safetensors")).unwrap();
+        damage(&mut weights);
+        std::fs::write(to.join("model.safetensors"), weights).unwrap();
+    };
+    copy("truncated", &|w| w.truncate(w.len() / 2));
+    copy("lying", &|w| w[0..8].copy_from_slice(&u64::MAX.to_le_bytes()));
+    copy("nan", &|w| {
+        let at = w.len() - 64;
+        w[at..].fill(0xff);
+    });
+    for (name, part) in [("truncated", "truncated"), ("lying", "lying"), ("nan", "NaN")] {
+        place.refused(&format!("check --model {name}"), part);
+    }
+    std::fs::remove_file(place.path("nan").join("model.safetensors")).unwrap();
+    place.refused("check --model nan", "nan");
+}
+
+#[test]
+fn completions_and_the_manual_are_printed() {
+    let place = Place::new();
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(place.ok(&format!("completions {shell}")).contains("perjoule"));
+    }
+    assert!(place.ok("man").contains(".TH perjoule 1"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_is_an_error() {
+    let place = Place::new();
+    if Path::new("/dev/full").exists() {
+        place.refused("run --only ceilings --budget 0.2 --quiet -o /dev/full", "cannot append to /dev/full");
+    }
+    // a file-size limit sends a signal that would kill
+    let limited = format!("ulimit -f 1; exec {} run --only ceilings --budget 0.2 -o limited.jsonl --quiet", binary().display());
+    let output = Command::new("sh").args(["-c", &limited]).current_dir(place.0.path()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("cannot append to limited.jsonl"), "{stderr}");
+}
+
+#[test]
+fn a_closed_pipe_ends_quietly() {
+    let place = Place::new();
+    for line in ["kernels", "man", "run --only ceilings --budget 0.2 --format jsonl --quiet"] {
+        let mut child =
+            place.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        let status = child.wait().unwrap();
+        assert!(status.success() && stderr.is_empty(), "{line}: {status}: {stderr}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_keeps_what_is_finished() {
+    let place = Place::new();
+    // the ceilings end soon, the tokens never
+    let tokens = format!("--model {} -p 16 -r 100000000 --budget 2", checkpoint("llama"));
+    let line = format!("run --only ceilings,tokens {tokens} -o kept.jsonl");
+    let mut child = place.command(&line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let begin = std::time::Instant::now();
+    let kept = || std::fs::read_to_string(place.path("kept.jsonl")).unwrap_or_default().lines().count();
+    while kept() == 0 {
+        assert!(begin.elapsed().as_secs() < 120 && child.try_wait().unwrap().is_none(), "no record came");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    // SAFETY: signals a child of this process that has not been waited for.
+    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) }, 0);
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    let status = child.wait().unwrap();
+    let text = std::fs::read_to_string(place.path("kept.jsonl")).unwrap();
+    assert_eq!(status.code(), Some(130), "{stderr}");
+    assert!(stderr.contains("kept in kept.jsonl"), "{stderr}");
+    assert!(!records(&text).is_empty() && text.ends_with('\n'));
+}

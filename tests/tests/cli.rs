@@ -8,10 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
-/// The optimised binary of this workspace, built on first use: it belongs to another package, so cargo does not build it for a test.
+/// The binary that `PERJOULE_BINARY` names, or the optimised one of this workspace, built on first use: it belongs to another package, so
+/// cargo does not build it for a test.
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(named) = std::env::var_os("PERJOULE_BINARY") {
+            return named.into();
+        }
         let test = std::env::current_exe().unwrap();
         let target = test.ancestors().nth(3).unwrap();
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -123,20 +127,26 @@ fn kernels_are_listed_and_their_choice_explained() {
 fn every_format_carries_the_same_record() {
     let place = Place::new();
     let table = place.ok(SMALL);
-    assert!(table.contains("rms_norm f32 rows=8,len=256") && table.contains("modelled") | table.contains("measured"));
+    assert!(
+        table.contains("rms_norm f32 rows=8,len=256")
+            && table.contains("modelled") | table.contains("measured")
+    );
     assert!(!table.contains('\u{1b}'), "no colours on a pipe");
     assert!(place.ok(&format!("{SMALL} --format md")).contains("|---"));
     let json: Value = serde_json::from_str(&place.ok(&format!("{SMALL} --format json"))).unwrap();
     assert_eq!(json.as_array().unwrap().len(), 1);
     let lines = records(&place.ok(&format!("{SMALL} --format jsonl")));
     let record = &lines[0];
-    assert_eq!((&record["kind"], &record["verified"], &record["valid"]), (&"kernel".into(), &true.into(), &true.into()));
+    assert_eq!(
+        (&record["kind"], &record["verified"], &record["valid"]),
+        (&"kernel".into(), &true.into(), &true.into())
+    );
     assert_eq!(record["samples_ns"].as_array().unwrap().len(), 5);
     assert!(record["median_ns"].as_f64().unwrap() > 0.0 && record["roof_fraction"].as_f64().unwrap() > 0.0);
     assert!(record["energy_source"].is_string(), "where joules are given, so is their source");
     let csv = place.ok(&format!("{SMALL} --format csv"));
     assert_eq!(csv.lines().count(), 2);
-    assert!(csv.starts_with("schema_version,kind,"));
+    assert!(csv.lines().next().unwrap().split(',').any(|column| column == "median_ns"));
     let files: Vec<_> = std::fs::read_dir(place.path("results")).unwrap().collect();
     assert_eq!(files.len(), 5, "each run stores its records");
 }
@@ -147,10 +157,8 @@ fn records_go_where_o_says() {
     assert_eq!(records(&place.ok(&format!("{SMALL} -o -"))).len(), 1);
     assert!(!place.path("results").exists());
     let lines = [format!("{SMALL} -o both.jsonl --quiet"), format!("{SMALL} -o both.jsonl --seed 2 --quiet")];
-    let running: Vec<_> = lines
-        .iter()
-        .map(|line| place.command(line).stdout(Stdio::null()).spawn().unwrap())
-        .collect();
+    let running: Vec<_> =
+        lines.iter().map(|line| place.command(line).stdout(Stdio::null()).spawn().unwrap()).collect();
     for mut child in running {
         assert!(child.wait().unwrap().success());
     }
@@ -185,7 +193,11 @@ fn models_are_checked_against_their_reference() {
     let error = bf16["rel_err"].as_f64().unwrap();
     assert!(error <= 3e-2 && error > 1e-5, "bf16 rounds: {error}");
     // the wrong reference must fail, and say so by its exit code
-    let wrong = format!("check --model {} --expected {}/expected.safetensors", checkpoint("llama"), checkpoint("qwen3"));
+    let wrong = format!(
+        "check --model {} --expected {}/expected.safetensors",
+        checkpoint("llama"),
+        checkpoint("qwen3")
+    );
     assert_eq!(place.run(&wrong).status.code(), Some(1));
 }
 
@@ -218,7 +230,8 @@ fn generation_repeats_and_says_what_it_cost() {
 #[test]
 fn tokens_of_a_small_model_are_measured() {
     let place = Place::new();
-    let line = format!("run --only tokens --model {} -p 16 -n 4 -d 4 --parallel 1,2 -r 2", checkpoint("llama"));
+    let line =
+        format!("run --only tokens --model {} -p 16 -n 4 -d 4 --parallel 1,2 -r 2", checkpoint("llama"));
     let list = records(&place.ok(&format!("{line} --budget 2 --format jsonl --quiet")));
     assert_eq!(list.len(), 4);
     for record in &list {
@@ -265,7 +278,7 @@ fn bad_input_is_one_clear_error() {
         (format!("generate --model {llama} --ids 1 -n 0"), "-n 0"),
         (format!("generate --model {llama} --ids 1 -n 100000000"), "positions"),
         (format!("generate --model {llama} --prompt hi -n 2"), "--ids"),
-        ("generate --ids 1 -n 2".into(), "--model"),
+        ("generate --ids 1 -n 2".into(), "required arguments"),
     ] {
         place.refused(&line, part);
     }
@@ -316,7 +329,10 @@ fn a_full_disk_is_an_error() {
         place.refused("run --only ceilings --budget 0.2 --quiet -o /dev/full", "cannot append to /dev/full");
     }
     // a file-size limit sends a signal that would kill
-    let limited = format!("ulimit -f 1; exec {} run --only ceilings --budget 0.2 -o limited.jsonl --quiet", binary().display());
+    let limited = format!(
+        "ulimit -f 1; exec {} run --only ceilings --budget 0.2 -o limited.jsonl --quiet",
+        binary().display()
+    );
     let output = Command::new("sh").args(["-c", &limited]).current_dir(place.0.path()).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{stderr}");
@@ -327,8 +343,7 @@ fn a_full_disk_is_an_error() {
 fn a_closed_pipe_ends_quietly() {
     let place = Place::new();
     for line in ["kernels", "man", "run --only ceilings --budget 0.2 --format jsonl --quiet"] {
-        let mut child =
-            place.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = place.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let mut stderr = String::new();
         child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();

@@ -8,7 +8,9 @@ Each folder holds `config.json` and the weights as transformers writes them, and
 - `expected.safetensors`: `input_ids` i32 [2, 24], `logits` f32 [2, 24, vocab], `greedy_ids` i32 [32]: the first 8 ids of row 0
   followed by 24 greedily generated ones;
 - `expected.json`: `loss` (mean next-token cross-entropy over both rows), `min_top2_margin` (the smallest gap between the two
-  largest logits over the greedy steps: well above the rounding of f32, so that equal greedy ids are a fair demand), versions.
+  largest logits over the greedy steps: well above the rounding of f32, so that equal greedy ids are a fair demand),
+  `min_routing_margin` (the smallest gap between the last expert chosen and the first left out: above the rounding of bf16, so that
+  closeness in bf16 is), versions.
 
 The weights are those in the file (rounded to its dtype first); the computation is float64 where transformers follows the
 model's dtype, which leaves its norms, rotary tables and some softmaxes in float32.
@@ -183,8 +185,24 @@ def edit_config(folder, older_rope, quantised):
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
+def is_router(name):
+    return name.endswith(("mlp.router", "mlp.gate", "block_sparse_moe.gate"))
+
+
+def routing_hook(found, config):
+    """Notes the gap between the last expert chosen and the first left out, in logits."""
+
+    def hook(module, inputs, output):
+        hidden = inputs[0].reshape(-1, inputs[0].shape[-1])
+        logits = torch.nn.functional.linear(hidden, module.weight, getattr(module, "bias", None))
+        top = logits.topk(config.num_experts_per_tok + 1, dim=-1).values
+        found.append((top[:, -2] - top[:, -1]).min().item())
+
+    return hook
+
+
 def build(name, seed, config, dtype, older_rope, shard_size, mxfp4):
-    """Writes one folder; returns the smallest margin of its greedy steps."""
+    """Writes one folder; returns the smallest margins of its greedy steps and of its routers' choices."""
     folder = ROOT / name
     shutil.rmtree(folder, ignore_errors=True)
     config.dtype = dtype
@@ -201,7 +219,12 @@ def build(name, seed, config, dtype, older_rope, shard_size, mxfp4):
 
     ids = torch.randint(3, VOCAB, (2, 24), generator=torch.Generator().manual_seed(seed + 1))
     with torch.no_grad():
+        routed = []
+        hooks = [m.register_forward_hook(routing_hook(routed, config)) for n, m in model.named_modules() if is_router(n)]
         logits = model(ids, use_cache=False).logits
+        for hook in hooks:
+            hook.remove()
+        routing = min(routed, default=float("inf"))
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, VOCAB), ids[:, 1:].reshape(-1))
         greedy, margin = ids[0, :8], float("inf")
         for _ in range(24):
@@ -219,6 +242,7 @@ def build(name, seed, config, dtype, older_rope, shard_size, mxfp4):
     expected = {
         "loss": loss.item(),
         "min_top2_margin": margin,
+        "min_routing_margin": routing if routed else None,
         "made_with": {
             "transformers": transformers.__version__,
             "torch": torch.__version__.split("+")[0],
@@ -226,22 +250,22 @@ def build(name, seed, config, dtype, older_rope, shard_size, mxfp4):
         },
     }
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
-    return margin
+    return margin, routing
 
 
 def main():
     transformers.utils.logging.disable_progress_bar()
     all_specs = specs()
     for name in sys.argv[1:] or all_specs:
-        # The first seed whose greedy choices are clear.
-        for seed in range(100):
-            margin = build(name, seed, **all_specs[name])
-            if margin > 0.05:
+        # The first seed whose greedy choices and routings are clear.
+        for seed in range(1000):
+            margin, routing = build(name, seed, **all_specs[name])
+            if margin > 0.05 and routing > 0.01:
                 break
         for file in (ROOT / name).iterdir():
             file.chmod(0o644)
         size = sum(f.stat().st_size for f in (ROOT / name).iterdir())
-        print(f"{name}: seed {seed}, margin {margin:.3f}, {size} bytes")
+        print(f"{name}: seed {seed}, margins {margin:.3f} and {routing:.4f}, {size} bytes")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ pub struct Model {
     pub(crate) geometry: Geometry,
     pub(crate) dtype: DType,
     pub(crate) activations: DType,
+    pub(crate) cache: DType,
     pub(crate) embed: Buffer,
     pub(crate) layers: Vec<Layer>,
     pub(crate) final_norm: Buffer,
@@ -93,9 +94,9 @@ impl Model {
         if geometry.logit_softcap.is_some() {
             return Err(Error::Config(vec!["capped output logits are not supported".into()]));
         }
-        // activations beside quantised weights are f32; else all of one type
-        let activations = if options.dtype.is_block() { DType::F32 } else { options.dtype };
-        let need = memory::memory_needed(geometry, options.dtype, activations, 0, 0);
+        let activations = DType::F32;
+        let cache = cache_dtype(options.dtype);
+        let need = memory::memory_needed(geometry, options.dtype, cache, 0, 0);
         if let Some(available) = memory::available_memory().filter(|_| device.info().synchronous) {
             need.check(available)?;
         }
@@ -123,6 +124,7 @@ impl Model {
             geometry: geometry.clone(),
             dtype: options.dtype,
             activations,
+            cache,
             embed,
             layers,
             final_norm,
@@ -147,9 +149,15 @@ impl Model {
         self.dtype
     }
 
-    /// Element type of activations and of the KV cache.
+    /// Element type of activations: f32, whatever the weights are. Rounding them to 16 bits saves next to nothing where weights and cache
+    /// dominate the traffic, and flips the close decisions of routers.
     pub fn activations(&self) -> DType {
         self.activations
+    }
+
+    /// Element type of the KV cache: that of the weights where they are plain floats, f16 beside block formats.
+    pub fn cache(&self) -> DType {
+        self.cache
     }
 
     /// The device it lives on.
@@ -503,6 +511,11 @@ impl<'a> Loader<'a> {
         self.bytes += total;
         Ok(buffer)
     }
+}
+
+/// Element type of the KV cache beside weights of `dtype`.
+fn cache_dtype(dtype: DType) -> DType {
+    if dtype.is_block() { DType::F16 } else { dtype }
 }
 
 /// Whether plain floats hold NaN or infinity; block formats are checked as they are decoded.

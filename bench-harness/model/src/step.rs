@@ -211,7 +211,7 @@ impl Builder<'_> {
         self.launch(Advance::uniform(batch, q_len), vec![(&state.kv_len).into(), (&state.positions).into()])?;
         let mut x = self.value();
         let mut embed = Embed::dense(tokens, geometry.vocab, hidden, model.dtype, dtype);
-        embed.scale = geometry.embedding_scale_in(dtype);
+        embed.scale = geometry.embedding_scale_in(model.dtype);
         self.launch(embed, vec![(&state.ids).into(), (&model.embed).into(), x.into()])?;
         for (index, layer) in model.layers.iter().enumerate() {
             let attended = self.attention(state, index, layer, x, batch, q_len)?;
@@ -348,7 +348,7 @@ impl Builder<'_> {
             src_v: v_rows,
             src_dtype: dtype,
             kv: state.layout,
-            kv_dtype: dtype,
+            kv_dtype: model.cache,
         };
         self.launch(
             append,
@@ -356,6 +356,7 @@ impl Builder<'_> {
         )?;
         let mut op = Attention::causal(batch, q_len, heads, state.layout, dtype);
         op.q = q_rows;
+        op.kv_dtype = model.cache;
         op.scale = g.attention_scale as f32;
         op.soft_cap = g.attention_softcap.map(|c| c as f32);
         op.window = g.layers[index].attention.window();

@@ -1,5 +1,7 @@
 //! What a developer or CI types: `cargo xtask test`, `cargo xtask ci`.
 
+mod emulate;
+
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use std::path::Path;
@@ -25,6 +27,12 @@ enum Task {
     Lint,
     /// Everything CI runs.
     Ci,
+    /// Runs the CPU backend's tests on an emulated processor with AVX-512, which takes minutes to an hour; no part of `test` or `ci`.
+    ///
+    /// Boots a Linux guest under Bochs (apt-get install bochs) on Debian or Ubuntu, x86-64. What else it needs it downloads once with
+    /// apt-get and unpacks, as it keeps all its files, under target/emulate/. Without a filter it runs the unit and integration tests of
+    /// perjoule-cpu less a few long ones, and a part of the conformance suite on the AVX-512 rows.
+    Emulate(emulate::Options),
 }
 
 fn main() -> Result<()> {
@@ -37,6 +45,7 @@ fn main() -> Result<()> {
             test(&[])?;
             lint()
         }
+        Task::Emulate(options) => emulate::emulate(&options),
     }
 }
 
@@ -65,8 +74,7 @@ fn lint() -> Result<()> {
 fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
     let shown = format!("cargo {}", args.join(" "));
     eprintln!("xtask: {shown}");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = cargo_command();
     command.args(args);
     for (name, value) in env {
         if std::env::var_os(name).is_none() {
@@ -78,4 +86,9 @@ fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
         bail!("{shown} failed ({status})");
     }
     Ok(())
+}
+
+/// The cargo that runs this.
+fn cargo_command() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }

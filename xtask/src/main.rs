@@ -31,7 +31,7 @@ enum Task {
     ///
     /// Boots a Linux guest under Bochs (apt-get install bochs) on Debian or Ubuntu, x86-64. What else it needs it downloads once with
     /// apt-get and unpacks, as it keeps all its files, under target/emulate/. Without a filter it runs the unit and integration tests of
-    /// perjoule-cpu less a few long ones, and a part of the conformance suite on the AVX-512 rows.
+    /// perjoule-cpu less a few long ones, and a sixth of the conformance cases of the AVX-512 rows; `-- avx512` runs all of those cases.
     Emulate(emulate::Options),
 }
 

@@ -41,7 +41,9 @@ fn main() -> Result<()> {
 
     let whole = ops::attention(&q, &k, &v).causal(true).run()?.to_vec::<f32>()?;
     let difference = rows.iter().zip(&whole).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
-    println!("{total} tokens, {HEADS}/{KV_HEADS} heads of {HEAD_DIM}: cached and whole differ by at most {difference:e}");
+    println!(
+        "{total} tokens, {HEADS}/{KV_HEADS} heads of {HEAD_DIM}: cached and whole differ by at most {difference:e}"
+    );
     assert!(difference < 1e-5);
     Ok(())
 }

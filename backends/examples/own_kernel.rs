@@ -4,7 +4,7 @@
 
 use perjoule::cpu::spmd::{self, Args, Spmd};
 use perjoule::cpu::team::Lane;
-use perjoule::kernels::{Config, DeviceInfo, Launch, Numerics, Reason, kernel::Request};
+use perjoule::kernels::{Config, DeviceInfo, Launch, Numerics, Prepare, Reason, kernel::Request};
 use perjoule::{DType, Kernel, Op, Result, Tensor, ops};
 
 /// The row: everything the library knows of the kernel. The name says what it is, the functions say when, how fast and how.
@@ -17,7 +17,7 @@ static ROW: Kernel = Kernel {
     numerics: Numerics::F32,
     reject,
     cost: |_, _, _| 0.0, // cheaper than any other row: it will be chosen wherever it does not refuse
-    prepare,
+    prepare: Prepare::new(prepare),
 };
 
 fn reject(op: &Op, _: &Config, _: &DeviceInfo) -> Option<Reason> {

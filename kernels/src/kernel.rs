@@ -105,6 +105,17 @@ pub struct Request<'a> {
     pub comm: Option<&'a Arc<dyn Comm>>,
 }
 
+/// The function by which a row is prepared. Only [`prepare`] calls it, with an op that is valid and that the row does not reject; it can
+/// neither be called nor taken out of its row elsewhere. So what a row relies on at a launch is what it saw when it was prepared.
+pub struct Prepare(fn(&Request<'_>) -> Result<Box<dyn Launch>>);
+
+impl Prepare {
+    /// Wraps the function.
+    pub const fn new(function: fn(&Request<'_>) -> Result<Box<dyn Launch>>) -> Self {
+        Prepare(function)
+    }
+}
+
 /// One row of a kernel table. The row alone decides support, cost, tests, benches and dispatch, so that these cannot drift apart.
 pub struct Kernel {
     /// `{op}_{dtypes}_{tile}_{target}[_{variant}]`: an opaque string that nothing parses; the test id, the profiler's label and
@@ -125,7 +136,7 @@ pub struct Kernel {
     /// Predicted seconds of a launch; only the order matters.
     pub cost: fn(&Op, &Config, &DeviceInfo) -> f32,
     /// Does once what is slow.
-    pub prepare: fn(&Request<'_>) -> Result<Box<dyn Launch>>,
+    pub prepare: Prepare,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -213,7 +224,7 @@ pub fn prepare(
         operand.align = operand.align.max(64);
     }
     let config = &choice.kernel.configs[choice.config];
-    let launch = (choice.kernel.prepare)(&Request { device, op, config, pack: choice.pack, comm })?;
+    let launch = (choice.kernel.prepare.0)(&Request { device, op, config, pack: choice.pack, comm })?;
     Ok(Prepared { op: op.clone(), choice, operands, device: info.id, synchronous: info.synchronous, launch })
 }
 

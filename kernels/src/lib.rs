@@ -39,7 +39,7 @@ pub use device::{
 };
 pub use dtype::DType;
 pub use error::{Error, Reason, Refusal, Result};
-pub use kernel::{Checked, Config, Kernel, Launch, Numerics, PackFormat, Prepared, prepare};
+pub use kernel::{Checked, Config, Kernel, Launch, Numerics, PackFormat, Prepare, Prepared, prepare};
 pub use layout::{KvLayout, Matrix, Paging, Rows};
 pub use op::{Op, Operand};
 pub use plan::plan;

@@ -5,7 +5,7 @@ use perjoule::cpu::team::Lane;
 use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::{Attention, MatMul, Values};
 use perjoule_kernels::{
-    Access, Config, DType, DeviceInfo, Kernel, Launch, Numerics, Op, Reason, Result, Rows, block,
+    Access, Config, DType, DeviceInfo, Kernel, Launch, Numerics, Op, Prepare, Reason, Result, Rows, block,
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -47,12 +47,18 @@ pub enum Fault {
     LastTie,
     /// Truncates on storing.
     Truncated,
+    /// Stops at the first expert without rows.
+    IdleExpert,
+    /// Takes the matrix of the expert before.
+    OtherExpert,
+    /// Changes an input.
+    Input,
     /// Panics.
     Panic,
 }
 
 /// Every fault with an op that shows it.
-pub const FAULTS: [(&str, Fault); 24] = [
+pub const FAULTS: [(&str, Fault); 29] = [
     ("matmul", Fault::DroppedTail),
     ("matmul", Fault::OneElement),
     ("matmul", Fault::Behind),
@@ -66,6 +72,11 @@ pub const FAULTS: [(&str, Fault); 24] = [
     ("matmul", Fault::Saturated),
     ("matmul", Fault::Truncated),
     ("matmul", Fault::Panic),
+    ("matmul", Fault::Input),
+    ("grouped_matmul", Fault::OneElement),
+    ("grouped_matmul", Fault::Gaps),
+    ("grouped_matmul", Fault::IdleExpert),
+    ("grouped_matmul", Fault::OtherExpert),
     ("attention", Fault::OneElement),
     ("attention", Fault::NanSwallowed),
     ("attention", Fault::Window),
@@ -99,7 +110,7 @@ pub fn row(op: &'static str, fault: Fault) -> &'static Kernel {
         numerics: if exact { Numerics::EXACT } else { Numerics::F32 },
         reject,
         cost: |_, _, _| 1.0,
-        prepare,
+        prepare: Prepare::new(prepare),
     }))
 }
 
@@ -160,6 +171,12 @@ impl Spmd for Oracle {
                 _ => {}
             }
         }
+        if self.fault == Fault::Input
+            && let Some(byte) = args.read::<u8>(0).first()
+        {
+            // SAFETY: not at all, on purpose; the byte is within the operand, and the other lanes have left.
+            unsafe { std::ptr::from_ref(byte).cast_mut().write_volatile(!byte) };
+        }
         if let Op::Quantise(op) = &self.op
             && op.to.is_block()
         {
@@ -184,6 +201,21 @@ impl Oracle {
                 Op::MatMul(MatMul { k: op.k / 8 * 8, ..*op }).reference(values);
             }
             (Fault::EmptySum, Op::MatMul(op)) if op.k == 0 => {}
+            (Fault::IdleExpert, Op::GroupedMatMul(op)) => {
+                let offsets = &mut values[2].value;
+                let idle = (0..op.experts).find(|&e| offsets[e] == offsets[e + 1]);
+                if let Some(idle) = idle {
+                    let end = offsets[idle];
+                    offsets[idle..].fill(end);
+                }
+                self.op.reference(values);
+            }
+            (Fault::OtherExpert, Op::GroupedMatMul(op)) if op.experts > 1 => {
+                let offsets = &mut values[2].value;
+                offsets.rotate_left(1);
+                offsets[op.experts] = offsets[op.experts - 1];
+                self.op.reference(values);
+            }
             (Fault::Window, Op::Attention(op)) => {
                 Op::Attention(Attention { window: op.window.map(|w| w + 1), ..*op }).reference(values);
             }

@@ -36,7 +36,7 @@ impl MemoryNeed {
 
 /// Bytes for `geometry` with matrices in `weights` and a KV cache in `kv` of `batch` sequences of `tokens` each.
 ///
-/// Experts that are published as MXFP4 stay so. A matrix that does not divide into `weights`' blocks counts rounded up. A sliding window
+/// A tied head counts twice: it is packed for the product, and kept plain for looking up. Experts that are published as MXFP4 stay so. A matrix that does not divide into `weights`' blocks counts rounded up. A sliding window
 /// saves nothing here: the cache holds all `tokens` in each layer. Saturates rather than overflows.
 pub fn memory_needed(
     geometry: &Geometry,
@@ -57,8 +57,10 @@ pub fn memory_needed(
         bytes(dtype, w.elements())
     };
     let cached = geometry.kv_elements_per_token().saturating_mul(tokens as u64).saturating_mul(batch as u64);
+    let all = geometry.weights();
+    let head = all.iter().filter(|w| geometry.tied_head && w.role == crate::weights::Role::Embed);
     MemoryNeed {
-        weights: geometry.weights().iter().map(of_weight).fold(0, u64::saturating_add),
+        weights: all.iter().chain(head).map(of_weight).fold(0, u64::saturating_add),
         kv_cache: bytes(kv, cached),
     }
 }
@@ -121,11 +123,12 @@ mod tests {
         let g = crate::zoo::geometry("llama-3.2-1b").unwrap();
         let need = memory_needed(&g, DType::BF16, DType::F16, 1024, 2);
         let vectors = 2048 * (2 * 16 + 1);
-        assert_eq!(need.weights, 2 * (1_235_814_400 - vectors) + 4 * vectors);
+        let head = 128_256 * 2048; // tied: there once plain and once packed
+        assert_eq!(need.weights, 2 * (1_235_814_400 - vectors + head) + 4 * vectors);
         assert_eq!(need.kv_cache, 2 * 16 * 8 * 64 * 2 * 1024 * 2);
         assert!(need.check(need.total()).is_ok());
         let message = need.check(1 << 30).unwrap_err().to_string();
-        assert!(message.contains("2.4 GiB") && message.contains("1.0 GiB are available"), "{message}");
+        assert!(message.contains("2.9 GiB") && message.contains("1.0 GiB are available"), "{message}");
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub struct Session<'m> {
     steps: HashMap<StepShape, Step>,
     uniform: Buffer,
     len: usize,
+    /// Whether the ids on the device were chosen from the last logits.
+    chosen: bool,
 }
 
 impl Model {
@@ -87,6 +89,7 @@ impl Model {
             steps: HashMap::new(),
             uniform: device.alloc(parallel as u64 * 4)?,
             len: 0,
+            chosen: false,
         })
     }
 }
@@ -137,15 +140,21 @@ impl Session<'_> {
         self.prefill(ids)
     }
 
-    /// Continues greedily for `n` steps from the ids that [`Session::greedy`] or [`Session::sample`] chose, which are the first step's
-    /// input. `on_token` gets the ids that each step chose, `[parallel]`, and stops by returning false. Gives the number of steps.
+    /// Continues greedily for `n` steps from the ids that [`Session::greedy`] or [`Session::sample`] chose (the most likely ones where neither
+    /// was called), which are the first step's input. `on_token` gets the ids that each step chose, `[parallel]`, and stops by returning false. Gives the number of steps.
     ///
     /// One recorded step is replayed; between steps the host reads four bytes a sequence.
     ///
     /// # Errors
-    /// [`Error::TooLong`] before the first step, [`Error::Device`].
+    /// [`Error::TooLong`] before the first step, [`Error::Sequences`] for a session without a token, [`Error::Device`].
     pub fn decode_greedy(&mut self, n: usize, on_token: &mut dyn FnMut(&[u32]) -> bool) -> Result<usize> {
         self.room(n)?;
+        if self.len == 0 {
+            return Err(Error::Sequences { ids: 0, parallel: self.options.parallel });
+        }
+        if !self.chosen {
+            self.greedy()?;
+        }
         let shape = StepShape { batch: self.options.parallel, q_len: 1, output: Output::Greedy };
         for step in 0..n {
             if let Err(error) = self.run(shape) {
@@ -154,7 +163,7 @@ impl Session<'_> {
                 return Err(error);
             }
             self.len += 1;
-            let ids = self.chosen()?;
+            let ids = self.ids()?;
             if !on_token(&ids) {
                 return Ok(step + 1);
             }
@@ -181,7 +190,8 @@ impl Session<'_> {
         self.reserve(plan.scratch())?;
         let State { logits, ids, .. } = &self.state;
         plan.launch(&mut *self.stream, &mut [Arg::Buf(logits), Arg::Buf(ids)])?;
-        self.chosen()
+        self.chosen = true;
+        self.ids()
     }
 
     /// Ids drawn from the last logits by `uniform`, one number in `[0, 1)` a sequence. They become the input of
@@ -207,7 +217,8 @@ impl Session<'_> {
         self.stream.write(&self.uniform, &bytes)?;
         let State { logits, ids, .. } = &self.state;
         plan.launch(&mut *self.stream, &mut [Arg::Buf(logits), Arg::Buf(&self.uniform), Arg::Buf(ids)])?;
-        self.chosen()
+        self.chosen = true;
+        self.ids()
     }
 
     /// Forgets all tokens behind the first `len`, so that a measurement can be repeated at one depth.
@@ -218,6 +229,7 @@ impl Session<'_> {
         if len > self.len {
             return Err(Error::TooLong { tokens: len, limit: "the session's length", have: self.len });
         }
+        self.chosen = false;
         self.set_len(len)
     }
 
@@ -267,6 +279,7 @@ impl Session<'_> {
                 .flat_map(|s| &ids[s * tokens + first..s * tokens + first + q_len])
                 .flat_map(|id| id.to_le_bytes())
                 .collect();
+            self.chosen = false;
             self.stream.write(&self.state.ids, &chunk)?;
             if let Err(error) = self.run(shape) {
                 // a step that failed half way leaves the sequences as they were
@@ -320,7 +333,7 @@ impl Session<'_> {
         }
     }
 
-    fn chosen(&mut self) -> Result<Vec<u32>> {
+    fn ids(&mut self) -> Result<Vec<u32>> {
         let view = self.state.ids.view(0, self.options.parallel as u64 * 4)?;
         let bytes = self.read(&view)?;
         Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())

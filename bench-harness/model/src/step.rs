@@ -190,8 +190,11 @@ impl Builder<'_> {
                 .zip(prepared.operands())
                 .map(|(place, operand)| match place {
                     Place::Value(value) => {
+                        // within the value's own place, not merely within the pool
                         let place = places[value.id as usize];
-                        pools[usize::from(place.pool)].view(place.at + value.at, operand.bytes)
+                        pools[usize::from(place.pool)]
+                            .view(place.at, place.bytes)?
+                            .view(value.at, operand.bytes)
                     }
                     Place::Buffer(buffer) => Ok(buffer),
                 })

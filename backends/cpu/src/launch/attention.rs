@@ -21,7 +21,7 @@ use crate::spmd::{Args, Out};
 use crate::team::Lane;
 use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::{Attention, Op};
-use perjoule_kernels::{Config, DType, DeviceInfo, Kernel, Launch, Numerics, Reason, Result};
+use perjoule_kernels::{Config, DType, DeviceInfo, Kernel, Launch, Numerics, Prepare, Reason, Result};
 use std::ops::Range;
 
 /// Rows that a unit aims at: its queries, results and scores then stay in the second-level cache.
@@ -46,7 +46,7 @@ pub(crate) const fn row<S: Simd, const MR: usize>(name: &'static str) -> Kernel 
         numerics: Numerics::F32,
         reject: reject::<S>,
         cost: cost::<S>,
-        prepare: prepare::<S, MR>,
+        prepare: Prepare::new(prepare::<S, MR>),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::spmd::{Args, Out, Spmd, launch};
 use crate::team::Lane;
 use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::{Attention, Op};
-use perjoule_kernels::{Config, DeviceInfo, Kernel, Launch, Numerics, Reason, Result};
+use perjoule_kernels::{Config, DeviceInfo, Kernel, Launch, Numerics, Prepare, Reason, Result};
 
 static CONFIGS: &[Config] = &[Config::tile("1x1", &[1, 1, 1])];
 
@@ -24,7 +24,7 @@ pub(crate) const ROW: Kernel = Kernel {
     numerics: Numerics::F32,
     reject: accept,
     cost,
-    prepare,
+    prepare: Prepare::new(prepare),
 };
 
 fn accept(_: &Op, _: &Config, _: &DeviceInfo) -> Option<Reason> {
@@ -77,9 +77,9 @@ impl Spmd for Simple {
         let (vector, sum) = rest.split_at_mut(d);
         let group = op.q.inner / op.kv.kv_heads;
         let s = Portable;
-        for b in 0..op.batch {
+        for (b, &length) in kv_len.iter().enumerate().take(op.batch) {
             let rows = slots::query_rows(b, op.q_len, op.q.outer, offsets);
-            let length = if k.bytes.is_empty() { 0 } else { slots::length(kv_len[b], op.kv.capacity) };
+            let length = if k.bytes.is_empty() { 0 } else { slots::length(length, op.kv.capacity) };
             for task in lane.split(rows.len() * op.q.inner, 1) {
                 let (i, h) = (task / op.q.inner, task % op.q.inner);
                 read(s, q, op.q.start(rows.start + i, h), query);

@@ -5,7 +5,7 @@ use crate::spmd::{Args, Spmd, launch};
 use crate::team::Lane;
 use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::Op;
-use perjoule_kernels::{Config, DeviceInfo, Kernel, Launch, Numerics, Reason, Result};
+use perjoule_kernels::{Config, DeviceInfo, Kernel, Launch, Numerics, Prepare, Reason, Result};
 
 /// What a row does, apart from the instruction set: see [`Spmd`].
 pub(crate) trait Body: Send + Sync + 'static {
@@ -92,6 +92,6 @@ pub(crate) const fn row<S: Simd>(
         numerics,
         reject: refuse::<S>,
         cost: stream_cost::<S>,
-        prepare,
+        prepare: Prepare::new(prepare),
     }
 }

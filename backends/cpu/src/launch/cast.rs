@@ -10,7 +10,7 @@ use crate::team::Lane;
 use perjoule_kernels::float8::f32_to_e4m3;
 use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::{Cast, Granularity, Op, Quantise};
-use perjoule_kernels::{Config, DType, DeviceInfo, Kernel, Launch, Numerics, Reason, Result, block};
+use perjoule_kernels::{Config, DType, DeviceInfo, Kernel, Launch, Numerics, Prepare, Reason, Result, block};
 use std::ops::Range;
 
 pub(crate) fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
@@ -178,7 +178,7 @@ pub(crate) const COLLECTIVE: Kernel = Kernel {
         _ => None,
     },
     cost: |op: &Op, _: &Config, _: &DeviceInfo| 1e-6 + op.bytes() as f32 / 1e10,
-    prepare: |_: &Request<'_>| Ok(launch(Copying)),
+    prepare: Prepare::new(|_: &Request<'_>| Ok(launch(Copying))),
 };
 
 struct Copying;

@@ -15,7 +15,7 @@ use crate::team::Lane;
 use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::{GroupedMatMul, Op};
 use perjoule_kernels::{
-    Config, DType, DeviceInfo, Error, Kernel, Launch, Numerics, PackFormat, Reason, Result,
+    Config, DType, DeviceInfo, Error, Kernel, Launch, Numerics, PackFormat, Prepare, Reason, Result,
 };
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -68,7 +68,7 @@ pub(crate) const fn packed<S: Simd, T: Element>(
         numerics: Numerics::F32,
         reject: reject::<S, T>,
         cost: cost::<S>,
-        prepare: prepare::<S, Packed<T>>,
+        prepare: Prepare::new(prepare::<S, Packed<T>>),
     }
 }
 
@@ -83,7 +83,7 @@ pub(crate) const fn plain<S: Simd>(name: &'static str, configs: &'static [Config
         numerics: Numerics::F32,
         reject: reject_plain::<S>,
         cost: cost_plain::<S>,
-        prepare: prepare::<S, Plain>,
+        prepare: Prepare::new(prepare::<S, Plain>),
     }
 }
 

@@ -126,9 +126,10 @@ impl Body for Combine {
                 Some(residual) => sum.read(s, residual, to, p.n, 0.0),
                 None => sum.0.fill(0.0),
             }
-            for row in p.outer * self.top_k..(p.outer + 1) * self.top_k {
+            let rows = p.outer * self.top_k..(p.outer + 1) * self.top_k;
+            for (row, &weight) in rows.clone().zip(&weights[rows]) {
                 run.read(s, x, self.x.start(row, p.inner) + p.first, p.n, 0.0);
-                let weight = s.splat(weights[row]);
+                let weight = s.splat(weight);
                 for i in (0..p.n).step_by(S::LANES) {
                     sum.set(s, i, s.fma(weight, run.get(s, i), sum.get(s, i)));
                 }

@@ -8,7 +8,7 @@ use crate::launch::pack::{
 use crate::launch::{grouped, matmul, pack};
 use crate::simd::{Avx2, Avx512, Portable};
 use half::{bf16, f16};
-use perjoule_kernels::{Config, Kernel, Numerics};
+use perjoule_kernels::{Config, Kernel, Numerics, Prepare};
 
 /// Register tile of 128-bit vectors with 16 registers.
 static TILE_6X8: &[Config] = &[Config::tile("6x8", &[6, 8, 1])];
@@ -43,7 +43,7 @@ pub(super) static ROWS: &[Kernel] = &[
         numerics: Numerics::F32,
         reject: any::reject,
         cost: any::cost,
-        prepare: any::prepare,
+        prepare: Prepare::new(any::prepare),
     },
     grouped::packed::<Avx512, f32>("grouped_matmul_f32_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F32]),
     grouped::packed::<Avx512, bf16>("grouped_matmul_bf16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_BF16]),
@@ -66,7 +66,7 @@ pub(super) static ROWS: &[Kernel] = &[
         numerics: Numerics::F32,
         reject: any::reject,
         cost: any::cost,
-        prepare: any::prepare_grouped,
+        prepare: Prepare::new(any::prepare_grouped),
     },
     Kernel {
         name: "pack_panels_cpu_portable",
@@ -77,6 +77,6 @@ pub(super) static ROWS: &[Kernel] = &[
         numerics: Numerics::EXACT,
         reject: pack::reject,
         cost: pack::cost,
-        prepare: pack::prepare,
+        prepare: Prepare::new(pack::prepare),
     },
 ];

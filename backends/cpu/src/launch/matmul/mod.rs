@@ -27,7 +27,7 @@ use operand::{Floats, FloatsOut, Format, Packed, Plain};
 use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::{MatMul, Op};
 use perjoule_kernels::{
-    Config, DType, DeviceInfo, Error, Kernel, Launch, Numerics, PackFormat, Reason, Result,
+    Config, DType, DeviceInfo, Error, Kernel, Launch, Numerics, PackFormat, Prepare, Reason, Result,
 };
 use std::marker::PhantomData;
 use tile::{MAX_ROWS, columns};
@@ -50,7 +50,7 @@ pub(crate) const fn packed<S: Simd, T: Element>(
         numerics: Numerics::F32,
         reject: reject::<S, T>,
         cost: cost::<S>,
-        prepare: prepare::<S, Packed<T>>,
+        prepare: Prepare::new(prepare::<S, Packed<T>>),
     }
 }
 
@@ -65,7 +65,7 @@ pub(crate) const fn plain<S: Simd>(name: &'static str, configs: &'static [Config
         numerics: Numerics::F32,
         reject: reject_plain::<S>,
         cost: cost_plain::<S>,
-        prepare: prepare::<S, Plain>,
+        prepare: Prepare::new(prepare::<S, Plain>),
     }
 }
 

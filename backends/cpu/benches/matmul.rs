@@ -3,11 +3,12 @@
 //! `cargo bench -p perjoule-cpu --bench matmul -- f32/m=512` runs a part. Weights rotate through more than the last-level cache where
 //! `m <= 16`, as in a model.
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use perjoule_cpu::CpuDevice;
 use perjoule_kernels::op::{MatMul, Op, Pack};
-use perjoule_kernels::{Arg, Buffer, Choice, DType, Device, Result, Stream, block, prepare, select};
+use perjoule_kernels::{Arg, Buffer, DType, Device, Result, Stream, block, prepare, select};
 use std::hint::black_box;
+use std::time::Duration;
 
 /// Bytes that weights of a small `m` rotate through.
 const ROTATE: u64 = 256 << 20;
@@ -33,7 +34,9 @@ fn matmul(criterion: &mut Criterion) -> Result<()> {
     let device = CpuDevice::open(&Default::default())?;
     let mut stream = device.stream()?;
     let mut group = criterion.benchmark_group("matmul");
-    group.sample_size(10);
+    // flat: the largest products take most of a second each
+    group.sample_size(10).sampling_mode(SamplingMode::Flat);
+    group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
     for dtype in [DType::F32, DType::BF16] {
         for (n, k) in [(2048, 2048), (4096, 4096)] {
             for m in [1, 16, 128, 512, 2048] {

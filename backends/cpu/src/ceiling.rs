@@ -60,7 +60,10 @@ pub fn instruction_set(device: &CpuDevice) -> &'static str {
 
 fn in_registers<S: Simd>(device: &CpuDevice, rounds: u64, token: Option<S>, lanes: usize) -> Result<usize> {
     let Some(s) = token else {
-        return Err(Error::Unsupported { what: "this instruction set", why: "the processor lacks it".into() });
+        return Err(Error::Unsupported {
+            what: "this instruction set",
+            why: "the processor lacks it".into(),
+        });
     };
     device.region(&|_| {
         black_box(s.vectorise(Chains { rounds, start: black_box(1.0), factor: black_box(0.999_9) }));
@@ -217,7 +220,8 @@ mod tests {
     #[test]
     fn work_is_counted_for_every_lane_and_instruction_set() {
         let found = Features::of_processor();
-        for (features, lanes) in [(Features::default(), Portable::LANES), (found.masked("avx2").unwrap(), 8)] {
+        for (features, lanes) in [(Features::default(), Portable::LANES), (found.masked("avx2").unwrap(), 8)]
+        {
             if lanes == 8 && !found.avx2 {
                 continue;
             }

@@ -54,8 +54,8 @@ impl CpuStream {
     fn host(&self, buffer: &Buffer) -> Result<(*mut u8, usize)> {
         let memory: &dyn Any = &**buffer.memory();
         match memory.downcast_ref::<HostMemory>() {
-            // SAFETY: a buffer lies within its memory.
             Some(m) if buffer.device() == self.inner.id => {
+                // SAFETY: a buffer lies within its memory.
                 Ok((unsafe { m.pointer().add(buffer.offset() as usize) }, buffer.bytes() as usize))
             }
             _ => Err(Error::WrongDevice { kernel: "copy", operand: "buffer" }),

@@ -145,7 +145,7 @@ fn threads_share_a_device_and_its_default_stream() {
             scope.spawn(move || {
                 for n in 1..20 {
                     let a = Tensor::from_slice(&d, &vec![t as f32; n * 5], [n, 5]).unwrap();
-                    let b = Tensor::from_slice(&d, &vec![1f32; 5 * 3], [5, 3]).unwrap();
+                    let b = Tensor::from_slice(&d, &[1f32; 5 * 3], [5, 3]).unwrap();
                     let c = ops::matmul(&a, &b).unwrap().to_vec::<f32>().unwrap();
                     assert_eq!(c, vec![t as f32 * 5.0; n * 3]);
                 }

@@ -94,6 +94,7 @@ fn every_fault_is_caught() {
                     Fault::Panic => "on purpose",
                     Fault::Gaps => "does not write",
                     Fault::Stale => "NaN",
+                    Fault::Input => "was changed",
                     _ => "expected",
                 };
                 assert!(text.contains(says), "{op} with {fault:?}: {text}");

@@ -119,6 +119,11 @@ impl Verdict {
         }
     }
 
+    /// Rejects an element that the op does not write and whose bytes have changed.
+    pub(crate) fn overwritten(&mut self, operand: &'static str, index: usize, got: f64) {
+        self.reject(Mismatch { operand, index, got, want: f64::NAN, error: f64::NAN });
+    }
+
     /// Judges one element of type `dtype`.
     pub(crate) fn element(
         &mut self,
@@ -221,8 +226,7 @@ impl Expected {
                 let same = operand.access == Access::ReadWrite && got == want;
                 verdict.checked += 1;
                 if !kept && !same {
-                    let error = f64::NAN;
-                    verdict.reject(Mismatch { operand: operand.name, index: at, got, want, error });
+                    verdict.overwritten(operand.name, at, got);
                 }
                 continue;
             }

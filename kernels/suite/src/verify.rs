@@ -45,8 +45,10 @@ pub const FULL_FLOPS: u64 = 1 << 25;
 ///
 /// `before` holds the bytes of every operand before the launch, in the order of [`Op::operands`], a constant operand in its plain
 /// form (operands that are only written may be empty); `after` holds the bytes of the written operands after it, in that order.
-/// Products and attention beyond [`FULL_FLOPS`] are sampled: about `budget_elements` outputs, edges always among them, besides
-/// [`freivalds`] over the whole where the product is linear. Every other op is computed in full.
+/// Products and attention beyond [`FULL_FLOPS`] are sampled: about `budget_elements` outputs (of attention whole vectors), spread
+/// evenly and at random, edges always among them, besides [`freivalds`] over the whole where the product is linear. Samples see any
+/// run of wrong rows, columns or vectors that is twice as long as they are apart, and single wrong elements by chance; what lies
+/// between the rows of an output is not looked at. Every other op is computed in full.
 ///
 /// # Errors
 /// When the op is invalid or the bytes are not those of its operands.
@@ -168,15 +170,17 @@ fn vectors(dtype: DType, bytes: &[u8], starts: &[usize], stride: usize, count: u
     Ok(Values::new(value))
 }
 
-/// `want` of `0..n`: first and last, the rest random, sorted and without repetition.
+/// `want` of `0..n`, ascending: the first, the last, and a random one of each of as many equal parts. So one of any run of
+/// `2 * n / want` neighbours is among them.
 fn choose(n: usize, want: usize, random: &mut Random) -> Vec<usize> {
     if n <= want {
         return (0..n).collect();
     }
-    let mut chosen = vec![0, n - 1];
-    chosen.extend((2..want).map(|_| random.below(n)));
-    chosen.sort_unstable();
-    chosen.dedup();
+    let part = |i: usize| (i as u128 * n as u128 / want as u128) as usize;
+    let mut chosen: Vec<usize> = (0..want).map(|i| part(i) + random.below(part(i + 1) - part(i))).collect();
+    if let [first, .., last] = &mut chosen[..] {
+        (*first, *last) = (0, n - 1);
+    }
     chosen
 }
 
@@ -275,7 +279,8 @@ fn sampled_matmul(
 }
 
 /// Freivalds' check (R. Freivalds, "Probabilistic machines can use less running time", 1977) of a whole product: `C x` against
-/// `A (B x)` for a random x of 1 and -1, in time proportional to the operands. `None` where it does not apply: for products with an
+/// `A (B x)` for a random x, in time proportional to the operands. Elements of x lie between 1 and 2 or -2 and -1: no two are equal,
+/// so that columns which changed places are noticed. `None` where it does not apply: for products with an
 /// activation, and for results that are not finite or at the limit of their type.
 ///
 /// A wrong element is noticed when it is off by more than about six times what all errors of its row, which have random signs, add up
@@ -294,7 +299,11 @@ pub fn freivalds(
         return Ok(None);
     }
     let mut random = Random::new(seed ^ 0x5eed);
-    let x: Vec<f64> = (0..op.n).map(|_| if random.bits() & 1 == 0 { 1.0 } else { -1.0 }).collect();
+    let mut entry = || {
+        let size = 1.0 + f64::from(random.unit());
+        if random.bits() & 1 == 0 { size } else { -size }
+    };
+    let x: Vec<f64> = (0..op.n).map(|_| entry()).collect();
     let mut next = 2;
     let mut scales = |granularity: Option<Granularity>| -> Result<Option<(Granularity, Vec<f64>)>> {
         let Some(granularity) = granularity else { return Ok(None) };
@@ -326,15 +335,15 @@ pub fn freivalds(
     let mut column = vec![0.0; op.k];
     let mut across = vec![0.0; op.n];
     for batch in 0..op.batch {
-        // t = B x, and the squared norm of B
+        // t = B x, and the squared norm of B with its columns times those of x
         let (mut t, mut b_square) = (vec![0.0; op.k], 0.0);
         if op.b.strides.row == 1 || op.b.strides.col != 1 {
-            for (col, &sign) in x.iter().enumerate() {
+            for (col, &x) in x.iter().enumerate() {
                 gather(op.b.dtype, before[1], op.b.strides.at(batch, 0, col), op.b.strides.row, &mut column)?;
                 for (k, &b) in column.iter().enumerate() {
                     let b = b * scale_of(&b_scale, op.n, batch, col, k);
-                    t[k] += b * sign;
-                    b_square += b * b;
+                    t[k] += b * x;
+                    b_square += (b * x).powi(2);
                 }
             }
         } else {
@@ -343,7 +352,7 @@ pub fn freivalds(
                 for (col, &b) in across.iter().enumerate() {
                     let b = b * scale_of(&b_scale, op.n, batch, col, k);
                     *t += b * x[col];
-                    b_square += b * b;
+                    b_square += (b * x[col]).powi(2);
                 }
             }
         }
@@ -359,19 +368,20 @@ pub fn freivalds(
             // the magnitude of an element is at most the product of the norms of its row and column
             let mut magnitudes = factor * factor * a_square * b_square;
             want += bias.iter().zip(&x).map(|(b, x)| b * x).sum::<f64>();
-            magnitudes += bias.iter().map(|b| b * b).sum::<f64>();
+            magnitudes += bias.iter().zip(&x).map(|(b, x)| (b * x).powi(2)).sum::<f64>();
             if let Some((t, index)) = residual {
                 let start = t.strides.at(batch, row, 0);
                 gather(t.dtype, before[index], start, t.strides.col, &mut across)?;
                 want += across.iter().zip(&x).map(|(r, x)| r * x).sum::<f64>();
-                magnitudes += across.iter().map(|r| r * r).sum::<f64>();
+                magnitudes += across.iter().zip(&x).map(|(r, x)| (r * x).powi(2)).sum::<f64>();
             }
             gather(op.c.dtype, c, op.c.strides.at(batch, row, 0), op.c.strides.col, &mut across)?;
             if !want.is_finite() || across.iter().any(|c| c.is_nan() || c.abs() >= limit) {
                 return Ok(None);
             }
             let got: f64 = across.iter().zip(&x).map(|(c, x)| c * x).sum();
-            let rounding: f64 = across.iter().map(|c| (c * ulp).powi(2) + tiny * tiny).sum();
+            let rounding: f64 =
+                across.iter().zip(&x).map(|(c, x)| x * x * ((c * ulp).powi(2) + tiny * tiny)).sum();
             let computed = 3.0 * tolerance.relative.powi(2) * magnitudes;
             let allowed = 6.0 * (computed + rounding).sqrt() + 1e-12 * magnitudes.sqrt() + tolerance.floor;
             let distance = (got - want).abs();
@@ -417,23 +427,28 @@ fn sampled_attention(
     let width = op.kv.blocks_per_sequence();
     let group = op.q.inner / op.kv.kv_heads;
     let d = op.q.len;
-    let samples = (budget / d.max(1)).max(4);
-    for sample in 0..samples {
-        let b = random.below(op.batch);
-        let (first, n) = match op.ragged {
-            true => (offsets[b] as usize, (offsets[b + 1] - offsets[b]) as usize),
-            false => (b * op.q_len, op.q_len),
-        };
-        if n == 0 {
-            continue;
+    let rows_of = |b: usize| match op.ragged {
+        true => {
+            let [first, end] = [offsets[b], offsets[b + 1]].map(|o| (o.max(0) as usize).min(op.q.outer));
+            (first, end.saturating_sub(first))
         }
-        let i = match sample {
-            0 => 0,
-            1 => n - 1,
-            _ => random.below(n),
-        };
-        let head = random.below(op.q.inner);
-        let keys = op.visible(i, n, kv_len[b] as usize);
+        false => (b * op.q_len, op.q_len),
+    };
+    let queries: Vec<(usize, usize, usize)> = (0..op.batch)
+        .flat_map(|b| {
+            let (first, n) = rows_of(b);
+            (0..n).map(move |i| (b, first, i))
+        })
+        .collect();
+    let vectors_in_all = queries.len() * op.q.inner;
+    let chosen = choose(vectors_in_all, (budget / d.max(1)).max(4), &mut random);
+    let complete = chosen.len() == vectors_in_all;
+    for vector in chosen {
+        let (b, first, i) = queries[vector / op.q.inner];
+        let head = vector % op.q.inner;
+        let n = rows_of(b).1;
+        let length = (kv_len[b].max(0) as usize).min(op.kv.capacity);
+        let keys = op.visible(i, n, length);
         let row = table.get(b * width..(b + 1) * width).unwrap_or(&[]);
         let starts: Vec<usize> = keys.clone().map(|j| op.kv.start(b, head / group, j, row)).collect();
         let length = starts.len();
@@ -468,7 +483,7 @@ fn sampled_attention(
             verdict.element("out", start + e, op.out_dtype, got, (want.value[e], magnitude), tolerance);
         }
     }
-    Ok(Verification { complete: false, ..verdict.into() })
+    Ok(Verification { complete, ..verdict.into() })
 }
 
 fn sampled_grouped(
@@ -482,11 +497,15 @@ fn sampled_grouped(
     let mut random = Random::new(seed);
     let mut verdict = Verdict::default();
     let (offsets, order) = (slots(before[2]), slots(before[3]));
-    let busy: Vec<usize> = (0..op.experts).filter(|&e| offsets[e] < offsets[e + 1]).collect();
+    let positions_of = |e: usize| -> std::ops::Range<usize> {
+        let [start, end] = [offsets[e], offsets[e + 1]].map(|o| (o.max(0) as usize).min(op.rows));
+        start..end
+    };
+    let busy: Vec<usize> = (0..op.experts).filter(|&e| !positions_of(e).is_empty()).collect();
     let chosen = choose(busy.len(), 8, &mut random);
     let each = (budget / chosen.len().max(1)).max(4);
     for expert in chosen.into_iter().map(|i| busy[i]) {
-        let positions = offsets[expert] as usize..offsets[expert + 1] as usize;
+        let positions = positions_of(expert);
         let side = (each as f64).sqrt().ceil() as usize;
         let cols = choose(op.n, side, &mut random);
         let rows = choose(positions.len(), side, &mut random);
@@ -510,6 +529,24 @@ fn sampled_grouped(
                 let index = op.c.strides.at(0, row, col);
                 let got = vectors(op.c.dtype, c, &[index], 1, 1)?.value[0];
                 verdict.element("c", index, op.c.dtype, got, small.element(&args, 0, r, col_at), tolerance);
+            }
+        }
+    }
+    // rows that no position names keep their bytes
+    let mut named = vec![false; op.c_rows];
+    for position in (0..op.experts).flat_map(positions_of) {
+        if let Some((_, row)) = op.rows_of(i64::from(order[position])) {
+            named[row] = true;
+        }
+    }
+    let size = op.c.dtype.block_bytes();
+    for row in (0..op.c_rows).filter(|&row| !named[row]) {
+        for col in 0..op.n {
+            let index = op.c.strides.at(0, row, col);
+            let bytes = index * size..(index + 1) * size;
+            if before.last().and_then(|c| c.get(bytes.clone())) != c.get(bytes) {
+                let got = vectors(op.c.dtype, c, &[index], 1, 1)?.value[0];
+                verdict.overwritten("c", index, got);
             }
         }
     }

@@ -44,6 +44,13 @@ fn norms() {
     // a large mean, whose square an f32 variance would drown in
     let x: Vec<f64> = (0..500).map(|i| 1000.0 + f64::from(i % 7)).collect();
     check(&devices, LayerNorm::dense(1, 500, DType::F32), &[("x", x)]);
+    // squares beyond the range of f32
+    for unit in [1e25, 1e-25] {
+        let x: Vec<f64> = (0..500).map(|i| unit * f64::from(i % 7 - 3)).collect();
+        let (rms, layer) = (RmsNorm::dense(1, 500, DType::F32), LayerNorm::dense(1, 500, DType::F32));
+        check(&devices, RmsNorm { eps: 0.0, ..rms }, &[("x", x.clone())]);
+        check(&devices, LayerNorm { eps: 0.0, ..layer }, &[("x", x)]);
+    }
 }
 
 #[test]

@@ -126,7 +126,7 @@ fn launch(prepared: &Prepared, stream: &mut dyn Stream, buffers: &[Buffer], at: 
     prepared.launch(stream, &mut args[..at.len()]).unwrap();
 }
 
-// one test, since allocations of other threads would be counted
+// one test, since allocations of other tests would be counted
 #[test]
 fn replay_equals_launches_and_nothing_is_allocated() {
     for threads in [1, 2, 5] {
@@ -145,17 +145,19 @@ fn replay_equals_launches_and_nothing_is_allocated() {
             launch(prepared, &mut *eager.stream, &eager.buffers, at);
         }
         recorded.stream.replay(&graph).unwrap();
-        let before = ALLOCATIONS.load(Ordering::Relaxed);
-        for _ in 0..100 {
-            for (prepared, at) in &eager.launches {
-                launch(prepared, &mut *eager.stream, &eager.buffers, at);
+        // a launch that allocates does so in every round; the thread of the test harness allocates now and then
+        let mut round = || {
+            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            for _ in 0..20 {
+                for (prepared, at) in &eager.launches {
+                    launch(prepared, &mut *eager.stream, &eager.buffers, at);
+                }
+                recorded.stream.replay(&graph).unwrap();
             }
-        }
-        for _ in 0..100 {
-            recorded.stream.replay(&graph).unwrap();
-        }
-        let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
-        assert_eq!(allocations, 0, "of 2,600 launches on {threads} threads");
+            ALLOCATIONS.load(Ordering::Relaxed) - before
+        };
+        let allocations = (0..5).map(|_| round()).min();
+        assert_eq!(allocations, Some(0), "of 520 launches on {threads} threads");
         let (eager, recorded) = (eager.contents(), recorded.contents());
         assert_eq!(eager[0], 101i32.to_le_bytes());
         assert!(eager[9].chunks(4).all(|x| f32::from_le_bytes(x.try_into().unwrap()).is_finite()));

@@ -21,13 +21,20 @@ pub(crate) fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>>
 /// The sum of the squares of `n` elements minus `mean`; the elements behind them are `mean`.
 #[inline(always)]
 pub(crate) fn squares<S: Simd>(s: S, run: &[f32], mean: f32) -> f64 {
-    let mean = s.splat(mean);
+    let means = s.splat(mean);
     let mut sums = [s.splat(0.0); 4];
     for (i, x) in run.chunks_exact(S::LANES).enumerate() {
-        let x = s.sub(s.load(x), mean);
+        let x = s.sub(s.load(x), means);
         sums[i % 4] = s.fma(x, x, sums[i % 4]);
     }
-    f64::from(s.reduce_add(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3]))))
+    let total = s.reduce_add(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])));
+    if (1e-30..=f32::MAX).contains(&total) { f64::from(total) } else { far_squares(run, mean) }
+}
+
+/// The same where squares leave the range of f32, or are all 0.
+#[cold]
+fn far_squares(run: &[f32], mean: f32) -> f64 {
+    run.iter().map(|&x| (f64::from(x) - f64::from(mean)).powi(2)).sum()
 }
 
 /// The input of a norm: one operand, or the sum of two.

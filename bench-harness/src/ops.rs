@@ -252,9 +252,27 @@ pub(crate) fn find(name: &str) -> Result<&'static Entry> {
         Some(entry) => Ok(entry),
         None => {
             let names: Vec<_> = OPS.iter().map(|entry| entry.name).collect();
-            bail!("unknown op {name:?}: use one of {}", names.join(", "))
+            let near = names.iter().min_by_key(|known| distance(known, name));
+            let near = near.filter(|known| distance(known, name) <= 2);
+            let hint = near.map_or(String::new(), |known| format!("did you mean {known}? "));
+            bail!("unknown op {name:?}: {hint}use one of {}", names.join(", "))
         }
     }
+}
+
+/// Letters to insert, delete or replace between two names (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut corner = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = corner + usize::from(x != y);
+            corner = row[j + 1];
+            row[j + 1] = replaced.min(corner + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
 }
 
 impl Entry {
@@ -338,7 +356,10 @@ mod tests {
             let message = matmul.sizes(text).unwrap_err().to_string();
             assert!(message.contains(part), "{message}");
         }
-        assert!(find("matmull").err().unwrap().to_string().contains("attention"));
+        let message = find("matmull").err().unwrap().to_string();
+        assert!(message.contains("mean matmul?") && message.contains("attention"), "{message}");
+        assert!(!find("convolution").err().unwrap().to_string().contains("mean"));
+        assert_eq!((distance("kitten", "sitting"), distance("", "ab"), distance("add", "add")), (3, 2, 0));
         let device = perjoule::open_with_threads("cpu", Some(1)).unwrap();
         let huge = matmul.sizes("m=4294967296,n=4294967296,k=4294967296").unwrap();
         assert!(matmul.build(&huge, DType::F32, &**device.backend()).is_err());

@@ -252,6 +252,10 @@ fn bad_input_is_one_clear_error() {
         ("run --device cuda:0".into(), "no such backend"),
         ("run --threads 0".into(), "--threads 0"),
         ("run --op nope".into(), "matmul"),
+        ("run --op atention".into(), "did you mean attention?"),
+        ("run -r 1000000000".into(), "-r 1000000000"),
+        ("run -p 0 -n 0".into(), "nothing to measure"),
+        ("--only tokens -p 0".into(), "nothing to measure"),
         ("run --op matmul --shape m=1,q=2".into(), "m=512,n=2048,k=2048"),
         ("run --op matmul --shape m=x".into(), "whole number"),
         ("run --op matmul --shape m=4294967295,n=4294967295,k=4294967295".into(), "matmul"),
@@ -357,7 +361,7 @@ fn a_closed_pipe_ends_quietly() {
 fn ctrl_c_keeps_what_is_finished() {
     let place = Place::new();
     // the ceilings end soon, the tokens never
-    let tokens = format!("--model {} -p 16 -r 100000000 --budget 2", checkpoint("llama"));
+    let tokens = format!("--model {} -p 64 -r 100000", checkpoint("llama"));
     let line = format!("run --only ceilings,tokens {tokens} -o kept.jsonl");
     let mut child = place.command(&line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let begin = std::time::Instant::now();

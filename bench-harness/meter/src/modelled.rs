@@ -127,7 +127,7 @@ impl Modelled {
             info.update_period = JIFFY;
         }
         let (here, whole) = model.share;
-        let share = if here == whole { String::new() } else { format!("{here} of {whole} cores of ") };
+        let share = if here == whole { String::new() } else { format!("{here}/{whole} of ") };
         info.notes.push(format!(
             "Modelled, not measured: {share}{} W TDP, {:.0} % of it when busy and {:.0} % at rest, \
              within {:.2}..{:.2} times that.",

@@ -114,6 +114,7 @@ fn records<S: Strategy<Value = f64> + 'static>(number: fn() -> S) -> impl Strate
             record.provenance = identity.1;
             identity.2.into_iter().for_each(|reason| record.invalidate(reason));
             (record.throttle_reasons, record.environment.cpu_features) = (identity.3, identity.4);
+            record.disturbances = record.throttle_reasons.clone();
             (record.workload.shape, record.device.device) = (workload.0.clone(), workload.0);
             (record.workload.seed, record.workload.n_prompt) = (workload.1, workload.2);
             (record.timing.flops, record.environment.memory_bytes) = (workload.2, workload.1);

@@ -7,18 +7,20 @@ use std::path::PathBuf;
 
 /// What a unit of energy buys: tensor kernels and models, their speed and their joules per token.
 ///
-/// Without a command, `perjoule run` is meant.
+/// Without a command, `perjoule run` is meant, and its options may follow.
 #[derive(Debug, Parser)]
-#[command(name = "perjoule", version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(name = "perjoule", version, max_term_width = 100, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
 }
 
 const EXAMPLES: &str = "Examples:
   perjoule                                        measure this machine, about 90 s
   perjoule run --op matmul --shape m=1,n=4096,k=4096 --dtype bf16
-  perjoule run --only tokens --model llama-3.2-1b -p 512 -n 128
+  perjoule --only tokens --model llama-3.2-1b -p 512 -n 128
   perjoule run --format json | jq '.[].joules_per_total_token'
   perjoule kernels --op attention --shape q=1,kv=4096
   perjoule check                                  are the kernels right on this machine?
@@ -32,6 +34,7 @@ pub(crate) enum Command {
     /// List kernel rows; with a shape: which is chosen, and why the others are not
     Kernels(KernelsArgs),
     /// Measure ceilings, kernels, and the tokens of a model (the default command)
+    #[command(after_help = RUN_EXAMPLES)]
     Run(Box<RunArgs>),
     /// Check the kernels of this machine, or a model's logits against a reference
     Check(CheckArgs),
@@ -119,8 +122,7 @@ impl From<Cache> for CacheState {
     }
 }
 
-#[derive(Debug, Clone, Args, Default)]
-#[command(after_help = RUN_EXAMPLES)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct RunArgs {
     /// Devices to measure, such as cpu; all that are found by default
     #[arg(long, value_name = "ID,..", value_delimiter = ',', help_heading = "What")]
@@ -143,7 +145,7 @@ pub(crate) struct RunArgs {
     /// Folder of a model, or the name of a geometry (random weights)
     #[arg(long, value_name = "NAME|DIR", help_heading = "What")]
     pub(crate) model: Option<String>,
-    /// Prompt lengths; 0 for none
+    /// Prompt lengths; 0 for none [default with neither -p nor -n: what the budget allows]
     #[arg(short = 'p', long, value_name = "N,..", value_delimiter = ',', help_heading = "Tokens")]
     pub(crate) n_prompt: Vec<usize>,
     /// Tokens to generate; 0 for none
@@ -164,7 +166,7 @@ pub(crate) struct RunArgs {
     /// CPU threads
     #[arg(long, value_name = "N", help_heading = "How")]
     pub(crate) threads: Option<usize>,
-    /// Seconds of measuring in all [default: 60]
+    /// Seconds of measuring in all; ends -r early when given [default: 60]
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, help_heading = "How")]
     pub(crate) budget: Option<f64>,
     /// Seed of the random data [default: 1]

@@ -57,7 +57,7 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<Ended> {
-    match cli.command.unwrap_or(Command::Run(Box::default())) {
+    match cli.command.unwrap_or(Command::Run(Box::new(cli.run))) {
         Command::Devices(args) => devices::run(&args),
         Command::Kernels(args) => kernels::run(&args),
         Command::Run(args) => run::run(&args),

@@ -2,6 +2,9 @@
 
 use anyhow::{Context, Result, bail};
 use perjoule_record::{Environment, Record, Store, to_line};
+use serde::Deserialize;
+use serde::de::{MapAccess, Visitor};
+use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
@@ -190,9 +193,7 @@ fn refuse_format_name(path: &Path) -> Result<()> {
 
 /// Column names and values of a record, each as a line of CSV. Lists are JSON within a cell, unknown values are empty.
 fn csv_lines(record: &Record) -> Result<(Vec<u8>, Vec<u8>)> {
-    let serde_json::Value::Object(fields) = serde_json::to_value(record)? else {
-        bail!("a record is no JSON object");
-    };
+    let Columns(fields) = serde_json::from_str(&to_line(record)?)?;
     let cell = |value: &serde_json::Value| match value {
         serde_json::Value::Null => String::new(),
         serde_json::Value::String(text) => text.clone(),
@@ -203,7 +204,33 @@ fn csv_lines(record: &Record) -> Result<(Vec<u8>, Vec<u8>)> {
         writer.write_record(&cells)?;
         writer.into_inner().map_err(|error| anyhow::anyhow!("{}", error.error()))
     };
-    Ok((line(fields.keys().cloned().collect())?, line(fields.values().map(cell).collect())?))
+    let header = fields.iter().map(|(name, _)| name.clone()).collect();
+    Ok((line(header)?, line(fields.iter().map(|(_, value)| cell(value)).collect())?))
+}
+
+/// The fields of a JSON object in the order in which they stand.
+struct Columns(Vec<(String, serde_json::Value)>);
+
+impl<'de> Deserialize<'de> for Columns {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Columns;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a record")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Columns, M::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Columns(fields))
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
 }
 
 #[cfg(test)]
@@ -222,6 +249,8 @@ mod tests {
         let names = reader.headers().unwrap().clone();
         let row = reader.records().next().unwrap().unwrap();
         let field = |name: &str| row.get(names.iter().position(|n| n == name).unwrap()).unwrap();
+        let first: Vec<&str> = names.iter().take(3).collect();
+        assert_eq!(first, ["schema_version", "kind", "provenance"], "as the schema has them");
         assert_eq!((field("shape"), field("samples_ns"), field("joules")), ("m=1,n=2", "[1.5,2.0]", ""));
     }
 

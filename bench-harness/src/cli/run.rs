@@ -21,6 +21,8 @@ const BUDGET: f64 = 60.0;
 const CEILINGS: f64 = 4.0;
 /// Seconds that one kernel takes at most by default.
 const KERNEL: f64 = 3.0;
+/// Most samples of one record.
+const REPETITIONS: usize = 100_000;
 /// Share of the budget that kernels may take when tokens follow.
 const KERNELS_SHARE: f64 = 0.45;
 
@@ -52,6 +54,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
     let budget = args.budget.unwrap_or(BUDGET);
     ensure!(budget.is_finite() && budget > 0.0, "--budget {budget}: expected a positive number of seconds");
     ensure!(args.repetitions != Some(0), "-r 0: at least one repetition is needed");
+    if let Some(r) = args.repetitions.filter(|r| *r > REPETITIONS) {
+        bail!("-r {r}: a record keeps every sample, and {REPETITIONS} at most");
+    }
+    let sizes = || args.n_prompt.iter().chain(&args.n_gen);
+    ensure!(sizes().count() == 0 || sizes().any(|n| *n > 0), "-p and -n are 0: there is nothing to measure");
     ensure!(args.batch != Some(0), "--batch 0: at least one prompt token must be processed at once");
     ensure!(!args.parallel.contains(&0), "--parallel 0: at least one sequence is needed");
     ensure!(args.threads != Some(0), "--threads 0: at least one thread is needed");
@@ -202,23 +209,34 @@ impl Run<'_> {
             bar.set_message("idle power and ceilings");
             let gauge = meters.of(device.info()).map(Gauge::new);
             // kernels are held against them, so they are measured even if they are not shown
-            let ceilings = ceilings(device, Duration::from_secs_f64(ceilings_time), self.seed)?;
+            let time = Duration::from_secs_f64(ceilings_time);
+            let ceilings = ceilings(device, time)?;
             bar.finish_and_clear();
-            let target = Target { device: device.clone(), gauge, ceilings, threads };
+            let mut target = Target { device: device.clone(), gauge, ceilings, threads };
             if self.has(Part::Ceilings) {
-                self.ceilings(&target, output)?;
+                self.ceilings(&target, &target.ceilings, "", output)?;
             }
-            let rest = each - ceilings_time;
+            let again = self.has(Part::Ceilings) && self.parts.len() > 1;
+            let rest = each - ceilings_time * if again { 1.5 } else { 1.0 };
             let kernels_time = if self.has(Part::Tokens) { rest * KERNELS_SHARE } else { rest };
             if self.has(Part::Kernels) {
-                self.kernels(&target, tasks, kernels_time, output)?;
+                self.kernels(&mut target, tasks, kernels_time, output)?;
             }
             let tokens_time = if self.has(Part::Kernels) { rest - kernels_time } else { rest };
             for source in sources {
-                run_tokens::run(self, &target, source, Duration::from_secs_f64(tokens_time), output)?;
+                run_tokens::run(self, &mut target, source, Duration::from_secs_f64(tokens_time), output)?;
+            }
+            if again {
+                let later = self::ceilings(device, time / 2)?;
+                self.ceilings(&target, &later, ", at the end of the run", output)?;
             }
         }
         Ok(())
+    }
+
+    /// Time for one result, and the repetitions that were asked for.
+    pub(super) fn effort(&self, time: Duration) -> Effort {
+        Effort { time, repetitions: self.args.repetitions, bounded: self.args.budget.is_some() }
     }
 
     /// A record of this run on a device, to be filled.
@@ -254,22 +272,40 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn ceilings(&self, target: &Target, output: &mut Output) -> Result<()> {
+    /// Records ceilings; those measured `when` something else was before are shown as drift.
+    fn ceilings(&self, target: &Target, measured: &Ceilings, when: &str, output: &mut Output) -> Result<()> {
         let mut records = Vec::new();
-        for ceiling in &target.ceilings.0 {
-            let record = ceiling.record(self.record(Kind::Ceiling, &target.device), self.seed);
-            let mut record = record;
+        for ceiling in &measured.list {
+            let mut record = ceiling.record(self.record(Kind::Ceiling, &target.device), self.seed);
             record.workload.n_threads = Some(target.threads as u64);
+            record.disturbances = measured.disturbances.clone();
+            if let Some(config) = &mut record.workload.config {
+                config.push_str(when);
+            }
             output.record(&record)?;
             records.push(record);
         }
-        output.heading("Ceilings", &format!("what {} can do at most", target.device.info().label))?;
-        output.table(&report::ceilings(&records))
+        let detail = format!("what {} can do at most{when}", target.device.info().label);
+        output.heading("Ceilings", &detail)?;
+        output.table(&report::ceilings(&records))?;
+        self.notes(&records, output)
+    }
+
+    /// The lines below a table: where its joules come from, and who disturbed.
+    pub(super) fn notes(&self, records: &[Record], output: &mut Output) -> Result<()> {
+        report::energy_notes(records).iter().try_for_each(|note| output.line(note))?;
+        report::disturbance_note(records).iter().try_for_each(|note| output.line(note))?;
+        let samples = |record: &Record| record.timing.samples_ns.as_ref().map_or(0, Vec::len);
+        let asked = self.args.repetitions.filter(|_| records.iter().any(|r| r.kind != Kind::Ceiling));
+        match asked.filter(|&asked| records.iter().any(|record| samples(record) < asked)) {
+            Some(asked) => output.line(&format!("--budget ended some results before {asked} repetitions")),
+            None => Ok(()),
+        }
     }
 
     fn kernels(
         &self,
-        target: &Target,
+        target: &mut Target,
         tasks: &[(Op, Choice, &Wanted)],
         seconds: f64,
         output: &mut Output,
@@ -291,16 +327,17 @@ impl Run<'_> {
                 shape: wanted.sizes.to_string(),
                 choice: *choice,
                 cache: args.cache.map(CacheState::from),
-                effort: Effort { time: Duration::from_secs_f64(time), repetitions: args.repetitions },
+                effort: self.effort(Duration::from_secs_f64(time)),
                 seed: self.seed,
                 threads: target.threads,
             };
             let record = self.record(Kind::Kernel, &target.device);
-            result = kernel::run(&task, &target.ceilings, target.gauge.as_ref(), record).and_then(|record| {
-                bar.suspend(|| output.record(&record))?;
-                records.push(record);
-                Ok(())
-            });
+            result =
+                kernel::run(&task, &mut target.ceilings, target.gauge.as_ref(), record).and_then(|record| {
+                    bar.suspend(|| output.record(&record))?;
+                    records.push(record);
+                    Ok(())
+                });
             bar.inc(1);
             if result.is_err() {
                 break;
@@ -310,9 +347,7 @@ impl Run<'_> {
         if !records.is_empty() {
             output.heading("Kernels", "outputs verified before they were timed")?;
             output.table(&report::kernels(&records))?;
-            for note in report::energy_notes(&records) {
-                output.line(&note)?;
-            }
+            self.notes(&records, output)?;
         }
         result
     }

@@ -11,7 +11,6 @@ use super::args::RunArgs;
 use super::output::Output;
 use super::progress;
 use super::run::{Run, Target};
-use crate::measure::Effort;
 use crate::measure::tokens::{Bench, Test, pace, size_within};
 use crate::report;
 
@@ -74,7 +73,7 @@ pub(super) fn fits(args: &RunArgs, source: &Source) -> Result<()> {
 
 pub(super) fn run(
     run: &Run<'_>,
-    target: &Target,
+    target: &mut Target,
     source: &Source,
     time: Duration,
     output: &mut Output,
@@ -107,17 +106,15 @@ pub(super) fn run(
                     let (n_prompt, n_gen) = (*n_prompt, *n_gen);
                     let test = Test { n_prompt, n_gen, n_depth, n_parallel, n_batch: batch };
                     bar.set_message(if n_gen > 0 { format!("tg{n_gen}") } else { format!("pp{n_prompt}") });
-                    let effort =
-                        Effort { time: time / count / tests.len() as u32, repetitions: args.repetitions };
+                    let effort = run.effort(time / count / tests.len() as u32);
                     let bench = Bench {
                         model: &model,
-                        ceilings: &target.ceilings,
                         gauge: target.gauge.as_ref(),
                         threads: target.threads,
                         seed: run.seed,
                     };
                     let record = run.record(Kind::Tokens, &target.device);
-                    result = bench.run(test, effort, record).and_then(|record| {
+                    result = bench.run(test, effort, &mut target.ceilings, record).and_then(|record| {
                         bar.suspend(|| output.record(&record))?;
                         records.push(record);
                         Ok(())
@@ -135,9 +132,7 @@ pub(super) fn run(
             let weights = if source.is_random() { " (random weights)" } else { "" };
             output.heading("Tokens", &format!("{}{weights}", report::model_line(first)))?;
             output.table(&report::tokens(&records))?;
-            for note in report::energy_notes(&records) {
-                output.line(&note)?;
-            }
+            run.notes(&records, output)?;
         }
         result?;
     }

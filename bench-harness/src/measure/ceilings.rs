@@ -1,4 +1,7 @@
 //! What a device can do at most, measured in the run that holds kernels against it.
+//!
+//! Clocks and neighbours change within a run. So a short probe follows each measurement, the roof is the best that any probe saw so far,
+//! and the whole is measured again at the end, where the drift shows.
 
 use anyhow::Result;
 use perjoule::{DType, Device};
@@ -7,14 +10,17 @@ use perjoule_record::{CacheState, Clock, Kind, Provenance, Record, Roof};
 use std::any::Any;
 use std::time::{Duration, Instant};
 
+use super::disturbance::Watch;
 use super::{Effort, Samples, Subject, measure};
 
 /// A sample is the fastest of so many calls: a ceiling is what the device can do when nothing disturbs it.
 const BEST_OF: usize = 5;
 /// Rounds of multiply-adds in one call: some tens of microseconds.
 const ROUNDS: u64 = 20_000;
-/// Calls of each probe.
-const SAMPLES: usize = 60;
+/// Calls of each probe, at least and at most.
+const SAMPLES: (usize, usize) = (2 * BEST_OF, 1000);
+/// Time of the arithmetic in a probe between measurements, and passes through memory.
+const PROBE: (Duration, usize) = (Duration::from_millis(20), 4);
 /// Smallest and largest memory to stream through, in bytes.
 const MEMORY: (usize, usize) = (64 << 20, 1 << 30);
 
@@ -36,9 +42,10 @@ pub(crate) struct Ceiling {
 }
 
 impl Ceiling {
-    /// 1e9 operations or bytes a second, by the median.
-    pub(crate) fn rate(&self) -> Option<f64> {
-        perjoule_record::stats::median(&self.samples.ns).map(|ns| self.amount as f64 / ns)
+    /// 1e9 operations or bytes a second in the fastest sample.
+    fn best(&self) -> Option<f64> {
+        let ns = self.samples.ns.iter().copied().fold(f64::INFINITY, f64::min);
+        (ns.is_finite() && ns > 0.0).then(|| self.amount as f64 / ns)
     }
 
     /// Fills a record of it.
@@ -66,28 +73,66 @@ impl Ceiling {
 
 /// The ceilings of one device.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Ceilings(pub(crate) Vec<Ceiling>);
+pub(crate) struct Ceilings {
+    /// As first measured.
+    pub(crate) list: Vec<Ceiling>,
+    /// What else used the machine meanwhile.
+    pub(crate) disturbances: Option<Vec<String>>,
+    /// The best arithmetic, and the best reading, of all probes so far, in 1e9 operations or bytes a second.
+    best: [Option<f64>; 2],
+}
 
 impl Ceilings {
     /// The roof for work on `dtype`: what is unknown stays null.
     pub(crate) fn roof(&self, dtype: DType) -> Roof {
-        let find = |op: &str, dtype: Option<DType>| {
-            self.0.iter().find(|c| c.op == op && c.dtype == dtype).and_then(Ceiling::rate)
-        };
-        Roof {
-            roof_gflops: find("multiply_add", Some(dtype)),
-            roof_gbps: find("read", None),
-            roof_fraction: None,
+        let known = self.list.iter().any(|c| c.dtype == Some(dtype));
+        let [arithmetic, reading] = self.best;
+        Roof { roof_gflops: arithmetic.filter(|_| known), roof_gbps: reading, roof_fraction: None }
+    }
+
+    /// Probes shortly, and raises the roof where the device does better than before.
+    pub(crate) fn refresh(&mut self, device: &Device) -> Result<()> {
+        let Some(cpu) = cpu(device) else { return Ok(()) };
+        let start = Instant::now();
+        while start.elapsed() < PROBE.0 {
+            let once = Instant::now();
+            let flops = ceiling::multiply_add(cpu, ROUNDS)?;
+            self.raise(0, flops as f64 / once.elapsed().as_nanos().max(1) as f64);
         }
+        let memory = ceiling::Bandwidth::new(cpu, streamed())?;
+        for _ in 0..PROBE.1 {
+            let once = Instant::now();
+            let bytes = memory.read()?;
+            self.raise(1, bytes as f64 / once.elapsed().as_nanos().max(1) as f64);
+        }
+        Ok(())
+    }
+
+    fn raise(&mut self, which: usize, rate: f64) {
+        let best = &mut self.best[which];
+        *best = Some(best.map_or(rate, |best| best.max(rate)));
     }
 }
 
 /// Measures the ceilings of `device` within `time`; none are known for backends that have no such probe.
-pub(crate) fn ceilings(device: &Device, time: Duration, seed: u64) -> Result<Ceilings> {
-    match (&**device.backend() as &dyn Any).downcast_ref::<CpuDevice>() {
-        Some(cpu) => of_cpu(cpu, time, seed),
-        None => Ok(Ceilings::default()),
-    }
+pub(crate) fn ceilings(device: &Device, time: Duration) -> Result<Ceilings> {
+    let watch = Watch::start();
+    let list = match cpu(device) {
+        Some(cpu) => of_cpu(cpu, time)?,
+        None => Vec::new(),
+    };
+    let best = |op: &str| list.iter().find(|c| c.op == op).and_then(Ceiling::best);
+    let best = [best("multiply_add"), best("read")];
+    Ok(Ceilings { list, disturbances: watch.finish(), best })
+}
+
+fn cpu(device: &Device) -> Option<&CpuDevice> {
+    (&**device.backend() as &dyn Any).downcast_ref()
+}
+
+/// Bytes to stream through: several times the last-level cache.
+fn streamed() -> usize {
+    perjoule_cpu::features::Caches::detect().l3.saturating_mul(4).clamp(MEMORY.0, MEMORY.1)
 }
 
 struct Call<F>(F);
@@ -107,22 +152,25 @@ fn best(mut samples: Samples) -> Samples {
     samples
 }
 
-fn of_cpu(cpu: &CpuDevice, time: Duration, seed: u64) -> Result<Ceilings> {
-    let effort = Effort { time: time / 4, repetitions: Some(SAMPLES) };
+/// Samples `probe` for about `time`.
+fn sampled(probe: &dyn Fn() -> perjoule::Result<u64>, time: Duration) -> Result<(u64, Samples)> {
+    let start = Instant::now();
+    let amount = probe()?;
+    let once = start.elapsed().as_secs_f64().max(1e-6);
+    let count = (time.as_secs_f64() / once) as usize;
+    let effort = Effort { time, repetitions: Some(count.clamp(SAMPLES.0, SAMPLES.1)), bounded: false };
+    Ok((amount, best(measure(&mut Call(probe), effort)?)))
+}
+
+fn of_cpu(cpu: &CpuDevice, time: Duration) -> Result<Vec<Ceiling>> {
     let set = ceiling::instruction_set(cpu);
     let threads = cpu.threads();
+    let provenance = Provenance::Measured;
     let mut list = Vec::new();
-
-    let flops = ceiling::multiply_add(cpu, ROUNDS)?;
-    let samples = best(measure(&mut Call(|| ceiling::multiply_add(cpu, ROUNDS)), effort, seed)?);
-    let arithmetic = Ceiling {
-        op: "multiply_add",
-        dtype: Some(DType::F32),
-        how: format!("registers, {set}, {threads} threads, best of {BEST_OF}"),
-        amount: flops,
-        provenance: Provenance::Measured,
-        samples,
-    };
+    let (amount, samples) = sampled(&|| ceiling::multiply_add(cpu, ROUNDS), time / 4)?;
+    let how = format!("registers, {set}, {threads} threads, best of {BEST_OF}");
+    let arithmetic =
+        Ceiling { op: "multiply_add", dtype: Some(DType::F32), how, amount, provenance, samples };
     list.push(arithmetic.clone());
     for dtype in [DType::BF16, DType::F16, DType::F8E4M3] {
         list.push(Ceiling {
@@ -132,22 +180,14 @@ fn of_cpu(cpu: &CpuDevice, time: Duration, seed: u64) -> Result<Ceilings> {
             ..arithmetic.clone()
         });
     }
-
-    let caches = perjoule_cpu::features::Caches::detect();
-    let bytes = caches.l3.saturating_mul(4).clamp(MEMORY.0, MEMORY.1);
+    let bytes = streamed();
     let memory = ceiling::Bandwidth::new(cpu, bytes)?;
     let how = format!("{} MiB, {threads} threads, best of {BEST_OF}", bytes >> 20);
     let probes: [(&'static str, &dyn Fn() -> perjoule::Result<u64>); 2] =
         [("read", &|| memory.read()), ("copy", &|| memory.copy())];
     for (op, probe) in probes {
-        let start = Instant::now();
-        let amount = probe()?;
-        let once = start.elapsed().as_secs_f64().max(1e-6);
-        let count = (time.as_secs_f64() / 4.0 / once) as usize;
-        let effort = Effort { repetitions: Some(count.clamp(2 * BEST_OF, SAMPLES)), ..effort };
-        let samples = best(measure(&mut Call(probe), effort, seed)?);
-        let provenance = Provenance::Measured;
+        let (amount, samples) = sampled(probe, time / 4)?;
         list.push(Ceiling { op, dtype: None, how: how.clone(), amount, provenance, samples });
     }
-    Ok(Ceilings(list))
+    Ok(list)
 }

@@ -8,6 +8,7 @@ use perjoule_record::{CacheState, Clock, Kind, Record};
 use std::time::Duration;
 
 use super::ceilings::Ceilings;
+use super::disturbance::Watch;
 use super::energy::Gauge;
 use super::{Effort, Subject, data, measure};
 
@@ -60,7 +61,7 @@ pub(crate) fn default_cache(op: &Op) -> CacheState {
 /// Measures and fills `record`; a wrong result makes it invalid.
 pub(crate) fn run(
     task: &Task<'_>,
-    ceilings: &Ceilings,
+    ceilings: &mut Ceilings,
     gauge: Option<&Gauge>,
     mut record: Record,
 ) -> Result<Record> {
@@ -101,7 +102,10 @@ pub(crate) fn run(
         }
     }
 
-    let samples = measure(&mut subject, task.effort, task.seed)?;
+    let watch = Watch::start();
+    let samples = measure(&mut subject, task.effort)?;
+    record.disturbances = watch.finish();
+    ceilings.refresh(task.device)?;
     let timing = &mut record.timing;
     timing.clock = Some(Clock::Host);
     timing.calls_per_sample = Some(samples.calls_per_sample);

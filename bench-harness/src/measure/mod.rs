@@ -5,6 +5,7 @@
 
 pub(crate) mod ceilings;
 pub(crate) mod data;
+pub(crate) mod disturbance;
 pub(crate) mod energy;
 pub(crate) mod kernel;
 pub(crate) mod tokens;
@@ -52,6 +53,9 @@ pub(crate) trait Subject {
         Ok(())
     }
 
+    /// Warm-up is over: samples follow.
+    fn begin(&mut self) {}
+
     /// Whether a sample must be one call, because each needs its preparation.
     fn one_call_a_sample(&self) -> bool {
         false
@@ -65,6 +69,8 @@ pub(crate) struct Effort {
     pub(crate) time: Duration,
     /// A fixed number of samples instead of as many as the interval needs.
     pub(crate) repetitions: Option<usize>,
+    /// `time` ends a fixed number of samples early; it always ends the others.
+    pub(crate) bounded: bool,
 }
 
 /// Samples and how they came about.
@@ -137,38 +143,48 @@ impl<'s> Sampler<'s> {
 }
 
 /// Warms `subject` up and samples it until the bootstrap 95 % interval of the median is narrower than 1 % or the effort is spent.
-pub(crate) fn measure(subject: &mut dyn Subject, effort: Effort, seed: u64) -> Result<Samples> {
+pub(crate) fn measure(subject: &mut dyn Subject, effort: Effort) -> Result<Samples> {
     let start = Instant::now();
     let warm_time =
         if effort.repetitions.is_some() { effort.time.min(Duration::from_secs(1)) } else { effort.time };
     let mut sampler = Sampler::warm(subject, warm_time.mul_f64(0.25))?;
+    sampler.subject.begin();
     let mut ns = Vec::new();
-    // the bootstrap costs more than short samples do: look at the interval seldom
+    // sorting costs more than short samples do: look at the interval seldom
     let mut look = FEWEST;
     loop {
         ns.push(sampler.sample()?);
+        let spent = ns.len() >= 3 && start.elapsed() >= effort.time;
         if let Some(wanted) = effort.repetitions {
-            if ns.len() >= wanted.max(1) {
+            if ns.len() >= wanted.max(1) || (effort.bounded && spent) {
                 break;
             }
             continue;
         }
-        let spent = start.elapsed() >= effort.time;
-        if (spent && ns.len() >= 3) || ns.len() >= MOST {
+        if spent || ns.len() >= MOST {
             break;
         }
         if ns.len() >= look {
             look = look + look / 2;
-            let narrow = stats::bootstrap_median_ci95(&ns, seed)
-                .zip(stats::median(&ns))
-                .is_some_and(|(ci, median)| ci.hi - ci.lo < 2.0 * NARROW * median);
-            if narrow {
+            if is_narrow(&ns) {
                 break;
             }
         }
     }
     let (calls, clock_ns, warmup_calls) = (sampler.calls, sampler.clock_ns, sampler.warmup_calls);
     Ok(Samples { ns, calls_per_sample: calls, warmup_calls, overhead_ns: clock_ns / calls as f64 })
+}
+
+/// Whether the 95 % interval of the median is narrow: that between order statistics, whose ranks follow from the binomial distribution.
+/// It needs a sort only, so that it may stand within a window of energy.
+fn is_narrow(ns: &[f64]) -> bool {
+    let mut sorted = ns.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let n = sorted.len() as f64;
+    let reach = 0.98 * n.sqrt();
+    let below = (n / 2.0 - reach).floor().max(1.0) as usize - 1;
+    let above = ((n / 2.0 + 1.0 + reach).ceil() as usize).min(sorted.len()) - 1;
+    sorted[above] - sorted[below] < 2.0 * NARROW * sorted[sorted.len() / 2]
 }
 
 /// What two readings of the clock cost, in nanoseconds: the median of many.
@@ -201,8 +217,8 @@ mod tests {
     #[test]
     fn a_known_time_is_found_and_every_call_counted() {
         let mut spin = Spin { ns: 200_000, calls: 0 };
-        let effort = Effort { time: Duration::from_millis(300), repetitions: None };
-        let found = measure(&mut spin, effort, 1).unwrap();
+        let effort = Effort { time: Duration::from_millis(300), repetitions: None, bounded: true };
+        let found = measure(&mut spin, effort).unwrap();
         let median = stats::median(&found.ns).unwrap();
         assert!((median / 200_000.0 - 1.0).abs() < 0.02, "{median}");
         let counted = found.warmup_calls + found.calls_per_sample * found.ns.len() as u64;
@@ -211,10 +227,30 @@ mod tests {
     }
 
     #[test]
+    fn an_interval_is_narrow_when_the_middle_samples_agree() {
+        assert!(is_narrow(&[100.0; 5]));
+        assert!(
+            !is_narrow(&[100.0, 100.0, 100.0, 100.0, 102.0]),
+            "five samples have no interval narrower than their range"
+        );
+        let mut many: Vec<f64> = (0..100).map(|i| 100.0 + 0.001 * f64::from(i)).collect();
+        many[0] = 1e9;
+        assert!(is_narrow(&many), "outliers do not matter");
+        assert!(!is_narrow(&(0..100).map(|i| 100.0 + f64::from(i)).collect::<Vec<_>>()));
+    }
+
+    #[test]
+    fn a_bound_ends_repetitions_early() {
+        let mut spin = Spin { ns: 10_000_000, calls: 0 };
+        let effort = Effort { time: Duration::from_millis(100), repetitions: Some(1000), bounded: true };
+        assert!(measure(&mut spin, effort).unwrap().ns.len() < 50);
+    }
+
+    #[test]
     fn short_calls_are_batched_so_that_the_clock_resolves_them() {
         let mut spin = Spin { ns: 100, calls: 0 };
-        let effort = Effort { time: Duration::from_millis(100), repetitions: Some(7) };
-        let found = measure(&mut spin, effort, 1).unwrap();
+        let effort = Effort { time: Duration::from_millis(100), repetitions: Some(7), bounded: true };
+        let found = measure(&mut spin, effort).unwrap();
         assert_eq!(found.ns.len(), 7);
         assert!(found.calls_per_sample > 50, "{}", found.calls_per_sample);
         assert!(found.overhead_ns < 2.0);

@@ -4,11 +4,14 @@
 //! `n_depth` tokens are in the KV cache. A repetition rewinds the session, so that every sample starts from the same depth.
 
 use anyhow::{Context, Result};
+use perjoule::DType;
+use perjoule_meter::Window;
 use perjoule_model::{Model, Session, SessionOptions};
 use perjoule_record::{CacheState, Clock, Kind, Record};
 use std::time::{Duration, Instant};
 
 use super::ceilings::Ceilings;
+use super::disturbance::Watch;
 use super::energy::Gauge;
 use super::{Effort, Interrupted, Subject, interrupted, measure};
 
@@ -144,7 +147,6 @@ pub(crate) fn size_within(time: Duration, seconds: f64, usual: &[usize], repetit
 /// What every test of one loaded model shares.
 pub(crate) struct Bench<'a> {
     pub(crate) model: &'a Model,
-    pub(crate) ceilings: &'a Ceilings,
     pub(crate) gauge: Option<&'a Gauge>,
     pub(crate) threads: usize,
     pub(crate) seed: u64,
@@ -152,7 +154,13 @@ pub(crate) struct Bench<'a> {
 
 impl Bench<'_> {
     /// Measures one test and fills `record`.
-    pub(crate) fn run(&self, test: Test, effort: Effort, mut record: Record) -> Result<Record> {
+    pub(crate) fn run(
+        &self,
+        test: Test,
+        effort: Effort,
+        ceilings: &mut Ceilings,
+        mut record: Record,
+    ) -> Result<Record> {
         let model = self.model;
         let geometry = model.geometry();
         let fits = || format!("{} of {}", record_name(&test), model.name());
@@ -177,10 +185,22 @@ impl Bench<'_> {
         workload.seed = Some(self.seed);
         workload.cache_state = Some(CacheState::Rotate);
 
-        let window = self.gauge.and_then(Gauge::open);
-        let counted = Counted { inner: &mut repetition, calls: 0 };
-        let (samples, calls) = counted.measure(effort, self.seed)?;
-        record.energy = self.gauge.and_then(|gauge| gauge.close(window, calls)).unwrap_or_default();
+        let watch = Watch::start();
+        let mut windowed = Windowed { inner: &mut repetition, gauge: self.gauge, window: None, calls: 0 };
+        let samples = measure(&mut windowed, effort)?;
+        let (window, mut calls) = (windowed.window.take(), windowed.calls);
+        let mut energy = self.gauge.and_then(|gauge| gauge.close(window, calls));
+        record.disturbances = watch.finish();
+        if let (Some(gauge), None) = (self.gauge, &energy) {
+            // too short for the meter: repeated until it is not
+            energy = gauge.window_over(effort.time, || {
+                repetition.before_sample()?;
+                repetition.once().map(|()| 1)
+            })?;
+            calls = energy.as_ref().and_then(|energy| energy.energy_calls).unwrap_or(0);
+        }
+        record.energy = energy.unwrap_or_default();
+        ceilings.refresh(model.device())?;
         let timing = &mut record.timing;
         timing.clock = Some(Clock::Host);
         timing.calls_per_sample = Some(samples.calls_per_sample);
@@ -190,7 +210,7 @@ impl Bench<'_> {
         timing.bytes = Some(self.bytes(&test));
         timing.set_samples(samples.ns, self.seed);
         timing.derive_token_rates(test.tokens());
-        record.roof = self.ceilings.roof(model.activations());
+        record.roof = ceilings.roof(model.activations());
         record.roof.derive_fraction(&record.timing);
 
         let energy = &mut record.energy;
@@ -206,37 +226,62 @@ impl Bench<'_> {
         Ok(record)
     }
 
-    /// Floating-point operations of a repetition: two for each active parameter and token, and attention's. The output projection
-    /// runs for the last token of a prompt only.
+    /// Floating-point operations of a repetition: two for each active parameter of the layers and token, two for each of the output
+    /// projection's and choice of a token (the last of a prompt chooses, the others do not), and attention's.
     fn flops(&self, test: &Test) -> u64 {
         let geometry = self.model.geometry();
-        let (hidden, vocab) = (geometry.hidden as f64, geometry.vocab as f64);
-        let table = hidden * vocab;
-        let tables = if geometry.tied_head { 1.0 } else { 2.0 };
-        let body = (geometry.n_active_params() as f64 - tables * table).max(0.0);
+        let table = geometry.hidden as f64 * geometry.vocab as f64;
+        let tables = if geometry.tied_head { table } else { 2.0 * table };
+        let layers = (geometry.n_active_params() as f64 - tables).max(0.0);
         let tokens = (test.n_prompt + test.n_gen) as f64;
-        let heads = test.n_gen as f64 + if test.n_prompt > 0 { 1.0 } else { 0.0 };
-        let first = test.n_depth as f64;
-        let seen = tokens * first + tokens * (tokens + 1.0) / 2.0;
-        let attention = 4.0 * (geometry.heads * geometry.head_dim * geometry.layers.len()) as f64 * seen;
-        ((2.0 * body * tokens + 2.0 * table * heads + attention) * test.n_parallel as f64) as u64
+        let choices = test.n_gen as f64 + f64::from(u8::from(test.n_prompt > 0));
+        let pairs: f64 =
+            self.spans().map(|window| seen(test.n_depth, test.n_prompt + test.n_gen, window)).sum();
+        let attention = 4.0 * (geometry.heads * geometry.head_dim) as f64 * pairs;
+        ((2.0 * layers * tokens + 2.0 * table * choices + attention) * test.n_parallel as f64) as u64
     }
 
-    /// Bytes of a repetition: the weights once a chunk or step, and the keys and values that are read.
+    /// Bytes that a repetition moves at least: the packed weights of the layers once a chunk and a step, those of the output projection
+    /// once a choice, a row of the embedding a token, the keys and values that are read, and those that are written.
     fn bytes(&self, test: &Test) -> u64 {
         let geometry = self.model.geometry();
+        let width = |dtype: DType| dtype.block_bytes() as f64 / dtype.block_len() as f64;
         let chunk = (test.n_batch / test.n_parallel.max(1)).max(1);
-        let passes = test.n_prompt.div_ceil(chunk) + test.n_gen;
-        let active = geometry.n_active_params() as f64 / geometry.n_params() as f64;
+        let passes = (test.n_prompt.div_ceil(chunk) + test.n_gen) as f64;
+        let choices = test.n_gen as f64 + f64::from(u8::from(test.n_prompt > 0));
+        let table = geometry.hidden as f64 * geometry.vocab as f64 * width(self.model.dtype());
+        // the embedding and the head each lie in memory, tied or not
+        let layers = (self.model.weight_bytes() as f64 - 2.0 * table).max(0.0);
         // a batch visits other experts with each token: count what one token visits, the least
-        let weights = self.model.weight_bytes() as f64 * active * passes as f64;
-        let width = self.model.activations().block_bytes() as f64;
-        let steps = test.n_gen as f64;
-        let before = (test.n_depth + test.n_prompt) as f64;
-        let read = steps * before + steps * (steps + 1.0) / 2.0;
-        let cache = geometry.kv_elements_per_token() as f64 * width * read * test.n_parallel as f64;
-        (weights + cache) as u64
+        let tables =
+            if geometry.tied_head { 1.0 } else { 2.0 } * (geometry.hidden as f64 * geometry.vocab as f64);
+        let of_layers = |params: u64| (params as f64 - tables).max(1.0);
+        let active = of_layers(geometry.n_active_params()) / of_layers(geometry.n_params());
+        let tokens = (test.n_prompt + test.n_gen) as f64 * test.n_parallel as f64;
+        let rows = tokens * geometry.hidden as f64 * width(self.model.dtype());
+        // keys and values of a chunk are read once, however many of its tokens see them
+        let first = |pass: usize| test.n_depth + test.n_prompt + pass;
+        let ends =
+            (1..=test.n_prompt.div_ceil(chunk)).map(|pass| test.n_depth + test.n_prompt.min(pass * chunk));
+        let ends: Vec<usize> = ends.chain((1..=test.n_gen).map(first)).collect();
+        let token = 2.0 * (geometry.kv_heads * geometry.head_dim) as f64 * width(self.model.cache());
+        let read = |window: Option<usize>| -> f64 {
+            ends.iter().map(|&end| window.map_or(end, |window| end.min(window)) as f64).sum()
+        };
+        let cache = token * self.spans().map(read).sum::<f64>() * test.n_parallel as f64;
+        let written = token * geometry.layers.len() as f64 * tokens;
+        (layers * active * passes + table * choices + rows + cache + written) as u64
     }
+
+    /// The sliding window of each layer, if it has one.
+    fn spans(&self) -> impl Iterator<Item = Option<usize>> {
+        self.model.geometry().layers.iter().map(|layer| layer.attention.window())
+    }
+}
+
+/// Pairs of query and key of `tokens` new tokens after `depth`, causal, within a window that counts the token itself.
+fn seen(depth: usize, tokens: usize, window: Option<usize>) -> f64 {
+    (depth + 1..=depth + tokens).map(|position| window.map_or(position, |w| position.min(w)) as f64).sum()
 }
 
 fn record_name(test: &Test) -> String {
@@ -249,20 +294,15 @@ fn record_name(test: &Test) -> String {
     workload.token_test().unwrap_or_default()
 }
 
-/// Counts calls, warm-up included: an energy window sees them all.
-struct Counted<'s> {
+/// Opens a window of energy when the samples begin, and counts the calls within.
+struct Windowed<'s> {
     inner: &'s mut dyn Subject,
+    gauge: Option<&'s Gauge>,
+    window: Option<Window>,
     calls: u64,
 }
 
-impl Counted<'_> {
-    fn measure(mut self, effort: Effort, seed: u64) -> Result<(super::Samples, u64)> {
-        let samples = measure(&mut self, effort, seed)?;
-        Ok((samples, self.calls))
-    }
-}
-
-impl Subject for Counted<'_> {
+impl Subject for Windowed<'_> {
     fn call(&mut self, count: u64) -> Result<()> {
         self.calls += count;
         self.inner.call(count)
@@ -270,6 +310,11 @@ impl Subject for Counted<'_> {
 
     fn before_sample(&mut self) -> Result<()> {
         self.inner.before_sample()
+    }
+
+    fn begin(&mut self) {
+        self.calls = 0;
+        self.window = self.gauge.and_then(Gauge::open);
     }
 
     fn one_call_a_sample(&self) -> bool {
@@ -288,6 +333,14 @@ mod tests {
         assert_eq!(size_within(seconds(100), 0.01, &usual, 4), 512);
         assert_eq!(size_within(seconds(10), 0.01, &usual, 4), 128);
         assert_eq!(size_within(seconds(0), 0.01, &usual, 4), 64);
+    }
+
+    #[test]
+    fn causal_pairs_are_counted() {
+        assert_eq!(seen(0, 4, None), 10.0);
+        assert_eq!(seen(10, 1, None), 11.0);
+        assert_eq!(seen(0, 5, Some(2)), 1.0 + 4.0 * 2.0);
+        assert_eq!(seen(7, 0, None), 0.0);
     }
 
     #[test]

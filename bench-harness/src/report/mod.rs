@@ -208,6 +208,18 @@ pub(crate) fn energy_notes(records: &[Record]) -> Vec<String> {
     notes
 }
 
+/// What else used the machine while these records were measured: the worst of each kind, and how many results it concerns.
+pub(crate) fn disturbance_note(records: &[Record]) -> Option<String> {
+    let disturbed: Vec<&Vec<String>> =
+        records.iter().filter_map(|r| r.disturbances.as_ref()).filter(|list| !list.is_empty()).collect();
+    let last = disturbed.iter().max_by_key(|list| list.len())?;
+    let (n, all) = (disturbed.len(), records.len());
+    Some(format!(
+        "disturbed: {n} of {all} results (for one, {}): measured again on a quiet machine they would be better",
+        last.join(" and ")
+    ))
+}
+
 /// What makes the numbers of a record doubtful, in a line each.
 pub(crate) fn warnings(record: &Record) -> Vec<String> {
     let what = || {

@@ -43,6 +43,8 @@ pub struct Record {
     pub invalid_reasons: Vec<String>,
     /// Reasons for which the device lowered its clocks while it was measured. Empty: watched, none seen. Null: not observable.
     pub throttle_reasons: Option<Vec<String>>,
+    /// Other load on the machine meanwhile: the device may be faster than this. Empty: watched, none seen. Null: not observable.
+    pub disturbances: Option<Vec<String>>,
     /// When this record was made, RFC 3339 in UTC.
     pub test_time: Option<String>,
     /// The device that did the work.
@@ -79,6 +81,7 @@ impl Record {
             valid: true,
             invalid_reasons: Vec::new(),
             throttle_reasons: None,
+            disturbances: None,
             test_time: crate::time::now(),
             device: DeviceFields::default(),
             workload: Workload::default(),

@@ -252,12 +252,12 @@ impl Oracle {
         let last = (0..values.value.len()).rev().find(|&at| is_set(at, values));
         let mut held = vec![0.0; values.value.len()];
         decode(dtype, bytes, &mut held);
-        for at in 0..values.value.len() {
+        for (at, &held) in held.iter().enumerate() {
             let set = is_set(at, values);
             let value = &mut values.value[at];
             match self.fault {
                 Fault::OneElement if Some(at) == last => *value *= 1.1,
-                Fault::Stale if set => *value += held[at],
+                Fault::Stale if set => *value += held,
                 Fault::NanSwallowed if set && value.is_nan() => *value = 0.0,
                 Fault::HalfPrecision if set => {
                     let mut half = [0u8; 2];

@@ -128,7 +128,8 @@ fn every_format_carries_the_same_record() {
     let place = Place::new();
     let table = place.ok(SMALL);
     assert!(
-        table.contains("rms_norm f32 rows=8,len=256")
+        table.contains("rms_norm f32")
+            && table.contains("rows=8,len=256")
             && table.contains("modelled") | table.contains("measured")
     );
     assert!(!table.contains('\u{1b}'), "no colours on a pipe");

@@ -15,12 +15,12 @@ use super::{Effort, Samples, Subject, measure};
 
 /// A sample is the fastest of so many calls: a ceiling is what the device can do when nothing disturbs it.
 const BEST_OF: usize = 5;
-/// Rounds of multiply-adds in one call: some tens of microseconds.
-const ROUNDS: u64 = 20_000;
+/// Rounds of multiply-adds in one call: some milliseconds, beside which waking the threads of a team is nothing.
+const ROUNDS: u64 = 1_000_000;
 /// Calls of each probe, at least and at most.
 const SAMPLES: (usize, usize) = (2 * BEST_OF, 1000);
 /// Time of the arithmetic in a probe between measurements, and passes through memory.
-const PROBE: (Duration, usize) = (Duration::from_millis(20), 4);
+const PROBE: (Duration, usize) = (Duration::from_millis(40), 4);
 /// Smallest and largest memory to stream through, in bytes.
 const MEMORY: (usize, usize) = (64 << 20, 1 << 30);
 

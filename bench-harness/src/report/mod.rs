@@ -90,7 +90,7 @@ pub(crate) fn kernels(records: &[Record]) -> Table {
     let kind = common_kind(records);
     let joules = format!("J/call\n{}", kind.unwrap_or(""));
     let mut table = Table::new([
-        ("op, dtype, shape\nkernel", Align::Left),
+        ("op, dtype, cache state\nshape, kernel", Align::Left),
         ("time", Align::Right),
         ("±", Align::Right),
         ("GFLOP/s", Align::Right),
@@ -107,9 +107,9 @@ pub(crate) fn kernels(records: &[Record]) -> Table {
             String::new()
         };
         let cache = w.cache_state.and_then(|state| serde_json::to_value(state).ok());
-        let cache = cache.as_ref().and_then(|v| v.as_str()).map(|c| format!(" ({c})")).unwrap_or_default();
+        let cache = cache.as_ref().and_then(|v| v.as_str()).map(|c| format!(", {c}")).unwrap_or_default();
         let what = format!(
-            "{device}{} {} {}\n  {}{cache}",
+            "{device}{} {}{cache}\n  {}\n  {}",
             text(&w.op),
             text(&w.dtype),
             // one sequence, one matrix: the ordinary case needs no word

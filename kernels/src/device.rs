@@ -128,7 +128,7 @@ impl DeviceInfo {
 pub trait Device: Any + Shared {
     /// What it is.
     fn info(&self) -> &DeviceInfo;
-    /// The rows of its table, in order; the last row of an op is the simple reference row. A snapshot: rows may be registered later.
+    /// The rows of its table, in order; the last row of an op is a portable one that runs everything. A snapshot: rows may be registered later.
     fn kernels(&self) -> Arc<[&'static Kernel]>;
     /// Adds a row from outside. Refused when a row of that name exists.
     fn register(&self, row: &'static Kernel) -> Result<()>;

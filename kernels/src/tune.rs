@@ -3,7 +3,7 @@
 use crate::op::Op;
 use std::collections::BTreeMap;
 
-/// What a tuner measured on one device. Filled by the harness, kept by the device, read by `select`.
+/// What a tuner measured on one device. For a tuner to fill; kept by the device, read by `select`.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Tuning {
     buckets: BTreeMap<String, BTreeMap<(String, String), f32>>,

@@ -17,7 +17,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Sets up what the tests need and runs them all: unit, conformance on every device, golden checkpoints, command line, docs.
+    /// Runs all tests and examples: unit, conformance on every device, golden checkpoints, command line, docs.
     Test {
         /// Passed on to the tests, such as a part of a test's name.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -53,7 +53,7 @@ fn main() -> Result<()> {
 const REQUIRED: &str = "cpu";
 
 fn test(filter: &[String]) -> Result<()> {
-    // the one optimised profile, which the binary shares: nothing is compiled twice
+    // the one optimised profile, which the binary shares
     let mut args = vec!["test", "--release", "--workspace", "--no-fail-fast"];
     if !filter.is_empty() {
         args.push("--");

@@ -1,4 +1,4 @@
-//! Every row of the CPU, as literal lists: what can run, on what, at what predicted cost. One file an op.
+//! Every row of the CPU, as literal lists: what can run, on what, at what predicted cost. One file for each kind of op.
 
 mod attention;
 mod matmul;

@@ -385,7 +385,7 @@ fn a_model_is_time_times_shared_power_within_its_band() {
         ("modelled".into(), "modelled-tdp".into())
     );
     assert!((energy.ci95[0] - 43.75).abs() < 1e-9 && (energy.ci95[1] - 113.75).abs() < 1e-9, "{energy:?}");
-    assert!(energy.notes[0].starts_with("Modelled, not measured: 2 of 64 cores"), "{:?}", energy.notes);
+    assert!(energy.notes[0].starts_with("Modelled, not measured: 2/64 of 280 W TDP"), "{:?}", energy.notes);
     let rest = meter.energy_over(10.0, 0.0).expect("energy");
     close(&rest, 0.3 * 87.5);
     let net = energy.net(&meter.idle().expect("a model knows its idle power")).expect("same meter");

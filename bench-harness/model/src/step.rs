@@ -526,7 +526,8 @@ fn scaling(scaling: config::RopeScaling) -> RopeScaling {
     }
 }
 
-fn gated_kind(geometry: &Geometry) -> Result<GatedKind> {
+/// The feed-forward's function; an error for one that has no kernel.
+pub(crate) fn gated_kind(geometry: &Geometry) -> Result<GatedKind> {
     match geometry.activation {
         Activation::Silu => Ok(GatedKind::SwiGlu),
         Activation::GeluTanh => Ok(GatedKind::GeGlu),

@@ -103,9 +103,8 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
     io.into_iter().any(|io| io.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Opens a device. Only the CPU takes a number of threads.
+/// Opens a device. Only the CPU takes a number of threads; others refuse one.
 fn open(label: &str, threads: Option<usize>) -> Result<Device> {
-    let threads = threads.filter(|_| label.split(':').next() == Some("cpu"));
     Ok(perjoule::open_with_threads(label, threads)?)
 }
 

@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(disturbances(from, ticks(1200, 690, 10, 590)), Some(vec![]));
         let list = disturbances(from, ticks(1200, 690, 20, 490)).unwrap();
         assert_eq!(list.len(), 2);
-        assert!(list[0].contains("45 %") && list[1].contains("5 %"), "{list:?}");
+        assert!(list[0].contains("50 %") && list[1].contains("5 %"), "{list:?}");
         assert_eq!(disturbances(from, ticks(1010, 510, 10, 400)), None, "too short to tell");
         // the process' own time is counted a little later than the machine's
         assert_eq!(disturbances(from, ticks(1200, 600, 10, 620)), Some(vec![]));

@@ -9,6 +9,6 @@ use perjoule_kernels::Kernel;
 pub(super) static ROWS: &[Kernel] = &[
     row::<Avx512, 12>("attention_any_128x96x12_cpu_avx512"),
     row::<Avx2, 6>("attention_any_128x96x6_cpu_avx2"),
-    row::<Portable, 2>("attention_any_128x96x2_cpu"),
+    row::<Portable, 2>("attention_any_128x96x2_cpu_portable"),
     attention_simple::ROW,
 ];

@@ -13,59 +13,59 @@ const EXACT: Numerics = Numerics::EXACT;
 pub(super) static ROWS: &[Kernel] = &[
     row::<Avx512>("rms_norm_any_256_cpu_avx512", "rms_norm", F32, norm::prepare::<Avx512>),
     row::<Avx2>("rms_norm_any_256_cpu_avx2", "rms_norm", F32, norm::prepare::<Avx2>),
-    row::<Portable>("rms_norm_any_256_cpu", "rms_norm", F32, norm::prepare::<Portable>),
+    row::<Portable>("rms_norm_any_256_cpu_portable", "rms_norm", F32, norm::prepare::<Portable>),
 
     row::<Avx512>("layer_norm_any_256_cpu_avx512", "layer_norm", F32, norm::prepare::<Avx512>),
     row::<Avx2>("layer_norm_any_256_cpu_avx2", "layer_norm", F32, norm::prepare::<Avx2>),
-    row::<Portable>("layer_norm_any_256_cpu", "layer_norm", F32, norm::prepare::<Portable>),
+    row::<Portable>("layer_norm_any_256_cpu_portable", "layer_norm", F32, norm::prepare::<Portable>),
 
     row::<Avx512>("rope_any_128_cpu_avx512", "rope", F32, rope::prepare::<Avx512>),
     row::<Avx2>("rope_any_128_cpu_avx2", "rope", F32, rope::prepare::<Avx2>),
-    row::<Portable>("rope_any_128_cpu", "rope", F32, rope::prepare::<Portable>),
+    row::<Portable>("rope_any_128_cpu_portable", "rope", F32, rope::prepare::<Portable>),
 
     row::<Avx512>("gated_any_256_cpu_avx512", "gated", F32, gated::prepare::<Avx512>),
     row::<Avx2>("gated_any_256_cpu_avx2", "gated", F32, gated::prepare::<Avx2>),
-    row::<Portable>("gated_any_256_cpu", "gated", F32, gated::prepare::<Portable>),
+    row::<Portable>("gated_any_256_cpu_portable", "gated", F32, gated::prepare::<Portable>),
 
     row::<Avx512>("softmax_any_256_cpu_avx512", "softmax", F32, softmax::prepare::<Avx512>),
     row::<Avx2>("softmax_any_256_cpu_avx2", "softmax", F32, softmax::prepare::<Avx2>),
-    row::<Portable>("softmax_any_256_cpu", "softmax", F32, softmax::prepare::<Portable>),
+    row::<Portable>("softmax_any_256_cpu_portable", "softmax", F32, softmax::prepare::<Portable>),
 
     row::<Avx512>("embed_any_256_cpu_avx512", "embed", F32, embed::prepare::<Avx512>),
     row::<Avx2>("embed_any_256_cpu_avx2", "embed", F32, embed::prepare::<Avx2>),
-    row::<Portable>("embed_any_256_cpu", "embed", F32, embed::prepare::<Portable>),
+    row::<Portable>("embed_any_256_cpu_portable", "embed", F32, embed::prepare::<Portable>),
 
     row::<Avx512>("add_any_256_cpu_avx512", "add", F32, add::prepare::<Avx512>),
     row::<Avx2>("add_any_256_cpu_avx2", "add", F32, add::prepare::<Avx2>),
-    row::<Portable>("add_any_256_cpu", "add", F32, add::prepare::<Portable>),
+    row::<Portable>("add_any_256_cpu_portable", "add", F32, add::prepare::<Portable>),
 
     row::<Avx512>("combine_any_256_cpu_avx512", "combine", F32, route::prepare::<Avx512>),
     row::<Avx2>("combine_any_256_cpu_avx2", "combine", F32, route::prepare::<Avx2>),
-    row::<Portable>("combine_any_256_cpu", "combine", F32, route::prepare::<Portable>),
+    row::<Portable>("combine_any_256_cpu_portable", "combine", F32, route::prepare::<Portable>),
 
     row::<Avx512>("kv_append_any_256_cpu_avx512", "kv_append", EXACT, kv::prepare::<Avx512>),
     row::<Avx2>("kv_append_any_256_cpu_avx2", "kv_append", EXACT, kv::prepare::<Avx2>),
-    row::<Portable>("kv_append_any_256_cpu", "kv_append", EXACT, kv::prepare::<Portable>),
+    row::<Portable>("kv_append_any_256_cpu_portable", "kv_append", EXACT, kv::prepare::<Portable>),
 
     row::<Avx512>("argmax_any_256_cpu_avx512", "argmax", EXACT, sample::prepare::<Avx512>),
     row::<Avx2>("argmax_any_256_cpu_avx2", "argmax", EXACT, sample::prepare::<Avx2>),
-    row::<Portable>("argmax_any_256_cpu", "argmax", EXACT, sample::prepare::<Portable>),
+    row::<Portable>("argmax_any_256_cpu_portable", "argmax", EXACT, sample::prepare::<Portable>),
 
     row::<Avx512>("cast_any_256_cpu_avx512", "cast", EXACT, cast::prepare::<Avx512>),
     row::<Avx2>("cast_any_256_cpu_avx2", "cast", EXACT, cast::prepare::<Avx2>),
-    row::<Portable>("cast_any_256_cpu", "cast", EXACT, cast::prepare::<Portable>),
+    row::<Portable>("cast_any_256_cpu_portable", "cast", EXACT, cast::prepare::<Portable>),
 
     row::<Avx512>("quantise_any_256_cpu_avx512", "quantise", EXACT, cast::prepare::<Avx512>),
     row::<Avx2>("quantise_any_256_cpu_avx2", "quantise", EXACT, cast::prepare::<Avx2>),
-    row::<Portable>("quantise_any_256_cpu", "quantise", EXACT, cast::prepare::<Portable>),
+    row::<Portable>("quantise_any_256_cpu_portable", "quantise", EXACT, cast::prepare::<Portable>),
 
     row::<Avx512>("qk_norm_rope_append_any_256_cpu_avx512", "qk_norm_rope_append", F32, fused::prepare::<Avx512>),
     row::<Avx2>("qk_norm_rope_append_any_256_cpu_avx2", "qk_norm_rope_append", F32, fused::prepare::<Avx2>),
-    row::<Portable>("qk_norm_rope_append_any_256_cpu", "qk_norm_rope_append", F32, fused::prepare::<Portable>),
+    row::<Portable>("qk_norm_rope_append_any_256_cpu_portable", "qk_norm_rope_append", F32, fused::prepare::<Portable>),
 
-    row::<Portable>("gated_matmul_any_1x1_cpu", "gated_matmul", F32, fused::prepare::<Portable>),
-    row::<Portable>("route_any_1_cpu", "route", F32, route::prepare::<Portable>),
-    row::<Portable>("sample_any_1_cpu", "sample", EXACT, sample::prepare::<Portable>),
-    row::<Portable>("advance_i32_1_cpu", "advance", EXACT, kv::prepare::<Portable>),
+    row::<Portable>("gated_matmul_any_1x1_cpu_portable", "gated_matmul", F32, fused::prepare::<Portable>),
+    row::<Portable>("route_any_1_cpu_portable", "route", F32, route::prepare::<Portable>),
+    row::<Portable>("sample_any_1_cpu_portable", "sample", EXACT, sample::prepare::<Portable>),
+    row::<Portable>("advance_i32_1_cpu_portable", "advance", EXACT, kv::prepare::<Portable>),
     cast::COLLECTIVE,
 ];

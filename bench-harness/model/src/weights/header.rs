@@ -19,7 +19,11 @@ const MAX_RANK: usize = 16;
 
 /// Element types of safetensors files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Deserialize)]
-#[allow(non_camel_case_types, missing_docs)]
+#[allow(
+    non_camel_case_types,
+    missing_docs,
+    reason = "the names of the safetensors specification, which say it all"
+)]
 pub enum FileDType {
     BOOL,
     F4,

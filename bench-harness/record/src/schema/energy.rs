@@ -25,7 +25,7 @@ pub struct Energy {
     pub net_joules_per_total_token: Option<f64>,
     /// Whether a meter measured the joules or a model of the device gave them.
     pub energy_kind: Option<EnergyKind>,
-    /// The meter or model, such as `rapl:package` or `catalogue tdp`.
+    /// The meter or model, such as `rapl-powercap: package` or `modelled-tdp: AMD EPYC. ..`.
     pub energy_source: Option<String>,
     /// What the joules contain: chip, package, board, module, wall, ..
     pub energy_boundary: Option<String>,

@@ -43,3 +43,8 @@ pub use perjoule_kernels::{
     Stream,
 };
 pub use tensor::Tensor;
+
+/// The README's example, compiled and run with the doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -4,12 +4,12 @@
 //! work, not times: the caller times them with the clock that it uses for kernels.
 
 use crate::device::{CpuCaps, CpuDevice};
+use crate::memory::HostMemory;
 use crate::simd::{Avx2, Avx512, Kernel, Portable, Simd};
 use crate::team::Panicked;
 use perjoule_kernels::{Device, Error, Result};
 use std::hint::black_box;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Independent chains of multiply-adds: more than latency times throughput of any x86 or Arm core (4 cycles on 2 units need 8), few
 /// enough to stay in 16 registers.
@@ -99,49 +99,63 @@ impl Kernel for Chains {
     }
 }
 
-/// Memory to stream through: a source and a destination, of which each lane has a part that it alone touches.
+/// Memory to stream through: a source and a destination, of which each lane has a part that it alone touches. It is had as buffers
+/// are, so that kernels find no better pages than the ceiling does.
 pub struct Bandwidth<'d> {
     device: &'d CpuDevice,
-    parts: Vec<Mutex<Part>>,
+    parts: Vec<Mutex<Option<Part>>>,
+    bytes: u64,
 }
 
-#[derive(Default)]
 struct Part {
-    from: Vec<f32>,
-    to: Vec<f32>,
+    from: HostMemory,
+    to: HostMemory,
+}
+
+impl Part {
+    /// Source and destination of `bytes` bytes, every page of which this thread has written.
+    fn new(device: &CpuDevice, bytes: u64) -> Result<Self> {
+        let memory = |value: f32| {
+            let mut memory = HostMemory::zeroed(device.inner.id, &device.info().label, bytes)?;
+            floats(&mut memory).fill(value);
+            Ok(memory)
+        };
+        Ok(Part { from: memory(1.0)?, to: memory(2.0)? })
+    }
+}
+
+fn floats(memory: &mut HostMemory) -> &mut [f32] {
+    bytemuck::cast_slice_mut(memory.bytes_mut())
 }
 
 impl<'d> Bandwidth<'d> {
-    /// Takes about `bytes` bytes for the source and as many for the destination; they should be several times the last-level cache.
+    /// Takes about `bytes` bytes for the source and as many for the destination; they should be many times the last-level cache.
     /// Every page is written by the lane that reads it, so that it lies in that lane's memory.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Fault`], [`Error::Lost`].
     pub fn new(device: &'d CpuDevice, bytes: usize) -> Result<Self> {
         let lanes = device.threads();
-        let each = (bytes / size_of::<f32>() / lanes).next_multiple_of(1024);
-        let parts: Vec<Mutex<Part>> = (0..lanes).map(|_| Mutex::default()).collect();
-        let short = AtomicBool::new(false);
-        device.region(&|lane| {
-            let mut part = parts[lane.index()].lock().unwrap_or_else(|e| e.into_inner());
-            for (list, value) in [(0usize, 1.0f32), (1, 2.0)] {
-                let list = if list == 0 { &mut part.from } else { &mut part.to };
-                match list.try_reserve_exact(each) {
-                    Ok(()) => list.resize(each, value),
-                    Err(_) => short.store(true, Ordering::Relaxed),
-                }
-            }
+        let each = (bytes / lanes).next_multiple_of(4096) as u64;
+        let parts: Vec<Mutex<Option<Part>>> = (0..lanes).map(|_| Mutex::default()).collect();
+        let refused = Mutex::new(None);
+        device.region(&|lane| match Part::new(device, each) {
+            Ok(part) => *locked(&parts[lane.index()]) = Some(part),
+            Err(error) => *locked(&refused) = Some(error),
         })?;
-        if short.load(Ordering::Relaxed) {
-            let need = 2 * (each * size_of::<f32>() * lanes) as u64;
-            return Err(Error::OutOfMemory { device: device.info().label.clone(), need, available: None });
+        match refused.into_inner().unwrap_or_else(|e| e.into_inner()) {
+            Some(error) => Err(error),
+            None => Ok(Bandwidth { device, parts, bytes: each * lanes as u64 }),
         }
-        Ok(Bandwidth { device, parts })
     }
 
-    fn bytes(&self) -> u64 {
-        let part = |part: &Mutex<Part>| part.lock().unwrap_or_else(|e| e.into_inner()).from.len();
-        (self.parts.iter().map(part).sum::<usize>() * size_of::<f32>()) as u64
+    /// Runs `job` on every lane with its part.
+    fn each(&self, job: &(dyn Fn(&mut Part) + Sync)) -> Result<()> {
+        self.device.region(&|lane| {
+            if let Some(part) = &mut *locked(&self.parts[lane.index()]) {
+                job(part);
+            }
+        })
     }
 
     /// Reads the source once. Returns the bytes read.
@@ -150,16 +164,15 @@ impl<'d> Bandwidth<'d> {
     /// [`Error::Fault`], [`Error::Lost`].
     pub fn read(&self) -> Result<u64> {
         let features = caps(self.device).features;
-        self.device.region(&|lane| {
-            let part = self.parts[lane.index()].lock().unwrap_or_else(|e| e.into_inner());
-            let sum = Sum(&part.from);
+        self.each(&|part| {
+            let sum = Sum(floats(&mut part.from));
             black_box(match (Avx512::detect(), Avx2::detect()) {
                 (Some(s), _) if Avx512::allowed(features) => s.vectorise(sum),
                 (_, Some(s)) if Avx2::allowed(features) => s.vectorise(sum),
                 _ => Portable.vectorise(sum),
             });
         })?;
-        Ok(self.bytes())
+        Ok(self.bytes)
     }
 
     /// Copies the source to the destination once. Returns the bytes read and written together.
@@ -167,14 +180,17 @@ impl<'d> Bandwidth<'d> {
     /// # Errors
     /// [`Error::Fault`], [`Error::Lost`].
     pub fn copy(&self) -> Result<u64> {
-        self.device.region(&|lane| {
-            let mut part = self.parts[lane.index()].lock().unwrap_or_else(|e| e.into_inner());
-            let Part { from, to } = &mut *part;
-            to.copy_from_slice(from);
-            black_box(&mut part.to);
+        self.each(&|part| {
+            part.to.bytes_mut().copy_from_slice(part.from.bytes_mut());
+            black_box(part.to.bytes_mut());
         })?;
-        Ok(2 * self.bytes())
+        Ok(2 * self.bytes)
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // a lane that panicked leaves nothing half done: its region is an error
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// Sum of a slice whose length is a multiple of 1024.
@@ -245,10 +261,12 @@ mod tests {
         assert_eq!(memory.read().unwrap(), 1 << 20);
         assert_eq!(memory.copy().unwrap(), 2 << 20);
         for part in &memory.parts {
-            let part = part.lock().unwrap();
-            assert_eq!(part.from.len(), (1 << 20) / 8);
-            assert!(part.to.iter().all(|&x| x == 1.0));
-            assert_eq!(Portable.vectorise(Sum(&part.from)), part.from.len() as f32);
+            let mut part = part.lock().unwrap();
+            let Part { from, to } = part.as_mut().unwrap();
+            let from = floats(from);
+            assert_eq!(from.len(), (1 << 20) / 8);
+            assert!(floats(to).iter().all(|&x| x == 1.0));
+            assert_eq!(Portable.vectorise(Sum(from)), from.len() as f32);
         }
     }
 }

@@ -45,6 +45,12 @@ impl HostMemory {
     pub fn pointer(&self) -> *mut u8 {
         self.pointer.as_ptr()
     }
+
+    /// All of it, while nobody else has it: memory that has not been made a buffer.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the block is this large and initialised; `&mut` keeps others away.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.as_ptr(), self.bytes) }
+    }
 }
 
 #[repr(align(64))]

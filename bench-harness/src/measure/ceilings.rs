@@ -5,7 +5,8 @@
 
 use anyhow::Result;
 use perjoule::{DType, Device};
-use perjoule_cpu::{CpuDevice, ceiling};
+use perjoule_cpu::CpuDevice;
+use perjoule_cpu::ceiling::{self, Bandwidth};
 use perjoule_record::{CacheState, Clock, Kind, Provenance, Record, Roof};
 use std::any::Any;
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ const SAMPLES: (usize, usize) = (2 * BEST_OF, 1000);
 /// Time of the arithmetic in a probe between measurements, and passes through memory.
 const PROBE: (Duration, usize) = (Duration::from_millis(40), 4);
 /// Smallest and largest memory to stream through, in bytes.
-const MEMORY: (usize, usize) = (64 << 20, 1 << 30);
+const MEMORY: (usize, usize) = (256 << 20, 1 << 30);
 
 /// One ceiling and how it was obtained.
 #[derive(Debug, Clone)]
@@ -99,12 +100,15 @@ impl Ceilings {
             let flops = ceiling::multiply_add(cpu, ROUNDS)?;
             self.raise(0, flops as f64 / once.elapsed().as_nanos().max(1) as f64);
         }
-        let memory = ceiling::Bandwidth::new(cpu, streamed())?;
-        for _ in 0..PROBE.1 {
-            let once = Instant::now();
-            let bytes = memory.read()?;
-            self.raise(1, bytes as f64 / once.elapsed().as_nanos().max(1) as f64);
-        }
+        let memory = Bandwidth::new(cpu, streamed())?;
+        (0..PROBE.1).try_for_each(|_| self.read(&memory))
+    }
+
+    /// Reads memory once, and raises its roof where that goes faster than before.
+    pub(crate) fn read(&mut self, memory: &Bandwidth<'_>) -> Result<()> {
+        let once = Instant::now();
+        let bytes = memory.read()?;
+        self.raise(1, bytes as f64 / once.elapsed().as_nanos().max(1) as f64);
         Ok(())
     }
 
@@ -124,6 +128,11 @@ pub(crate) fn ceilings(device: &Device, time: Duration) -> Result<Ceilings> {
     let best = |op: &str| list.iter().find(|c| c.op == op).and_then(Ceiling::best);
     let best = [best("multiply_add"), best("read")];
     Ok(Ceilings { list, disturbances: watch.finish(), best })
+}
+
+/// Memory to stream through for [`Ceilings::read`]; `None` for backends that have no such probe.
+pub(crate) fn memory(device: &Device) -> Result<Option<Bandwidth<'_>>> {
+    Ok(cpu(device).map(|cpu| Bandwidth::new(cpu, streamed())).transpose()?)
 }
 
 fn cpu(device: &Device) -> Option<&CpuDevice> {
@@ -181,7 +190,7 @@ fn of_cpu(cpu: &CpuDevice, time: Duration) -> Result<Vec<Ceiling>> {
         });
     }
     let bytes = streamed();
-    let memory = ceiling::Bandwidth::new(cpu, bytes)?;
+    let memory = Bandwidth::new(cpu, bytes)?;
     let how = format!("{} MiB, {threads} threads, best of {BEST_OF}", bytes >> 20);
     let probes: [(&'static str, &dyn Fn() -> perjoule::Result<u64>); 2] =
         [("read", &|| memory.read()), ("copy", &|| memory.copy())];

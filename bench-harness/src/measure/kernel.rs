@@ -4,16 +4,22 @@ use anyhow::{Result, bail};
 use perjoule::{Arg, Buffer, Choice, DType, Device, Op, Prepared, Stream};
 use perjoule_kernels::Access;
 use perjoule_kernels::op::Pack;
+use perjoule_cpu::ceiling::Bandwidth;
 use perjoule_record::{CacheState, Clock, Kind, Record};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::ceilings::Ceilings;
+use super::ceilings::{self, Ceilings};
 use super::disturbance::Watch;
 use super::energy::Gauge;
 use super::{Effort, Subject, data, measure};
 
 /// Sets of operands that rotate, at most: small ops would need a great many to leave the cache.
 const SETS: usize = 1024;
+/// What rotates is so many times the last-level cache: caches do not evict the oldest line first, and a virtual machine may be told
+/// of a part of its cache only.
+const ROTATED: u64 = 16;
+/// Samples of rotating operands last so long between two looks at the roof of memory.
+const PROBED: Duration = Duration::from_millis(50);
 /// Outputs of a large product that are checked one by one.
 const CHECKED: usize = 4096;
 
@@ -37,6 +43,12 @@ pub(crate) struct Task<'a> {
 fn last_level_cache() -> u64 {
     let caches = perjoule_cpu::features::Caches::detect();
     caches.l3.max(caches.l2) as u64
+}
+
+/// Bytes that operands rotate through, as far as memory allows.
+fn rotated() -> u64 {
+    let wanted = ROTATED * last_level_cache();
+    perjoule_model::memory::available_memory().map_or(wanted, |have| wanted.min(have / 4))
 }
 
 /// Rows that go through the weights at once.
@@ -103,7 +115,11 @@ pub(crate) fn run(
     }
 
     let watch = Watch::start();
-    let samples = measure(&mut subject, task.effort)?;
+    let samples = match cache {
+        // neighbours come and go: the roof is looked at in the moments in which the kernel is timed
+        CacheState::Rotate => measure(&mut Probed::new(&mut subject, ceilings, task.device)?, task.effort)?,
+        _ => measure(&mut subject, task.effort)?,
+    };
     record.disturbances = watch.finish();
     ceilings.refresh(task.device)?;
     let timing = &mut record.timing;
@@ -168,7 +184,7 @@ impl Launches {
         let mut sets = vec![first];
         let bytes: u64 = prepared.operands().iter().map(|o| o.bytes).sum();
         if cache == CacheState::Rotate && bytes > 0 {
-            let wanted = (2 * last_level_cache() / bytes + 2) as usize;
+            let wanted = (rotated() / bytes + 2) as usize;
             for _ in 1..wanted.min(SETS) {
                 let copy = |from: &Buffer| -> Result<Buffer> {
                     let to = device.alloc(from.bytes())?;
@@ -212,6 +228,38 @@ impl Launches {
             }
         }
         Ok(list)
+    }
+}
+
+/// A subject that leaves its cache cold anyway: the roof of memory is looked at between its samples.
+struct Probed<'s> {
+    inner: &'s mut Launches,
+    ceilings: &'s mut Ceilings,
+    memory: Option<Bandwidth<'s>>,
+    last: Instant,
+}
+
+impl<'s> Probed<'s> {
+    fn new(inner: &'s mut Launches, ceilings: &'s mut Ceilings, device: &'s Device) -> Result<Self> {
+        Ok(Probed { inner, ceilings, memory: ceilings::memory(device)?, last: Instant::now() })
+    }
+}
+
+impl Subject for Probed<'_> {
+    fn call(&mut self, count: u64) -> Result<()> {
+        self.inner.call(count)
+    }
+
+    fn before_sample(&mut self) -> Result<()> {
+        if let Some(memory) = self.memory.as_ref().filter(|_| self.last.elapsed() >= PROBED) {
+            self.ceilings.read(memory)?;
+            self.last = Instant::now();
+        }
+        self.inner.before_sample()
+    }
+
+    fn one_call_a_sample(&self) -> bool {
+        self.inner.one_call_a_sample()
     }
 }
 

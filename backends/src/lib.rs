@@ -17,7 +17,7 @@
 //!
 //! 1. [`ops`]: one call an op; plans are cached, results are new tensors, the device's default stream runs them in order.
 //! 2. [`Device::prepare`] and [`Prepared::launch`]: choose a row once, launch it many times on a stream and into memory of your
-//!    own, without allocation; record sequences with [`Stream::capture`].
+//!    own, without allocation; record sequences with [`Stream::capture`]. `examples/replay.rs` decodes like that.
 //! 3. [`kernels`]: descriptors, references, the traits, and your own rows ([`Device::register`]).
 //!
 //! Nothing falls back in silence: not to another device, not to another dtype, not to a lower precision.

@@ -3,6 +3,7 @@
 use crate::device::Device;
 use crate::element::Element;
 use perjoule_kernels::{Buffer, DType, Error, Pending, Result};
+use std::ops::{Bound, RangeBounds};
 
 /// A tensor on a device. Cloning and viewing share the memory.
 #[derive(Clone)]
@@ -160,58 +161,126 @@ impl Tensor {
         Ok(view)
     }
 
-    /// The same elements under other sizes. The tensor must be dense.
+    /// The same elements under other sizes, of which there must be as many. Nothing is copied; a view whose strides do not allow that
+    /// is refused.
     pub fn reshape(&self, shape: impl Into<Vec<usize>>) -> Result<Tensor> {
         let shape = shape.into();
-        if !self.is_dense() {
-            return Err(invalid("strides", &self.strides, "a dense tensor; copy it first"));
-        }
         if count(&shape)? != self.elements() {
             return Err(invalid("shape", &shape, format!("{} elements in all", self.elements())));
         }
-        let mut view = self.clone();
-        view.strides = dense(&shape);
-        view.shape = shape;
-        Ok(view)
+        bytes(self.dtype, &shape)?; // whole blocks
+        let strides = match self.is_dense() {
+            true => Some(dense(&shape)),
+            false if self.dtype.is_block() => None,
+            false => restride(&self.shape, &self.strides, &shape),
+        };
+        let Some(strides) = strides else {
+            let expected =
+                format!("strides that the shape {shape:?} divides evenly; call Tensor::contiguous first");
+            return Err(invalid("strides", &self.strides, expected));
+        };
+        Ok(Tensor { strides, shape, ..self.clone() })
     }
 
-    /// The indices `range` of one dimension. Nothing is copied.
-    pub fn slice(&self, dimension: usize, range: std::ops::Range<usize>) -> Result<Tensor> {
+    /// The indices `range` of one dimension, such as `2..5`, `..5` or `2..`. Nothing is copied.
+    pub fn slice(&self, dimension: usize, range: impl RangeBounds<usize>) -> Result<Tensor> {
         let Some(&size) = self.shape.get(dimension) else {
             return Err(invalid("dimension", dimension, format!("below {}", self.shape.len())));
         };
-        if range.start > range.end || range.end > size {
-            return Err(invalid("range", &range, format!("within 0..{size}")));
+        let start = match range.start_bound() {
+            Bound::Included(&at) => at,
+            Bound::Excluded(&at) => at.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(&at) => at.saturating_add(1),
+            Bound::Excluded(&at) => at,
+            Bound::Unbounded => size,
+        };
+        if start > end || end > size {
+            return Err(invalid("range", start..end, format!("within 0..{size}")));
+        }
+        let len = self.dtype.block_len();
+        let whole = start.is_multiple_of(len) && end.is_multiple_of(len);
+        if !whole && !self.strides[dimension].is_multiple_of(len) {
+            let expected = format!("multiples of the {} block of {len}", self.dtype);
+            return Err(invalid("range", start..end, expected));
         }
         let mut view = self.clone();
-        view.shape[dimension] = range.len();
+        view.shape[dimension] = end - start;
         if view.elements() > 0 {
-            let at = range.start * self.strides[dimension];
-            let at = self.dtype.bytes(at).ok_or_else(|| invalid("range", &range, "whole blocks"))?;
+            let at = start * self.strides[dimension];
+            let at = self.dtype.bytes(at).ok_or_else(|| invalid("range", start..end, "whole blocks"))?;
             view.buffer = self.buffer.view(at, self.buffer.bytes() - at)?;
         }
         Ok(view)
     }
 
-    /// Its elements in row-major order. Blocks until all earlier work on the device's default stream is done.
-    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
-        if T::DTYPE != self.dtype {
-            return Err(invalid("dtype", T::DTYPE, format!("{}: cast it with ops::cast first", self.dtype)));
-        }
-        let bytes = self.to_bytes()?;
-        // a byte vector need not be aligned for T
-        Ok(bytemuck::allocation::pod_collect_to_vec(&bytes))
+    /// Itself where it [`is_dense`](Self::is_dense), else a dense copy. Every dtype is copied unchanged, block formats block by block.
+    pub fn contiguous(&self) -> Result<Tensor> {
+        if self.is_dense() { Ok(self.clone()) } else { self.copy() }
     }
 
-    /// Its bytes in row-major order.
+    /// A dense copy in new memory on the same device.
+    pub fn copy(&self) -> Result<Tensor> {
+        crate::ops::copy(self)
+    }
+
+    /// A dense copy on another device (or the same), by way of the host. Blocks as [`Tensor::to_bytes`] does.
+    pub fn to_device(&self, device: &Device) -> Result<Tensor> {
+        Self::from_bytes(device, self.dtype, &self.to_bytes()?, self.shape())
+    }
+
+    /// Overwrites all elements of a dense tensor, row-major, in the order of the default stream. Every view of the memory sees it.
+    pub fn write<T: Element>(&self, data: &[T]) -> Result<()> {
+        self.expect_element::<T>()?;
+        if !self.is_dense() {
+            return Err(invalid("strides", &self.strides, "a dense tensor to be written"));
+        }
+        if data.len() != self.elements() {
+            return Err(invalid("data", data.len(), format!("{} elements", self.elements())));
+        }
+        self.device.default_stream().write(&self.buffer, bytemuck::cast_slice(data))
+    }
+
+    fn expect_element<T: Element>(&self) -> Result<()> {
+        if T::DTYPE == self.dtype {
+            return Ok(());
+        }
+        Err(invalid("dtype", T::DTYPE, format!("{}: cast it with ops::cast first", self.dtype)))
+    }
+
+    /// Its elements in row-major order. Blocks until all earlier work on the device's default stream is done.
+    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        self.expect_element::<T>()?;
+        // a byte vector need not be aligned for T
+        Ok(bytemuck::allocation::pod_collect_to_vec(&self.to_bytes()?))
+    }
+
+    /// [`Tensor::to_vec`] to be awaited, by any executor. The read is submitted at once: later writes do not change it.
+    pub fn to_vec_async<T: Element>(&self) -> impl Future<Output = Result<Vec<T>>> + use<T> {
+        let refused = self.expect_element::<T>();
+        let bytes = self.to_bytes_async();
+        async move {
+            refused?;
+            Ok(bytemuck::allocation::pod_collect_to_vec(&bytes.await?))
+        }
+    }
+
+    /// Its bytes in row-major order. Blocks until all earlier work on the device's default stream is done.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         #[cfg(not(target_arch = "wasm32"))]
         {
-            let extent = self.read()?.wait()?;
-            self.gather(&extent)
+            self.gather(self.read()?.wait()?)
         }
         #[cfg(target_arch = "wasm32")]
-        Err(Error::Unsupported { what: "blocking", why: "a browser awaits Tensor::read".into() })
+        Err(Error::Unsupported { what: "blocking", why: "a browser awaits Tensor::to_bytes_async".into() })
+    }
+
+    /// [`Tensor::to_bytes`] to be awaited, by any executor. The read is submitted at once: later writes do not change it.
+    pub fn to_bytes_async(&self) -> impl Future<Output = Result<Vec<u8>>> + use<> {
+        let (view, pending) = (self.clone(), self.read());
+        async move { view.gather(pending?.await?) }
     }
 
     /// The bytes from the first to the last element, gaps of a strided view included: to be waited for or awaited.
@@ -222,22 +291,33 @@ impl Tensor {
         Ok(self.device.default_stream().read(&view))
     }
 
-    fn gather(&self, extent: &[u8]) -> Result<Vec<u8>> {
+    /// The elements among the bytes of the extent.
+    fn gather(&self, extent: Vec<u8>) -> Result<Vec<u8>> {
         if self.is_dense() {
-            return Ok(extent.to_vec());
+            return Ok(extent);
         }
-        if self.dtype.is_block() {
-            return Err(invalid("strides", &self.strides, "a dense tensor of blocks"));
+        let (len, size) = (self.dtype.block_len(), self.dtype.block_bytes());
+        let (mut shape, mut strides) = (self.shape.clone(), self.strides.clone());
+        if len > 1 {
+            // in blocks
+            let whole = |(n, s): (&usize, &usize)| *n == 1 || s.is_multiple_of(len);
+            let last = shape.len() - 1;
+            if strides[last] != 1 || !shape[..last].iter().zip(&strides).all(whole) {
+                let expected = "blocks that run along the last dimension";
+                return Err(invalid("strides", &self.strides, expected));
+            }
+            shape[last] /= len;
+            strides[..last].iter_mut().for_each(|s| *s /= len);
         }
-        let size = self.dtype.block_bytes();
-        let mut out = Vec::with_capacity(self.elements() * size);
-        let mut index = vec![0usize; self.shape.len()];
-        for _ in 0..self.elements() {
-            let at: usize = index.iter().zip(&self.strides).map(|(i, s)| i * s).sum();
+        let elements: usize = shape.iter().product();
+        let mut out = Vec::with_capacity(elements * size);
+        let mut index = vec![0usize; shape.len()];
+        for _ in 0..elements {
+            let at: usize = index.iter().zip(&strides).map(|(i, s)| i * s).sum();
             out.extend_from_slice(&extent[at * size..(at + 1) * size]);
             for d in (0..index.len()).rev() {
                 index[d] += 1;
-                if index[d] < self.shape[d] {
+                if index[d] < shape[d] {
                     break;
                 }
                 index[d] = 0;
@@ -245,6 +325,30 @@ impl Tensor {
         }
         Ok(out)
     }
+}
+
+/// Strides under which `shape` shows the elements of a view in the same order; `None` where no strides do.
+fn restride(old: &[usize], strides: &[usize], shape: &[usize]) -> Option<Vec<usize>> {
+    let mut dims = old.iter().zip(strides).rev().filter(|(size, _)| **size != 1).peekable();
+    let mut new = vec![1; shape.len()];
+    let mut left = (0..shape.len()).rev().peekable();
+    while let Some((&size, &stride)) = dims.next() {
+        // a run of old dimensions that lie one after the other
+        let mut run = size;
+        while let Some((&size, _)) = dims.next_if(|(_, s)| **s == stride * run) {
+            run *= size;
+        }
+        let mut taken = 1;
+        while taken < run {
+            let d = left.next()?;
+            new[d] = taken * stride;
+            taken *= shape[d];
+        }
+        if taken != run {
+            return None;
+        }
+    }
+    left.all(|d| shape[d] == 1).then_some(new)
 }
 
 fn bytes(dtype: DType, shape: &[usize]) -> Result<usize> {
@@ -259,6 +363,10 @@ fn bytes(dtype: DType, shape: &[usize]) -> Result<usize> {
 
 impl std::fmt::Debug for Tensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Tensor({} {:?} on {})", self.dtype, self.shape, self.device.info().label)
+        write!(f, "Tensor({} {:?}", self.dtype, self.shape)?;
+        if !self.is_dense() {
+            write!(f, " with strides {:?}", self.strides)?;
+        }
+        write!(f, " on {})", self.device.info().label)
     }
 }

@@ -1,8 +1,12 @@
 //! Views and calls that once looked right and computed something else, or could break memory safety.
 
+mod common;
+
+use common::refused;
 use perjoule::kernels::op::{MatMul, RmsNorm};
 use perjoule::kernels::tune::Tuning;
 use perjoule::kernels::{Choice, PackFormat};
+use perjoule::ops::{GatedKind, Granularity, RopeOptions, RopeScaling, RouteOrder, Routing, Weight};
 use perjoule::{Arg, DType, Device, Error, Op, Tensor, cpu, ops};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -126,4 +130,97 @@ fn what_was_measured_goes_before_what_was_predicted() {
     tuning.insert(&op, last.kernel.name, last.kernel.configs[last.config].name, 1e6);
     device.set_tuning(Some(Arc::new(tuning)));
     assert_eq!(perjoule::kernels::select(&device, &op, &[]).unwrap().kernel.name, last.kernel.name);
+}
+
+#[test]
+fn calls_refuse_what_they_cannot_mean() {
+    let d = open();
+    let f32s = |shape: &[usize]| iota(&d, shape);
+    let i32s = |n: usize| Tensor::from_slice(&d, &vec![0i32; n], [n]).unwrap();
+    let x = f32s(&[3, 2, 8]);
+
+    refused(ops::rope(&f32s(&[8]), &i32s(1), 1e4), &["rope", "x is"]);
+    refused(ops::rope(&x, &i32s(2), 1e4), &["positions", "3 elements"]);
+    refused(ops::rope(&x, &f32s(&[3]), 1e4), &["positions", "i32"]);
+    refused(ops::rope(&x, &i32s(3), RopeOptions::new(1e4).rotary_dim(10)), &["rotary_dim", "10"]);
+    refused(ops::rope(&x, &i32s(3), RopeOptions::new(1e4).rotary_dim(3)), &["rotary_dim", "even"]);
+    refused(ops::rope(&x, &i32s(3), 0.5), &["theta"]);
+    let zero = RopeScaling::Linear { factor: 0.0 };
+    refused(ops::rope(&x, &i32s(3), RopeOptions::new(1e4).scaling(zero)), &["factor"]);
+    refused(ops::rope(&x.transpose(1, 2).unwrap(), &i32s(3), 1e4), &["contiguous"]);
+
+    let order = RouteOrder::TopKThenSoftmax;
+    let logits = f32s(&[3, 4]);
+    refused(ops::route(&f32s(&[4]), 2, order), &["[tokens, experts]"]);
+    refused(ops::route(&logits, 5, order), &["top_k", "5"]);
+    refused(ops::route(&logits, 0, order), &["top_k"]);
+    refused(ops::route(&logits.transpose(0, 1).unwrap(), 2, order), &["contiguous"]);
+    refused(ops::route(&i32s(4).reshape([1, 4]).unwrap(), 2, order), &["logits", "i32"]);
+
+    let routing = ops::route(&logits, 2, order).unwrap();
+    let (input, b) = (f32s(&[3, 8]), f32s(&[4, 8, 6]));
+    let call = ops::grouped_matmul(&input, &b, &routing);
+    refused(call.bias(&f32s(&[6])).run(), &["bias", "[4, 6]"]);
+    refused(call.out_dtype(DType::I32).run(), &["i32"]);
+    refused(ops::grouped_matmul(&f32s(&[3, 7]), &b, &routing).run(), &["[3, 8]", "[3, 2, 8]"]);
+    refused(ops::grouped_matmul(&f32s(&[6, 8]), &b, &routing).run(), &["[3, 2, 8]"]);
+    refused(ops::grouped_matmul(&input, &f32s(&[8, 6]), &routing).run(), &["[experts, k, n]"]);
+    refused(ops::grouped_matmul(&input, &f32s(&[5, 8, 6]), &routing).run(), &["offsets", "6 elements"]);
+    let single = Weight::pack(&f32s(&[6, 8]), DType::F32, &[1]).unwrap();
+    refused(ops::grouped_linear(&input, &single, &routing).run(), &["ops::linear"]);
+    let experts = Weight::pack(&f32s(&[4, 6, 8]), DType::F32, &[6]).unwrap();
+    refused(ops::linear(&input, &experts).run(), &["ops::grouped_linear"]);
+    refused(Weight::pack(&f32s(&[6]), DType::F32, &[1]), &["[experts, n, k]"]);
+    refused(Weight::pack(&f32s(&[6, 8]).transpose(0, 1).unwrap(), DType::F32, &[1]), &["contiguous"]);
+    let odd = Routing { order: f32s(&[6]), ..routing.clone() };
+    refused(ops::grouped_matmul(&input, &b, &odd).run(), &["order", "i32"]);
+    // slots of a router of one's own may hold anything
+    let wild = Routing {
+        order: Tensor::from_slice(&d, &[9, -1, i32::MAX, 0, 0, 5], [6]).unwrap(),
+        offsets: Tensor::from_slice(&d, &[3, -2, 99, 1, i32::MIN], [5]).unwrap(),
+        ..routing.clone()
+    };
+    assert!(ops::grouped_matmul(&input, &b, &wild).run().is_ok());
+
+    let pairs = f32s(&[3, 2, 6]);
+    refused(ops::combine(&f32s(&[3, 6]), &routing.weights, None), &["[tokens, top_k, len]"]);
+    refused(ops::combine(&pairs, &f32s(&[2, 3]), None), &["weights", "[3, 2]"]);
+    refused(ops::combine(&pairs, &routing.weights, Some(&f32s(&[3, 5]))), &["residual", "[3, 6]"]);
+    refused(ops::combine(&pairs, &routing.experts, None), &["weights", "f32"]);
+
+    let (m, w) = (f32s(&[2, 8]), f32s(&[8, 4]));
+    refused(ops::gated_matmul(&m, &w, &f32s(&[8, 5]), GatedKind::SwiGlu).run(), &["up", "[8, 4]"]);
+    refused(ops::gated_matmul(&m, &f32s(&[7, 4]), &w, GatedKind::SwiGlu).run(), &["gate", "[8, n]"]);
+    refused(ops::gated_matmul(&m, &w, &w, GatedKind::SwiGlu).up_bias(&m).run(), &["up_bias", "[4]"]);
+    let endless = GatedKind::GptOss { alpha: f32::NAN, limit: 7.0 };
+    refused(ops::gated_matmul(&m, &w, &w, endless).run(), &["alpha"]);
+
+    refused(ops::layer_norm_residual(&m, &f32s(&[2, 7]), &f32s(&[8]), None, 1e-5), &["residual"]);
+    refused(ops::layer_norm(&m, &f32s(&[7]), None, 1e-5), &["weight", "[8]"]);
+    refused(ops::rms_norm_with(&m, &f32s(&[8]), -1.0).run(), &["eps"]);
+    refused(ops::rms_norm_with(&m, &f32s(&[8]), 0.0).out_dtype(DType::I8).run(), &["i8"]);
+    refused(ops::softmax_scaled(&m, f32::INFINITY), &["scale"]);
+
+    let vector = Granularity::Vector;
+    refused(ops::quantise_scaled(&m, DType::F16, vector), &["i8 or f8e4m3"]);
+    refused(ops::quantise_scaled(&m, DType::I8, Granularity::Group(0)), &["scale"]);
+    refused(ops::quantise_scaled(&m.transpose(0, 1).unwrap(), DType::I8, vector), &["contiguous"]);
+    refused(ops::quantise(&m, DType::F16), &["f16", "block format"]);
+    refused(ops::cast(&m, DType::Q8_0), &["ops::quantise"]);
+    refused(ops::matmul_with(&m, &w).a_scale(&f32s(&[3]), vector).run(), &["a_scale", "2 elements"]);
+    refused(ops::matmul_with(&m, &w).b_scale(&i32s(4), vector).run(), &["b_scale", "f32"]);
+    refused(ops::matmul_with(&m, &w).bias(&f32s(&[3])).run(), &["bias", "[4]"]);
+    refused(ops::matmul_with(&m, &w).residual(&m).run(), &["residual", "[2, 4]"]);
+    refused(ops::embed(&w, &f32s(&[2]), DType::F32), &["ids", "i32"]);
+    refused(ops::embed(&w.transpose(0, 1).unwrap(), &i32s(1), DType::F32), &["table", "contiguous"]);
+
+    // everything on one device
+    let e = open();
+    let there = Tensor::from_slice(&e, &[1i32; 3], [3]).unwrap();
+    assert!(matches!(ops::rope(&x, &there, 1e4), Err(Error::WrongDevice { operand: "positions", .. })));
+    let there = iota(&e, &[3, 2]);
+    assert!(matches!(ops::combine(&pairs, &there, None), Err(Error::WrongDevice { .. })));
+    let there = iota(&e, &[4, 8, 6]);
+    let wrong = ops::grouped_matmul(&input, &there, &routing).run();
+    assert!(matches!(wrong, Err(Error::WrongDevice { operand: "b", .. })));
 }

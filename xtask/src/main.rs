@@ -72,7 +72,7 @@ fn test(filter: &[String]) -> Result<()> {
 }
 
 /// Examples, which check themselves. `cargo test` has built them; `cargo run` would resolve features anew and build their dependencies twice.
-const EXAMPLES: [&str; 5] = ["matmul", "attention", "layer", "own_kernel", "busy_loop"];
+const EXAMPLES: [&str; 7] = ["matmul", "attention", "layer", "experts", "replay", "own_kernel", "busy_loop"];
 
 fn run_example(path: &Path) -> Result<()> {
     let path = path.with_extension(std::env::consts::EXE_EXTENSION);

@@ -94,7 +94,6 @@ impl Model {
         if geometry.logit_softcap.is_some() {
             return Err(Error::Config(vec!["capped output logits are not supported".into()]));
         }
-        crate::step::gated_kind(geometry)?;
         let activations = DType::F32;
         let cache = cache_dtype(options.dtype);
         let need = memory::memory_needed(geometry, options.dtype, cache, 0, 0);

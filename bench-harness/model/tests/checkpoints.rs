@@ -99,11 +99,11 @@ fn layouts_are_those_of_the_files() {
 fn the_older_dialect_is_read_from_a_folder() {
     let g = Geometry::from_dir(&golden("llama3_rope")).unwrap();
     assert_eq!(g.ropes[0].theta, 500_000.0);
-    assert!(matches!(g.ropes[0].scaling, RopeScaling::Llama3 { original_positions: 32, .. }));
+    assert!(matches!(g.ropes[0].scaling, RopeScaling::Llama3 { original_max: 32, .. }));
     let g = Geometry::from_dir(&golden("gpt_oss_mxfp4")).unwrap();
     assert!(matches!(
         g.ropes[0].scaling,
-        RopeScaling::Yarn { truncate: false, original_positions: 4096, .. }
+        RopeScaling::Yarn { truncate: false, original_max: 4096, .. }
     ));
 }
 

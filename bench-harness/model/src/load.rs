@@ -104,7 +104,7 @@ impl Model {
         let layers = (0..geometry.layers.len()).map(|i| loader.layer(i)).collect::<Result<Vec<_>>>()?;
         let final_norm = loader.vector(None, Role::FinalNorm)?;
         let head_role = if geometry.tied_head { Role::Embed } else { Role::Head };
-        let head = loader.linear(None, &[head_role], None)?;
+        let head = loader.linear(None, &[head_role], &[])?;
         let weight_bytes = loader.bytes;
         Ok(Model {
             device: device.clone(),

@@ -92,23 +92,19 @@ impl<'a> Loader<'a> {
         };
         Ok(Layer {
             attention_norm: self.vector(at, Role::AttnNorm)?,
-            qkv: self.linear(
-                at,
-                &[Role::Q, Role::K, Role::V],
-                Some(&[Role::QBias, Role::KBias, Role::VBias]),
-            )?,
+            qkv: self.linear(at, &[Role::Q, Role::K, Role::V], &[Role::QBias, Role::KBias, Role::VBias])?,
             q_norm: self.optional_vector(at, Role::QNorm)?,
             k_norm: self.optional_vector(at, Role::KNorm)?,
             sinks: self.optional_vector(at, Role::Sinks)?,
-            o: self.linear(at, &[Role::O], Some(&[Role::OBias]))?,
+            o: self.linear(at, &[Role::O], &[Role::OBias])?,
             post_attention_norm: self.optional_vector(at, Role::PostAttnNorm)?,
             ffn_norm: self.vector(at, Role::FfnNorm)?,
             router: match experts {
-                true => Some(self.linear(at, &[Role::Router], Some(&[Role::RouterBias]))?),
+                true => Some(self.linear(at, &[Role::Router], &[Role::RouterBias])?),
                 false => None,
             },
-            gate_up: self.linear(at, gate_up, Some(gate_up_bias))?,
-            down: self.linear(at, &[down], Some(&[down_bias]))?,
+            gate_up: self.linear(at, gate_up, gate_up_bias)?,
+            down: self.linear(at, &[down], &[down_bias])?,
             post_ffn_norm: self.optional_vector(at, Role::PostFfnNorm)?,
         })
     }
@@ -174,12 +170,7 @@ impl<'a> Loader<'a> {
         Ok(Stacked { parts, source: self.source, interleaved, n, k, matrices, dtype })
     }
 
-    pub(super) fn linear(
-        &mut self,
-        layer: Option<usize>,
-        roles: &[Role],
-        biases: Option<&[Role]>,
-    ) -> Result<Linear> {
+    pub(super) fn linear(&mut self, layer: Option<usize>, roles: &[Role], biases: &[Role]) -> Result<Linear> {
         let experts = roles[0].is_expert();
         let dtype = if experts { self.expert_dtype } else { self.dtype };
         let stacked = self.stacked(layer, roles, dtype)?;
@@ -189,10 +180,7 @@ impl<'a> Loader<'a> {
             Some(format) => self.packed(&stacked, format)?,
             None => self.plain(&stacked)?,
         };
-        let bias = match biases {
-            Some(roles) => self.bias(layer, roles, experts)?,
-            None => None,
-        };
+        let bias = self.bias(layer, biases)?;
         Ok(Linear { n, k, experts: matrices, dtype, pack: choice.pack, weight, bias })
     }
 
@@ -209,7 +197,8 @@ impl<'a> Loader<'a> {
         Ok(self.device.select(&ops[0], &ops[1..])?)
     }
 
-    fn bias(&mut self, layer: Option<usize>, roles: &[Role], experts: bool) -> Result<Option<Buffer>> {
+    /// The biases there are, one behind the other.
+    fn bias(&mut self, layer: Option<usize>, roles: &[Role]) -> Result<Option<Buffer>> {
         let found: Vec<WeightShape> = roles.iter().filter_map(|r| self.find(layer, *r)).collect();
         if found.is_empty() {
             return Ok(None);
@@ -217,7 +206,7 @@ impl<'a> Loader<'a> {
         let mut all = Vec::new();
         for weight in &found {
             let mut values = self.values(weight)?;
-            if weight.role == Role::ExpertGateUpBias && experts {
+            if weight.role == Role::ExpertGateUpBias {
                 let width = sizes(weight).2;
                 for expert in values.chunks_exact_mut(width) {
                     let (gate, up): (Vec<f32>, Vec<f32>) =

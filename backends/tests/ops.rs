@@ -105,7 +105,8 @@ fn softmax_with_a_factor_and_gates_of_any_arrangement() {
     );
     let gate = random(&d, 2, &[2, 3, 16]);
     let up = random(&d, 3, &[2, 4, 32]).slice(1, ..3).unwrap().slice(2, 16..).unwrap();
-    for kind in [GatedKind::SwiGlu, GatedKind::GeGlu, GatedKind::GptOss { alpha: 1.702, limit: 0.5 }] {
+    let clamped = GatedKind::GptOss { alpha: 1.702, limit: 0.5 };
+    for kind in [GatedKind::SwiGlu, GatedKind::GeGlu, GatedKind::GeGluTanh, clamped] {
         let out = ops::gated(&gate, &up, kind).unwrap();
         let mut before = bytes(&[&gate, &up]);
         before.push(vec![]);

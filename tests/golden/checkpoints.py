@@ -61,8 +61,11 @@ YARN = dict(
 )
 
 
-def spec(config, dtype=torch.float32, older_rope=False, shard_size="1GB", mxfp4=False):
-    return dict(config=config, dtype=dtype, older_rope=older_rope, shard_size=shard_size, mxfp4=mxfp4)
+SMALL = COMMON | dict(hidden_size=32, intermediate_size=48, head_dim=16, tie_word_embeddings=True)
+
+
+def spec(config, dtype=torch.float32, older_rope=False, shard_size="1GB", mxfp4=False, as_published=True):
+    return dict(config=config, dtype=dtype, older_rope=older_rope, shard_size=shard_size, mxfp4=mxfp4, as_published=as_published)
 
 
 def specs():
@@ -85,6 +88,12 @@ def specs():
             )
         ),
         "mixtral": spec(t.MixtralConfig(**COMMON, head_dim=16, num_local_experts=4, num_experts_per_tok=2)),
+        # Experts as transformers 5 has them in memory: one tensor for all gates and ups, one for all downs.
+        "qwen3_moe_fused": spec(
+            t.Qwen3MoeConfig(**SMALL, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, norm_topk_prob=False),
+            as_published=False,
+        ),
+        "mixtral_fused": spec(t.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2), as_published=False),
         # Three layers: sliding, sliding, full.
         "gemma3_text": spec(
             t.Gemma3TextConfig(
@@ -97,6 +106,12 @@ def specs():
                     full_attention=dict(rope_type="linear", factor=8.0, rope_theta=1e6),
                     sliding_attention=dict(rope_type="default", rope_theta=1e4),
                 ),
+            )
+        ),
+        # Both the error function for GELU, and a rotary base that no position here makes grow.
+        "llama_gelu": spec(
+            t.LlamaConfig(
+                **SMALL, hidden_act="gelu", rope_parameters=dict(rope_type="dynamic", factor=4.0, rope_theta=1e4)
             )
         ),
         "llama3_rope": spec(
@@ -201,7 +216,7 @@ def routing_hook(found, config):
     return hook
 
 
-def build(name, seed, config, dtype, older_rope, shard_size, mxfp4):
+def build(name, seed, config, dtype, older_rope, shard_size, mxfp4, as_published):
     """Writes one folder; returns the smallest margins of its greedy steps and of its routers' choices."""
     folder = ROOT / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -210,7 +225,7 @@ def build(name, seed, config, dtype, older_rope, shard_size, mxfp4):
     model.set_experts_implementation("eager")
     randomise(model, seed)
     model.tie_weights()
-    model.save_pretrained(folder, max_shard_size=shard_size)
+    model.save_pretrained(folder, max_shard_size=shard_size, save_original_format=as_published)
     (folder / "generation_config.json").unlink(missing_ok=True)
     model = model.double().eval()
     if mxfp4:

@@ -245,7 +245,8 @@ def rope():
 def gated():
     gate, up = rand(2, 9) * 4, rand(2, 9) * 4
     case("gated", dict(kind="swiglu", rows=2, len=9), {"gate": gate, "up": up}, out=F.silu(gate) * up)
-    case("gated", dict(kind="geglu", rows=2, len=9), {"gate": gate, "up": up}, out=F.gelu(gate, approximate="tanh") * up)
+    case("gated", dict(kind="geglu", rows=2, len=9), {"gate": gate, "up": up}, out=F.gelu(gate) * up)
+    case("gated", dict(kind="geglu_tanh", rows=2, len=9), {"gate": gate, "up": up}, out=F.gelu(gate, approximate="tanh") * up)
     alpha, limit = 1.703125, 7.0
     g, u = gate.clamp(max=limit), up.clamp(-limit, limit)
     params = dict(kind="gpt_oss", rows=2, len=9, alpha=alpha, limit=limit)

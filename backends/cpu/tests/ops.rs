@@ -85,11 +85,16 @@ fn rotary_positions() {
 #[test]
 fn element_wise() {
     let devices = devices();
-    let kinds = [GatedKind::SwiGlu, GatedKind::GeGlu, GatedKind::GptOss { alpha: 1.702, limit: 0.6 }];
+    let kinds = [
+        GatedKind::SwiGlu,
+        GatedKind::GeGluTanh,
+        GatedKind::GptOss { alpha: 1.702, limit: 0.6 },
+        GatedKind::GeGlu,
+    ];
     for len in LENGTHS {
         for (dtype, out_dtype) in FLOATS.into_iter().zip(FLOATS.into_iter().rev()) {
             let [a, out] = strided(3, 2, len);
-            for (kind, up) in kinds.into_iter().zip([a, Rows::grid(3, 2, len), out]) {
+            for (kind, up) in kinds.into_iter().zip([a, Rows::grid(3, 2, len), out, a]) {
                 check(&devices, Gated { gate: a, up, dtype, out, out_dtype, kind }, &[]);
             }
             check(&devices, Add { a, b: Rows { outer_stride: 0, ..a }, dtype, out }, &[]);
@@ -300,7 +305,7 @@ fn compositions() {
         check(&devices, GatedMatMul { gate: product, up: product, gated }, &[]);
     }
     let product = MatMul::nn(2, 5, 0, DType::F32, DType::F32, DType::F32);
-    let gated = Gated::dense(2, 5, DType::F32, GatedKind::GeGlu);
+    let gated = Gated::dense(2, 5, DType::F32, GatedKind::GeGluTanh);
     check(&devices, GatedMatMul { gate: product, up: product, gated }, &[]);
     let copy = Collective { kind: CollectiveKind::AllReduce, dtype: DType::BF16, count: 10_000, world: 1 };
     check(&devices, copy, &[]);

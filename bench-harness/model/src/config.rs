@@ -12,6 +12,7 @@ use std::fmt;
 use std::path::Path;
 
 use perjoule_kernels::dtype::DType;
+pub use perjoule_kernels::op::{GatedKind, RopeScaling, RouteOrder};
 
 use crate::error::{Error, Result};
 
@@ -125,7 +126,7 @@ pub struct Geometry {
     /// Output logits become `cap * tanh(logit / cap)`.
     pub logit_softcap: Option<f64>,
     /// How gate and up are combined.
-    pub activation: Activation,
+    pub activation: GatedKind,
     /// Factor on embeddings as they enter the first layer, before rounding: see [`Geometry::embedding_scale_in`].
     pub embedding_scale: f64,
     /// The output head is the embedding matrix.
@@ -184,24 +185,6 @@ pub enum Ffn {
     Experts,
 }
 
-/// How gate `g` and up `u` are combined.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Activation {
-    /// `silu(g) * u`.
-    Silu,
-    /// `gelu(g) * u` with the tanh approximation.
-    GeluTanh,
-    /// `gelu(g) * u` with the error function.
-    Gelu,
-    /// gpt-oss: `g' * sigmoid(alpha * g') * (u' + 1)` where `g' = min(g, limit)` and `u' = clamp(u, -limit, limit)`.
-    ClampedSwiglu {
-        /// Gain inside the sigmoid.
-        alpha: f32,
-        /// Clamp of both operands.
-        limit: f32,
-    },
-}
-
 /// A mixture of experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moe {
@@ -212,25 +195,13 @@ pub struct Moe {
     /// Width of one expert.
     pub ffn: usize,
     /// How router logits become weights of experts.
-    pub routing: Routing,
+    pub routing: RouteOrder,
     /// Bias on the router's logits.
     pub router_bias: bool,
     /// Biases on the experts' projections.
     pub expert_bias: bool,
     /// Gate and up are one matrix whose even rows are the gate's and odd rows the up's.
     pub interleaved_gate_up: bool,
-}
-
-/// How router logits become weights of the chosen experts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Routing {
-    /// Softmax over all experts, then the largest `top_k`.
-    SoftmaxThenTopK {
-        /// The chosen weights are divided by their sum.
-        renormalise: bool,
-    },
-    /// The largest `top_k` logits, then softmax over these.
-    TopKThenSoftmax,
 }
 
 /// Rotary embedding of one kind of layer: pairs `(i, i + rotary_dim / 2)` of a head turn by `position * frequency[i]`.
@@ -242,45 +213,6 @@ pub struct Rope {
     pub rotary_dim: usize,
     /// Adjustment for contexts beyond the training length.
     pub scaling: RopeScaling,
-}
-
-/// Adjustments of rotary frequencies.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// None.
-    None,
-    /// All frequencies are divided by `factor`.
-    Linear {
-        /// Divisor.
-        factor: f64,
-    },
-    /// Llama 3: wavelengths above `original_positions / low_freq_factor` are stretched by `factor`, those below
-    /// `original_positions / high_freq_factor` are kept, those between are blended.
-    Llama3 {
-        /// Stretch of long wavelengths.
-        factor: f64,
-        /// Bound of long wavelengths.
-        low_freq_factor: f64,
-        /// Bound of short wavelengths.
-        high_freq_factor: f64,
-        /// Training length.
-        original_positions: usize,
-    },
-    /// YaRN (arXiv 2309.00071).
-    Yarn {
-        /// Stretch of long wavelengths.
-        factor: f64,
-        /// Rotations over the training length above which a dimension is kept.
-        beta_fast: f64,
-        /// Rotations below which a dimension is fully stretched.
-        beta_slow: f64,
-        /// Training length.
-        original_positions: usize,
-        /// The ramp's bounds are rounded outwards to whole dimensions.
-        truncate: bool,
-        /// Factor on sine and cosine: as stated, else derived from `factor`, `mscale` and `mscale_all_dim`.
-        attention_factor: f64,
-    },
 }
 
 impl Geometry {

@@ -46,7 +46,7 @@ pub enum Error {
         /// The file or folder that was searched.
         path: PathBuf,
     },
-    /// Weights that do not fit the geometry, with every tensor that is missing or has another shape.
+    /// Weights that do not fit the geometry, with the tensors that are missing or have another shape.
     #[error("the weights in {} do not fit config.json:{}", .path.display(), Lines(.problems))]
     Weights {
         /// The folder of the weights.

@@ -27,6 +27,6 @@ pub mod zoo;
 
 pub use config::Geometry;
 pub use error::{Error, Result};
-pub use load::{LoadOptions, Model};
+pub use load::{LoadOptions, Model, cache_dtype};
 pub use session::{Session, SessionOptions};
 pub use source::Source;

@@ -49,12 +49,7 @@ pub fn memory_needed(
         elements.div_ceil(dtype.block_len() as u64).saturating_mul(dtype.block_bytes() as u64)
     };
     let of_weight = |w: &crate::weights::WeightShape| {
-        let dtype = match w.role.is_matrix() {
-            true if w.role.is_expert() && geometry.mxfp4_experts => DType::MxFp4,
-            true => weights,
-            false => DType::F32,
-        };
-        bytes(dtype, w.elements())
+        bytes(w.role.stored_as(weights, geometry.mxfp4_experts), w.elements())
     };
     let cached = geometry.kv_elements_per_token().saturating_mul(tokens as u64).saturating_mul(batch as u64);
     let all = geometry.weights();

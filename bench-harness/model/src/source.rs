@@ -90,7 +90,8 @@ impl Source {
     /// is a matrix of one row.
     ///
     /// # Errors
-    /// Whatever reading the file runs into; [`Error::File`] for numbers that the dtype cannot hold.
+    /// Whatever reading the file runs into; [`Error::File`] with the tensor that holds NaN, infinity, or
+    /// numbers that the dtype cannot hold.
     pub(crate) fn read_rows(
         &self,
         weight: &WeightShape,
@@ -106,23 +107,16 @@ impl Source {
                 let Some(found) = plan.find(weight.role, weight.layer) else {
                     return Err(Error::file(checkpoint.path(), format!("{:?} was not planned", weight.role)));
                 };
-                let first = (matrix * n + rows.start) as u64;
+                let reader = Reader { checkpoint, k, dtype };
                 match &found.stored {
-                    Stored::Plain(name) => read_parallel(checkpoint, name, first, rows.len(), k, dtype, out),
-                    Stored::PerExpert(names) => read_parallel(
-                        checkpoint,
-                        &names[matrix],
-                        rows.start as u64,
-                        rows.len(),
-                        k,
-                        dtype,
-                        out,
-                    ),
-                    Stored::Transposed(name) => {
-                        read_transposed(checkpoint, name, matrix, n, rows, k, dtype, out)
+                    Stored::Plain(name) => reader.plain(name, matrix * n + rows.start, out),
+                    Stored::Half { name, second } => {
+                        reader.plain(name, (2 * matrix + usize::from(*second)) * n + rows.start, out)
                     }
+                    Stored::PerExpert(names) => reader.plain(&names[matrix], rows.start, out),
+                    Stored::Transposed(name) => reader.transposed(name, matrix, n, rows, out),
                     Stored::Mxfp4 { blocks, scales } => {
-                        read_mxfp4(checkpoint, blocks, scales, first, rows.len(), k, dtype, out)
+                        reader.mxfp4(blocks, scales, matrix * n + rows.start, out)
                     }
                 }
             }
@@ -142,131 +136,151 @@ pub(crate) fn sizes(weight: &WeightShape) -> (usize, usize, usize) {
     }
 }
 
-fn plain(checkpoint: &Checkpoint, name: &str) -> Result<DType> {
-    match checkpoint.tensor(name)?.dtype {
-        FileDType::F32 => Ok(DType::F32),
-        FileDType::F16 => Ok(DType::F16),
-        FileDType::BF16 => Ok(DType::BF16),
-        other => Err(Error::file(checkpoint.path(), format!("tensor {name:?} has dtype {other}"))),
-    }
-}
-
 /// Bytes that one thread reads at a time.
 const READ: usize = 1 << 20;
 
-/// [`read_plain`] by many threads, each with positioned reads of its own.
-fn read_parallel(
-    checkpoint: &Checkpoint,
-    name: &str,
-    first: u64,
-    rows: usize,
+/// Reads rows of `k` elements from a checkpoint, as `dtype`. Numbers that are not finite are errors that name the tensor: they would turn
+/// every later result into NaN.
+struct Reader<'a> {
+    checkpoint: &'a Checkpoint,
     k: usize,
     dtype: DType,
-    out: &mut [u8],
-) -> Result<()> {
-    let row_bytes = out.len() / rows.max(1);
-    if row_bytes == 0 {
-        return Ok(());
+}
+
+impl Reader<'_> {
+    /// Rows from `first` on of a floating-point tensor whose last size is `k`.
+    fn plain(&self, name: &str, first: usize, out: &mut [u8]) -> Result<()> {
+        let stored = self.stored(name)?;
+        let row = self.k * stored.block_bytes();
+        self.in_parallel(first, out, |rows, out| {
+            if stored == self.dtype {
+                self.checkpoint.read_range(name, bytes(&rows, row), out)?;
+                return self.check(name, stored, out);
+            }
+            let mut raw = vec![0; rows.len() * row];
+            self.checkpoint.read_range(name, bytes(&rows, row), &mut raw)?;
+            self.convert(name, stored, &raw, out)
+        })
     }
-    let rows_each = (READ / row_bytes).max(1);
-    out.par_chunks_mut(rows_each * row_bytes).enumerate().try_for_each(|(i, out)| {
-        read_plain(checkpoint, name, first + (i * rows_each) as u64, out.len() / row_bytes, k, dtype, out)
-    })
-}
 
-fn read_plain(
-    checkpoint: &Checkpoint,
-    name: &str,
-    first: u64,
-    rows: usize,
-    k: usize,
-    dtype: DType,
-    out: &mut [u8],
-) -> Result<()> {
-    let stored = plain(checkpoint, name)?;
-    let row = k as u64 * stored.block_bytes() as u64;
-    let range = first * row..(first + rows as u64) * row;
-    if stored == dtype {
-        return checkpoint.read_range(name, range, out);
+    /// Rows of a floating-point tensor `[.., k, n]`, which holds them as columns.
+    fn transposed(
+        &self,
+        name: &str,
+        matrix: usize,
+        n: usize,
+        rows: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let stored = self.stored(name)?;
+        let size = stored.block_bytes();
+        let mut raw = vec![0; rows.len() * self.k * size];
+        let mut line = vec![0; rows.len() * size];
+        for column in 0..self.k {
+            let at = (matrix * self.k + column) * n;
+            self.checkpoint.read_range(name, bytes(&(at + rows.start..at + rows.end), size), &mut line)?;
+            for (row, element) in line.chunks_exact(size).enumerate() {
+                let to = (row * self.k + column) * size;
+                raw[to..to + size].copy_from_slice(element);
+            }
+        }
+        self.convert(name, stored, &raw, out)
     }
-    let mut raw = vec![0; rows * row as usize];
-    checkpoint.read_range(name, range, &mut raw)?;
-    convert(checkpoint, name, stored, &raw, dtype, out)
-}
 
-/// Converts whole rows, through f32.
-fn convert(
-    checkpoint: &Checkpoint,
-    name: &str,
-    from: DType,
-    raw: &[u8],
-    to: DType,
-    out: &mut [u8],
-) -> Result<()> {
-    let mut values = vec![0.0f32; raw.len() / from.block_bytes() * from.block_len()];
-    let refused =
-        |e: perjoule_kernels::Error| Error::file(checkpoint.path(), format!("tensor {name:?}: {e}"));
-    block::decode(from, raw, &mut values).map_err(refused)?;
-    block::encode(to, &values, out).map_err(refused)
-}
+    /// Rows from `first` on of MXFP4 blocks and their scales.
+    fn mxfp4(&self, blocks: &str, scales: &str, first: usize, out: &mut [u8]) -> Result<()> {
+        let per_row = self.k / block::mxfp4::LEN;
+        self.in_parallel(first, out, |rows, out| {
+            let mut scale_bytes = vec![0; rows.len() * per_row];
+            let mut code_bytes = vec![0; scale_bytes.len() * block::mxfp4::CODE_BYTES];
+            let codes = bytes(&rows, per_row * block::mxfp4::CODE_BYTES);
+            self.checkpoint.read_range(blocks, codes, &mut code_bytes)?;
+            self.checkpoint.read_range(scales, bytes(&rows, per_row), &mut scale_bytes)?;
+            let packed =
+                block::mxfp4::from_hf(&code_bytes, &scale_bytes).map_err(|e| self.refused(blocks, &e))?;
+            self.convert(scales, DType::MxFp4, &packed, out)
+        })
+    }
 
-#[allow(clippy::too_many_arguments, reason = "one call site; the names of a place in a file")]
-fn read_transposed(
-    checkpoint: &Checkpoint,
-    name: &str,
-    matrix: usize,
-    n: usize,
-    rows: Range<usize>,
-    k: usize,
-    dtype: DType,
-    out: &mut [u8],
-) -> Result<()> {
-    let stored = plain(checkpoint, name)?;
-    let size = stored.block_bytes();
-    let mut raw = vec![0; rows.len() * k * size];
-    let mut line = vec![0; rows.len() * size];
-    for column in 0..k {
-        let at = ((matrix * k + column) * n + rows.start) as u64 * size as u64;
-        checkpoint.read_range(name, at..at + line.len() as u64, &mut line)?;
-        for (row, element) in line.chunks_exact(size).enumerate() {
-            let to = (row * k + column) * size;
-            raw[to..to + size].copy_from_slice(element);
+    /// Calls `read` with pieces of `out` and the rows that belong there, from many threads.
+    fn in_parallel(
+        &self,
+        first: usize,
+        out: &mut [u8],
+        read: impl Fn(Range<usize>, &mut [u8]) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let row_bytes = self.k / self.dtype.block_len() * self.dtype.block_bytes();
+        if row_bytes == 0 {
+            return Ok(());
+        }
+        let rows_each = (READ / row_bytes).max(1);
+        out.par_chunks_mut(rows_each * row_bytes).enumerate().try_for_each(|(i, out)| {
+            let first = first + i * rows_each;
+            read(first..first + out.len() / row_bytes, out)
+        })
+    }
+
+    fn stored(&self, name: &str) -> Result<DType> {
+        match self.checkpoint.tensor(name)?.dtype {
+            FileDType::F32 => Ok(DType::F32),
+            FileDType::F16 => Ok(DType::F16),
+            FileDType::BF16 => Ok(DType::BF16),
+            other => Err(self.problem(name, &format!("has dtype {other}"))),
         }
     }
-    if stored == dtype {
-        out.copy_from_slice(&raw);
-        return Ok(());
+
+    /// Whole rows as they are stored, checked, and converted through f32 where the dtypes differ.
+    fn convert(&self, name: &str, from: DType, raw: &[u8], out: &mut [u8]) -> Result<()> {
+        self.check(name, from, raw)?;
+        if from == self.dtype {
+            out.copy_from_slice(raw);
+            return Ok(());
+        }
+        let mut values = vec![0.0f32; raw.len() / from.block_bytes() * from.block_len()];
+        block::decode(from, raw, &mut values).map_err(|e| self.refused(name, &e))?;
+        block::encode(self.dtype, &values, out).map_err(|e| self.refused(name, &e))?;
+        if !is_finite(self.dtype, out) {
+            let largest = values.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+            let why = format!("reaches {largest:e}, which {} cannot hold: choose bf16 or f32", self.dtype);
+            return Err(self.problem(name, &why));
+        }
+        Ok(())
     }
-    convert(checkpoint, name, stored, &raw, dtype, out)
+
+    fn check(&self, name: &str, dtype: DType, bytes: &[u8]) -> Result<()> {
+        match is_finite(dtype, bytes) {
+            true => Ok(()),
+            false => Err(self.problem(name, "holds NaN or infinity: the checkpoint is damaged")),
+        }
+    }
+
+    fn problem(&self, name: &str, what: &str) -> Error {
+        Error::file(self.checkpoint.path(), format!("tensor {name:?} {what}"))
+    }
+
+    fn refused(&self, name: &str, error: &perjoule_kernels::Error) -> Error {
+        self.problem(name, &format!("cannot be read as {}: {error}", self.dtype))
+    }
 }
 
-#[allow(clippy::too_many_arguments, reason = "one call site; the names of a place in a file")]
-fn read_mxfp4(
-    checkpoint: &Checkpoint,
-    blocks: &str,
-    scales: &str,
-    first: u64,
-    rows: usize,
-    k: usize,
-    dtype: DType,
-    out: &mut [u8],
-) -> Result<()> {
-    let per_row = (k / block::mxfp4::LEN) as u64;
-    let range = first * per_row..(first + rows as u64) * per_row;
-    let count = rows * per_row as usize;
-    let codes = block::mxfp4::CODE_BYTES as u64;
-    let mut code_bytes = vec![0; count * block::mxfp4::CODE_BYTES];
-    let mut scale_bytes = vec![0; count];
-    checkpoint.read_range(blocks, range.start * codes..range.end * codes, &mut code_bytes)?;
-    checkpoint.read_range(scales, range, &mut scale_bytes)?;
-    let refused =
-        |e: perjoule_kernels::Error| Error::file(checkpoint.path(), format!("tensor {blocks:?}: {e}"));
-    let packed = block::mxfp4::from_hf(&code_bytes, &scale_bytes).map_err(refused)?;
-    if dtype == DType::MxFp4 {
-        out.copy_from_slice(&packed);
-        return Ok(());
+/// The bytes of `rows` of `size` bytes each.
+fn bytes(rows: &Range<usize>, size: usize) -> Range<u64> {
+    rows.start as u64 * size as u64..rows.end as u64 * size as u64
+}
+
+/// Whether all numbers are finite. Quantised blocks are made of finite ones, except for MXFP4's as a file holds them.
+fn is_finite(dtype: DType, bytes: &[u8]) -> bool {
+    let below = |mask: u16| bytes.chunks_exact(2).all(|b| u16::from_le_bytes([b[0], b[1]]) & mask != mask);
+    match dtype {
+        DType::F32 => bytes.chunks_exact(4).all(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite()),
+        DType::BF16 => below(0x7f80),
+        DType::F16 => below(0x7c00),
+        // no infinity, and NaN is all ones
+        DType::F8E4M3 => bytes.iter().all(|b| b & 0x7f != 0x7f),
+        // scale 255 is NaN, and values under the two before it exceed f32
+        DType::MxFp4 => bytes.chunks_exact(block::mxfp4::BYTES).all(|b| b[0] < 253),
+        _ => true,
     }
-    convert(checkpoint, blocks, DType::MxFp4, &packed, dtype, out)
 }
 
 /// Rows drawn from a seed. Each row has a generator of its own, so that any piece can be made by any thread.

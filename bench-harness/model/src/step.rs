@@ -7,13 +7,12 @@ use std::sync::Arc;
 
 use perjoule::{Arg, Buffer, DType, Device, Graph, Op, Prepared, Stream};
 use perjoule_kernels::op::{
-    Add, Advance, Argmax, Attention, Combine, Embed, Epilogue, Gated, GatedKind, KvAppend, MatMul, RmsNorm,
-    Rope, RopeScaling, RopeStyle, Route, RouteOrder, Tensor2,
+    Add, Advance, Argmax, Attention, Combine, Embed, Epilogue, Gated, KvAppend, MatMul, RmsNorm, Rope,
+    RopeStyle, Route, Tensor2,
 };
 use perjoule_kernels::plan::{EXTERNAL, plan};
 use perjoule_kernels::{KvLayout, Matrix, Rows};
 
-use crate::config::{self, Activation, Geometry, Routing};
 use crate::error::{Error, Result};
 use crate::load::{Layer, Linear, Model, grouped};
 
@@ -338,7 +337,7 @@ impl Builder<'_> {
                 rotary_dim: rope.rotary_dim,
                 style: RopeStyle::HalfSplit,
                 theta: rope.theta,
-                scaling: scaling(rope.scaling),
+                scaling: rope.scaling,
             };
             self.launch(op, vec![(&state.positions).into(), value.into()])?;
         }
@@ -418,7 +417,7 @@ impl Builder<'_> {
     fn gated(&mut self, rows: usize, ffn: usize, gate_up: Value) -> Result<Value> {
         let dtype = self.model.activations;
         let half = Rows::dense(rows, ffn).with_outer_stride(2 * ffn);
-        let kind = gated_kind(&self.model.geometry)?;
+        let kind = self.model.geometry.activation;
         let op = Gated { gate: half, up: half, dtype, out: Rows::dense(rows, ffn), out_dtype: dtype, kind };
         let up = Value { id: gate_up.id, at: ffn as u64 * dtype.block_bytes() as u64 };
         let out = self.value();
@@ -435,11 +434,8 @@ impl Builder<'_> {
         // the router's logits decide: they are not rounded to the activations' type
         let logits = self.value();
         self.linear(router, tokens, normed, logits.into(), DType::F32, None)?;
-        let order = match moe.routing {
-            Routing::SoftmaxThenTopK { renormalise } => RouteOrder::SoftmaxThenTopK { renormalise },
-            Routing::TopKThenSoftmax => RouteOrder::TopKThenSoftmax,
-        };
-        let op = Route { tokens, experts: moe.experts, top_k: moe.top_k, dtype: DType::F32, order };
+        let op =
+            Route { tokens, experts: moe.experts, top_k: moe.top_k, dtype: DType::F32, order: moe.routing };
         let (weights, chosen, offsets, sorted) = (self.value(), self.value(), self.value(), self.value());
         self.launch(op, vec![logits.into(), weights.into(), chosen.into(), offsets.into(), sorted.into()])?;
         let gate_up = self.grouped(&layer.gate_up, tokens, moe.top_k, true, normed, offsets, sorted)?;
@@ -493,47 +489,5 @@ impl Builder<'_> {
         let prepared = self.device.prepare_packed(&op.into(), linear.pack)?;
         self.launches.push((prepared, args));
         Ok(out)
-    }
-}
-
-fn scaling(scaling: config::RopeScaling) -> RopeScaling {
-    match scaling {
-        config::RopeScaling::None => RopeScaling::None,
-        config::RopeScaling::Linear { factor } => RopeScaling::Linear { factor },
-        config::RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => {
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max: original_positions,
-            }
-        }
-        config::RopeScaling::Yarn {
-            factor,
-            beta_fast,
-            beta_slow,
-            original_positions,
-            truncate,
-            attention_factor,
-        } => RopeScaling::Yarn {
-            factor,
-            beta_fast,
-            beta_slow,
-            original_max: original_positions,
-            truncate,
-            attention_factor: attention_factor as f32,
-        },
-    }
-}
-
-/// The feed-forward's function; an error for one that has no kernel.
-pub(crate) fn gated_kind(geometry: &Geometry) -> Result<GatedKind> {
-    match geometry.activation {
-        Activation::Silu => Ok(GatedKind::SwiGlu),
-        Activation::GeluTanh => Ok(GatedKind::GeGlu),
-        Activation::ClampedSwiglu { alpha, limit } => Ok(GatedKind::GptOss { alpha, limit }),
-        Activation::Gelu => {
-            Err(Error::Config(vec!["the gate's activation gelu without tanh is not supported".into()]))
-        }
     }
 }

@@ -1,7 +1,9 @@
 //! Configurations in every dialect, as published and as transformers writes them, and what is refused.
 
 use perjoule_kernels::dtype::DType;
-use perjoule_model::config::{Activation, AttentionSpan, Family, Ffn, Geometry, Rope, RopeScaling, Routing};
+use perjoule_model::config::{
+    AttentionSpan, Family, Ffn, GatedKind, Geometry, Rope, RopeScaling, RouteOrder,
+};
 use perjoule_model::zoo;
 use serde_json::{Value, json};
 
@@ -36,12 +38,8 @@ fn both_rope_dialects_mean_the_same() {
     let newer =
         parse(&with(llama(), json!({"rope_parameters": with(llama3, json!({"rope_theta": 500000.0}))})));
     assert_eq!(older, newer);
-    let scaling = RopeScaling::Llama3 {
-        factor: 8.0,
-        low_freq_factor: 1.0,
-        high_freq_factor: 4.0,
-        original_positions: 64,
-    };
+    let scaling =
+        RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max: 64 };
     assert_eq!(older.ropes, [Rope { theta: 5e5, rotary_dim: 16, scaling }]);
     // The first name of the type, the default base, and a null that means nothing is stated.
     let linear = parse(&with(
@@ -66,7 +64,7 @@ fn yarn_derives_its_attention_factor() {
         }
     };
     // 0.1 ln 32 + 1, as gpt-oss has it.
-    assert!((factor(json!({})) - 1.346_573_590_279_972_7).abs() < 1e-15);
+    assert!((factor(json!({})) - 1.346_573_6).abs() < 1e-6);
     assert_eq!(factor(json!({"mscale": 1.0, "mscale_all_dim": 1.0})), 1.0);
     assert_eq!(factor(json!({"attention_factor": 1.25, "mscale": 3.0})), 1.25);
     let derived = parse(&with(
@@ -77,9 +75,9 @@ fn yarn_derives_its_attention_factor() {
         factor: 4.0,
         beta_fast: 32.0,
         beta_slow: 1.0,
-        original_positions: 128,
+        original_max: 128,
         truncate: true,
-        attention_factor: 0.1 * 4f64.ln() + 1.0,
+        attention_factor: 1.138_629_4,
     };
     assert_eq!(derived.ropes[0].scaling, expected);
 }
@@ -102,7 +100,7 @@ fn gemma3_fills_in_what_published_configs_leave_out() {
     assert_eq!(g.attention_scale, 1.0 / 16.0);
     assert_eq!(g.norm_weight_offset, 1.0);
     assert!(g.post_norms && g.qk_norm && g.tied_head && !g.qkv_bias);
-    assert_eq!(g.activation, Activation::GeluTanh);
+    assert_eq!(g.activation, GatedKind::GeGluTanh);
     // sqrt(2560) = 50.596; the model multiplies by its bf16 rounding.
     assert_eq!(g.embedding_scale_in(DType::BF16), 50.5);
     assert_eq!(g.embedding_scale_in(DType::F32), 2560f32.sqrt());
@@ -140,7 +138,7 @@ fn experts_follow_each_familys_rule() {
     let g = zoo::geometry("qwen3-30b-a3b").unwrap();
     let moe = g.moe.unwrap();
     assert_eq!((moe.experts, moe.top_k, moe.ffn), (128, 8, 768));
-    assert_eq!(moe.routing, Routing::SoftmaxThenTopK { renormalise: true });
+    assert_eq!(moe.routing, RouteOrder::SoftmaxThenTopK { renormalise: true });
     assert_eq!(g.ffn, 0);
     let mut config = with(
         llama(),
@@ -154,18 +152,18 @@ fn experts_follow_each_familys_rule() {
         g.layers.iter().map(|l| l.ffn).collect::<Vec<_>>(),
         [Ffn::Dense, Ffn::Experts, Ffn::Dense, Ffn::Dense]
     );
-    assert_eq!((g.ffn, g.moe.unwrap().routing), (96, Routing::SoftmaxThenTopK { renormalise: false }));
+    assert_eq!((g.ffn, g.moe.unwrap().routing), (96, RouteOrder::SoftmaxThenTopK { renormalise: false }));
     config["num_experts_per_tok"] = json!(9);
     assert!(refused(&config).contains("num_experts_per_tok is 9"));
 
     let g = zoo::geometry("gpt-oss-120b").unwrap();
     let moe = g.moe.unwrap();
-    assert_eq!((moe.experts, moe.top_k, moe.ffn, moe.routing), (128, 4, 2880, Routing::TopKThenSoftmax));
+    assert_eq!((moe.experts, moe.top_k, moe.ffn, moe.routing), (128, 4, 2880, RouteOrder::TopKThenSoftmax));
     assert!(
         moe.router_bias && moe.expert_bias && moe.interleaved_gate_up && g.sinks && g.qkv_bias && g.o_bias
     );
     assert!(g.mxfp4_experts);
-    assert_eq!(g.activation, Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 });
+    assert_eq!(g.activation, GatedKind::GptOss { alpha: 1.702, limit: 7.0 });
     assert_eq!(g.layers[0].attention, AttentionSpan::Sliding { window: 128 });
     assert_eq!(g.layers[35].attention, AttentionSpan::Full);
 }
@@ -202,12 +200,13 @@ fn impossible_sizes_are_refused() {
         (json!({"num_key_value_heads": 3}), "not a multiple of num_key_value_heads 3"),
         (json!({"num_key_value_heads": 0}), "num_key_value_heads is 0"),
         (json!({"num_attention_heads": 0}), "num_attention_heads"),
-        (json!({"head_dim": 15}), "15 of 15 elements"),
+        (json!({"head_dim": 15}), "rotary_dim is 15"),
         (json!({"rms_norm_eps": 0.0}), "rms_norm_eps is 0"),
-        (json!({"rope_theta": -1.0}), "rope_theta is -1"),
-        (json!({"rope_scaling": {"type": "linear", "factor": 0.0}}), "rope factor is 0"),
+        (json!({"rope_theta": -1.0}), "theta is -1"),
+        (json!({"rope_scaling": {"type": "linear", "factor": 0.0}}), "rope: factor is 0"),
         (json!({"rope_scaling": {"type": "linear"}}), "factor is missing"),
-        (json!({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}), "\"dynamic\" is not supported"),
+        (json!({"rope_scaling": {"rope_type": "longrope"}}), "\"longrope\" is not supported"),
+        (json!({"rope_scaling": {"rope_type": "ntk"}}), "known are default, linear, dynamic, llama3, yarn"),
         (
             json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 1, "beta_slow": 9}}),
             "beta_fast",

@@ -144,6 +144,9 @@ checkpoints! {
     qwen2 "qwen2";
     qwen3_moe "qwen3_moe";
     mixtral "mixtral";
+    qwen3_moe_fused "qwen3_moe_fused";
+    mixtral_fused "mixtral_fused";
+    llama_gelu "llama_gelu";
     gemma3_text "gemma3_text";
     sharded "sharded";
 }

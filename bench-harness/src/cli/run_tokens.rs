@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use perjoule::DType;
 use perjoule_model::memory::{available_memory, memory_needed};
-use perjoule_model::{LoadOptions, Model, Source};
+use perjoule_model::{LoadOptions, Model, Source, cache_dtype};
 use perjoule_record::Kind;
 use std::time::Duration;
 
@@ -65,7 +65,7 @@ pub(super) fn fits(args: &RunArgs, source: &Source) -> Result<()> {
         let dtypes = args.dtype.iter().copied().map(Some);
         for asked in dtypes.chain(args.dtype.is_empty().then_some(None)) {
             let dtype = dtype_of(source, asked);
-            memory_needed(geometry, dtype, DType::BF16, tokens, parallel).check(available)?;
+            memory_needed(geometry, dtype, cache_dtype(dtype), tokens, parallel).check(available)?;
         }
     }
     Ok(())

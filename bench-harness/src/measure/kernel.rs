@@ -2,9 +2,9 @@
 
 use anyhow::{Result, bail};
 use perjoule::{Arg, Buffer, Choice, DType, Device, Op, Prepared, Stream};
+use perjoule_cpu::ceiling::Bandwidth;
 use perjoule_kernels::Access;
 use perjoule_kernels::op::Pack;
-use perjoule_cpu::ceiling::Bandwidth;
 use perjoule_record::{CacheState, Clock, Kind, Record};
 use std::time::{Duration, Instant};
 

@@ -16,8 +16,10 @@ const NAME: &str = "gated";
 pub enum GatedKind {
     /// `silu(gate) * up`
     SwiGlu,
-    /// `gelu(gate) * up` with the tanh approximation
+    /// `gelu(gate) * up`, by the error function
     GeGlu,
+    /// `gelu(gate) * up`, by the tanh approximation
+    GeGluTanh,
     /// `g sigmoid(alpha g) * (u + 1)`, where `g = min(gate, limit)` and `u` is `up` clamped to `-limit..=limit`
     GptOss {
         /// Factor within the sigmoid, above 0.
@@ -35,7 +37,8 @@ impl GatedKind {
     pub fn factors(self, gate: f64, up: f64) -> (f64, f64) {
         match self {
             GatedKind::SwiGlu => (Activation::Silu.apply(gate), up),
-            GatedKind::GeGlu => (Activation::GeluTanh.apply(gate), up),
+            GatedKind::GeGlu => (Activation::Gelu.apply(gate), up),
+            GatedKind::GeGluTanh => (Activation::GeluTanh.apply(gate), up),
             GatedKind::GptOss { alpha, limit } => {
                 // comparisons that let NaN through
                 let limit = f64::from(limit);
@@ -46,13 +49,15 @@ impl GatedKind {
     }
 
     /// Sum of the absolute values of the terms behind one element. The exponential turns an error of its argument into an equal
-    /// relative error; the tanh form cancels for negative gates.
+    /// relative error; both forms of GELU cancel for negative gates.
     pub(super) fn magnitude(self, gate: f64, up: f64) -> f64 {
         let (activated, factor) = self.factors(gate, up);
         let flushed = (gate * factor).abs() * FLUSHED;
         let terms = match self {
             GatedKind::SwiGlu => (activated * factor).abs() * (1.0 + gate.abs()),
-            GatedKind::GeGlu => (gate * factor).abs() + (activated * factor).abs() * (1.0 + gate.abs()),
+            GatedKind::GeGlu | GatedKind::GeGluTanh => {
+                (gate * factor).abs() + (activated * factor).abs() * (1.0 + gate.abs())
+            }
             GatedKind::GptOss { alpha, .. } => {
                 activated.abs() * (up.abs() + 1.0) * (1.0 + (f64::from(alpha) * gate).abs())
             }
@@ -128,8 +133,7 @@ impl Spec for Gated {
     fn flops(&self) -> u64 {
         let each = match self.kind {
             GatedKind::SwiGlu => 5,
-            GatedKind::GeGlu => 9,
-            GatedKind::GptOss { .. } => 9,
+            GatedKind::GeGlu | GatedKind::GeGluTanh | GatedKind::GptOss { .. } => 9,
         };
         product(&[each, self.gate.outer, self.gate.inner, self.gate.len])
     }

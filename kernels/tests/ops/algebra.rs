@@ -419,7 +419,7 @@ proptest! {
     #[test]
     fn fused_gated_products_are_their_parts_in_turn(m in 0usize..4, n in 1usize..4, k in 0usize..5, bias: bool, seed: u64) {
         let mut dice = Dice(seed);
-        for kind in [GatedKind::SwiGlu, GatedKind::GeGlu, GatedKind::GptOss { alpha: 1.7, limit: 1.0 }] {
+        for kind in [GatedKind::SwiGlu, GatedKind::GeGlu, GatedKind::GeGluTanh, GatedKind::GptOss { alpha: 1.7, limit: 1.0 }] {
             let mut product = MatMul::linear(m, n, k, F32, F32, F32);
             product.epilogue.bias = bias.then_some(F32);
             let gated = Gated::dense(m, n, F32, kind);

@@ -207,8 +207,11 @@ fn each_op_takes_the_dtypes_it_documents_and_no_others() {
     accepts("weight", &FLOATS, |d| LayerNorm { weight: d, ..layer });
     accepts("out", &FLOATS, |d| LayerNorm { out_dtype: d, ..layer });
     accepts("rope", &FLOATS, |d| Rope::dense(2, 2, 4, d, 10_000.0));
-    accepts("gated", &FLOATS, |d| Gated { dtype: d, ..Gated::dense(2, 4, F32, GatedKind::GeGlu) });
-    accepts("gated out", &FLOATS, |d| Gated { out_dtype: d, ..Gated::dense(2, 4, F32, GatedKind::GeGlu) });
+    accepts("gated", &FLOATS, |d| Gated { dtype: d, ..Gated::dense(2, 4, F32, GatedKind::GeGluTanh) });
+    accepts("gated out", &FLOATS, |d| Gated {
+        out_dtype: d,
+        ..Gated::dense(2, 4, F32, GatedKind::GeGluTanh)
+    });
     accepts("softmax", &FLOATS, |d| Softmax { dtype: d, ..Softmax::dense(2, 4, F32) });
     accepts("softmax out", &FLOATS, |d| Softmax { out_dtype: d, ..Softmax::dense(2, 4, F32) });
     accepts("table", &weights, |d| Embed::dense(2, 4, 256, d, F32));

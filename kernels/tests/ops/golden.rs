@@ -244,10 +244,11 @@ fn rope_agrees_with_transformers() {
 
 #[test]
 fn gated_agrees_with_pytorch() {
-    for case in cases("gated", 3) {
+    for case in cases("gated", 4) {
         let kind = match case.text("kind") {
             "swiglu" => GatedKind::SwiGlu,
             "geglu" => GatedKind::GeGlu,
+            "geglu_tanh" => GatedKind::GeGluTanh,
             "gpt_oss" => {
                 GatedKind::GptOss { alpha: case.number("alpha") as f32, limit: case.number("limit") as f32 }
             }

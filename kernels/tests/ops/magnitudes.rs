@@ -64,6 +64,7 @@ fn a_wrong_input_does_not_pass() {
         Rope::dense(3, 2, 16, F32, 10_000.0).into(),
         Gated::dense(3, 20, F32, GatedKind::SwiGlu).into(),
         Gated::dense(3, 20, F32, GatedKind::GeGlu).into(),
+        Gated::dense(3, 20, F32, GatedKind::GeGluTanh).into(),
         Gated::dense(3, 20, F32, GatedKind::GptOss { alpha: 1.7, limit: 7.0 }).into(),
         Softmax::dense(2, 200, F32).into(),
         Add::dense(3, 20, F32).into(),
@@ -111,15 +112,22 @@ fn plain_f32_evaluations_pass_whatever_the_exponent() {
     let gates: Vec<f32> = (-600..=600).map(|i| i as f32 * 0.3 + 0.017).collect();
     let ups: Vec<f32> = gates.iter().rev().map(|g| g * 0.21).collect();
     let silu = |g: f32, u: f32| g / (1.0 + (-g).exp()) * u;
-    let gelu = |g: f32, u: f32| 0.5 * g * (1.0 + (0.797_884_6 * (g + 0.044715 * g * g * g)).tanh()) * u;
+    let gelu = |g: f32, u: f32| {
+        // an erf that is right to the last bit of f32: what is left is how the formula cancels
+        let g64 = f64::from(g);
+        let erf = (2.0 * Activation::Gelu.apply(g64) / g64 - 1.0) as f32;
+        0.5 * g * (1.0 + erf) * u
+    };
+    let gelu_tanh = |g: f32, u: f32| 0.5 * g * (1.0 + (0.797_884_6 * (g + 0.044715 * g * g * g)).tanh()) * u;
     let gpt_oss = |g: f32, u: f32| {
         let g = g.min(7.0);
         g / (1.0 + (-1.702 * g).exp()) * (u.clamp(-7.0, 7.0) + 1.0)
     };
     type Evaluate = fn(f32, f32) -> f32;
-    let kinds: [(GatedKind, Evaluate); 3] = [
+    let kinds: [(GatedKind, Evaluate); 4] = [
         (GatedKind::SwiGlu, silu),
         (GatedKind::GeGlu, gelu),
+        (GatedKind::GeGluTanh, gelu_tanh),
         (GatedKind::GptOss { alpha: 1.702, limit: 7.0 }, gpt_oss),
     ];
     let wide = |x: &[f32]| Values::new(x.iter().map(|&x| f64::from(x)).collect());

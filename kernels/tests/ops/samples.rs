@@ -208,7 +208,12 @@ impl Source {
             dtype: self.float(),
             out: self.rows(outer, inner, len),
             out_dtype: self.float(),
-            kind: self.dice.pick(&[GatedKind::SwiGlu, GatedKind::GeGlu, GatedKind::GptOss { alpha, limit }]),
+            kind: self.dice.pick(&[
+                GatedKind::SwiGlu,
+                GatedKind::GeGlu,
+                GatedKind::GeGluTanh,
+                GatedKind::GptOss { alpha, limit },
+            ]),
         }
     }
 

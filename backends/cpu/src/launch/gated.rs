@@ -21,7 +21,8 @@ pub(crate) fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>>
 pub(crate) fn gated<S: Simd>(s: S, kind: GatedKind, gate: S::V, up: S::V) -> S::V {
     match kind {
         GatedKind::SwiGlu => s.mul(math::silu(s, gate), up),
-        GatedKind::GeGlu => s.mul(math::gelu_tanh(s, gate), up),
+        GatedKind::GeGlu => s.mul(math::gelu(s, gate), up),
+        GatedKind::GeGluTanh => s.mul(math::gelu_tanh(s, gate), up),
         GatedKind::GptOss { alpha, limit } => {
             // in this order NaN stays NaN
             let g = s.min(s.splat(limit), gate);

@@ -61,7 +61,8 @@ pub(crate) fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
     s.select_lt(a, s.splat(0.625), small, large)
 }
 
-/// erf x with an absolute error of about 1e-7, and a relative one like it below 1.
+/// erf x with an absolute error of about 1e-7, and a relative one like it below 1: the rounding of f32. In exact arithmetic the two
+/// polynomials, `erf(x) / x - 1` in `x^2` below 1 and `ln erfc(x)` above, would leave 7e-9.
 #[inline(always)]
 pub(crate) fn erf<S: Simd>(s: S, x: S::V) -> S::V {
     let a = s.abs(x);

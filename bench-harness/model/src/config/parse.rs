@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::rope;
 use super::validate::MAX_LAYERS;
-use super::{Activation, AttentionSpan, Family, Ffn, Geometry, Layer, Moe, Routing};
+use super::{AttentionSpan, Family, Ffn, GatedKind, Geometry, Layer, Moe, RouteOrder};
 
 /// A JSON object whose getters note what is missing or of the wrong type, so that one error can list it all.
 pub(super) struct Fields<'a> {
@@ -227,9 +227,9 @@ fn family_geometry(root: &Map<String, Value>, problems: &RefCell<Vec<String>>) -
     })
 }
 
-fn activation(family: Family, f: &Fields) -> Activation {
+fn activation(family: Family, f: &Fields) -> GatedKind {
     if family == Family::GptOss {
-        return Activation::ClampedSwiglu {
+        return GatedKind::GptOss {
             alpha: f.number("swiglu_alpha").unwrap_or(1.702) as f32,
             limit: f.number("swiglu_limit").unwrap_or(7.0) as f32,
         };
@@ -239,12 +239,12 @@ fn activation(family: Family, f: &Fields) -> Activation {
         _ => ("hidden_act", "silu"),
     };
     match f.text(field).unwrap_or(default) {
-        "silu" | "swish" => Activation::Silu,
-        "gelu_pytorch_tanh" | "gelu_new" => Activation::GeluTanh,
-        "gelu" => Activation::Gelu,
+        "silu" | "swish" => GatedKind::SwiGlu,
+        "gelu_pytorch_tanh" | "gelu_new" => GatedKind::GeGluTanh,
+        "gelu" => GatedKind::GeGlu,
         other => {
             f.problem(format!("{field} {other:?} is not supported: known are silu, gelu_pytorch_tanh, gelu"));
-            Activation::Silu
+            GatedKind::SwiGlu
         }
     }
 }
@@ -260,7 +260,7 @@ fn experts(family: Family, f: &Fields) -> Option<Moe> {
             experts: experts(),
             top_k: f.required("num_experts_per_tok"),
             ffn: f.required("moe_intermediate_size"),
-            routing: Routing::SoftmaxThenTopK { renormalise: f.flag("norm_topk_prob").unwrap_or(false) },
+            routing: RouteOrder::SoftmaxThenTopK { renormalise: f.flag("norm_topk_prob").unwrap_or(false) },
             router_bias: false,
             expert_bias: false,
             interleaved_gate_up: false,
@@ -269,7 +269,7 @@ fn experts(family: Family, f: &Fields) -> Option<Moe> {
             experts: experts(),
             top_k: f.required("num_experts_per_tok"),
             ffn: f.required("intermediate_size"),
-            routing: Routing::SoftmaxThenTopK { renormalise: true },
+            routing: RouteOrder::SoftmaxThenTopK { renormalise: true },
             router_bias: false,
             expert_bias: false,
             interleaved_gate_up: false,
@@ -278,7 +278,7 @@ fn experts(family: Family, f: &Fields) -> Option<Moe> {
             experts: experts(),
             top_k: f.required("num_experts_per_tok"),
             ffn: f.required("intermediate_size"),
-            routing: Routing::TopKThenSoftmax,
+            routing: RouteOrder::TopKThenSoftmax,
             router_bias: true,
             expert_bias: true,
             interleaved_gate_up: true,

@@ -101,22 +101,24 @@ impl Context<'_> {
             }
             p.number(name).unwrap_or(1.0)
         };
-        let original_positions = self
+        let original_max = self
             .f
             .size("original_max_position_embeddings")
             .or_else(|| p.size("original_max_position_embeddings"))
             .unwrap_or(self.max_positions);
         match p.text("rope_type").or_else(|| p.text("type")).unwrap_or("default") {
             "default" => RopeScaling::None,
+            // NTK by length: the base grows from `max_position_embeddings` on, and no session goes beyond
+            "dynamic" => RopeScaling::None,
             "linear" => RopeScaling::Linear { factor: need("factor") },
             "llama3" => RopeScaling::Llama3 {
                 factor: need("factor"),
                 low_freq_factor: need("low_freq_factor"),
                 high_freq_factor: need("high_freq_factor"),
-                original_positions,
+                original_max,
             },
             "yarn" => {
-                let ratio = self.max_positions as f64 / original_positions as f64;
+                let ratio = self.max_positions as f64 / original_max as f64;
                 let factor = p.number("factor").unwrap_or(ratio);
                 // 0 stands for the default, as it does in transformers.
                 let or_default =
@@ -125,7 +127,7 @@ impl Context<'_> {
                     factor,
                     beta_fast: or_default("beta_fast", 32.0),
                     beta_slow: or_default("beta_slow", 1.0),
-                    original_positions,
+                    original_max,
                     truncate: p.flag("truncate").unwrap_or(true),
                     attention_factor: p.number("attention_factor").unwrap_or_else(|| {
                         let mscale = p.number("mscale").filter(|v| *v != 0.0);
@@ -136,12 +138,18 @@ impl Context<'_> {
                             }
                             _ => yarn_mscale(factor, 1.0),
                         }
-                    }),
+                    }) as f32,
                 }
+            }
+            "longrope" => {
+                p.problem(
+                    "type \"longrope\" is not supported: it belongs to phi3 and minicpm, whose families are not known here".into(),
+                );
+                RopeScaling::None
             }
             other => {
                 p.problem(format!(
-                    "type {other:?} is not supported: known are default, linear, llama3, yarn"
+                    "type {other:?} is not supported: known are default, linear, dynamic, llama3, yarn"
                 ));
                 RopeScaling::None
             }

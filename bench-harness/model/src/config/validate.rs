@@ -1,6 +1,9 @@
 //! Limits of a [`Geometry`]: generous beside any published model, and small enough that no product below overflows.
 
-use super::{Activation, Ffn, Geometry, RopeScaling};
+use perjoule_kernels::dtype::DType;
+use perjoule_kernels::op::{self, Op};
+
+use super::{Ffn, GatedKind, Geometry};
 
 /// Width of anything: hidden, feed-forward, vocabulary.
 pub(super) const MAX_WIDTH: usize = 1 << 24;
@@ -10,8 +13,8 @@ pub(super) const MAX_LAYERS: usize = 4096;
 const MAX_COUNT: usize = 1 << 16;
 /// Width of a head.
 const MAX_HEAD_DIM: usize = 1 << 13;
-/// Positions of a context.
-const MAX_POSITIONS: usize = 1 << 31;
+/// Positions of a context, which slots count in i32.
+const MAX_POSITIONS: usize = 1 << 30;
 /// Parameters of a model: their bytes in any dtype fit `i64`.
 const MAX_PARAMS: u64 = 1 << 56;
 /// Elements of an MXFP4 block.
@@ -46,7 +49,8 @@ pub(super) fn problems(g: &Geometry) -> Vec<String> {
         g.kv_heads > 0 && g.heads.is_multiple_of(g.kv_heads),
         format!("num_attention_heads {} is not a multiple of num_key_value_heads {}", g.heads, g.kv_heads),
     );
-    let finite_positive = |x: f64| x.is_finite() && x > 0.0;
+    // as the kernels take them
+    let finite_positive = |x: f64| (x as f32).is_finite() && x as f32 > 0.0;
     let numbers = [
         ("rms_norm_eps", g.norm_eps),
         ("the attention scale", g.attention_scale),
@@ -58,28 +62,24 @@ pub(super) fn problems(g: &Geometry) -> Vec<String> {
         require(finite_positive(value), format!("{name} is {value}: it must be finite and above 0"));
     }
     require(g.norm_weight_offset.is_finite(), "the norm weight offset is not finite".into());
-    if let Activation::ClampedSwiglu { alpha, limit } = g.activation {
-        require(alpha.is_finite(), format!("swiglu_alpha is {alpha}: it must be finite"));
-        require(
-            limit.is_finite() && limit > 0.0,
-            format!("swiglu_limit is {limit}: it must be finite and above 0"),
-        );
+    if let GatedKind::GptOss { alpha, limit } = g.activation {
+        for (name, value) in [("swiglu_alpha", alpha), ("swiglu_limit", limit)] {
+            require(
+                finite_positive(f64::from(value)),
+                format!("{name} is {value}: it must be finite and above 0"),
+            );
+        }
     }
     for rope in &g.ropes {
-        require(
-            finite_positive(rope.theta) && rope.theta != 1.0,
-            format!("rope_theta is {}: it must be finite and above 1", rope.theta),
-        );
-        require(
-            rope.rotary_dim >= 2 && rope.rotary_dim.is_multiple_of(2) && rope.rotary_dim <= g.head_dim,
-            format!(
-                "{} of {} elements of a head rotate: it must be an even number of at least 2",
-                rope.rotary_dim, g.head_dim
-            ),
-        );
-        if let Some(problem) = scaling_problem(&rope.scaling) {
-            require(false, problem);
+        let op = op::Rope {
+            rotary_dim: rope.rotary_dim,
+            scaling: rope.scaling,
+            ..op::Rope::dense(1, 1, g.head_dim, DType::F32, rope.theta)
+        };
+        if let Err(problem) = Op::from(op).validate() {
+            require(false, problem.to_string());
         }
+        require(rope.rotary_dim > 0, "rope: no element of a head rotates".into());
     }
     for (i, layer) in g.layers.iter().enumerate() {
         require(
@@ -124,41 +124,4 @@ pub(super) fn problems(g: &Geometry) -> Vec<String> {
         ));
     }
     problems
-}
-
-fn scaling_problem(scaling: &RopeScaling) -> Option<String> {
-    let bad = |name: &str, value: f64| format!("rope {name} is {value}: it must be finite and above 0");
-    let positive: &[(&str, f64)] = match *scaling {
-        RopeScaling::None => &[],
-        RopeScaling::Linear { factor } => &[("factor", factor)],
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => {
-            if high_freq_factor <= low_freq_factor {
-                return Some(format!(
-                    "rope high_freq_factor {high_freq_factor} must exceed low_freq_factor {low_freq_factor}"
-                ));
-            }
-            &[
-                ("factor", factor),
-                ("low_freq_factor", low_freq_factor),
-                ("high_freq_factor", high_freq_factor),
-                ("original_max_position_embeddings", original_positions as f64),
-            ]
-        }
-        RopeScaling::Yarn { factor, beta_fast, beta_slow, original_positions, attention_factor, .. } => {
-            if beta_fast < beta_slow {
-                return Some(format!("rope beta_fast {beta_fast} must not be below beta_slow {beta_slow}"));
-            }
-            &[
-                ("factor", factor),
-                ("beta_fast", beta_fast),
-                ("beta_slow", beta_slow),
-                ("attention_factor", attention_factor),
-                ("original_max_position_embeddings", original_positions as f64),
-            ]
-        }
-    };
-    positive
-        .iter()
-        .find(|(_, value)| !(value.is_finite() && *value > 0.0))
-        .map(|(name, value)| bad(name, *value))
 }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 
 use perjoule_kernels::dtype::DType;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
@@ -106,42 +107,35 @@ struct Entry {
     data_offsets: (u64, u64),
 }
 
-/// The header's object, with names that come twice refused.
-struct Header(BTreeMap<String, HeaderTensor>);
+/// An object by tensor, with names that come twice refused, and `__metadata__` left out.
+struct ByTensor<T>(BTreeMap<String, T>);
 
-impl<'de> Deserialize<'de> for Header {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for ByTensor<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Header;
+        struct Entries<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
+            type Value = ByTensor<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object of tensors")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ByTensor<T>, A::Error> {
                 let mut tensors = BTreeMap::new();
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
                         map.next_value::<IgnoredAny>()?;
                         continue;
                     }
-                    let Entry { dtype, shape, data_offsets: (begin, end) } = map.next_value()?;
-                    if shape.len() > MAX_RANK {
-                        return Err(A::Error::custom(format!(
-                            "tensor {name:?} has {} dimensions",
-                            shape.len()
-                        )));
-                    }
                     if tensors.contains_key(&name) {
                         return Err(A::Error::custom(format!("tensor {name:?} comes twice")));
                     }
-                    tensors.insert(name, HeaderTensor { dtype, shape, begin, end });
+                    tensors.insert(name, map.next_value()?);
                 }
-                Ok(Header(tensors))
+                Ok(ByTensor(tensors))
             }
         }
-        deserializer.deserialize_map(Entries)
+        deserializer.deserialize_map(Entries(PhantomData))
     }
 }
 
@@ -170,9 +164,16 @@ pub fn parse_header(json: &[u8], data_len: u64) -> Result<BTreeMap<String, Heade
     if json.len() as u64 > MAX_HEADER {
         return Err(format!("the header has {} bytes, and at most {MAX_HEADER} are allowed", json.len()));
     }
-    let Header(tensors) =
-        serde_json::from_slice(json).map_err(|e| format!("the header is not valid: {e}"))?;
+    let ByTensor(entries) = serde_json::from_slice::<ByTensor<Entry>>(json)
+        .map_err(|e| format!("the header is not valid: {e}"))?;
+    let tensor = |(name, Entry { dtype, shape, data_offsets: (begin, end) })| {
+        (name, HeaderTensor { dtype, shape, begin, end })
+    };
+    let tensors: BTreeMap<String, HeaderTensor> = entries.into_iter().map(tensor).collect();
     for (name, t) in &tensors {
+        if t.shape.len() > MAX_RANK {
+            return Err(format!("tensor {name:?} has {} dimensions", t.shape.len()));
+        }
         let elements = t.shape.iter().try_fold(1u64, |n, &size| n.checked_mul(size as u64));
         let bits = elements.and_then(|n| n.checked_mul(t.dtype.bits()));
         let Some(bytes) = bits.filter(|b| b.is_multiple_of(8)).map(|b| b / 8) else {
@@ -211,13 +212,14 @@ pub fn parse_header(json: &[u8], data_len: u64) -> Result<BTreeMap<String, Heade
 /// Reads `model.safetensors.index.json`: tensor name to shard file name.
 ///
 /// # Errors
-/// A sentence when it is not valid, or when a shard is not a plain file name.
+/// A sentence when it is not valid, when a tensor comes twice, or when a shard is not a plain file name.
 pub fn parse_index(json: &[u8]) -> Result<BTreeMap<String, String>, String> {
     #[derive(serde::Deserialize)]
     struct Index {
-        weight_map: BTreeMap<String, String>,
+        weight_map: ByTensor<String>,
     }
-    let Index { weight_map } = serde_json::from_slice(json).map_err(|e| format!("not a shard index: {e}"))?;
+    let Index { weight_map: ByTensor(weight_map) } =
+        serde_json::from_slice(json).map_err(|e| format!("not a shard index: {e}"))?;
     if weight_map.is_empty() {
         return Err("the shard index names no tensors".into());
     }
@@ -315,5 +317,7 @@ mod tests {
             assert!(index(shard).unwrap_err().contains("beside the index"), "{shard}");
         }
         assert!(parse_index(br#"{"weight_map":{}}"#).is_err());
+        let twice = br#"{"weight_map":{"a":"x.safetensors","a":"y.safetensors"}}"#;
+        assert!(parse_index(twice).unwrap_err().contains("\"a\" comes twice"));
     }
 }

@@ -9,6 +9,9 @@ use crate::error::{Error, Result};
 /// Elements of an MXFP4 block.
 const MXFP4_BLOCK: usize = 32;
 
+/// Misfits after which no more are looked for.
+const MAX_PROBLEMS: usize = 1000;
+
 /// How a checkpoint stores one weight of shape `s`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stored {
@@ -16,6 +19,13 @@ pub enum Stored {
     Plain(String),
     /// One floating-point tensor `[s[0], s[2], s[1]]`: the transpose of each expert's matrix.
     Transposed(String),
+    /// One half of a floating-point tensor `[s[0], 2 * s[1], s[2]]`: of each expert's matrix, the first `s[1]` rows or those behind them.
+    Half {
+        /// The tensor.
+        name: String,
+        /// The rows behind the first `s[1]`.
+        second: bool,
+    },
     /// A floating-point tensor `[s[1], s[2]]` for each of the `s[0]` experts, in order.
     PerExpert(Vec<String>),
     /// MXFP4 (OCP MX v1.0): each row of `s[2]` elements in blocks of 32.
@@ -28,10 +38,12 @@ pub enum Stored {
 }
 
 impl Stored {
-    /// The tensors that hold the weight.
+    /// The tensors that hold the weight; that of [`Stored::Half`] holds another one too.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let (list, pair): (&[String], [Option<&String>; 2]) = match self {
-            Stored::Plain(name) | Stored::Transposed(name) => (&[], [Some(name), None]),
+            Stored::Plain(name) | Stored::Transposed(name) | Stored::Half { name, .. } => {
+                (&[], [Some(name), None])
+            }
             Stored::PerExpert(names) => (names, [None, None]),
             Stored::Mxfp4 { blocks, scales } => (&[], [Some(blocks), Some(scales)]),
         };
@@ -70,7 +82,7 @@ impl Plan {
 /// Finds every weight of `geometry` in `checkpoint` and checks dtypes and shapes. Tensors that no weight needs are ignored.
 ///
 /// # Errors
-/// [`Error::Weights`] with every tensor that is missing, has another shape, or is not F32, F16 or BF16 (U8 for MXFP4).
+/// [`Error::Weights`] with every tensor (up to a thousand or so) that is missing, has another shape, or is not F32, F16 or BF16 (U8 for MXFP4).
 pub fn plan(geometry: &Geometry, checkpoint: &Checkpoint) -> Result<Plan> {
     // The text model's prefix and its head: as published, below the wrappers of multimodal models (old and new), and without a head.
     let layouts = [
@@ -88,6 +100,10 @@ pub fn plan(geometry: &Geometry, checkpoint: &Checkpoint) -> Result<Plan> {
         let stored = stored(geometry, checkpoint, prefix, head, &shape);
         check(checkpoint, &shape, &stored, &mut problems);
         weights.push(Weight { shape, stored });
+        // a small file can speak of more experts than there is memory for their names
+        if problems.len() >= MAX_PROBLEMS {
+            break;
+        }
     }
     if !problems.is_empty() {
         return Err(Error::Weights { path: checkpoint.path().to_owned(), problems });
@@ -104,10 +120,22 @@ fn stored(
     weight: &WeightShape,
 ) -> Stored {
     let layer = weight.layer.map_or_else(|| prefix.to_owned(), |layer| format!("{prefix}layers.{layer}."));
-    let per_expert = |part: &str| {
-        let block = if geometry.family == Family::Mixtral { "block_sparse_moe" } else { "mlp" };
+    // mixtral's own name for the feed-forward gave way to that of the other families
+    let renamed = || checkpoint.find(&format!("{layer}mlp.gate.weight")).is_some();
+    let mixtral = geometry.family == Family::Mixtral;
+    let block = if mixtral && !renamed() { "block_sparse_moe" } else { "mlp" };
+    // a tensor for each expert and projection, or one for the gates and ups of all experts and one for their downs
+    let experts = |projection: &str, of_mixtral: &str| {
+        let name = |part: &str| format!("{layer}{block}.experts.{part}");
+        if checkpoint.find(&name("gate_up_proj")).is_some() {
+            return match weight.role {
+                Role::ExpertDown => Stored::Plain(name("down_proj")),
+                role => Stored::Half { name: name("gate_up_proj"), second: role == Role::ExpertUp },
+            };
+        }
+        let part = if mixtral { of_mixtral } else { projection };
         let experts = weight.shape.first().copied().unwrap_or(0);
-        Stored::PerExpert((0..experts).map(|e| format!("{layer}{block}.experts.{e}.{part}.weight")).collect())
+        Stored::PerExpert((0..experts).map(|e| name(&format!("{e}.{part}.weight"))).collect())
     };
     let fused = |part: &str| {
         let name = format!("{layer}mlp.experts.{part}");
@@ -120,7 +148,6 @@ fn stored(
             Stored::Transposed(name)
         }
     };
-    let mixtral = geometry.family == Family::Mixtral;
     let name = match weight.role {
         Role::AttnNorm => "input_layernorm.weight",
         Role::Q => "self_attn.q_proj.weight",
@@ -145,17 +172,12 @@ fn stored(
         Role::GateBias => "mlp.gate_proj.bias",
         Role::UpBias => "mlp.up_proj.bias",
         Role::DownBias => "mlp.down_proj.bias",
-        Role::Router => match geometry.family {
-            Family::Mixtral => "block_sparse_moe.gate.weight",
-            Family::GptOss => "mlp.router.weight",
-            _ => "mlp.gate.weight",
-        },
+        Role::Router if geometry.family == Family::GptOss => "mlp.router.weight",
+        Role::Router => return Stored::Plain(format!("{layer}{block}.gate.weight")),
         Role::RouterBias => "mlp.router.bias",
-        Role::ExpertGate => return per_expert(if mixtral { "w1" } else { "gate_proj" }),
-        Role::ExpertUp => return per_expert(if mixtral { "w3" } else { "up_proj" }),
-        Role::ExpertDown if geometry.family != Family::GptOss => {
-            return per_expert(if mixtral { "w2" } else { "down_proj" });
-        }
+        Role::ExpertGate => return experts("gate_proj", "w1"),
+        Role::ExpertUp => return experts("up_proj", "w3"),
+        Role::ExpertDown if geometry.family != Family::GptOss => return experts("down_proj", "w2"),
         Role::ExpertGateUp => return fused("gate_up_proj"),
         Role::ExpertDown => return fused("down_proj"),
         Role::ExpertGateUpBias => "mlp.experts.gate_up_proj_bias",
@@ -189,6 +211,7 @@ fn check(checkpoint: &Checkpoint, weight: &WeightShape, stored: &Stored, problem
     match (stored, weight.shape.as_slice()) {
         (Stored::Plain(name), shape) => check_one(name, shape, false),
         (Stored::Transposed(name), &[e, n, k]) => check_one(name, &[e, k, n], false),
+        (Stored::Half { name, .. }, &[e, n, k]) => check_one(name, &[e, 2 * n, k], false),
         (Stored::PerExpert(names), &[_, n, k]) => {
             names.iter().for_each(|name| check_one(name, &[n, k], false))
         }

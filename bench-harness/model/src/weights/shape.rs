@@ -1,6 +1,7 @@
 //! The weights a geometry has: the one list behind parameter counts, memory needs, the plan of a checkpoint and seeded random weights.
 
 use crate::config::{Ffn, Geometry};
+use perjoule_kernels::dtype::DType;
 
 /// What a weight is for. Matrices are `[n, k]`: `n` outputs, `k` inputs, as a projection `x * W^T` reads them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -83,6 +84,17 @@ impl Role {
                 | Role::ExpertGateUpBias
                 | Role::ExpertDownBias
         )
+    }
+
+    /// Element type in which a model of `weights` keeps it, where experts may be published as MXFP4 and stay so. Vectors are f32, and so
+    /// are routers beside block formats: close decisions hang on their logits, and their bytes are few.
+    pub const fn stored_as(self, weights: DType, mxfp4_experts: bool) -> DType {
+        match self {
+            _ if !self.is_matrix() => DType::F32,
+            _ if self.is_expert() && mxfp4_experts => DType::MxFp4,
+            Role::Router if weights.is_block() => DType::F32,
+            _ => weights,
+        }
     }
 
     /// Whether this is a matrix, or one per expert: what quantised dtypes apply to. The rest are vectors.

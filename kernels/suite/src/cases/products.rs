@@ -322,13 +322,19 @@ pub(super) fn grouped(maker: &mut Maker<'_>, tile: &[usize]) {
 
 pub(super) fn gated_matmul(maker: &mut Maker<'_>, tile: &[usize]) {
     let tile = tile3(tile);
-    let kinds = [GatedKind::SwiGlu, GatedKind::GeGlu, GatedKind::GptOss { alpha: 1.702, limit: 7.0 }];
+    let kinds = [
+        GatedKind::SwiGlu,
+        GatedKind::GeGluTanh,
+        GatedKind::GptOss { alpha: 1.702, limit: 7.0 },
+        GatedKind::GeGlu,
+    ];
     let make = |base: Base, shape: [usize; 3], variant: usize| {
         let layout = if variant % 4 == 3 && !base.b.is_block() { "nnc" } else { "nt" };
         let mut gate = product(base, shape, layout);
         gate.epilogue.bias = (variant % 5 == 2).then_some(base.c);
         gate.b_constant = variant % 3 != 1;
-        let gated = Gated::dense(gate.m, gate.n, base.c, kinds[variant % 3]);
+        // every function meets every layout
+        let gated = Gated::dense(gate.m, gate.n, base.c, kinds[(variant + variant / 4) % 4]);
         let mut up = gate;
         if variant % 4 == 2 {
             up.b.strides.col += base.b.block_len();
@@ -351,7 +357,7 @@ pub(super) fn gated_matmul(maker: &mut Maker<'_>, tile: &[usize]) {
     for i in 0..shapes.len().max(2 * bases.len()) {
         for v in 0..6 {
             let op = make(bases[i % bases.len()], shapes[i % shapes.len()], i + v);
-            if maker.push(&format!("v{}", (i + v) % 60), op, turn(i)) {
+            if maker.push(&format!("v{}", (i + v) % 240), op, turn(i)) {
                 break;
             }
         }

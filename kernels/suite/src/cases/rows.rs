@@ -141,7 +141,12 @@ pub(super) fn softmax(maker: &mut Maker<'_>, tile: &[usize]) {
 }
 
 pub(super) fn gated(maker: &mut Maker<'_>, tile: &[usize]) {
-    let kinds = [GatedKind::SwiGlu, GatedKind::GeGlu, GatedKind::GptOss { alpha: 1.702, limit: 7.0 }];
+    let kinds = [
+        GatedKind::SwiGlu,
+        GatedKind::GeGluTanh,
+        GatedKind::GptOss { alpha: 1.702, limit: 7.0 },
+        GatedKind::GeGlu,
+    ];
     over(maker, tile, |maker, i, x, label, (dtype, out_dtype)| {
         let mut added = false;
         for (k, kind) in kinds.into_iter().enumerate() {

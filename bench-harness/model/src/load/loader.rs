@@ -1,0 +1,276 @@
+//! Puts weights on a device, one product or vector at a time.
+
+use std::collections::HashMap;
+
+use perjoule::{Arg, Buffer, Choice, DType, Device, Op, Stream};
+use perjoule_kernels::op::{MatMul, Pack, Tensor2};
+use perjoule_kernels::{Matrix, PackFormat};
+
+use super::stacked::Stacked;
+use super::{Layer, Linear, LoadOptions, grouped};
+use crate::config::{Ffn, Geometry};
+use crate::error::{Error, Result};
+use crate::source::{Source, sizes};
+use crate::weights::{Role, WeightShape};
+
+/// Bytes of a matrix that are read or drawn at a time.
+const PIECE: usize = 32 << 20;
+
+pub(super) struct Loader<'a> {
+    device: &'a Device,
+    source: &'a Source,
+    stream: Box<dyn Stream>,
+    weights: HashMap<(Option<usize>, Role), WeightShape>,
+    dtype: DType,
+    activations: DType,
+    rows: Vec<usize>,
+    progress: Option<&'a (dyn Fn(u64, u64) + Sync)>,
+    done: u64,
+    total: u64,
+    /// Bytes of what was loaded so far.
+    pub(super) bytes: u64,
+}
+
+impl<'a> Loader<'a> {
+    pub(super) fn new(
+        device: &'a Device,
+        source: &'a Source,
+        options: &LoadOptions<'a>,
+        activations: DType,
+    ) -> Result<Self> {
+        let weights = source.geometry().weights();
+        Ok(Loader {
+            device,
+            source,
+            stream: device.stream()?,
+            dtype: options.dtype,
+            activations,
+            rows: if options.rows.is_empty() { vec![1] } else { options.rows.clone() },
+            progress: options.progress,
+            done: 0,
+            total: weights.iter().map(WeightShape::elements).sum(),
+            bytes: 0,
+            weights: weights.into_iter().map(|w| ((w.layer, w.role), w)).collect(),
+        })
+    }
+
+    fn geometry(&self) -> &Geometry {
+        self.source.geometry()
+    }
+
+    fn find(&self, layer: Option<usize>, role: Role) -> Option<WeightShape> {
+        self.weights.get(&(layer, role)).cloned()
+    }
+
+    fn need(&self, layer: Option<usize>, role: Role) -> Result<WeightShape> {
+        self.find(layer, role).ok_or_else(|| Error::Config(vec![format!("the geometry has no {role:?}")]))
+    }
+
+    fn advance(&mut self, elements: u64) {
+        self.done += elements;
+        if let Some(progress) = self.progress {
+            progress(self.done, self.total);
+        }
+    }
+
+    pub(super) fn layer(&mut self, index: usize) -> Result<Layer> {
+        let at = Some(index);
+        let experts = self.geometry().layers[index].ffn == Ffn::Experts;
+        let fused = self.geometry().moe.is_some_and(|m| m.interleaved_gate_up);
+        let (gate_up, gate_up_bias, down, down_bias): (&[Role], &[Role], _, _) = match (experts, fused) {
+            (false, _) => {
+                (&[Role::Gate, Role::Up], &[Role::GateBias, Role::UpBias], Role::Down, Role::DownBias)
+            }
+            (true, false) => {
+                (&[Role::ExpertGate, Role::ExpertUp], &[], Role::ExpertDown, Role::ExpertDownBias)
+            }
+            (true, true) => {
+                (&[Role::ExpertGateUp], &[Role::ExpertGateUpBias], Role::ExpertDown, Role::ExpertDownBias)
+            }
+        };
+        Ok(Layer {
+            attention_norm: self.vector(at, Role::AttnNorm)?,
+            qkv: self.linear(at, &[Role::Q, Role::K, Role::V], &[Role::QBias, Role::KBias, Role::VBias])?,
+            q_norm: self.optional_vector(at, Role::QNorm)?,
+            k_norm: self.optional_vector(at, Role::KNorm)?,
+            sinks: self.optional_vector(at, Role::Sinks)?,
+            o: self.linear(at, &[Role::O], &[Role::OBias])?,
+            post_attention_norm: self.optional_vector(at, Role::PostAttnNorm)?,
+            ffn_norm: self.vector(at, Role::FfnNorm)?,
+            router: match experts {
+                true => Some(self.linear(at, &[Role::Router], &[Role::RouterBias])?),
+                false => None,
+            },
+            gate_up: self.linear(at, gate_up, gate_up_bias)?,
+            down: self.linear(at, &[down], &[down_bias])?,
+            post_ffn_norm: self.optional_vector(at, Role::PostFfnNorm)?,
+        })
+    }
+
+    fn optional_vector(&mut self, layer: Option<usize>, role: Role) -> Result<Option<Buffer>> {
+        match self.find(layer, role) {
+            Some(_) => self.vector(layer, role).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    pub(super) fn vector(&mut self, layer: Option<usize>, role: Role) -> Result<Buffer> {
+        let weight = self.need(layer, role)?;
+        let mut values = self.values(&weight)?;
+        // drawn norm weights lie around 1, which these models add themselves
+        if self.source.is_random() && role.is_norm() && self.geometry().norm_weight_offset != 0.0 {
+            let offset = self.geometry().norm_weight_offset;
+            values.iter_mut().for_each(|v| *v -= offset);
+        }
+        self.upload(&values)
+    }
+
+    fn values(&mut self, weight: &WeightShape) -> Result<Vec<f32>> {
+        let (matrices, n, k) = sizes(weight);
+        let mut values = vec![0.0f32; matrices * n * k];
+        for (matrix, chunk) in values.chunks_exact_mut((n * k).max(1)).enumerate() {
+            let mut bytes = vec![0u8; chunk.len() * 4];
+            self.source.read_rows(weight, matrix, 0..n, DType::F32, &mut bytes)?;
+            for (value, four) in chunk.iter_mut().zip(bytes.chunks_exact(4)) {
+                *value = f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
+            }
+        }
+        self.advance(weight.elements());
+        Ok(values)
+    }
+
+    fn upload(&mut self, values: &[f32]) -> Result<Buffer> {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let buffer = self.device.alloc(bytes.len() as u64)?;
+        self.stream.write(&buffer, &bytes)?;
+        self.bytes += bytes.len() as u64;
+        Ok(buffer)
+    }
+
+    /// A matrix that is looked up row by row, and so stays plain.
+    pub(super) fn table(&mut self, layer: Option<usize>, role: Role) -> Result<Buffer> {
+        let stacked = self.stacked(layer, &[role], self.dtype)?;
+        self.plain(&stacked)
+    }
+
+    fn stacked(&self, layer: Option<usize>, roles: &[Role], dtype: DType) -> Result<Stacked<'a>> {
+        let parts = roles.iter().map(|r| self.need(layer, *r)).collect::<Result<Vec<_>>>()?;
+        let n = parts.iter().map(|p| sizes(p).1).sum();
+        let (matrices, _, k) = sizes(&parts[0]);
+        if !k.is_multiple_of(dtype.block_len()) {
+            return Err(Error::Config(vec![format!(
+                "{:?} has rows of {k} elements, which {dtype} blocks of {} do not fill: choose another dtype",
+                parts[0].role,
+                dtype.block_len()
+            )]));
+        }
+        let interleaved = parts.iter().any(|p| p.role == Role::ExpertGateUp);
+        Ok(Stacked { parts, source: self.source, interleaved, n, k, matrices, dtype })
+    }
+
+    pub(super) fn linear(&mut self, layer: Option<usize>, roles: &[Role], biases: &[Role]) -> Result<Linear> {
+        let experts = roles[0].is_expert();
+        let dtype = roles[0].stored_as(self.dtype, self.source.has_mxfp4_experts());
+        let stacked = self.stacked(layer, roles, dtype)?;
+        let (n, k, matrices) = (stacked.n, stacked.k, stacked.matrices);
+        let choice = self.choose(&stacked, experts)?;
+        let weight = match choice.pack {
+            Some(format) => self.packed(&stacked, format)?,
+            None => self.plain(&stacked)?,
+        };
+        let bias = self.bias(layer, biases)?;
+        Ok(Linear { n, k, experts: matrices, dtype, pack: choice.pack, weight, bias })
+    }
+
+    /// The row, and with it the packed layout, that is cheapest over the numbers of rows that matter.
+    fn choose(&self, stacked: &Stacked<'_>, experts: bool) -> Result<Choice> {
+        let &Stacked { n, k, matrices, dtype, .. } = stacked;
+        let op = |rows: usize| -> Op {
+            match experts {
+                true => grouped(rows, n, k, matrices, self.activations, dtype).into(),
+                false => MatMul::linear(rows, n, k, self.activations, dtype, self.activations).into(),
+            }
+        };
+        let ops: Vec<Op> = self.rows.iter().map(|&r| op(r)).collect();
+        Ok(self.device.select(&ops[0], &ops[1..])?)
+    }
+
+    /// The biases there are, one behind the other.
+    fn bias(&mut self, layer: Option<usize>, roles: &[Role]) -> Result<Option<Buffer>> {
+        let found: Vec<WeightShape> = roles.iter().filter_map(|r| self.find(layer, *r)).collect();
+        if found.is_empty() {
+            return Ok(None);
+        }
+        let mut all = Vec::new();
+        for weight in &found {
+            let mut values = self.values(weight)?;
+            if weight.role == Role::ExpertGateUpBias {
+                let width = sizes(weight).2;
+                for expert in values.chunks_exact_mut(width) {
+                    let (gate, up): (Vec<f32>, Vec<f32>) =
+                        expert.chunks_exact(2).map(|pair| (pair[0], pair[1])).unzip();
+                    expert[..width / 2].copy_from_slice(&gate);
+                    expert[width / 2..].copy_from_slice(&up);
+                }
+            }
+            all.extend(values);
+        }
+        self.upload(&all).map(Some)
+    }
+
+    fn plain(&mut self, stacked: &Stacked<'_>) -> Result<Buffer> {
+        let row_bytes = stacked.row_bytes();
+        let total = (stacked.matrices * stacked.n) as u64 * row_bytes as u64;
+        let buffer = self.device.alloc(total)?;
+        let per_piece = (PIECE / row_bytes.max(1)).max(1);
+        for matrix in 0..stacked.matrices {
+            for (range, bytes) in stacked.pieces(matrix, per_piece) {
+                let bytes = bytes?;
+                let at = (matrix * stacked.n + range.start) as u64 * row_bytes as u64;
+                self.stream.write(&buffer.view(at, bytes.len() as u64)?, &bytes)?;
+                self.advance((range.len() * stacked.k) as u64);
+            }
+        }
+        self.bytes += total;
+        Ok(buffer)
+    }
+
+    fn packed(&mut self, stacked: &Stacked<'_>, format: &'static PackFormat) -> Result<Buffer> {
+        let &Stacked { n, k, matrices, dtype, .. } = stacked;
+        let overflow = || Error::Config(vec![format!("a packed weight of {n} x {k} overflows")]);
+        let panel_bytes = (format.panel_bytes)(k).ok_or_else(overflow)?;
+        let one = format.bytes(n, k).ok_or_else(overflow)?;
+        let total = one.checked_mul(matrices as u64).ok_or_else(overflow)?;
+        let buffer = self.device.alloc(total)?;
+        let row_bytes = stacked.row_bytes();
+        let per_piece = (PIECE / row_bytes.max(1)).max(1).next_multiple_of(format.panel);
+        let mut staging: Option<Buffer> = None;
+        for matrix in 0..matrices {
+            for (range, bytes) in stacked.pieces(matrix, per_piece) {
+                let bytes = bytes?;
+                let plain = Tensor2 { dtype, strides: Matrix::col_major(k, range.len()) };
+                let op = Pack { format, matrices: 1, n: range.len(), k, b: plain };
+                let prepared = self.device.prepare(op)?;
+                let at = matrix as u64 * one + (range.start / format.panel) as u64 * panel_bytes;
+                let size = format.bytes(range.len(), k).ok_or_else(overflow)?;
+                let target = buffer.view(at, size)?;
+                self.stream.reserve(prepared.scratch())?;
+                if self.device.info().synchronous {
+                    prepared.launch(&mut *self.stream, &mut [Arg::Host(&bytes), Arg::Buf(&target)])?;
+                } else {
+                    let have = staging.as_ref().map_or(0, Buffer::bytes);
+                    if have < bytes.len() as u64 {
+                        staging = Some(self.device.alloc(bytes.len() as u64)?);
+                    }
+                    if let Some(staging) = &staging {
+                        self.stream.write(staging, &bytes)?;
+                        prepared.launch(&mut *self.stream, &mut [Arg::Buf(staging), Arg::Buf(&target)])?;
+                    }
+                }
+                self.advance((range.len() * k) as u64);
+            }
+        }
+        self.bytes += total;
+        Ok(buffer)
+    }
+}

@@ -125,7 +125,7 @@ impl Device {
         explain(&*self.0.backend, op)
     }
 
-    /// The cheapest row for `op`, and for all of `also` that share its constant operand.
+    /// The cheapest row for `op`, and for all of `also` that share its constant operands.
     pub fn select(&self, op: &Op, also: &[Op]) -> Result<Choice> {
         perjoule_kernels::select(&*self.0.backend, op, also)
     }
@@ -140,12 +140,12 @@ impl Device {
         perjoule_kernels::prepare(&*self.0.backend, op, choice, None)
     }
 
-    /// The plan for `op` with its constant operand plain: the cheapest row, prepared once and kept.
+    /// The plan for `op` with its constant operands plain: the cheapest row, prepared once and kept.
     pub fn prepare(&self, op: impl Into<Op>) -> Result<Arc<Prepared>> {
         self.prepare_packed(&op.into(), None)
     }
 
-    /// The plan for `op` with its constant operand packed as `pack`.
+    /// The plan for `op` with its constant operands packed as `pack`.
     pub fn prepare_packed(&self, op: &Op, pack: Option<&'static PackFormat>) -> Result<Arc<Prepared>> {
         let key = fingerprint(op, pack);
         let find = |plans: &HashMap<u64, Vec<Arc<Prepared>>>| {

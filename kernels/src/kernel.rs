@@ -54,7 +54,7 @@ impl Numerics {
     }
 }
 
-/// A layout into which a row wants the constant operand of a matrix product packed, once.
+/// A layout into which a row wants the constant operands of a matrix product packed, once.
 ///
 /// Declare it as a `static`: two formats are the same when they are the same static. Their names cannot decide it, since the size of
 /// a packed operand, on which a row relies, follows from the format that the caller gives.
@@ -99,7 +99,7 @@ pub struct Request<'a> {
     pub op: &'a Op,
     /// One of the row's configurations.
     pub config: &'static Config,
-    /// The format of the constant operand, one of the row's `packs`; `None` when the operand is plain.
+    /// The format of the constant operands, one of the row's `packs`; `None` when they are plain.
     pub pack: Option<&'static PackFormat>,
     /// The group, for collectives.
     pub comm: Option<&'a Arc<dyn Comm>>,
@@ -125,7 +125,7 @@ pub struct Kernel {
     pub op: &'static str,
     /// Ways to run it, at least one; the first is the default.
     pub configs: &'static [Config],
-    /// Formats in which it reads a constant B; empty when it reads B as the op lays it out.
+    /// Formats in which it reads constant B (all that the op has in the same one); empty when it reads B as the op lays it out.
     pub packs: &'static [&'static PackFormat],
     /// Whether the code belongs to a vendor's library: never picked by default, available by name.
     pub vendor: bool,
@@ -211,7 +211,8 @@ pub fn prepare(
         });
     }
     let mut operands = op.operands();
-    if let (Some(pack), Some(b)) = (choice.pack, op.constant()) {
+    for b in op.constants() {
+        let Some(pack) = choice.pack else { break };
         let bytes = pack
             .bytes(b.n, b.k)
             .and_then(|bytes| bytes.checked_mul(b.matrices as u64))
@@ -239,7 +240,7 @@ impl Prepared {
         self.choice
     }
 
-    /// What a launch takes, in order; a packed operand has the size of its packed form.
+    /// What a launch takes, in order; packed operands have the size of their packed form.
     pub fn operands(&self) -> &[Operand] {
         &self.operands
     }

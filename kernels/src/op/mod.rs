@@ -280,11 +280,12 @@ impl Op {
         args.iter_mut().zip(written).filter(|(_, written)| *written).for_each(|(arg, _)| arg.settle());
     }
 
-    /// The operand that stays the same from launch to launch and may be packed once, if the op has one.
-    pub fn constant(&self) -> Option<Constant> {
+    /// The operands that stay the same from launch to launch and may be packed once, all of them in one format.
+    pub fn constants(&self) -> Vec<Constant> {
         match self {
-            Op::MatMul(op) => op.constant(),
-            Op::GroupedMatMul(op) => op.constant(),
+            Op::MatMul(op) => op.constant().into_iter().collect(),
+            Op::GroupedMatMul(op) => op.constant().into_iter().collect(),
+            Op::GatedMatMul(op) => op.constants(),
             Op::Attention(_)
             | Op::RmsNorm(_)
             | Op::LayerNorm(_)
@@ -303,8 +304,7 @@ impl Op {
             | Op::Quantise(_)
             | Op::Pack(_)
             | Op::Collective(_)
-            | Op::QkNormRopeAppend(_)
-            | Op::GatedMatMul(_) => None,
+            | Op::QkNormRopeAppend(_) => Vec::new(),
         }
     }
 }

@@ -43,7 +43,7 @@ pub const FULL_FLOPS: u64 = 1 << 25;
 
 /// Checks the output of one launch of `op`.
 ///
-/// `before` holds the bytes of every operand before the launch, in the order of [`Op::operands`], a constant operand in its plain
+/// `before` holds the bytes of every operand before the launch, in the order of [`Op::operands`], constant operands in their plain
 /// form (operands that are only written may be empty); `after` holds the bytes of the written operands after it, in that order.
 /// Products and attention beyond [`FULL_FLOPS`] are sampled: about `budget_elements` outputs (of attention whole vectors), spread
 /// evenly and at random, edges always among them, besides [`freivalds`] over the whole where the product is linear. Samples see any

@@ -202,7 +202,7 @@ impl Kernel for Sum<'_> {
 impl CpuDevice {
     /// Runs `job` on every lane of the team, while nobody else uses the device.
     fn region(&self, job: &(dyn Fn(&crate::team::Lane<'_>) + Sync)) -> Result<()> {
-        self.inner.alive()?;
+        self.inner.team.region().alive()?;
         self.inner.team.lock().run(job).map_err(fault)
     }
 }

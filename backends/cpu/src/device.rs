@@ -30,6 +30,11 @@ pub struct CpuCaps {
     pub threads: usize,
 }
 
+/// Lanes of the team of the device that `info` describes.
+pub(crate) fn lanes(info: &DeviceInfo) -> usize {
+    info.caps::<CpuCaps>().map_or(1, |caps| caps.threads)
+}
+
 /// The CPU, with a team of threads of its own.
 pub struct CpuDevice {
     info: DeviceInfo,
@@ -45,18 +50,8 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    pub(crate) fn alive(&self) -> Result<()> {
-        if self.team.is_forked() {
-            return Err(Error::Lost {
-                device: "cpu".into(),
-                detail: "this process was forked from the one that opened it".into(),
-            });
-        }
-        Ok(())
-    }
-
     pub(crate) fn alloc(&self, bytes: u64) -> Result<Buffer> {
-        Ok(Buffer::new(Arc::new(HostMemory::zeroed(self.id, "cpu", bytes)?)))
+        Ok(Buffer::new(Arc::new(HostMemory::zeroed(self.id, self.team.region(), bytes)?)))
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the body of a CPU row is: one function that every lane of the team runs over the same checked arguments.
 
-use crate::memory::HostMemory;
-use crate::stream::CpuStream;
+use crate::device::lanes;
+use crate::stream::{CpuStream, bytes_of};
 use crate::team::Lane;
 use bytemuck::Pod;
 use perjoule_kernels::{Arg, Buffer, Checked, DeviceId, Error, Launch, Result, Stream};
@@ -213,7 +213,7 @@ impl Launch for CpuLaunch {
             }
         }
         if stream.is_capturing() {
-            let mut keep = Vec::with_capacity(operands.len());
+            let mut keep: Vec<Buffer> = checked.scratch().cloned().into_iter().collect();
             for (arg, operand) in checked.args().iter().zip(operands) {
                 match arg {
                     Arg::Buf(buffer) => keep.push((*buffer).clone()),
@@ -240,11 +240,8 @@ fn raw_buffer(buffer: &Buffer, device: DeviceId, writes: bool) -> Option<Raw> {
     if buffer.device() != device {
         return None;
     }
-    let memory: &dyn Any = &**buffer.memory();
-    let memory = memory.downcast_ref::<HostMemory>()?;
-    // SAFETY: a buffer lies within its memory.
-    let pointer = unsafe { memory.pointer().add(buffer.offset() as usize) };
-    Some(Raw { pointer, bytes: buffer.bytes() as usize, writes })
+    let (_, pointer, bytes) = bytes_of(buffer)?;
+    Some(Raw { pointer, bytes, writes })
 }
 
 /// A launch kept for replay.

@@ -95,6 +95,8 @@ impl std::fmt::Debug for PackFormat {
 pub struct Request<'a> {
     /// The device it will run on.
     pub device: &'a dyn Device,
+    /// What that device is: the very description by which the row was asked whether it runs the op.
+    pub info: &'a DeviceInfo,
     /// The validated op.
     pub op: &'a Op,
     /// One of the row's configurations.
@@ -225,7 +227,7 @@ pub fn prepare(
         operand.align = operand.align.max(64);
     }
     let config = &choice.kernel.configs[choice.config];
-    let launch = (choice.kernel.prepare.0)(&Request { device, op, config, pack: choice.pack, comm })?;
+    let launch = (choice.kernel.prepare.0)(&Request { device, info, op, config, pack: choice.pack, comm })?;
     Ok(Prepared { op: op.clone(), choice, operands, device: info.id, synchronous: info.synchronous, launch })
 }
 

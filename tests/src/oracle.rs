@@ -123,7 +123,7 @@ fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let fault = request.config.params.first().copied().unwrap_or(0);
     let all = FAULTS.map(|(_, fault)| fault);
     let fault = all.into_iter().find(|f| *f as usize == fault).unwrap_or(Fault::None);
-    Ok(launch(Oracle { op: request.op.clone(), fault, launches: AtomicUsize::new(0) }))
+    Ok(launch(request, Oracle { op: request.op.clone(), fault, launches: AtomicUsize::new(0) }))
 }
 
 struct Oracle {

@@ -4,6 +4,7 @@ use crate::device::lanes;
 use crate::stream::{CpuStream, bytes_of};
 use crate::team::Lane;
 use bytemuck::Pod;
+use perjoule_kernels::kernel::Request;
 use perjoule_kernels::{Arg, Buffer, Checked, DeviceId, Error, Launch, Result, Stream};
 use std::any::Any;
 use std::marker::PhantomData;
@@ -164,16 +165,21 @@ impl<'a, T: Pod> Out<'a, T> {
     }
 }
 
-/// Makes the launchable form of a body, which is what a CPU row's `prepare` returns.
-pub fn launch(body: impl Spmd) -> Box<dyn Launch> {
-    Box::new(CpuLaunch(Arc::new(body)))
+/// Makes the launchable form of a body, which is what a CPU row's `prepare` returns. It runs on teams with as many lanes as `request`
+/// speaks of, and is refused on others: a body may size by that number what each lane has of its own.
+pub fn launch(request: &Request<'_>, body: impl Spmd) -> Box<dyn Launch> {
+    Box::new(CpuLaunch { body: Arc::new(body), lanes: lanes(request.info) })
 }
 
-struct CpuLaunch(Arc<dyn Spmd>);
+struct CpuLaunch {
+    body: Arc<dyn Spmd>,
+    /// Lanes that it was prepared for. Anyone can write a [`perjoule_kernels::Device`] that bears this device's id and speaks of others.
+    lanes: usize,
+}
 
 impl Launch for CpuLaunch {
     fn scratch(&self) -> u64 {
-        self.0.scratch()
+        self.body.scratch()
     }
 
     fn launch(&self, stream: &mut dyn Stream, mut checked: Checked<'_, '_>) -> Result<()> {
@@ -181,6 +187,10 @@ impl Launch for CpuLaunch {
         let stream: &mut dyn Any = stream;
         let stream =
             stream.downcast_mut::<CpuStream>().ok_or(Error::WrongDevice { kernel, operand: "stream" })?;
+        let team = stream.lanes();
+        if self.lanes != team {
+            return Err(Error::Lanes { kernel, prepared: self.lanes, team });
+        }
         let operands = checked.operands();
         // the lock of this stream's team guards the memory of its device alone
         let device = stream.device();
@@ -226,10 +236,10 @@ impl Launch for CpuLaunch {
                     }
                 }
             }
-            stream.record_launch(Recorded { kernel, body: self.0.clone(), args, _keep: keep });
+            stream.record_launch(Recorded { kernel, body: self.body.clone(), args, _keep: keep });
             return Ok(());
         }
-        stream.run(kernel, &*self.0, &args)
+        stream.run(kernel, &*self.body, &args)
     }
 }
 

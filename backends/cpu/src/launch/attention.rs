@@ -15,7 +15,7 @@ use super::attention_block::{Block, KEYS, Keys};
 use super::body::{Body, on, other_op, speed};
 use super::run::{Run, Source, Target, read, write};
 use super::slots;
-use crate::device::CpuCaps;
+use crate::device::lanes;
 use crate::simd::{self, Simd};
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
@@ -60,8 +60,8 @@ fn cost<S: Simd>(op: &Op, _: &Config, _: &DeviceInfo) -> f32 {
 
 fn prepare<S: Simd, const MR: usize>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::Attention(op) = request.op else { return Err(other_op(request.op)) };
-    let lanes = request.device.info().caps::<CpuCaps>().map_or(1, |caps| caps.threads);
-    on::<S>(Flash::<MR>::new(*op, lanes, S::LANES))
+    let lanes = lanes(request.info);
+    on::<S>(request, Flash::<MR>::new(*op, lanes, S::LANES))
 }
 
 /// What is settled when a row is prepared.

@@ -4,11 +4,12 @@
 //! are skipped, and lanes share the columns of C, never its rows: so even repeated rows are written by one lane only, the last
 //! position last.
 
+use crate::device::lanes;
 use crate::launch::body::{Body, on, other_op};
 use crate::launch::matmul::driver::{BLOCK_ROWS, Finish, Plan, RowAt, Tiles, block};
 use crate::launch::matmul::operand::{Floats, FloatsOut, Format, Packed, Plain, Source};
 use crate::launch::matmul::tile::{MAX_ROWS, columns};
-use crate::launch::matmul::{OVERHEAD, lanes, rate, widening};
+use crate::launch::matmul::{OVERHEAD, rate, widening};
 use crate::simd::{self, Element, Simd};
 use crate::spmd::Args;
 use crate::team::Lane;
@@ -117,10 +118,10 @@ fn cost_plain<S: Simd>(op: &Op, config: &Config, info: &DeviceInfo) -> f32 {
 
 fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::GroupedMatMul(op) = request.op else { return Err(other_op(request.op)) };
-    let plan = Plan::new::<S>(op.rows, op.n, op.k, lanes(request.device.info()));
+    let plan = Plan::new::<S>(op.rows, op.n, op.k, lanes(request.info));
     let scratch = plan.scratch(plan.round);
     let scratch = scratch.ok_or(Error::Overflow { op: "grouped_matmul", what: "the scratch" })?;
-    on::<S>(Grouped::<F> { op: *op, plan, scratch, format: PhantomData })
+    on::<S>(request, Grouped::<F> { op: *op, plan, scratch, format: PhantomData })
 }
 
 /// The body of the blocked rows.

@@ -14,8 +14,8 @@ use perjoule_kernels::{Launch, Result, Rows};
 
 pub(crate) fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     match request.op {
-        Op::KvAppend(op) => on::<S>(*op),
-        Op::Advance(op) => Ok(launch(Advancing(*op))),
+        Op::KvAppend(op) => on::<S>(request, *op),
+        Op::Advance(op) => Ok(launch(request, Advancing(*op))),
         op => Err(other_op(op)),
     }
 }

@@ -17,7 +17,7 @@ pub(crate) mod operand;
 mod tests;
 pub(crate) mod tile;
 
-use crate::device::CpuCaps;
+use crate::device::lanes;
 use crate::launch::body::{Body, on, other_op};
 use crate::simd::{self, Element, Simd};
 use crate::spmd::Args;
@@ -96,11 +96,6 @@ pub(crate) fn rate<S: Simd>() -> f32 {
     a_cycle * S::LANES as f32 * 2e9
 }
 
-/// Lanes of the device's team.
-pub(crate) fn lanes(info: &DeviceInfo) -> usize {
-    info.caps::<CpuCaps>().map_or(1, |caps| caps.threads)
-}
-
 /// Bytes a second that a lane of the team reads.
 const BANDWIDTH: f32 = 1e10;
 
@@ -131,11 +126,11 @@ fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>>
     let Op::MatMul(op) = request.op else { return Err(other_op(request.op)) };
     let overflow = Error::Overflow { op: "matmul", what: "the scratch" };
     let rows = op.batch.checked_mul(op.m).ok_or(overflow.clone())?;
-    let plan = Plan::new::<S>(rows, op.n, op.k, lanes(request.device.info()));
+    let plan = Plan::new::<S>(rows, op.n, op.k, lanes(request.info));
     let in_place = op.m == 1 && op.a.dtype == DType::F32 && op.a.strides.col == 1;
     let packed = if in_place { 0 } else { plan.round };
     let scratch = plan.scratch(packed).ok_or(overflow)?;
-    on::<S>(Product::<F> { op: *op, plan, packed, scratch, format: PhantomData })
+    on::<S>(request, Product::<F> { op: *op, plan, packed, scratch, format: PhantomData })
 }
 
 /// The body of the blocked rows.

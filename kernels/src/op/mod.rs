@@ -34,6 +34,7 @@ mod pack;
 mod rope;
 mod route;
 mod sample;
+pub mod slots;
 mod softmax;
 
 pub use add::Add;
@@ -116,6 +117,11 @@ impl Values {
         self.value[at] as i64
     }
 
+    /// The elements of a slot.
+    pub fn slots(&self) -> Vec<i32> {
+        self.value.iter().map(|&x| x as i32).collect()
+    }
+
     /// Makes `magnitude` as long as `value`; elements that nothing has set get 0.
     pub fn settle(&mut self) {
         self.magnitude.resize(self.value.len(), 0.0);
@@ -150,8 +156,8 @@ pub trait Spec: fmt::Debug {
     fn reduction(&self) -> usize {
         1
     }
-    /// Computes it with f64 accumulation: `args` in the order of `operands`. Written for clarity, not speed. Slots must hold values
-    /// that the op's documentation allows.
+    /// Computes it with f64 accumulation: `args` in the order of `operands`, each as long as its operand. Written for clarity, not
+    /// speed. Slots may hold anything: what an op's documentation does not allow is read as [`slots`] says, here and by kernels.
     fn reference(&self, args: &mut [Values]);
 }
 

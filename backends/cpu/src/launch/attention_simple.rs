@@ -3,13 +3,12 @@
 
 use super::body::other_op;
 use super::run::{Source, Target, read, write};
-use super::slots;
 use crate::device::lanes;
 use crate::simd::Portable;
 use crate::spmd::{Args, Out, Spmd, launch};
 use crate::team::Lane;
 use perjoule_kernels::kernel::Request;
-use perjoule_kernels::op::{Attention, Op};
+use perjoule_kernels::op::{Attention, Op, slots};
 use perjoule_kernels::{Config, DeviceInfo, Kernel, Launch, Numerics, Prepare, Reason, Result};
 
 static CONFIGS: &[Config] = &[Config::tile("1x1", &[1, 1, 1])];

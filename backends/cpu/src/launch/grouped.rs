@@ -14,45 +14,13 @@ use crate::simd::{self, Element, Simd};
 use crate::spmd::Args;
 use crate::team::Lane;
 use perjoule_kernels::kernel::Request;
+use perjoule_kernels::op::slots::Segments;
 use perjoule_kernels::op::{GroupedMatMul, Op};
 use perjoule_kernels::{
     Config, DType, DeviceInfo, Error, Kernel, Launch, Numerics, PackFormat, Prepare, Reason, Result,
 };
 use std::marker::PhantomData;
 use std::ops::Range;
-
-/// The experts that have positions, with those: disjoint ranges within `0..rows`, ascending, whatever the slot holds.
-pub(crate) struct Segments<'a> {
-    offsets: &'a [i32],
-    rows: usize,
-    expert: usize,
-    end: usize,
-}
-
-impl<'a> Segments<'a> {
-    pub(crate) fn new(offsets: &'a [i32], rows: usize) -> Self {
-        Segments { offsets, rows, expert: 0, end: 0 }
-    }
-}
-
-impl Iterator for Segments<'_> {
-    type Item = (usize, Range<usize>);
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<Self::Item> {
-        while let Some(&[from, to]) = self.offsets.get(self.expert..self.expert + 2) {
-            let expert = self.expert;
-            self.expert += 1;
-            let from = usize::try_from(from).unwrap_or(0).clamp(self.end, self.rows);
-            let to = usize::try_from(to).unwrap_or(0).clamp(from, self.rows);
-            self.end = to;
-            if from < to {
-                return Some((expert, from..to));
-            }
-        }
-        None
-    }
-}
 
 /// A row that reads B packed in panels of `T`.
 pub(crate) const fn packed<S: Simd, T: Element>(

@@ -4,12 +4,11 @@
 
 use super::body::{Body, on, other_op};
 use super::run::{Run, Source, Target, runs, write};
-use super::slots;
 use crate::simd::Simd;
 use crate::spmd::{Args, Spmd, launch};
 use crate::team::Lane;
 use perjoule_kernels::kernel::Request;
-use perjoule_kernels::op::{Advance, KvAppend, Op};
+use perjoule_kernels::op::{Advance, KvAppend, Op, slots};
 use perjoule_kernels::{Launch, Result, Rows};
 
 pub(crate) fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {

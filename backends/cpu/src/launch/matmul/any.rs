@@ -4,11 +4,11 @@
 
 use crate::device::lanes;
 use crate::launch::body::{Body, on, other_op};
-use crate::launch::grouped::Segments;
 use crate::simd::{Portable, Simd};
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
 use perjoule_kernels::kernel::Request;
+use perjoule_kernels::op::slots::Segments;
 use perjoule_kernels::op::{Activation, Granularity, GroupedMatMul, MatMul, Op, Tensor2};
 use perjoule_kernels::{Config, DType, DeviceInfo, Error, Launch, Reason, Result, block};
 use std::ops::Range;

@@ -67,7 +67,7 @@ impl Tensor {
             ));
         }
         let tensor = Self::zeros(device, dtype, shape)?;
-        device.default_stream().write(&tensor.buffer, data)?;
+        device.default_stream()?.write(&tensor.buffer, data)?;
         Ok(tensor)
     }
 
@@ -219,7 +219,7 @@ impl Tensor {
         let extent = self.extent().and_then(|e| self.dtype.bytes(e));
         let extent = extent.ok_or(Error::Overflow { op: "tensor", what: "its size in bytes" })?;
         let view = self.buffer.view(0, extent)?;
-        Ok(self.device.default_stream().read(&view))
+        Ok(self.device.default_stream()?.read(&view))
     }
 
     fn gather(&self, extent: &[u8]) -> Result<Vec<u8>> {

@@ -136,6 +136,9 @@ pub trait Device: Any + Shared {
     fn tuning(&self) -> Option<Arc<crate::tune::Tuning>> {
         None
     }
+    /// A number that is another one after every change of [`Device::kernels`] or [`Device::tuning`], by which caches of choices notice
+    /// it. Cheap.
+    fn revision(&self) -> u64;
     /// Zeroed memory, at least 64-byte aligned, freed in stream order when the last [`Buffer`] of it goes.
     fn alloc(&self, bytes: u64) -> Result<Buffer>;
     /// A new stream.

@@ -8,6 +8,7 @@ use perjoule_kernels::tune::Tuning;
 use perjoule_kernels::{
     Arena, Buffer, Comm, Device, DeviceClass, DeviceId, DeviceInfo, Error, Kernel, Result, Stream,
 };
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 /// How to open the CPU.
@@ -40,6 +41,7 @@ pub struct CpuDevice {
     info: DeviceInfo,
     rows: RwLock<Arc<[&'static Kernel]>>,
     tuning: RwLock<Option<Arc<Tuning>>>,
+    revision: AtomicU64,
     pub(crate) inner: Arc<Inner>,
 }
 
@@ -90,6 +92,7 @@ impl CpuDevice {
             info,
             rows: RwLock::new(rows.into()),
             tuning: RwLock::new(None),
+            revision: AtomicU64::new(0),
             inner: Arc::new(Inner { id, team }),
         })
     }
@@ -102,6 +105,12 @@ impl CpuDevice {
     /// Replaces what a tuner measured.
     pub fn set_tuning(&self, tuning: Option<Arc<Tuning>>) {
         *self.tuning.write().unwrap_or_else(|e| e.into_inner()) = tuning;
+        self.revised();
+    }
+
+    /// After the change: who reads the new revision sees it.
+    fn revised(&self) {
+        self.revision.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -124,11 +133,16 @@ impl Device for CpuDevice {
         }
         // in front: of equal costs the row from outside wins, and the reference row stays last
         *rows = std::iter::once(row).chain(rows.iter().copied()).collect();
+        self.revised();
         Ok(())
     }
 
     fn tuning(&self) -> Option<Arc<Tuning>> {
         self.tuning.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
     }
 
     fn alloc(&self, bytes: u64) -> Result<Buffer> {

@@ -28,9 +28,9 @@ fn run_packed(op: &Op, pack: Option<&'static PackFormat>, args: &[&Tensor]) -> R
     let device = first.device();
     let plan = device.prepare_packed(op, pack)?;
     let mut list: Vec<Arg<'_>> = args.iter().map(|t| Arg::Buf(t.buffer())).collect();
-    let mut stream = device.default_stream();
+    let mut stream = device.default_stream()?;
     stream.reserve(plan.scratch())?;
-    plan.launch(&mut **stream, &mut list)
+    plan.launch(&mut *stream, &mut list)
 }
 
 fn shape_error(op: &'static str, field: &'static str, got: &Tensor, expected: impl Into<String>) -> Error {

@@ -4,7 +4,7 @@ use crate::buffer::{Arg, Buffer};
 use crate::device::{Comm, Device, DeviceId, DeviceInfo, Shared, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Reason, Result};
-use crate::op::{Op, Operand};
+use crate::op::{Op, Operand, ensure};
 use crate::select::Choice;
 use std::any::Any;
 use std::sync::Arc;
@@ -103,7 +103,7 @@ pub struct Request<'a> {
     pub config: &'static Config,
     /// The format of the constant operands, one of the row's `packs`; `None` when they are plain.
     pub pack: Option<&'static PackFormat>,
-    /// The group, for collectives.
+    /// The group, for collectives; without one a process is a group of its own.
     pub comm: Option<&'a Arc<dyn Comm>>,
 }
 
@@ -211,6 +211,12 @@ pub fn prepare(
             op: op.to_string(),
             refusals: vec![crate::error::Refusal { kernel: choice.kernel.name, reason }],
         });
+    }
+    if let Op::Collective(collective) = op {
+        // who is in no group is alone
+        let world = comm.map_or(1, |comm| comm.world() as usize);
+        let expected = format!("{world}, the ranks of the group it is prepared for");
+        ensure(collective.world == world, op.name(), "world", collective.world, &expected)?;
     }
     let mut operands = op.operands();
     for b in op.constants() {

@@ -153,10 +153,32 @@ impl Device for CpuDevice {
         Ok(Box::new(CpuStream::new(self.inner.clone())))
     }
 
-    fn join(&self, _id: &[u8], _rank: u32, _world: u32) -> Result<Arc<dyn Comm>> {
-        Err(Error::Unsupported {
-            what: "joining a group",
-            why: "the CPU backend has no collectives; use one process".into(),
-        })
+    fn join(&self, _id: &[u8], rank: u32, world: u32) -> Result<Arc<dyn Comm>> {
+        match (rank, world) {
+            (0, 1) => Ok(Arc::new(Alone)),
+            (_, 0 | 1) => Err(Error::Invalid {
+                op: "join",
+                field: "rank and world",
+                got: format!("{rank} of {world}"),
+                expected: "rank 0 of 1".into(),
+            }),
+            _ => Err(Error::Unsupported {
+                what: "a group of several ranks",
+                why: format!("the CPU backend runs in one process; join a world of 1, not {world}"),
+            }),
+        }
+    }
+}
+
+/// The group of one that a process is by itself.
+struct Alone;
+
+impl Comm for Alone {
+    fn rank(&self) -> u32 {
+        0
+    }
+
+    fn world(&self) -> u32 {
+        1
     }
 }

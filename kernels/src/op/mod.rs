@@ -54,6 +54,8 @@ pub use route::{Combine, Route, RouteOrder};
 pub use sample::{Argmax, Sample};
 pub use softmax::Softmax;
 
+pub(crate) use check::ensure;
+
 use crate::buffer::Access;
 use crate::dtype::DType;
 use crate::error::{Error, Result};

@@ -186,6 +186,27 @@ fn choose(n: usize, want: usize, random: &mut Random) -> Vec<usize> {
     chosen
 }
 
+/// Judges every element of `small`, a product of the chosen rows and columns of a larger one, whose results lie at `at(row, column)` of
+/// `c`.
+fn judge_product(
+    small: &MatMul,
+    args: &[Values],
+    at: impl Fn(usize, usize) -> usize,
+    c: &[u8],
+    tolerance: &Tolerance,
+    verdict: &mut Verdict,
+) -> Result<()> {
+    let (dtype, mut got) = (small.c.dtype, [0.0]);
+    for row in 0..small.m {
+        for col in 0..small.n {
+            let index = at(row, col);
+            gather(dtype, c, index, 1, &mut got)?;
+            verdict.element("c", index, dtype, got[0], small.element(args, 0, row, col), tolerance);
+        }
+    }
+    Ok(())
+}
+
 /// Checks about `budget_elements` elements of a product: a grid of random rows and columns in each of a few matrices of the batch.
 /// `before` as for [`verify`], `c` the result.
 ///
@@ -264,15 +285,8 @@ fn sampled_matmul(
             args.push(submatrix(residual, before[next], batch, &rows, &cols)?);
             residual.strides = Matrix::row_major(rows.len(), cols.len());
         }
-        let got = submatrix(&op.c, c, batch, &rows, &cols)?;
-        for (r, &row) in rows.iter().enumerate() {
-            for (col_at, &col) in cols.iter().enumerate() {
-                let want = small.element(&args, 0, r, col_at);
-                let index = op.c.strides.at(batch, row, col);
-                let got = got.value[r * cols.len() + col_at];
-                verdict.element("c", index, op.c.dtype, got, want, tolerance);
-            }
-        }
+        let at = |row: usize, col: usize| op.c.strides.at(batch, rows[row], cols[col]);
+        judge_product(&small, &args, at, c, tolerance, &mut verdict)?;
     }
     let complete = verdict.checked as u128 == op.batch as u128 * op.m as u128 * op.n as u128;
     Ok(Verification { complete, ..verdict.into() })
@@ -522,13 +536,8 @@ fn sampled_grouped(
             let starts: Vec<usize> = cols.iter().map(|col| expert * op.n + col).collect();
             args.push(vectors(dtype, before[4], &starts, 1, 1)?);
         }
-        for (r, &(_, row)) in rows.iter().enumerate() {
-            for (col_at, &col) in cols.iter().enumerate() {
-                let index = op.c.strides.at(0, row, col);
-                let got = vectors(op.c.dtype, c, &[index], 1, 1)?.value[0];
-                verdict.element("c", index, op.c.dtype, got, small.element(&args, 0, r, col_at), tolerance);
-            }
-        }
+        let at = |row: usize, col: usize| op.c.strides.at(0, rows[row].1, cols[col]);
+        judge_product(&small, &args, at, c, tolerance, &mut verdict)?;
     }
     // rows that no position names keep their bytes
     let size = op.c.dtype.block_bytes();

@@ -9,16 +9,14 @@ use crate::launch::body::{Body, on, other_op};
 use crate::launch::matmul::driver::{BLOCK_ROWS, Finish, Plan, RowAt, Tiles, block};
 use crate::launch::matmul::operand::{Floats, FloatsOut, Format, Packed, Plain, Source};
 use crate::launch::matmul::tile::{MAX_ROWS, columns};
-use crate::launch::matmul::{OVERHEAD, rate, widening};
+use crate::launch::matmul::{self, cost, refuse_a, refuse_b, widening};
 use crate::simd::{self, Element, Simd};
 use crate::spmd::Args;
 use crate::team::Lane;
 use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::slots::Segments;
 use perjoule_kernels::op::{GroupedMatMul, Op};
-use perjoule_kernels::{
-    Config, DType, DeviceInfo, Error, Kernel, Launch, Numerics, PackFormat, Prepare, Reason, Result,
-};
+use perjoule_kernels::{Config, DeviceInfo, Error, Kernel, Launch, PackFormat, Prepare, Reason, Result};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -29,52 +27,32 @@ pub(crate) const fn packed<S: Simd, T: Element>(
     packs: &'static [&'static PackFormat],
 ) -> Kernel {
     Kernel {
-        name,
         op: "grouped_matmul",
-        configs,
-        packs,
-        vendor: false,
-        numerics: Numerics::F32,
         reject: reject::<S, T>,
-        cost: cost::<S>,
         prepare: Prepare::new(prepare::<S, Packed<T>>),
+        ..matmul::packed::<S, T>(name, configs, packs)
     }
 }
 
 /// A row that reads B as the op lays it out.
 pub(crate) const fn plain<S: Simd>(name: &'static str, configs: &'static [Config]) -> Kernel {
     Kernel {
-        name,
         op: "grouped_matmul",
-        configs,
-        packs: &[],
-        vendor: false,
-        numerics: Numerics::F32,
         reject: reject_plain::<S>,
         cost: cost_plain::<S>,
         prepare: Prepare::new(prepare::<S, Plain>),
+        ..matmul::plain::<S>(name, configs)
     }
 }
 
 fn reject<S: Simd, T: Element>(op: &Op, config: &Config, info: &DeviceInfo) -> Option<Reason> {
-    match op {
-        Op::GroupedMatMul(g) if g.b.dtype != T::DTYPE => {
-            Some(Reason::new(format!("reads b in {}", T::DTYPE)))
-        }
-        _ => reject_plain::<S>(op, config, info),
-    }
+    let Op::GroupedMatMul(grouped) = op else { return Some(Reason::new("runs grouped_matmul")) };
+    refuse_b::<T>(grouped.b.dtype).or_else(|| reject_plain::<S>(op, config, info))
 }
 
 fn reject_plain<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
     let Op::GroupedMatMul(op) = op else { return Some(Reason::new("runs grouped_matmul")) };
-    if op.a.dtype == DType::I8 {
-        return Some(Reason::new("multiplies floats, not i8"));
-    }
-    simd::refusal::<S>(info)
-}
-
-fn cost<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> f32 {
-    OVERHEAD + (op.flops() as f32 / 2.0 / rate::<S>()).max(op.bytes() as f32 / 1e10) / lanes(info) as f32
+    refuse_a(op.a.dtype).or_else(|| simd::refusal::<S>(info))
 }
 
 fn cost_plain<S: Simd>(op: &Op, config: &Config, info: &DeviceInfo) -> f32 {

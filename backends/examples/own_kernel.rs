@@ -31,8 +31,8 @@ fn reject(op: &Op, _: &Config, _: &DeviceInfo) -> Option<Reason> {
     None
 }
 
-fn prepare(_: &Request<'_>) -> Result<Box<dyn Launch>> {
-    Ok(spmd::launch(AddF32))
+fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    Ok(spmd::launch(request, AddF32))
 }
 
 struct AddF32;

@@ -70,9 +70,9 @@ impl Builder<'_> {
             let b = Tensor2 { dtype: F32, strides: Matrix::col_major(k, n) };
             let plan = self.device.prepare(Pack { format, matrices: 1, n, k, b })?;
             packed = self.device.alloc(plan.operands()[1].bytes)?;
-            let mut stream = self.device.default_stream();
+            let mut stream = self.device.default_stream()?;
             stream.reserve(plan.scratch())?;
-            plan.launch(&mut **stream, &mut [Arg::Buf(weight.buffer()), Arg::Buf(&packed)])?;
+            plan.launch(&mut *stream, &mut [Arg::Buf(weight.buffer()), Arg::Buf(&packed)])?;
         }
         let plan = Arc::new(self.device.prepare_choice(&op, choice)?);
         self.nodes.push((plan, vec![x.clone(), packed, out.clone()]));

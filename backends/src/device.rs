@@ -8,7 +8,9 @@ use perjoule_kernels::{
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hasher};
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::ThreadId;
 
 /// Plans kept before the cache starts afresh: far more than a model has shapes, little enough to bound memory.
 const PLANS: usize = 4096;
@@ -19,8 +21,48 @@ pub struct Device(Arc<Opened>);
 
 struct Opened {
     backend: Arc<dyn Backend>,
-    plans: Mutex<HashMap<u64, Vec<Arc<Prepared>>>>,
+    plans: Mutex<Plans>,
     stream: Mutex<Box<dyn Stream>>,
+    /// The thread that holds `stream`.
+    holder: Mutex<Option<ThreadId>>,
+}
+
+/// Plans by the fingerprints of their ops, all made at one revision of the device's rows and tuning.
+#[derive(Default)]
+struct Plans {
+    revision: u64,
+    by_op: HashMap<u64, Vec<Arc<Prepared>>>,
+}
+
+/// The default stream, for as long as the guard lives: see [`Device::default_stream`].
+pub struct StreamGuard<'a> {
+    stream: MutexGuard<'a, Box<dyn Stream>>,
+    holder: &'a Mutex<Option<ThreadId>>,
+}
+
+impl Deref for StreamGuard<'_> {
+    type Target = dyn Stream;
+
+    fn deref(&self) -> &(dyn Stream + 'static) {
+        &**self.stream
+    }
+}
+
+impl DerefMut for StreamGuard<'_> {
+    fn deref_mut(&mut self) -> &mut (dyn Stream + 'static) {
+        &mut **self.stream
+    }
+}
+
+impl Drop for StreamGuard<'_> {
+    fn drop(&mut self) {
+        *unpoisoned(self.holder) = None; // before the stream is free for others
+    }
+}
+
+/// The lock, also after a panic elsewhere: what these protect is never left half done.
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// A backend that has no device here, and why.
@@ -80,7 +122,8 @@ impl Device {
     /// Wraps a backend's device: one opened with options of its own, or a backend from outside.
     pub fn new(backend: Arc<dyn Backend>) -> Result<Self> {
         let stream = Mutex::new(backend.stream()?);
-        Ok(Device(Arc::new(Opened { backend, plans: Mutex::default(), stream })))
+        let holder = Mutex::new(None);
+        Ok(Device(Arc::new(Opened { backend, plans: Mutex::default(), stream, holder })))
     }
 
     /// What it is.
@@ -98,7 +141,7 @@ impl Device {
         self.0.backend.kernels()
     }
 
-    /// Adds a row of your own. Plans made before keep their rows.
+    /// Adds a row of your own. Plans that you hold keep their rows; the next call with the same shapes chooses anew.
     pub fn register(&self, row: &'static Kernel) -> Result<()> {
         self.0.backend.register(row)
     }
@@ -113,11 +156,24 @@ impl Device {
         self.0.backend.stream()
     }
 
-    /// The stream on which [`crate::ops`] runs. Held while the guard lives: drop it before the next call of `ops`, of
-    /// [`crate::Tensor::from_slice`] or of [`crate::Tensor::to_vec`], which wait for it, on this thread for ever.
-    pub fn default_stream(&self) -> MutexGuard<'_, Box<dyn Stream>> {
-        // a panic elsewhere does not break a stream: it holds no half-done state of ours
-        self.0.stream.lock().unwrap_or_else(|e| e.into_inner())
+    /// The stream on which [`crate::ops`] runs, and [`crate::Tensor::from_slice`] and [`crate::Tensor::to_vec`] copy. Other threads wait
+    /// for it while the guard lives; drop it before the next such call of this thread.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when this thread holds it already: it would wait for itself.
+    pub fn default_stream(&self) -> Result<StreamGuard<'_>> {
+        // only this thread writes its own id, so that nobody can make the answer wrong meanwhile
+        let this = std::thread::current().id();
+        if *unpoisoned(&self.0.holder) == Some(this) {
+            return Err(Error::Unsupported {
+                what: "the default stream twice on one thread",
+                why: "this thread holds it; drop what Device::default_stream gave before the next call"
+                    .into(),
+            });
+        }
+        let stream = unpoisoned(&self.0.stream);
+        *unpoisoned(&self.0.holder) = Some(this);
+        Ok(StreamGuard { stream, holder: &self.0.holder })
     }
 
     /// Every row for `op` and what became of it: costs or reasons.
@@ -125,7 +181,7 @@ impl Device {
         explain(&*self.0.backend, op)
     }
 
-    /// The cheapest row for `op`, and for all of `also` that share its constant operand.
+    /// The cheapest row for `op`, and for all of `also` that share its constant operands.
     pub fn select(&self, op: &Op, also: &[Op]) -> Result<Choice> {
         perjoule_kernels::select(&*self.0.backend, op, also)
     }
@@ -140,19 +196,27 @@ impl Device {
         perjoule_kernels::prepare(&*self.0.backend, op, choice, None)
     }
 
-    /// The plan for `op` with its constant operand plain: the cheapest row, prepared once and kept.
+    /// The plan for `op` with its constant operands plain: the cheapest row, prepared once and kept.
     pub fn prepare(&self, op: impl Into<Op>) -> Result<Arc<Prepared>> {
         self.prepare_packed(&op.into(), None)
     }
 
-    /// The plan for `op` with its constant operand packed as `pack`.
+    /// The plan for `op` with its constant operands packed as `pack`.
     pub fn prepare_packed(&self, op: &Op, pack: Option<&'static PackFormat>) -> Result<Arc<Prepared>> {
         let key = fingerprint(op, pack);
-        let find = |plans: &HashMap<u64, Vec<Arc<Prepared>>>| {
-            let found = plans.get(&key)?.iter().find(|p| p.op() == op && p.choice().pack == pack)?;
+        let find = |plans: &Plans| {
+            let found = plans.by_op.get(&key)?.iter().find(|p| p.op() == op && p.choice().pack == pack)?;
             Some(found.clone())
         };
-        let lock = || self.0.plans.lock().unwrap_or_else(|e| e.into_inner());
+        // looked at before the rows are: a plan that is older than a change is never taken for a newer one
+        let revision = self.0.backend.revision();
+        let lock = || {
+            let mut plans = unpoisoned(&self.0.plans);
+            if plans.revision != revision {
+                *plans = Plans { revision, ..Plans::default() };
+            }
+            plans
+        };
         if let Some(plan) = find(&lock()) {
             return Ok(plan);
         }
@@ -163,10 +227,10 @@ impl Device {
         if let Some(plan) = find(&plans) {
             return Ok(plan); // another thread was faster
         }
-        if plans.len() >= PLANS {
-            plans.clear();
+        if plans.by_op.len() >= PLANS {
+            plans.by_op.clear();
         }
-        plans.entry(key).or_default().push(plan.clone());
+        plans.by_op.entry(key).or_default().push(plan.clone());
         Ok(plan)
     }
 }

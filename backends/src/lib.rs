@@ -36,7 +36,7 @@ pub use perjoule_kernels as kernels;
 #[cfg(feature = "cpu")]
 pub use perjoule_cpu as cpu;
 
-pub use device::{Absent, Device, devices, open, open_with_threads};
+pub use device::{Absent, Device, StreamGuard, devices, open, open_with_threads};
 pub use element::Element;
 pub use perjoule_kernels::{
     Arg, Buffer, Choice, DType, DeviceInfo, Error, Event, Graph, Kernel, Op, Pending, Prepared, Result,

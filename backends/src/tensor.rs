@@ -68,7 +68,7 @@ impl Tensor {
             ));
         }
         let tensor = Self::zeros(device, dtype, shape)?;
-        device.default_stream().write(&tensor.buffer, data)?;
+        device.default_stream()?.write(&tensor.buffer, data)?;
         Ok(tensor)
     }
 
@@ -240,7 +240,7 @@ impl Tensor {
         if data.len() != self.elements() {
             return Err(invalid("data", data.len(), format!("{} elements", self.elements())));
         }
-        self.device.default_stream().write(&self.buffer, bytemuck::cast_slice(data))
+        self.device.default_stream()?.write(&self.buffer, bytemuck::cast_slice(data))
     }
 
     fn expect_element<T: Element>(&self) -> Result<()> {
@@ -288,7 +288,7 @@ impl Tensor {
         let extent = self.extent().and_then(|e| self.dtype.bytes(e));
         let extent = extent.ok_or(Error::Overflow { op: "tensor", what: "its size in bytes" })?;
         let view = self.buffer.view(0, extent)?;
-        Ok(self.device.default_stream().read(&view))
+        Ok(self.device.default_stream()?.read(&view))
     }
 
     /// The elements among the bytes of the extent.

@@ -5,11 +5,12 @@ mod common;
 use common::refused;
 use perjoule::kernels::op::{MatMul, RmsNorm};
 use perjoule::kernels::tune::Tuning;
-use perjoule::kernels::{Choice, PackFormat};
+use perjoule::kernels::{Choice, Config, Numerics, PackFormat, Prepare};
 use perjoule::ops::{GatedKind, Granularity, RopeOptions, RopeScaling, RouteOrder, Routing, Weight};
-use perjoule::{Arg, DType, Device, Error, Op, Tensor, cpu, ops};
+use perjoule::{Arg, DType, Device, Error, Kernel, Op, Tensor, cpu, ops};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 fn open() -> Device {
     perjoule::open_with_threads("cpu", Some(2)).unwrap()
@@ -80,12 +81,111 @@ fn vectors_beside_the_data_must_be_dense_and_as_long() {
 fn a_panic_while_recording_ends_the_recording() {
     let d = open();
     let caught = catch_unwind(AssertUnwindSafe(|| {
-        let _ = d.default_stream().capture(&mut |_| std::panic::resume_unwind(Box::new("on purpose")));
+        let _ =
+            d.default_stream().unwrap().capture(&mut |_| std::panic::resume_unwind(Box::new("on purpose")));
     }));
     assert!(caught.is_err());
     let x = iota(&d, &[4]);
     let sum = ops::add(&x, &x).unwrap().to_vec::<f32>().unwrap();
     assert_eq!(sum, [-16.0, -14.0, -12.0, -10.0]);
+}
+
+/// On a thread that is left behind when it hangs, so that the test fails.
+#[test]
+fn a_thread_that_holds_the_default_stream_is_told() {
+    let (done, ended) = mpsc::channel();
+    std::thread::spawn(move || {
+        let d = open();
+        let x = iota(&d, &[4]);
+        let mut held = d.default_stream().unwrap();
+        held.reserve(64).unwrap();
+        let refusals = [
+            ops::add(&x, &x).map(|_| ()),
+            Tensor::from_slice(&d, &[1.0f32], [1]).map(|_| ()),
+            x.to_vec::<f32>().map(|_| ()),
+            d.default_stream().map(|_| ()),
+            held.capture(&mut |_| ops::add(&x, &x).map(|_| ())).map(|_| ()),
+        ];
+        for refusal in refusals {
+            let error = refusal.unwrap_err();
+            assert!(error.to_string().contains("this thread holds it"), "{error}");
+        }
+        // another device's is another one, and another thread waits until this one lets go
+        assert!(open().default_stream().is_ok());
+        let (other, y) = (d.clone(), x.clone());
+        let waiting = std::thread::spawn(move || {
+            drop(other.default_stream().unwrap());
+            ops::add(&y, &y).unwrap().to_vec::<f32>().unwrap()
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!waiting.is_finished());
+        drop(held);
+        assert_eq!(waiting.join().unwrap(), [-16.0, -14.0, -12.0, -10.0]);
+        assert!(ops::add(&x, &x).is_ok());
+        done.send(()).unwrap();
+    });
+    assert_eq!(ended.recv_timeout(Duration::from_secs(60)), Ok(()));
+}
+
+#[test]
+fn plans_follow_rows_and_tuning() {
+    static ROW: Kernel = Kernel {
+        name: "rms_norm_cpu_late",
+        op: "rms_norm",
+        configs: &[Config::tile("any", &[1])],
+        packs: &[],
+        vendor: false,
+        numerics: Numerics::F32,
+        reject: |_, _, _| None,
+        cost: |_, _, _| 0.0,
+        prepare: Prepare::new(|request| {
+            struct Nothing;
+            impl cpu::spmd::Spmd for Nothing {
+                fn run(&self, _: &cpu::team::Lane<'_>, _: &cpu::spmd::Args) {}
+            }
+            Ok(cpu::spmd::launch(request, Nothing))
+        }),
+    };
+    let backend = cpu::CpuDevice::open(&cpu::Options { threads: Some(1), ..Default::default() }).unwrap();
+    let backend = Arc::new(backend);
+    let d = Device::new(backend.clone()).unwrap();
+    let op = Op::from(RmsNorm::dense(4, 64, DType::F32));
+    let name = || d.prepare(op.clone()).unwrap().choice().kernel.name;
+    let first = d.prepare(op.clone()).unwrap();
+    assert!(Arc::ptr_eq(&first, &d.prepare(op.clone()).unwrap()), "kept");
+    d.register(&ROW).unwrap();
+    assert_eq!(name(), ROW.name);
+    assert!(d.register(&ROW).is_err());
+    let kept = d.prepare(op.clone()).unwrap();
+    assert!(Arc::ptr_eq(&kept, &d.prepare(op.clone()).unwrap()), "a refused row changes nothing");
+    let slow = d.explain(&op).unwrap().iter().rfind(|v| v.outcome.is_ok()).unwrap().choice;
+    let mut tuning = Tuning::new();
+    tuning.insert(&op, slow.kernel.name, slow.kernel.configs[slow.config].name, 1.0);
+    backend.set_tuning(Some(Arc::new(tuning)));
+    assert_eq!(name(), slow.kernel.name);
+    backend.set_tuning(None);
+    assert_eq!(name(), ROW.name);
+    // who holds a plan keeps it
+    assert_ne!(first.choice().kernel.name, ROW.name);
+}
+
+#[test]
+fn a_process_is_a_group_of_one() {
+    use perjoule::kernels::op::{Collective, CollectiveKind};
+    let d = open();
+    let alone = d.backend().join(b"id", 0, 1).unwrap();
+    assert_eq!((alone.rank(), alone.world()), (0, 1));
+    let refused = |rank, world| d.backend().join(b"id", rank, world).err().unwrap().to_string();
+    assert!(refused(0, 2).contains("join a world of 1, not 2"));
+    assert!(refused(1, 1).contains("expected rank 0 of 1") && refused(0, 0).contains("rank 0 of 1"));
+
+    let op = Collective { kind: CollectiveKind::AllReduce, dtype: DType::F32, count: 4, world: 1 };
+    let (x, out) = (iota(&d, &[4]), Tensor::zeros(&d, DType::F32, [4]).unwrap());
+    let plan = d.prepare(op).unwrap();
+    let mut args = [Arg::Buf(x.buffer()), Arg::Buf(out.buffer())];
+    plan.launch(&mut *d.default_stream().unwrap(), &mut args).unwrap();
+    assert_eq!(out.to_vec::<f32>().unwrap(), x.to_vec::<f32>().unwrap());
+    assert!(d.prepare(Collective { world: 2, ..op }).is_err());
 }
 
 #[test]

@@ -136,6 +136,9 @@ pub trait Device: Any + Shared {
     fn tuning(&self) -> Option<Arc<crate::tune::Tuning>> {
         None
     }
+    /// A number that is another one after every change of [`Device::kernels`] or [`Device::tuning`], by which caches of choices notice
+    /// it. Cheap.
+    fn revision(&self) -> u64;
     /// Zeroed memory, at least 64-byte aligned, freed in stream order when the last [`Buffer`] of it goes.
     fn alloc(&self, bytes: u64) -> Result<Buffer>;
     /// A new stream.
@@ -211,14 +214,15 @@ pub trait Graph: Any + Shared {
 pub trait Stream: Any + Local {
     /// Identity of its device.
     fn device(&self) -> DeviceId;
-    /// Makes sure that every later launch has `bytes` of scratch. One scratch a stream: the largest need of what runs on it.
-    /// Refused while a [`Graph`] that uses the present scratch is alive and the scratch would have to grow.
+    /// Makes sure that every later launch has `bytes` of scratch. One scratch a stream: the largest need of what runs on it. A
+    /// [`Graph`] keeps the one that it was recorded with.
     fn reserve(&mut self, bytes: u64) -> Result<()>;
     /// The scratch for a launch that needs `bytes`: `None` when that is 0, an error when less is reserved. Never grows.
     fn scratch(&self, bytes: u64) -> Result<Option<Buffer>>;
     /// Copies host bytes into a buffer of at least that size; `from` is free again on return.
     fn write(&mut self, to: &Buffer, from: &[u8]) -> Result<()>;
-    /// Copies between buffers of the same size, also between devices.
+    /// Copies `from` to a buffer of at least that size. One of them is of this stream's device; the other may be of another device of
+    /// the same backend.
     fn copy(&mut self, to: &Buffer, from: &Buffer) -> Result<()>;
     /// Copies a buffer to the host.
     fn read(&mut self, from: &Buffer) -> Pending<Vec<u8>>;

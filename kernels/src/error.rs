@@ -132,6 +132,18 @@ pub enum Error {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// A row was prepared by the description of another team of threads than the stream has.
+    #[error(
+        "{kernel} was prepared for {prepared} lanes, the stream's team has {team}; prepare it with the device of the stream"
+    )]
+    Lanes {
+        /// Name of the row.
+        kernel: &'static str,
+        /// Lanes that the device's description spoke of.
+        prepared: usize,
+        /// Lanes of the team.
+        team: usize,
+    },
     /// The memory is being written by another stream right now (or read, where this call would write).
     #[error("the buffer is in use by another stream; synchronise that stream first")]
     InUse,

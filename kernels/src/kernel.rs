@@ -4,7 +4,7 @@ use crate::buffer::{Arg, Buffer};
 use crate::device::{Comm, Device, DeviceId, DeviceInfo, Shared, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Reason, Result};
-use crate::op::{Op, Operand};
+use crate::op::{Op, Operand, ensure};
 use crate::select::Choice;
 use std::any::Any;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ impl Numerics {
     }
 }
 
-/// A layout into which a row wants the constant operand of a matrix product packed, once.
+/// A layout into which a row wants the constant operands of a matrix product packed, once.
 ///
 /// Declare it as a `static`: two formats are the same when they are the same static. Their names cannot decide it, since the size of
 /// a packed operand, on which a row relies, follows from the format that the caller gives.
@@ -95,13 +95,15 @@ impl std::fmt::Debug for PackFormat {
 pub struct Request<'a> {
     /// The device it will run on.
     pub device: &'a dyn Device,
+    /// What that device is: the very description by which the row was asked whether it runs the op.
+    pub info: &'a DeviceInfo,
     /// The validated op.
     pub op: &'a Op,
     /// One of the row's configurations.
     pub config: &'static Config,
-    /// The format of the constant operand, one of the row's `packs`; `None` when the operand is plain.
+    /// The format of the constant operands, one of the row's `packs`; `None` when they are plain.
     pub pack: Option<&'static PackFormat>,
-    /// The group, for collectives.
+    /// The group, for collectives; without one a process is a group of its own.
     pub comm: Option<&'a Arc<dyn Comm>>,
 }
 
@@ -125,7 +127,7 @@ pub struct Kernel {
     pub op: &'static str,
     /// Ways to run it, at least one; the first is the default.
     pub configs: &'static [Config],
-    /// Formats in which it reads a constant B; empty when it reads B as the op lays it out.
+    /// Formats in which it reads constant B (all that the op has in the same one); empty when it reads B as the op lays it out.
     pub packs: &'static [&'static PackFormat],
     /// Whether the code belongs to a vendor's library: never picked by default, available by name.
     pub vendor: bool,
@@ -210,8 +212,15 @@ pub fn prepare(
             refusals: vec![crate::error::Refusal { kernel: choice.kernel.name, reason }],
         });
     }
+    if let Op::Collective(collective) = op {
+        // who is in no group is alone
+        let world = comm.map_or(1, |comm| comm.world() as usize);
+        let expected = format!("{world}, the ranks of the group it is prepared for");
+        ensure(collective.world == world, op.name(), "world", collective.world, &expected)?;
+    }
     let mut operands = op.operands();
-    if let (Some(pack), Some(b)) = (choice.pack, op.constant()) {
+    for b in op.constants() {
+        let Some(pack) = choice.pack else { break };
         let bytes = pack
             .bytes(b.n, b.k)
             .and_then(|bytes| bytes.checked_mul(b.matrices as u64))
@@ -224,7 +233,7 @@ pub fn prepare(
         operand.align = operand.align.max(64);
     }
     let config = &choice.kernel.configs[choice.config];
-    let launch = (choice.kernel.prepare.0)(&Request { device, op, config, pack: choice.pack, comm })?;
+    let launch = (choice.kernel.prepare.0)(&Request { device, info, op, config, pack: choice.pack, comm })?;
     Ok(Prepared { op: op.clone(), choice, operands, device: info.id, synchronous: info.synchronous, launch })
 }
 
@@ -239,7 +248,7 @@ impl Prepared {
         self.choice
     }
 
-    /// What a launch takes, in order; a packed operand has the size of its packed form.
+    /// What a launch takes, in order; packed operands have the size of their packed form.
     pub fn operands(&self) -> &[Operand] {
         &self.operands
     }

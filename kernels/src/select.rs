@@ -7,14 +7,14 @@ use crate::op::Op;
 use crate::tune::Tuning;
 use std::sync::Arc;
 
-/// A row, one of its configurations, and the format of the constant operand.
+/// A row, one of its configurations, and the format of the constant operands.
 #[derive(Debug, Clone, Copy)]
 pub struct Choice {
     /// The row.
     pub kernel: &'static Kernel,
     /// Index into the row's `configs`.
     pub config: usize,
-    /// Format into which the constant operand must be packed before the launch; `None` when it stays plain.
+    /// Format into which every constant operand must be packed before the launch; `None` when they stay plain.
     pub pack: Option<&'static PackFormat>,
 }
 
@@ -36,7 +36,7 @@ pub struct Cost {
     pub measured: bool,
 }
 
-/// Why `kernel` does not run `op` with this format of the constant operand.
+/// Why `kernel` does not run `op` with this format of the constant operands.
 pub(crate) fn refusal(
     kernel: &Kernel,
     config: usize,
@@ -52,16 +52,16 @@ pub(crate) fn refusal(
     };
     match pack {
         None if !kernel.packs.is_empty() => {
-            return Some(Reason::new(if op.constant().is_some() {
-                "reads only a packed B"
-            } else {
-                "needs a constant B, which is packed once"
+            return Some(Reason::new(match op.constants()[..] {
+                [] => "needs a constant B, which is packed once",
+                [_] => "reads only a packed B",
+                _ => "reads only packed B",
             }));
         }
         Some(p) if !kernel.packs.contains(&p) => {
             return Some(Reason(format!("does not read B packed as {}", p.name).into()));
         }
-        Some(_) if op.constant().is_none() => return Some(Reason::new("the op has no constant operand")),
+        Some(_) if op.constants().is_empty() => return Some(Reason::new("the op has no constant operand")),
         _ => {}
     }
     (kernel.reject)(op, config, info)
@@ -113,7 +113,7 @@ fn refused(device: &dyn Device, op: &Op, verdicts: &[Verdict]) -> Error {
     Error::Refused { device: device.info().label.clone(), op: op.to_string(), refusals }
 }
 
-/// The cheapest row for `op` that is not a vendor's. `also` names the other shapes that use the same constant operand (prefill
+/// The cheapest row for `op` that is not a vendor's. `also` names the other shapes that use the same constant operands (prefill
 /// beside decode): the format that is cheapest over all of them is chosen, so that one packed copy serves all; look their rows up
 /// with [`select_packed`]. When every row refuses, the error lists each with its reason.
 pub fn select(device: &dyn Device, op: &Op, also: &[Op]) -> Result<Choice> {
@@ -163,7 +163,7 @@ pub fn select(device: &dyn Device, op: &Op, also: &[Op]) -> Result<Choice> {
     }
 }
 
-/// The cheapest row for `op` whose constant operand is already packed as `pack` (or plain).
+/// The cheapest row for `op` whose constant operands are already packed as `pack` (or plain).
 pub fn select_packed(device: &dyn Device, op: &Op, pack: Option<&'static PackFormat>) -> Result<Choice> {
     let verdicts = explain(device, op)?;
     let found = verdicts

@@ -3,4 +3,5 @@
 pub mod expectations;
 #[cfg(unix)]
 pub mod guard;
+pub mod left;
 pub mod oracle;

@@ -3,9 +3,10 @@
 use perjoule::cpu::spmd::{Args, Spmd, launch};
 use perjoule::cpu::team::Lane;
 use perjoule_kernels::kernel::Request;
-use perjoule_kernels::op::{Attention, MatMul, Values};
+use perjoule_kernels::op::{Attention, GatedMatMul, MatMul, Values};
 use perjoule_kernels::{
-    Access, Config, DType, DeviceInfo, Kernel, Launch, Numerics, Op, Prepare, Reason, Result, Rows, block,
+    Access, Config, DType, Device, DeviceInfo, Error, Kernel, Launch, Matrix, Numerics, Op, PackFormat,
+    Prepare, Reason, Result, Rows, block,
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -114,6 +115,76 @@ pub fn row(op: &'static str, fault: Fault) -> &'static Kernel {
     }))
 }
 
+/// A right row of `gated_matmul` that reads both weights packed in f32 panels of 8 columns, by the reference on the unpacked ones.
+pub fn gated_in_panels(device: &dyn Device) -> &'static Kernel {
+    let formats = device.kernels().iter().flat_map(|k| k.packs).copied().collect::<Vec<_>>();
+    let packs: &'static [&'static PackFormat] =
+        Box::leak(formats.into_iter().filter(|p| p.name == "panel8_f32").take(1).collect());
+    let base = row("gated_matmul", Fault::None);
+    Box::leak(Box::new(Kernel {
+        name: "gated_matmul_oracle_panels",
+        op: base.op,
+        configs: base.configs,
+        packs,
+        vendor: false,
+        numerics: base.numerics,
+        reject: |op, _, _| match op {
+            Op::GatedMatMul(op) if op.gate.b_constant && op.gate.b.dtype == DType::F32 => None,
+            _ => Some(Reason::new("reads constant weights in f32")),
+        },
+        cost: base.cost,
+        prepare: Prepare::new(|request| {
+            let Op::GatedMatMul(op) = request.op else { return Err(other(request.op)) };
+            let mut op = **op;
+            for part in [&mut op.gate, &mut op.up] {
+                part.b.strides = Matrix::row_major(part.k, part.n);
+            }
+            Ok(launch(request, InPanels(op)))
+        }),
+    }))
+}
+
+fn other(op: &Op) -> Error {
+    Error::Unsupported { what: "this row", why: format!("{op} is another op") }
+}
+
+struct InPanels(GatedMatMul);
+
+impl Spmd for InPanels {
+    fn run(&self, lane: &Lane<'_>, args: &Args) {
+        if lane.index() != 0 {
+            return;
+        }
+        let (k, n) = (self.0.gate.k, self.0.gate.n);
+        let op = Op::from(self.0);
+        let mut values = Vec::new();
+        for (i, operand) in op.operands().iter().enumerate() {
+            let mut value = vec![0.0; operand.elements as usize];
+            match i {
+                1 | 2 => {
+                    let packed = args.read::<f32>(i);
+                    for (at, value) in value.iter_mut().enumerate() {
+                        let (step, col) = (at / n, at % n);
+                        *value = f64::from(packed[(col / 8 * k + step) * 8 + col % 8]);
+                    }
+                }
+                _ if operand.access == Access::Read => decode(operand.dtype, args.read(i), &mut value),
+                _ => {}
+            }
+            values.push(Values::new(value));
+        }
+        op.reference(&mut values);
+        let (last, rows) = (values.len() - 1, self.0.gated.out);
+        let (dtype, size) = (self.0.gated.out_dtype, self.0.gated.out_dtype.block_bytes());
+        for row in 0..rows.outer {
+            let at = rows.start(row, 0);
+            // SAFETY: the other lanes have left, and rows do not overlap.
+            let out = unsafe { args.out::<u8>(last).slice(at * size..(at + rows.len) * size) };
+            assert!(encode(dtype, &values[last].value[at..at + rows.len], out));
+        }
+    }
+}
+
 /// The reference runs everything.
 fn reject(_: &Op, _: &Config, _: &DeviceInfo) -> Option<Reason> {
     None
@@ -123,7 +194,7 @@ fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let fault = request.config.params.first().copied().unwrap_or(0);
     let all = FAULTS.map(|(_, fault)| fault);
     let fault = all.into_iter().find(|f| *f as usize == fault).unwrap_or(Fault::None);
-    Ok(launch(Oracle { op: request.op.clone(), fault, launches: AtomicUsize::new(0) }))
+    Ok(launch(request, Oracle { op: request.op.clone(), fault, launches: AtomicUsize::new(0) }))
 }
 
 struct Oracle {

@@ -1,7 +1,8 @@
 //! The conformance suite on every row of every device found: one test `device::kernel::config::case` each.
 //!
 //! Devices that are absent appear as one ignored test each; `PERJOULE_REQUIRE=webgpu,cuda` turns that into failure. Rows that need what
-//! a device lacks appear as ignored with the reason. Known failures are listed in `expectations.toml`.
+//! a device lacks appear as ignored with the reason. A row of which no case was launched for another reason fails, as
+//! `device::kernel::config::none`. Known failures are listed in `expectations.toml`.
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use perjoule_kernels::{Choice, Device};
@@ -9,6 +10,7 @@ use perjoule_suite::{Buffers, Case, Outcome, Place, Scope, cases, lacks_feature,
 use perjoule_tests::expectations::Expectations;
 #[cfg(unix)]
 use perjoule_tests::guard::{GuardPages, Side, report_traps};
+use perjoule_tests::left::Left;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -81,14 +83,21 @@ fn device_trials(
         let row = format!("{label}::{}::{config}{pack}", choice.kernel.name);
         match cases(&**device, &choice, Scope::Sample) {
             Ok(list) => {
-                for case in list.into_iter().step_by(step) {
-                    trials.push(trial(&row, device, choice, case, expectations));
+                let list: Vec<Case> = list.into_iter().step_by(step).collect();
+                let left = Arc::new(Left::new(&format!("{row}::none"), list.len()));
+                for case in list {
+                    trials.push(trial(&row, device, choice, case, expectations, &left));
                 }
             }
             Err(reason) => {
                 // a feature that this processor lacks is no fault; a row that no case reaches is one
-                let lacks = lacks_feature(&reason.to_string());
-                trials.push(missing(format!("{row}::none"), reason.to_string(), !lacks));
+                let (name, reason) = (format!("{row}::none"), reason.to_string());
+                if lacks_feature(&reason) {
+                    trials.push(missing(name, reason, false));
+                    continue;
+                }
+                let expectations = expectations.clone();
+                trials.push(Trial::test(name.clone(), move || Ok(expectations.settle(&name, Err(reason))?)));
             }
         }
     }
@@ -100,19 +109,29 @@ fn trial(
     choice: Choice,
     case: Case,
     expectations: &Arc<Expectations>,
+    left: &Arc<Left>,
 ) -> Trial {
     let name = format!("{row}::{}", case.id);
-    let (device, expectations, test) = (device.clone(), expectations.clone(), name.clone());
+    let (device, expectations, left) = (device.clone(), expectations.clone(), left.clone());
+    let test = name.clone();
     Trial::ignorable_test(name, move || {
         let mut places: Vec<&dyn Place> = vec![&Buffers { replay: false }];
         #[cfg(unix)]
         if device.info().synchronous {
             places = vec![&GuardPages(Side::Right), &GuardPages(Side::Left)];
         }
-        let result = match run(&*device, choice, &case, &places) {
+        let outcome = run(&*device, choice, &case, &places);
+        let idle = left.never_launched(!matches!(outcome, Outcome::Skipped { .. }));
+        let result = match outcome {
             Outcome::Passed { .. } => Ok(()),
             Outcome::Failed(failure) => Err(failure.to_string()),
-            Outcome::Skipped { reason } => return Ok(Completion::ignored_with(reason)),
+            Outcome::Skipped { reason } => {
+                if idle {
+                    let why = format!("no case of this row was launched: {reason}");
+                    expectations.settle(left.name(), Err(why))?;
+                }
+                return Ok(Completion::ignored_with(reason));
+            }
         };
         expectations.settle(&test, result)?;
         Ok(Completion::Completed)

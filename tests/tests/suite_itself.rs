@@ -1,9 +1,12 @@
 //! The suite passes what is right and catches what is wrong, each fault by name.
 
 use perjoule::cpu::{CpuDevice, Options};
-use perjoule_kernels::{Choice, Device, Kernel};
-use perjoule_suite::{Buffers, Failure, Outcome, Place, Scope, cases, run};
-use perjoule_tests::oracle::{FAULTS, Fault, row};
+use perjoule_kernels::{
+    Buffer, Choice, Comm, Device, DeviceInfo, Error, Kernel, Prepare, Reason, Result as KernelResult, Stream,
+};
+use perjoule_suite::{Buffers, Failure, Filter, Outcome, Place, Scope, cases, check, run};
+use perjoule_tests::oracle::{FAULTS, Fault, gated_in_panels, row};
+use std::sync::Arc;
 
 const OPS: [&str; 20] = [
     "matmul",
@@ -30,6 +33,41 @@ const OPS: [&str; 20] = [
 
 fn device() -> CpuDevice {
     CpuDevice::open(&Options { threads: Some(2), ..Options::default() }).unwrap()
+}
+
+/// A CPU that joins no group.
+struct Apart(CpuDevice);
+
+impl Device for Apart {
+    fn info(&self) -> &DeviceInfo {
+        self.0.info()
+    }
+    fn kernels(&self) -> Arc<[&'static Kernel]> {
+        self.0.kernels()
+    }
+    fn register(&self, row: &'static Kernel) -> KernelResult<()> {
+        self.0.register(row)
+    }
+    fn revision(&self) -> u64 {
+        self.0.revision()
+    }
+    fn alloc(&self, bytes: u64) -> KernelResult<Buffer> {
+        self.0.alloc(bytes)
+    }
+    fn stream(&self) -> KernelResult<Box<dyn Stream>> {
+        self.0.stream()
+    }
+    fn join(&self, _: &[u8], _: u32, _: u32) -> KernelResult<Arc<dyn Comm>> {
+        Err(Error::Unsupported { what: "a hermit", why: "as it is".into() })
+    }
+}
+
+/// Fields of a row of `add`, to be changed.
+fn oracle_add() -> Kernel {
+    let Kernel { name, op, configs, packs, vendor, numerics, reject, cost, .. } = *row("add", Fault::None);
+    let prepare =
+        Prepare::new(|_| Err(Error::Unsupported { what: "this row", why: "it only refuses".into() }));
+    Kernel { name, op, configs, packs, vendor, numerics, reject, cost, prepare }
 }
 
 const BUFFERS: &dyn Place = &Buffers { replay: false };
@@ -103,6 +141,63 @@ fn every_fault_is_caught() {
         }
     }
     assert!(escaped.is_empty(), "{}", escaped.join("\n"));
+}
+
+/// A gated product that reads both weights in panels of 8 columns gets them so, and is judged by the plain ones.
+#[test]
+fn a_row_with_two_packed_weights_is_launched() {
+    let device = device();
+    let kernel = gated_in_panels(&device);
+    device.register(kernel).unwrap();
+    let choice = Choice { kernel, config: 0, pack: kernel.packs.first().copied() };
+    let list = cases(&device, &choice, Scope::Sample).unwrap();
+    assert!(list.len() >= 18, "{} cases", list.len());
+    for case in &list {
+        match run(&device, choice, case, &[BUFFERS]) {
+            Outcome::Passed { .. } => {}
+            other => panic!("{}: {other:?}", case.id),
+        }
+    }
+}
+
+/// Rows that are never launched are no success: a row that refuses every case for a reason of its own, and a row whose every case is
+/// skipped since there is no group.
+#[test]
+fn a_row_of_which_nothing_was_launched_is_no_success() {
+    let device = Apart(device());
+    let take =
+        |list: &[&str]| Filter { kernels: list.iter().map(|s| s.to_string()).collect(), ..Filter::default() };
+    let shy = Box::leak(Box::new(Kernel {
+        name: "add_oracle_shy",
+        reject: |_, _, _| Some(Reason::new("would rather not")),
+        ..oracle_add()
+    }));
+    let masked = Box::leak(Box::new(Kernel {
+        name: "add_oracle_masked",
+        reject: |_, _, _| Some(Reason::new("needs sve, which this CPU lacks")),
+        ..oracle_add()
+    }));
+    device.register(shy).unwrap();
+    device.register(masked).unwrap();
+    let summary = |names: &[&str]| {
+        let names: Vec<&str> = names.iter().copied().chain(["argmax"]).collect();
+        check(&device, &take(&names), Scope::Sample, None, &mut |_, _, _| true)
+    };
+    assert!(summary(&[]).is_ok());
+    assert!(summary(&["add_oracle_masked"]).is_ok());
+    for (name, why) in [("add_oracle_shy", "would rather not"), ("collective", "skipped: a hermit")] {
+        let summary = summary(&[name]);
+        assert!(!summary.is_ok(), "{name}");
+        let idle: Vec<String> = summary.rows.iter().filter_map(|row| row.idle()).collect();
+        assert!(idle.len() == 1 && idle[0].contains(why), "{idle:?}");
+    }
+    // left out for time or by a filter is another matter
+    let stopped = check(&device, &take(&["collective"]), Scope::Sample, None, &mut |_, _, _| false);
+    assert!(stopped.rows.iter().all(|row| row.idle().is_none()));
+    // and on the CPU itself they run
+    let device = device.0;
+    let summary = check(&device, &take(&["collective"]), Scope::Sample, None, &mut |_, _, _| true);
+    assert!(summary.is_ok() && summary.passed() >= 40, "{}", summary.passed());
 }
 
 #[test]

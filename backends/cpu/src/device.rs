@@ -8,6 +8,7 @@ use perjoule_kernels::tune::Tuning;
 use perjoule_kernels::{
     Arena, Buffer, Comm, Device, DeviceClass, DeviceId, DeviceInfo, Error, Kernel, Result, Stream,
 };
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 /// How to open the CPU.
@@ -30,11 +31,17 @@ pub struct CpuCaps {
     pub threads: usize,
 }
 
+/// Lanes of the team of the device that `info` describes.
+pub(crate) fn lanes(info: &DeviceInfo) -> usize {
+    info.caps::<CpuCaps>().map_or(1, |caps| caps.threads)
+}
+
 /// The CPU, with a team of threads of its own.
 pub struct CpuDevice {
     info: DeviceInfo,
     rows: RwLock<Arc<[&'static Kernel]>>,
     tuning: RwLock<Option<Arc<Tuning>>>,
+    revision: AtomicU64,
     pub(crate) inner: Arc<Inner>,
 }
 
@@ -45,18 +52,8 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    pub(crate) fn alive(&self) -> Result<()> {
-        if self.team.is_forked() {
-            return Err(Error::Lost {
-                device: "cpu".into(),
-                detail: "this process was forked from the one that opened it".into(),
-            });
-        }
-        Ok(())
-    }
-
     pub(crate) fn alloc(&self, bytes: u64) -> Result<Buffer> {
-        Ok(Buffer::new(Arc::new(HostMemory::zeroed(self.id, "cpu", bytes)?)))
+        Ok(Buffer::new(Arc::new(HostMemory::zeroed(self.id, self.team.region(), bytes)?)))
     }
 }
 
@@ -95,6 +92,7 @@ impl CpuDevice {
             info,
             rows: RwLock::new(rows.into()),
             tuning: RwLock::new(None),
+            revision: AtomicU64::new(0),
             inner: Arc::new(Inner { id, team }),
         })
     }
@@ -107,6 +105,12 @@ impl CpuDevice {
     /// Replaces what a tuner measured.
     pub fn set_tuning(&self, tuning: Option<Arc<Tuning>>) {
         *self.tuning.write().unwrap_or_else(|e| e.into_inner()) = tuning;
+        self.revised();
+    }
+
+    /// After the change: who reads the new revision sees it.
+    fn revised(&self) {
+        self.revision.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -129,11 +133,16 @@ impl Device for CpuDevice {
         }
         // in front: of equal costs the row from outside wins, and the reference row stays last
         *rows = std::iter::once(row).chain(rows.iter().copied()).collect();
+        self.revised();
         Ok(())
     }
 
     fn tuning(&self) -> Option<Arc<Tuning>> {
         self.tuning.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
     }
 
     fn alloc(&self, bytes: u64) -> Result<Buffer> {
@@ -144,10 +153,32 @@ impl Device for CpuDevice {
         Ok(Box::new(CpuStream::new(self.inner.clone())))
     }
 
-    fn join(&self, _id: &[u8], _rank: u32, _world: u32) -> Result<Arc<dyn Comm>> {
-        Err(Error::Unsupported {
-            what: "joining a group",
-            why: "the CPU backend has no collectives; use one process".into(),
-        })
+    fn join(&self, _id: &[u8], rank: u32, world: u32) -> Result<Arc<dyn Comm>> {
+        match (rank, world) {
+            (0, 1) => Ok(Arc::new(Alone)),
+            (_, 0 | 1) => Err(Error::Invalid {
+                op: "join",
+                field: "rank and world",
+                got: format!("{rank} of {world}"),
+                expected: "rank 0 of 1".into(),
+            }),
+            _ => Err(Error::Unsupported {
+                what: "a group of several ranks",
+                why: format!("the CPU backend runs in one process; join a world of 1, not {world}"),
+            }),
+        }
+    }
+}
+
+/// The group of one that a process is by itself.
+struct Alone;
+
+impl Comm for Alone {
+    fn rank(&self) -> u32 {
+        0
+    }
+
+    fn world(&self) -> u32 {
+        1
     }
 }

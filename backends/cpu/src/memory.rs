@@ -1,8 +1,10 @@
 //! Zeroed host memory.
 
+use crate::team::Region;
 use perjoule_kernels::{DeviceId, Error, Memory, Result};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// Alignment of every allocation: a cache line, and the widest vector.
 pub const ALIGN: usize = 64;
@@ -13,20 +15,22 @@ const MAPPED: usize = 1 << 20;
 /// A block of the host's memory that belongs to one CPU device.
 pub struct HostMemory {
     device: DeviceId,
+    /// Held by whoever touches the bytes.
+    region: Arc<Region>,
     pointer: NonNull<u8>,
     bytes: usize,
 }
 
-// SAFETY: the block is plain memory. It is reached only through its device's team, which lets one user in at a time (see
-// `team::Exclusive`), and through `&mut` or `&` slices that callers lend to a single launch.
+// SAFETY: the block is plain memory. It is reached only by who holds its region, one user at a time (see
+// `team::Region`), and through `&mut` or `&` slices that callers lend to a single launch.
 unsafe impl Send for HostMemory {}
 // SAFETY: as above.
 unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
     /// `bytes` zeroed bytes. An allocation larger than what the machine has available is refused before it is made.
-    pub fn zeroed(device: DeviceId, label: &str, bytes: u64) -> Result<Self> {
-        let refused = |available| Error::OutOfMemory { device: label.to_string(), need: bytes, available };
+    pub(crate) fn zeroed(device: DeviceId, region: &Arc<Region>, bytes: u64) -> Result<Self> {
+        let refused = |available| Error::OutOfMemory { device: "cpu".into(), need: bytes, available };
         let size = usize::try_from(bytes).ok().filter(|&b| b <= isize::MAX as usize - 4096);
         let size = size.ok_or_else(|| refused(None))?;
         if bytes >= 64 << 20 {
@@ -38,7 +42,12 @@ impl HostMemory {
         }
         let pointer = if size == 0 { Some(NonNull::<Line>::dangling().cast()) } else { allocate(size) };
         let pointer = pointer.ok_or_else(|| refused(available_bytes()))?;
-        Ok(HostMemory { device, pointer, bytes: size })
+        Ok(HostMemory { device, region: region.clone(), pointer, bytes: size })
+    }
+
+    /// What its device's users hold while they touch its bytes.
+    pub(crate) fn region(&self) -> &Region {
+        &self.region
     }
 
     /// First byte.

@@ -1,9 +1,10 @@
 //! What the body of a CPU row is: one function that every lane of the team runs over the same checked arguments.
 
-use crate::memory::HostMemory;
-use crate::stream::CpuStream;
+use crate::device::lanes;
+use crate::stream::{CpuStream, bytes_of};
 use crate::team::Lane;
 use bytemuck::Pod;
+use perjoule_kernels::kernel::Request;
 use perjoule_kernels::{Arg, Buffer, Checked, DeviceId, Error, Launch, Result, Stream};
 use std::any::Any;
 use std::marker::PhantomData;
@@ -164,16 +165,21 @@ impl<'a, T: Pod> Out<'a, T> {
     }
 }
 
-/// Makes the launchable form of a body, which is what a CPU row's `prepare` returns.
-pub fn launch(body: impl Spmd) -> Box<dyn Launch> {
-    Box::new(CpuLaunch(Arc::new(body)))
+/// Makes the launchable form of a body, which is what a CPU row's `prepare` returns. It runs on teams with as many lanes as `request`
+/// speaks of, and is refused on others: a body may size by that number what each lane has of its own.
+pub fn launch(request: &Request<'_>, body: impl Spmd) -> Box<dyn Launch> {
+    Box::new(CpuLaunch { body: Arc::new(body), lanes: lanes(request.info) })
 }
 
-struct CpuLaunch(Arc<dyn Spmd>);
+struct CpuLaunch {
+    body: Arc<dyn Spmd>,
+    /// Lanes that it was prepared for. Anyone can write a [`perjoule_kernels::Device`] that bears this device's id and speaks of others.
+    lanes: usize,
+}
 
 impl Launch for CpuLaunch {
     fn scratch(&self) -> u64 {
-        self.0.scratch()
+        self.body.scratch()
     }
 
     fn launch(&self, stream: &mut dyn Stream, mut checked: Checked<'_, '_>) -> Result<()> {
@@ -181,6 +187,10 @@ impl Launch for CpuLaunch {
         let stream: &mut dyn Any = stream;
         let stream =
             stream.downcast_mut::<CpuStream>().ok_or(Error::WrongDevice { kernel, operand: "stream" })?;
+        let team = stream.lanes();
+        if self.lanes != team {
+            return Err(Error::Lanes { kernel, prepared: self.lanes, team });
+        }
         let operands = checked.operands();
         // the lock of this stream's team guards the memory of its device alone
         let device = stream.device();
@@ -213,7 +223,7 @@ impl Launch for CpuLaunch {
             }
         }
         if stream.is_capturing() {
-            let mut keep = Vec::with_capacity(operands.len());
+            let mut keep: Vec<Buffer> = checked.scratch().cloned().into_iter().collect();
             for (arg, operand) in checked.args().iter().zip(operands) {
                 match arg {
                     Arg::Buf(buffer) => keep.push((*buffer).clone()),
@@ -226,10 +236,10 @@ impl Launch for CpuLaunch {
                     }
                 }
             }
-            stream.record_launch(Recorded { kernel, body: self.0.clone(), args, _keep: keep });
+            stream.record_launch(Recorded { kernel, body: self.body.clone(), args, _keep: keep });
             return Ok(());
         }
-        stream.run(kernel, &*self.0, &args)
+        stream.run(kernel, &*self.body, &args)
     }
 }
 
@@ -240,11 +250,8 @@ fn raw_buffer(buffer: &Buffer, device: DeviceId, writes: bool) -> Option<Raw> {
     if buffer.device() != device {
         return None;
     }
-    let memory: &dyn Any = &**buffer.memory();
-    let memory = memory.downcast_ref::<HostMemory>()?;
-    // SAFETY: a buffer lies within its memory.
-    let pointer = unsafe { memory.pointer().add(buffer.offset() as usize) };
-    Some(Raw { pointer, bytes: buffer.bytes() as usize, writes })
+    let (_, pointer, bytes) = bytes_of(buffer)?;
+    Some(Raw { pointer, bytes, writes })
 }
 
 /// A launch kept for replay.

@@ -3,7 +3,7 @@
 use crate::device::Inner;
 use crate::memory::HostMemory;
 use crate::spmd::{Args, Recorded, Spmd};
-use crate::team::{Exclusive, Panicked};
+use crate::team::{Exclusive, Panicked, Region};
 use perjoule_kernels::device::ready;
 use perjoule_kernels::{Buffer, DeviceId, Error, Event, Graph, Pending, Result, Stream};
 use std::any::Any;
@@ -15,23 +15,24 @@ pub struct CpuStream {
     inner: Arc<Inner>,
     scratch: Option<Buffer>,
     recording: Option<Vec<Recorded>>,
-    /// Shared with every graph that was recorded with the present scratch.
-    scratch_users: Arc<()>,
 }
 
 /// A recorded sequence, replayed as one region of the team.
 struct CpuGraph {
     launches: Vec<Recorded>,
     device: DeviceId,
-    _scratch: Option<Buffer>,
-    _user: Arc<()>,
 }
 
 struct CpuEvent(Instant);
 
 impl CpuStream {
     pub(crate) fn new(inner: Arc<Inner>) -> Self {
-        CpuStream { inner, scratch: None, recording: None, scratch_users: Arc::new(()) }
+        CpuStream { inner, scratch: None, recording: None }
+    }
+
+    /// Lanes of the team that runs its launches.
+    pub(crate) fn lanes(&self) -> usize {
+        self.inner.team.lanes()
     }
 
     pub(crate) fn is_capturing(&self) -> bool {
@@ -52,19 +53,15 @@ impl CpuStream {
 
     /// The bytes of a buffer of this device. Only while the team is held exclusively.
     fn host(&self, buffer: &Buffer) -> Result<(*mut u8, usize)> {
-        let memory: &dyn Any = &**buffer.memory();
-        match memory.downcast_ref::<HostMemory>() {
-            Some(m) if buffer.device() == self.inner.id => {
-                // SAFETY: a buffer lies within its memory.
-                Ok((unsafe { m.pointer().add(buffer.offset() as usize) }, buffer.bytes() as usize))
-            }
+        match bytes_of(buffer) {
+            Some((_, pointer, bytes)) if buffer.device() == self.inner.id => Ok((pointer, bytes)),
             _ => Err(Error::WrongDevice { kernel: "copy", operand: "buffer" }),
         }
     }
 
     /// Keeps all others from the device's memory. In a fork the lock may be held for ever by a thread that is not there: refused.
     fn exclusive(&self) -> Result<Exclusive<'_>> {
-        self.inner.alive()?;
+        self.inner.team.region().alive()?;
         Ok(self.inner.team.lock())
     }
 
@@ -79,21 +76,24 @@ impl CpuStream {
     }
 }
 
+/// Memory, first byte and size of a buffer of any CPU device. The bytes may be touched while the memory's region is held.
+pub(crate) fn bytes_of(buffer: &Buffer) -> Option<(&HostMemory, *mut u8, usize)> {
+    let memory: &dyn Any = &**buffer.memory();
+    let memory = memory.downcast_ref::<HostMemory>()?;
+    // SAFETY: a buffer lies within its memory.
+    Some((memory, unsafe { memory.pointer().add(buffer.offset() as usize) }, buffer.bytes() as usize))
+}
+
 impl Stream for CpuStream {
     fn device(&self) -> DeviceId {
         self.inner.id
     }
 
     fn reserve(&mut self, bytes: u64) -> Result<()> {
-        let have = self.scratch.as_ref().map_or(0, Buffer::bytes);
-        if bytes <= have {
-            return Ok(());
+        if bytes > self.scratch.as_ref().map_or(0, Buffer::bytes) {
+            // recorded launches hold on to the one before
+            self.scratch = Some(self.inner.alloc(bytes)?);
         }
-        if self.is_capturing() || Arc::strong_count(&self.scratch_users) > 1 {
-            // a graph holds the present scratch
-            return Err(Error::Scratch { need: bytes, have });
-        }
-        self.scratch = Some(self.inner.alloc(bytes)?);
         Ok(())
     }
 
@@ -119,12 +119,17 @@ impl Stream for CpuStream {
 
     fn copy(&mut self, to: &Buffer, from: &Buffer) -> Result<()> {
         self.not_capturing("copying")?;
-        let ((to, have), (from, bytes)) = (self.host(to)?, self.host(from)?);
+        let wrong = |operand| Error::WrongDevice { kernel: "copy", operand };
+        if ![to.device(), from.device()].contains(&self.inner.id) {
+            return Err(wrong("stream"));
+        }
+        let (target, to, have) = bytes_of(to).ok_or(wrong("to"))?;
+        let (source, from, bytes) = bytes_of(from).ok_or(wrong("from"))?;
         if have < bytes {
             return Err(Error::OutOfRange { at: 0, bytes: bytes as u64, have: have as u64 });
         }
-        let _exclusive = self.exclusive()?;
-        // SAFETY: within both buffers, which may overlap; nobody else touches the device's memory now.
+        let _both = Region::enter_both(target.region(), source.region())?;
+        // SAFETY: within both buffers, which may overlap; nobody else touches the memory of either device now.
         unsafe { std::ptr::copy(from, to, bytes) };
         Ok(())
     }
@@ -162,12 +167,7 @@ impl Stream for CpuStream {
         body(recording.0)?;
         let launches = recording.0.recording.take().unwrap_or_default();
         drop(recording);
-        Ok(Arc::new(CpuGraph {
-            launches,
-            device: self.inner.id,
-            _scratch: self.scratch.clone(),
-            _user: self.scratch_users.clone(),
-        }))
+        Ok(Arc::new(CpuGraph { launches, device: self.inner.id }))
     }
 
     fn replay(&mut self, graph: &Arc<dyn Graph>) -> Result<()> {

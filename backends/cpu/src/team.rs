@@ -3,6 +3,7 @@
 //! rayon's fork-join costs microseconds, a spinning barrier a fraction of one: a decode step has hundreds of launches. The time a
 //! lane spins before it sleeps ([`SPIN`]) burns energy, so it is short and part of every record.
 
+use perjoule_kernels::Error;
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -73,8 +74,46 @@ pub struct Team {
     shared: Arc<Shared>,
     threads: Vec<Thread>,
     handles: Vec<JoinHandle<()>>,
-    region: Mutex<()>,
+    region: Arc<Region>,
+}
+
+/// The use of one device, its team and its memory, which one thread has at a time. Memory holds on to it, so that it can be copied
+/// between devices, and after its device has gone.
+pub(crate) struct Region {
+    held: Mutex<()>,
     pid: u32,
+}
+
+impl Region {
+    /// Refused in a fork, where the lock may be held for ever by a thread that is not there.
+    pub(crate) fn alive(&self) -> Result<(), Error> {
+        if std::process::id() == self.pid {
+            return Ok(());
+        }
+        Err(Error::Lost {
+            device: "cpu".into(),
+            detail: "this process was forked from the one that opened it".into(),
+        })
+    }
+
+    /// Waits for other users and keeps them out.
+    fn enter(&self) -> MutexGuard<'_, ()> {
+        assert!(!INSIDE.get(), "a body must not launch, read or write: it would wait for itself");
+        // a panic inside a region is caught there, so a poisoned lock protects nothing that could be broken
+        self.held.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Enters both, or the one that both are; in one order everywhere, so that nobody waits for who waits for him.
+    pub(crate) fn enter_both<'a>(
+        one: &'a Region,
+        other: &'a Region,
+    ) -> Result<(MutexGuard<'a, ()>, Option<MutexGuard<'a, ()>>), Error> {
+        one.alive()?;
+        other.alive()?;
+        let (first, second) = if std::ptr::from_ref(one) <= other { (one, other) } else { (other, one) };
+        let guard = first.enter();
+        Ok((guard, (!std::ptr::eq(first, second)).then(|| second.enter())))
+    }
 }
 
 /// Exclusive use of a team: what holds it may touch the device's memory.
@@ -103,8 +142,7 @@ impl Team {
             shared: shared.clone(),
             threads: Vec::new(),
             handles: Vec::new(),
-            region: Mutex::new(()),
-            pid: std::process::id(),
+            region: Arc::new(Region { held: Mutex::new(()), pid: std::process::id() }),
         };
         for index in 1..lanes {
             let shared = shared.clone();
@@ -124,7 +162,7 @@ impl Team {
 
     /// Whether this process is a fork of the one that made the team, and so has none of its threads.
     pub fn is_forked(&self) -> bool {
-        std::process::id() != self.pid
+        self.region.alive().is_err()
     }
 
     /// Waits for other users of the device and keeps them out.
@@ -132,10 +170,12 @@ impl Team {
     /// # Panics
     /// Inside a region, where it would wait for itself: a body must not launch, read or write.
     pub fn lock(&self) -> Exclusive<'_> {
-        assert!(!INSIDE.get(), "a body must not launch, read or write: it would wait for itself");
-        // a panic inside a region is caught there, so a poisoned lock protects nothing that could be broken
-        let guard = self.region.lock().unwrap_or_else(|e| e.into_inner());
-        Exclusive { team: self, _guard: guard }
+        Exclusive { team: self, _guard: self.region.enter() }
+    }
+
+    /// What is held while the team runs.
+    pub(crate) fn region(&self) -> &Arc<Region> {
+        &self.region
     }
 }
 

@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{Random, check, decode, devices, encode, launch, rows};
-use perjoule_kernels::op::{Attention, Op};
-use perjoule_kernels::{DType, KvLayout, Paging, Rows};
+use common::{Random, check, check_within, decode, devices, encode, launch, rows};
+use perjoule_kernels::op::*;
+use perjoule_kernels::{Access, DType, KvLayout, Matrix, Paging, Rows};
 
 fn lengths(values: &[usize]) -> (&'static str, Vec<f64>) {
     ("kv_len", values.iter().map(|&v| v as f64).collect())
@@ -128,36 +128,95 @@ fn nan_reaches_only_the_rows_that_see_it() {
     }
 }
 
-/// Slots with nonsense in them: nothing outside the operands is touched, and nothing panics.
+/// Slots with nonsense in them: nothing outside the operands is touched, nothing panics, and what comes out is what the op's
+/// documentation says of such slots.
 #[test]
 fn slots_are_not_trusted() {
     let devices = devices();
     let kv = KvLayout::paged(2, 100, 16, Paging { block: 16, blocks: 3 });
-    for q_len in [1, 24] {
-        let rows_of = Rows::grid(2 * q_len, 4, 16);
-        let op = Attention::causal(2, q_len, 4, kv, DType::F32);
-        let op: Op = Attention { ragged: true, q: rows_of, out: rows_of, ..op }.into();
-        let mut random = Random(11);
-        for _ in 0..20 {
-            let mut wild = |n: usize| -> Vec<u8> {
-                let choose = |r: u64| match r % 4 {
-                    0 => (r >> 32) as i32,
-                    1 => i32::MIN,
-                    2 => i32::MAX,
-                    _ => (r >> 40) as i32 % 64,
-                };
-                (0..n).flat_map(|_| choose(random.next()).to_le_bytes()).collect()
-            };
-            let operands = op.operands();
-            let inputs: Vec<Vec<u8>> = operands
-                .iter()
-                .map(|o| if o.slot { wild(o.elements as usize) } else { vec![0; o.bytes as usize] })
-                .collect();
-            for device in &devices {
-                for kernel in rows(device, &op) {
-                    launch(device, kernel, &op, &inputs);
-                }
+    let (f, mut random) = (DType::F32, Random(11));
+    let mut wild = |n: usize| -> Vec<f64> {
+        let choose = |r: u64| match r % 4 {
+            0 => (r >> 32) as i32,
+            1 => i32::MIN,
+            2 => i32::MAX,
+            _ => (r >> 40) as i32 % 64,
+        };
+        (0..n).map(|_| f64::from(choose(random.next()))).collect()
+    };
+    let routed = GroupedMatMul {
+        experts: 5,
+        rows: 30,
+        n: 20,
+        k: 12,
+        a: Tensor2 { dtype: f, strides: Matrix::row_major(10, 12) },
+        a_rows: 10,
+        a_divisor: 3,
+        b: Tensor2 { dtype: f, strides: Matrix::col_major(12, 20) },
+        b_constant: false,
+        c: Tensor2 { dtype: f, strides: Matrix::row_major(30, 20) },
+        c_rows: 30,
+        bias: Some(f),
+        activation: Activation::None,
+        policy: Policy::default(),
+    };
+    for q_len in [1, 24, usize::MAX] {
+        // as many rows as a ragged op may have
+        let tokens = 2 * q_len.min(24);
+        let (rows, keys) = (Rows::grid(tokens, 4, 16), Rows::grid(tokens, 2, 16));
+        let attention = Attention::causal(2, 1, 4, kv, f);
+        let append = KvAppend::dense(2, 1, kv, f);
+        let norm = |x: Rows| RmsNorm { x, out: x, ..RmsNorm::dense(1, 16, f) };
+        let rope = |x: Rows| Rope { x, ..Rope::dense(1, 1, 16, f, 1e4) };
+        let append = KvAppend { q_len, ragged: true, src_k: keys, src_v: keys, ..append };
+        let ops: [Op; 6] = [
+            Attention { q_len, ragged: true, q: rows, out: rows, ..attention }.into(),
+            append.into(),
+            Advance { batch: 2, q_len, ragged: true, tokens }.into(),
+            QkNormRopeAppend {
+                q_norm: norm(rows),
+                k_norm: norm(keys),
+                q_rope: rope(rows),
+                k_rope: rope(keys),
+                append,
+            }
+            .into(),
+            routed.into(),
+            Embed::dense(tokens, 9, 16, f, f).into(),
+        ];
+        for op in &ops {
+            for _ in 0..20 {
+                let slots = op.operands().into_iter().filter(|o| o.slot && o.access != Access::Write);
+                let mut given: Vec<(&str, Vec<f64>)> =
+                    slots.map(|o| (o.name, wild(o.elements as usize))).collect();
+                // angles of far positions are another matter
+                given.iter_mut().filter(|(name, _)| *name == "positions").for_each(|(_, p)| p.fill(5.0));
+                // many keys are the same one, whose roundings do not cancel out
+                check_within(&devices, op.clone(), &given, 4.0);
             }
         }
     }
+}
+
+/// More rows than there are tokens may be allowed; each sequence has as many as its offsets say.
+#[test]
+fn ragged_rows_without_a_limit() {
+    let devices = devices();
+    let rows = Rows::grid(7, 4, 16);
+    let op = Attention::causal(3, 1, 4, KvLayout::contiguous(2, 40, 16), DType::F32);
+    let op = Attention { q_len: usize::MAX, ragged: true, q: rows, out: rows, ..op };
+    let offsets = || ("q_offsets", vec![0.0, 2.0, 2.0, 7.0]);
+    check(&devices, op, &[lengths(&[9, 3, 40]), offsets()]);
+    let op = Advance { batch: 3, q_len: usize::MAX, ragged: true, tokens: 7 };
+    check(&devices, op, &[lengths(&[9, 3, 40]), offsets()]);
+    let mut out = launch_advance(&devices[1], op);
+    assert_eq!(decode(DType::I32, &out.remove(1)), [11.0, 3.0, 45.0]);
+    assert_eq!(decode(DType::I32, &out.remove(1)), [9.0, 10.0, 40.0, 41.0, 42.0, 43.0, 44.0]);
+}
+
+fn launch_advance(device: &perjoule_cpu::CpuDevice, op: Advance) -> Vec<Vec<u8>> {
+    let op = Op::from(op);
+    let slots = [vec![0.0, 2.0, 2.0, 7.0], vec![9.0, 3.0, 40.0], vec![-1.0; 7]];
+    let inputs: Vec<Vec<u8>> = slots.iter().map(|s| encode(DType::I32, s)).collect();
+    launch(device, rows(device, &op)[0], &op, &inputs)
 }

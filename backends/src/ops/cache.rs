@@ -374,7 +374,7 @@ impl KvCache {
         let device = self.k.device();
         let step = Step::none(device, self.lengths.len())?;
         let bytes = bytes_of(lengths.iter().map(|&n| n as i32));
-        device.default_stream().write(self.kv_len.buffer(), &bytes)?;
+        device.default_stream()?.write(self.kv_len.buffer(), &bytes)?;
         (self.lengths, self.step) = (lengths, step);
         match &mut self.pages {
             Some(pages) => pages.shrink(&self.lengths),
@@ -471,7 +471,7 @@ impl Step {
 impl Pages {
     fn set(&mut self, entries: Vec<i32>) -> Result<()> {
         let device = self.table.device();
-        device.default_stream().write(self.table.buffer(), &bytes_of(entries.iter().copied()))?;
+        device.default_stream()?.write(self.table.buffer(), &bytes_of(entries.iter().copied()))?;
         self.entries = entries;
         Ok(())
     }

@@ -14,7 +14,7 @@ pub(crate) fn copy(x: &Tensor) -> Result<Tensor> {
     }
     if x.is_dense() {
         let from = x.buffer().view(0, out.buffer().bytes())?;
-        device.default_stream().copy(out.buffer(), &from)?;
+        device.default_stream()?.copy(out.buffer(), &from)?;
         return Ok(out);
     }
     let mut dims: Vec<(usize, usize)> = x.shape().iter().copied().zip(x.strides().iter().copied()).collect();

@@ -66,9 +66,9 @@ fn run_packed(op: &Op, pack: Option<&'static PackFormat>, args: &[&Tensor]) -> R
 fn launch(device: &Device, op: &Op, pack: Option<&'static PackFormat>, args: &[&Buffer]) -> Result<()> {
     let plan = device.prepare_packed(op, pack)?;
     let mut list: Vec<Arg<'_>> = args.iter().map(|b| Arg::Buf(b)).collect();
-    let mut stream = device.default_stream();
+    let mut stream = device.default_stream()?;
     stream.reserve(plan.scratch())?;
-    plan.launch(&mut **stream, &mut list)
+    plan.launch(&mut *stream, &mut list)
 }
 
 fn shape_error(op: &'static str, field: &'static str, got: &Tensor, expected: impl Into<String>) -> Error {

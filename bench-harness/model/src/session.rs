@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use perjoule::{Arg, Buffer, DType, Error as DeviceError, Stream};
+use perjoule::{Arg, Buffer, DType, Stream};
 use perjoule_kernels::op::{Argmax, Sample};
 use perjoule_kernels::{KvLayout, Rows};
 
@@ -187,7 +187,7 @@ impl Session<'_> {
     pub fn greedy(&mut self) -> Result<Vec<u32>> {
         let rows = Rows::dense(self.options.parallel, self.model.geometry().vocab);
         let plan = self.model.device().prepare(Argmax { x: rows, dtype: DType::F32 })?;
-        self.reserve(plan.scratch())?;
+        self.stream.reserve(plan.scratch())?;
         let State { logits, ids, .. } = &self.state;
         plan.launch(&mut *self.stream, &mut [Arg::Buf(logits), Arg::Buf(ids)])?;
         self.chosen = true;
@@ -212,7 +212,7 @@ impl Session<'_> {
         let rows = Rows::dense(self.options.parallel, self.model.geometry().vocab);
         let plan =
             self.model.device().prepare(Sample { x: rows, dtype: DType::F32, temperature, top_k, top_p })?;
-        self.reserve(plan.scratch())?;
+        self.stream.reserve(plan.scratch())?;
         let bytes: Vec<u8> = uniform.iter().flat_map(|u| u.to_le_bytes()).collect();
         self.stream.write(&self.uniform, &bytes)?;
         let State { logits, ids, .. } = &self.state;
@@ -313,23 +313,12 @@ impl Session<'_> {
                 self.steps.clear();
             }
             let step = Step::new(self.model, &self.state, shape)?;
-            self.reserve(step.scratch())?;
+            self.stream.reserve(step.scratch())?;
             self.steps.insert(shape, step);
         }
         match self.steps.get_mut(&shape) {
             Some(step) => step.run(&mut *self.stream),
             None => Ok(()),
-        }
-    }
-
-    /// Makes sure of scratch; recordings that hold a smaller one are given up and made again when they are next run.
-    fn reserve(&mut self, bytes: u64) -> Result<()> {
-        match self.stream.reserve(bytes) {
-            Err(DeviceError::Scratch { .. }) => {
-                self.steps.values_mut().for_each(Step::forget);
-                Ok(self.stream.reserve(bytes)?)
-            }
-            result => Ok(result?),
         }
     }
 
@@ -351,7 +340,7 @@ impl Session<'_> {
 
     #[cfg(target_arch = "wasm32")]
     fn read(&mut self, _buffer: &Buffer) -> Result<Vec<u8>> {
-        Err(Error::Device(DeviceError::Unsupported {
+        Err(Error::Device(perjoule::Error::Unsupported {
             what: "blocking",
             why: "a browser awaits results".into(),
         }))

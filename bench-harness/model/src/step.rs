@@ -131,11 +131,6 @@ impl Step {
         };
         Ok(stream.replay(graph)?)
     }
-
-    /// Forgets the recording, and with it its hold on the stream's scratch.
-    pub(crate) fn forget(&mut self) {
-        self.graph = None;
-    }
 }
 
 impl Builder<'_> {

@@ -72,10 +72,10 @@ fn table(summary: &Summary) -> Table {
         let config = row.choice.kernel.configs[row.choice.config].name;
         let pack = row.choice.pack.map_or(String::new(), |pack| format!(" {}", pack.name));
         let note = match &row.refusal {
+            _ if row.idle().is_some() => format!("FAILED: {}", row.idle().unwrap_or_default()),
             Some(reason) => format!("not run: {reason}"),
             None if !row.failures.is_empty() => "FAILED".into(),
-            None if row.skipped > 0 => format!("{} skipped", row.skipped),
-            None => String::new(),
+            None => row.skipped.as_ref().map_or(String::new(), |(count, _)| format!("{count} skipped")),
         };
         let ran = row.passed + row.failures.len();
         let worst = if row.passed > 0 { format!("{:.0} %", 100.0 * row.worst) } else { "-".into() };
@@ -97,7 +97,8 @@ fn as_json(summary: &Summary) -> serde_json::Value {
                 "pack": row.choice.pack.map(|pack| pack.name),
                 "passed": row.passed,
                 "failed": row.failures.len(),
-                "skipped": row.skipped,
+                "skipped": row.skipped.as_ref().map_or(0, |(count, _)| *count),
+                "idle": row.idle(),
                 "left": row.left,
                 "worst_error_of_allowed": row.worst,
                 "refusal": row.refusal.as_ref().map(ToString::to_string),

@@ -164,13 +164,14 @@ impl Launches {
         let mut first = Vec::new();
         for (operand, bytes) in prepared.operands().iter().zip(before) {
             let buffer = device.alloc(operand.bytes)?;
-            // the packed operand is made below
+            // packed operands are made below
             if bytes.len() as u64 == operand.bytes && operand.access != Access::Write {
                 stream.write(&buffer, bytes)?;
             }
             first.push(buffer);
         }
-        if let (Some(format), Some(constant)) = (task.choice.pack, op.constant()) {
+        for constant in op.constants() {
+            let Some(format) = task.choice.pack else { break };
             let (n, k, matrices) = (constant.n, constant.k, constant.matrices);
             let pack = Op::from(Pack { format, matrices, n, k, b: constant.plain });
             let choice = device.select(&pack, &[])?;

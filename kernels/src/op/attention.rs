@@ -1,10 +1,8 @@
 //! Attention over a KV cache.
 
-use super::check::{
-    bytes_of, ensure, ensure_disjoint, ensure_float, ensure_like, ensure_tokens, product, query_rows,
-};
+use super::check::{bytes_of, ensure, ensure_disjoint, ensure_float, ensure_like, ensure_tokens, product};
 use super::kv::check_cache;
-use super::{Operand, Policy, Spec, Values};
+use super::{Operand, Policy, Spec, Values, slots};
 use crate::buffer::Access;
 use crate::dtype::DType;
 use crate::error::Result;
@@ -25,6 +23,8 @@ const NAME: &str = "attention";
 /// * Masks: query `i` of `n` stands at position `p = kv_len - n + i`. `causal` hides keys behind `p`; a `window` of `w` hides keys
 ///   up to `p - w` (the query's own position counts as one of `w`). A row that sees no key gives 0.
 /// * `soft_cap` c turns a scaled score s into `c tanh(s / c)` (arXiv:2408.00118).
+/// * Slots of other values do no harm: [`slots`] says how lengths and offsets are cut; of a block that does not exist every vector
+///   is the first of the cache.
 /// * `sinks` adds `exp(sink[h])` to each softmax denominator, without a value.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Attention {
@@ -213,24 +213,23 @@ impl Spec for Attention {
         let Some((out, inputs)) = args.split_last_mut() else { return };
         let (q, k, v, kv_len) = (&inputs[0], &inputs[1], &inputs[2], &inputs[3]);
         let mut rest = inputs[4..].iter();
-        let offsets = if self.ragged { rest.next() } else { None };
-        let tables = if self.kv.paging.is_some() { rest.next() } else { None };
+        let offsets = if self.ragged { rest.next().map(Values::slots) } else { None };
+        let table = if self.kv.paging.is_some() { rest.next().map(Values::slots) } else { None };
+        let (kv_len, table) = (kv_len.slots(), table.unwrap_or_default());
         let sinks = if self.sinks { rest.next() } else { None };
         let group = self.q.inner / self.kv.kv_heads;
         let scale = f64::from(self.scale);
-        let per_sequence = self.kv.blocks_per_sequence();
-        for b in 0..self.batch {
-            let length = kv_len.index(b) as usize;
-            let (first, n) = query_rows(b, self.q_len, offsets);
-            let table: Vec<i32> = tables.map_or(Vec::new(), |t| {
-                t.value[b * per_sequence..(b + 1) * per_sequence].iter().map(|&x| x as i32).collect()
-            });
+        for (b, &length) in kv_len.iter().enumerate().take(self.batch) {
+            let length = if k.value.is_empty() { 0 } else { slots::length(length, self.kv.capacity) };
+            let rows = slots::query_rows(b, self.q_len, self.q.outer, offsets.as_deref());
+            let (first, n) = (rows.start, rows.len());
             for i in 0..n {
                 for h in 0..self.q.inner {
                     let from = self.q.start(first + i, h);
                     let query = &q.value[from..from + self.q.len];
                     let keys = self.visible(i, n, length);
-                    let at = |j: usize| self.kv.start(b, h / group, j, &table);
+                    let head = h / group * self.kv.head_stride;
+                    let at = |j: usize| slots::vector(&self.kv, b, j, &table).unwrap_or(0) + head;
                     let mut scores = Vec::with_capacity(keys.len());
                     let mut sizes = Vec::with_capacity(keys.len());
                     for j in keys.clone() {

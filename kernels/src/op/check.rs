@@ -1,6 +1,5 @@
 //! Checks and counts that the ops share.
 
-use super::Values;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::layout::{Matrix, Rows};
@@ -101,14 +100,6 @@ pub(super) fn ensure_tokens(
     let ok = if ragged { tokens.is_none_or(|t| rows <= t) } else { tokens == Some(rows) };
     ensure(ok, op, field, rows, if ragged { "at most batch * q_len" } else { "batch * q_len" })?;
     ensure_countable(op, field, Some(rows))
-}
-
-/// First query row of sequence `b` and how many it has: `q_len` each, or as `offsets` says.
-pub(super) fn query_rows(b: usize, q_len: usize, offsets: Option<&Values>) -> (usize, usize) {
-    match offsets {
-        Some(o) => (o.index(b) as usize, (o.index(b + 1) - o.index(b)) as usize),
-        None => (b * q_len, q_len),
-    }
 }
 
 /// Product that saturates: costs of ops whose sizes have been validated.

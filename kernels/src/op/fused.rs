@@ -4,7 +4,7 @@
 use super::check::{bytes_of, ensure, ensure_like, product, rows_bytes, total};
 use super::gated::STEEPEST;
 use super::kv::vector;
-use super::{Epilogue, Gated, KvAppend, MatMul, Operand, RmsNorm, Rope, Spec, Values};
+use super::{Constant, Epilogue, Gated, KvAppend, MatMul, Operand, RmsNorm, Rope, Spec, Values};
 use crate::buffer::Access;
 use crate::dtype::DType;
 use crate::error::Result;
@@ -157,6 +157,14 @@ pub struct GatedMatMul {
     pub up: MatMul,
     /// The activation.
     pub gated: Gated,
+}
+
+impl GatedMatMul {
+    /// Both B, where they are constant.
+    pub fn constants(&self) -> Vec<Constant> {
+        let of = |part: &MatMul, operand| part.constant().map(|b| Constant { operand, ..b });
+        [of(&self.gate, 1), of(&self.up, 2)].into_iter().flatten().collect()
+    }
 }
 
 impl Spec for GatedMatMul {

@@ -2,6 +2,7 @@
 
 use super::check::{bytes_of, ensure, ensure_countable, ensure_float, ensure_output, product, total};
 use super::matmul::check_inputs;
+use super::slots::Segments;
 use super::{Activation, Constant, Operand, Policy, Spec, Tensor2, Values};
 use crate::buffer::Access;
 use crate::dtype::DType;
@@ -159,9 +160,9 @@ impl Spec for GroupedMatMul {
 
     fn reference(&self, args: &mut [Values]) {
         let Some((c, inputs)) = args.split_last_mut() else { return };
-        for expert in 0..self.experts {
-            for r in inputs[2].index(expert)..inputs[2].index(expert + 1) {
-                let Some((a_row, row)) = self.rows_of(inputs[3].index(r as usize)) else { continue };
+        for (expert, positions) in Segments::new(&inputs[2].slots(), self.rows) {
+            for r in positions {
+                let Some((a_row, row)) = self.rows_of(inputs[3].index(r)) else { continue };
                 for col in 0..self.n {
                     let (value, magnitude) = self.element(inputs, expert, a_row, col);
                     c.set(self.c.strides.at(0, row, col), value, magnitude);

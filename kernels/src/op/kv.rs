@@ -2,8 +2,9 @@
 
 use super::check::{
     bytes_of, ensure, ensure_countable, ensure_extent, ensure_float, ensure_like, ensure_tokens, product,
-    query_rows, rows_bytes, through_blocks, total,
+    rows_bytes, through_blocks, total,
 };
+use super::slots::query_rows;
 use super::{Operand, Spec, Values};
 use crate::buffer::Access;
 use crate::dtype::DType;
@@ -119,30 +120,24 @@ impl KvAppend {
         ["k_cache", "v_cache"].map(|name| Operand::data(name, self.kv_dtype, extent, Access::ReadWrite))
     }
 
-    /// Where token `i` of `n` of sequence `b` goes in the cache, for head 0; `slots` as [`KvAppend::slots`] lists them. `None` when
-    /// it is skipped.
-    fn target(&self, b: usize, i: usize, n: usize, slots: &[Values]) -> Option<usize> {
-        let position = slots[0].index(b) - n as i64 + i as i64;
-        let position = usize::try_from(position).ok().filter(|&p| p < self.kv.capacity)?;
-        let Some(paging) = self.kv.paging else { return Some(self.kv.start(b, 0, position, &[])) };
-        let at = b * self.kv.blocks_per_sequence() + position / paging.block;
-        let block = slots.last()?.index(at);
-        let exists = usize::try_from(block).is_ok_and(|block| block < paging.blocks);
-        exists.then(|| self.kv.start(0, 0, position % paging.block, &[block as i32]))
-    }
-
-    /// Copies every vector of `src` into `cache`; `vector` gives value and magnitude of the elements of one.
+    /// Copies every vector of `src` into `cache`; `vector` gives value and magnitude of the elements of one. `slots` as
+    /// [`KvAppend::slots`] lists them.
     pub(super) fn store(
         &self,
         slots: &[Values],
         cache: &mut Values,
         vector: impl Fn(usize, usize) -> Vec<(f64, f64)>,
     ) {
-        let offsets = self.ragged.then(|| &slots[1]);
+        let offsets = self.ragged.then(|| slots[1].slots());
+        let table = slots.last().filter(|_| self.kv.paging.is_some()).map_or(Vec::new(), Values::slots);
         for b in 0..self.batch {
-            let (first, n) = query_rows(b, self.q_len, offsets);
+            let rows = query_rows(b, self.q_len, self.src_k.outer, offsets.as_deref());
+            let (first, n) = (rows.start, rows.len());
             for i in 0..n {
-                let Some(target) = self.target(b, i, n, slots) else { continue };
+                let position = slots[0].index(b) - n as i64 + i as i64;
+                let position = usize::try_from(position).ok().filter(|&p| p < self.kv.capacity);
+                let target = position.and_then(|p| super::slots::vector(&self.kv, b, p, &table));
+                let Some(target) = target else { continue };
                 for head in 0..self.kv.kv_heads {
                     let (mut values, mut magnitudes): (Vec<f64>, Vec<f64>) =
                         vector(first + i, head).into_iter().unzip();
@@ -236,7 +231,7 @@ impl Spec for KvAppend {
 ///
 /// Operands: `q_offsets` (slot `[batch + 1]`, when `ragged`), `kv_len` (slot `[batch]`, read and written: grows by the sequence's
 /// number of query rows), `positions` (slot `[tokens]`, written: row `i` of `n` stands at `kv_len - n + i`, with the new length).
-/// Rows of no sequence (padding behind `q_offsets[batch]`) get position 0.
+/// Rows of no sequence (padding behind `q_offsets[batch]`) get position 0. Sums saturate.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct Advance {
     /// Sequences.
@@ -298,12 +293,14 @@ impl Spec for Advance {
         for row in 0..self.tokens {
             positions.set(row, 0.0, 0.0);
         }
+        let offsets = offsets.first().map(Values::slots);
         for b in 0..self.batch {
-            let (first, n) = query_rows(b, self.q_len, offsets.first());
-            let before = kv_len.index(b);
-            kv_len.set(b, (before + n as i64) as f64, 0.0);
-            for i in 0..n {
-                positions.set(first + i, (before + i as i64) as f64, 0.0);
+            let rows = query_rows(b, self.q_len, self.tokens, offsets.as_deref());
+            let before = kv_len.value[b];
+            let after = |n: usize| (before + n as f64).min(f64::from(i32::MAX));
+            kv_len.set(b, after(rows.len()), 0.0);
+            for (i, row) in rows.enumerate() {
+                positions.set(row, after(i), 0.0);
             }
         }
     }

@@ -116,7 +116,7 @@ pub struct Policy {
     pub quantised_activations: bool,
 }
 
-/// The constant operand of a product, which a row may want packed.
+/// A constant operand of a product, which a row may want packed.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Constant {
     /// Its index among the operands.

@@ -34,6 +34,7 @@ mod pack;
 mod rope;
 mod route;
 mod sample;
+pub mod slots;
 mod softmax;
 
 pub use add::Add;
@@ -52,6 +53,8 @@ pub use rope::{Rope, RopeScaling, RopeStyle};
 pub use route::{Combine, Route, RouteOrder};
 pub use sample::{Argmax, Sample};
 pub use softmax::Softmax;
+
+pub(crate) use check::ensure;
 
 use crate::buffer::Access;
 use crate::dtype::DType;
@@ -116,6 +119,11 @@ impl Values {
         self.value[at] as i64
     }
 
+    /// The elements of a slot.
+    pub fn slots(&self) -> Vec<i32> {
+        self.value.iter().map(|&x| x as i32).collect()
+    }
+
     /// Makes `magnitude` as long as `value`; elements that nothing has set get 0.
     pub fn settle(&mut self) {
         self.magnitude.resize(self.value.len(), 0.0);
@@ -150,8 +158,8 @@ pub trait Spec: fmt::Debug {
     fn reduction(&self) -> usize {
         1
     }
-    /// Computes it with f64 accumulation: `args` in the order of `operands`. Written for clarity, not speed. Slots must hold values
-    /// that the op's documentation allows.
+    /// Computes it with f64 accumulation: `args` in the order of `operands`, each as long as its operand. Written for clarity, not
+    /// speed. Slots may hold anything: what an op's documentation does not allow is read as [`slots`] says, here and by kernels.
     fn reference(&self, args: &mut [Values]);
 }
 
@@ -280,11 +288,12 @@ impl Op {
         args.iter_mut().zip(written).filter(|(_, written)| *written).for_each(|(arg, _)| arg.settle());
     }
 
-    /// The operand that stays the same from launch to launch and may be packed once, if the op has one.
-    pub fn constant(&self) -> Option<Constant> {
+    /// The operands that stay the same from launch to launch and may be packed once, all of them in one format.
+    pub fn constants(&self) -> Vec<Constant> {
         match self {
-            Op::MatMul(op) => op.constant(),
-            Op::GroupedMatMul(op) => op.constant(),
+            Op::MatMul(op) => op.constant().into_iter().collect(),
+            Op::GroupedMatMul(op) => op.constant().into_iter().collect(),
+            Op::GatedMatMul(op) => op.constants(),
             Op::Attention(_)
             | Op::RmsNorm(_)
             | Op::LayerNorm(_)
@@ -303,8 +312,7 @@ impl Op {
             | Op::Quantise(_)
             | Op::Pack(_)
             | Op::Collective(_)
-            | Op::QkNormRopeAppend(_)
-            | Op::GatedMatMul(_) => None,
+            | Op::QkNormRopeAppend(_) => Vec::new(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Running many cases: which rows, how long, and what came of it.
 
 use crate::case::{Case, Scope};
-use crate::cases::cases;
+use crate::cases::{cases, lacks_feature};
 use crate::place::{Buffers, Place};
 use crate::run::{Failure, Outcome, run};
 use perjoule_kernels::{Choice, Device, Reason};
@@ -54,8 +54,8 @@ pub struct RowSummary {
     pub choice: Choice,
     /// Cases that passed.
     pub passed: usize,
-    /// Cases that could not be run.
-    pub skipped: usize,
+    /// Cases that could not be run, and why the last of them could not.
+    pub skipped: Option<(usize, String)>,
     /// Cases that the time did not allow.
     pub left: usize,
     /// Why the row has no case on this device, such as a feature that it lacks.
@@ -64,6 +64,22 @@ pub struct RowSummary {
     pub worst: f64,
     /// What failed.
     pub failures: Vec<Failure>,
+}
+
+impl RowSummary {
+    /// Why nothing of the row was launched although nothing stood in the way: it has no case, or all were skipped. `None` for rows of
+    /// which something ran, that time or the filter left out, or whose instructions the processor lacks.
+    pub fn idle(&self) -> Option<String> {
+        if self.passed + self.failures.len() + self.left > 0 {
+            return None;
+        }
+        match &self.refusal {
+            Some(reason) => (!lacks_feature(&reason.to_string())).then(|| format!("no case: {reason}")),
+            None => {
+                self.skipped.as_ref().map(|(count, reason)| format!("all {count} cases skipped: {reason}"))
+            }
+        }
+    }
 }
 
 /// What became of all.
@@ -89,9 +105,9 @@ impl Summary {
         self.rows.iter().map(|row| row.left).sum()
     }
 
-    /// Whether nothing failed and something was run.
+    /// Whether nothing failed, something was run, and no row was idle.
     pub fn is_ok(&self) -> bool {
-        self.failures().next().is_none() && self.passed() > 0
+        self.failures().next().is_none() && self.passed() > 0 && self.rows.iter().all(|r| r.idle().is_none())
     }
 }
 
@@ -120,7 +136,7 @@ pub fn check(
         summary.rows.push(RowSummary {
             choice,
             passed: 0,
-            skipped: 0,
+            skipped: None,
             left,
             refusal,
             worst: 0.0,
@@ -143,7 +159,10 @@ pub fn check(
                     row.worst = row.worst.max(worst);
                 }
                 Outcome::Failed(failure) => row.failures.push(failure),
-                Outcome::Skipped { .. } => row.skipped += 1,
+                Outcome::Skipped { reason } => {
+                    let before = row.skipped.as_ref().map_or(0, |(count, _)| *count);
+                    row.skipped = Some((before + 1, reason));
+                }
             }
             if !go_on {
                 return summary;

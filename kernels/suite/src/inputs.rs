@@ -322,7 +322,7 @@ fn roles(op: &Op, fill: Fill, random: &mut Random) -> Vec<Role> {
     }
 }
 
-/// Bytes of every operand before the launch, in the order of `Op::operands`, with a constant operand in its plain form. The op must be
+/// Bytes of every operand before the launch, in the order of `Op::operands`, with constant operands in their plain form. The op must be
 /// valid.
 ///
 /// # Errors

@@ -38,7 +38,7 @@ pub struct Failure {
     pub kernel: &'static str,
     /// Its configuration.
     pub config: &'static str,
-    /// Format of the constant operand.
+    /// Format of the constant operands.
     pub pack: Option<&'static str>,
     /// Id of the case.
     pub case: String,
@@ -118,7 +118,8 @@ fn attempt(
     let prepared = prepare(device, &case.op, choice, comm.as_ref()).map_err(|e| Wrong::new("prepare", e))?;
     let mut stream = device.stream().map_err(|e| Wrong::new("stream", e))?;
     let mut before = inputs.clone();
-    if let (Some(format), Some(constant)) = (choice.pack, case.op.constant()) {
+    for constant in case.op.constants() {
+        let Some(format) = choice.pack else { break };
         let pack = Op::Pack(Pack {
             format,
             matrices: constant.matrices,
@@ -177,7 +178,7 @@ fn attempt(
     Ok(None)
 }
 
-/// The constant operand in the format of a row, packed on the device.
+/// A constant operand in the format of a row, packed on the device.
 #[cfg(not(target_arch = "wasm32"))]
 fn packed(
     device: &dyn Device,

@@ -4,7 +4,9 @@
 
 use crate::judge::{Expected, Tolerance, Verdict};
 use crate::random::Random;
-use perjoule_kernels::op::{Activation, Attention, Granularity, GroupedMatMul, MatMul, Tensor2, Values};
+use perjoule_kernels::op::{
+    Activation, Attention, Granularity, GroupedMatMul, MatMul, Tensor2, Values, slots,
+};
 use perjoule_kernels::{Access, DType, KvLayout, Matrix, Numerics, Op, Result, Rows, block};
 
 /// What a check found.
@@ -43,7 +45,7 @@ pub const FULL_FLOPS: u64 = 1 << 25;
 
 /// Checks the output of one launch of `op`.
 ///
-/// `before` holds the bytes of every operand before the launch, in the order of [`Op::operands`], a constant operand in its plain
+/// `before` holds the bytes of every operand before the launch, in the order of [`Op::operands`], constant operands in their plain
 /// form (operands that are only written may be empty); `after` holds the bytes of the written operands after it, in that order.
 /// Products and attention beyond [`FULL_FLOPS`] are sampled: about `budget_elements` outputs (of attention whole vectors), spread
 /// evenly and at random, edges always among them, besides [`freivalds`] over the whole where the product is linear. Samples see any
@@ -184,6 +186,27 @@ fn choose(n: usize, want: usize, random: &mut Random) -> Vec<usize> {
     chosen
 }
 
+/// Judges every element of `small`, a product of the chosen rows and columns of a larger one, whose results lie at `at(row, column)` of
+/// `c`.
+fn judge_product(
+    small: &MatMul,
+    args: &[Values],
+    at: impl Fn(usize, usize) -> usize,
+    c: &[u8],
+    tolerance: &Tolerance,
+    verdict: &mut Verdict,
+) -> Result<()> {
+    let (dtype, mut got) = (small.c.dtype, [0.0]);
+    for row in 0..small.m {
+        for col in 0..small.n {
+            let index = at(row, col);
+            gather(dtype, c, index, 1, &mut got)?;
+            verdict.element("c", index, dtype, got[0], small.element(args, 0, row, col), tolerance);
+        }
+    }
+    Ok(())
+}
+
 /// Checks about `budget_elements` elements of a product: a grid of random rows and columns in each of a few matrices of the batch.
 /// `before` as for [`verify`], `c` the result.
 ///
@@ -246,9 +269,7 @@ fn sampled_matmul(
             next += 1;
         }
         if let Some(dtype) = op.epilogue.bias {
-            let mut bias = vec![0.0; op.n];
-            gather(dtype, before[next], 0, 1, &mut bias)?;
-            args.push(Values::new(cols.iter().map(|&col| bias[col]).collect()));
+            args.push(vectors(dtype, before[next], &cols, 1, 1)?);
             next += 1;
         }
         let mut small = MatMul {
@@ -264,15 +285,8 @@ fn sampled_matmul(
             args.push(submatrix(residual, before[next], batch, &rows, &cols)?);
             residual.strides = Matrix::row_major(rows.len(), cols.len());
         }
-        let got = submatrix(&op.c, c, batch, &rows, &cols)?;
-        for (r, &row) in rows.iter().enumerate() {
-            for (col_at, &col) in cols.iter().enumerate() {
-                let want = small.element(&args, 0, r, col_at);
-                let index = op.c.strides.at(batch, row, col);
-                let got = got.value[r * cols.len() + col_at];
-                verdict.element("c", index, op.c.dtype, got, want, tolerance);
-            }
-        }
+        let at = |row: usize, col: usize| op.c.strides.at(batch, rows[row], cols[col]);
+        judge_product(&small, &args, at, c, tolerance, &mut verdict)?;
     }
     let complete = verdict.checked as u128 == op.batch as u128 * op.m as u128 * op.n as u128;
     Ok(Verification { complete, ..verdict.into() })
@@ -287,7 +301,7 @@ fn sampled_matmul(
 /// to; a wrong row or tile always.
 ///
 /// # Errors
-/// When bytes are not those of the operands.
+/// When the op is invalid or bytes are not those of the operands.
 pub fn freivalds(
     op: &MatMul,
     before: &[&[u8]],
@@ -295,6 +309,9 @@ pub fn freivalds(
     tolerance: &Tolerance,
     seed: u64,
 ) -> Result<Option<Verification>> {
+    let whole = Op::MatMul(*op);
+    whole.validate()?;
+    check_lengths(&whole, before, &[c])?;
     if op.epilogue.activation != Activation::None {
         return Ok(None);
     }
@@ -402,7 +419,7 @@ pub fn freivalds(
     Ok(Some(verdict))
 }
 
-fn slots(bytes: &[u8]) -> Vec<i32> {
+fn slot_values(bytes: &[u8]) -> Vec<i32> {
     bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect()
 }
 
@@ -416,41 +433,31 @@ fn sampled_attention(
 ) -> Result<Verification> {
     let mut random = Random::new(seed);
     let mut verdict = Verdict::default();
-    let kv_len = slots(before[3]);
+    let kv_len = slot_values(before[3]);
     let mut next = 4;
     let mut slot = |present: bool| {
-        let found = if present { slots(before[next]) } else { Vec::new() };
+        let found = if present { slot_values(before[next]) } else { Vec::new() };
         next += usize::from(present);
         found
     };
     let (offsets, table) = (slot(op.ragged), slot(op.kv.paging.is_some()));
-    let width = op.kv.blocks_per_sequence();
     let group = op.q.inner / op.kv.kv_heads;
     let d = op.q.len;
-    let rows_of = |b: usize| match op.ragged {
-        true => {
-            let [first, end] = [offsets[b], offsets[b + 1]].map(|o| (o.max(0) as usize).min(op.q.outer));
-            (first, end.saturating_sub(first))
-        }
-        false => (b * op.q_len, op.q_len),
-    };
-    let queries: Vec<(usize, usize, usize)> = (0..op.batch)
-        .flat_map(|b| {
-            let (first, n) = rows_of(b);
-            (0..n).map(move |i| (b, first, i))
-        })
-        .collect();
+    let rows_of = |b| slots::query_rows(b, op.q_len, op.q.outer, op.ragged.then_some(&offsets[..]));
+    let queries: Vec<(usize, usize)> =
+        (0..op.batch).flat_map(|b| (0..rows_of(b).len()).map(move |i| (b, i))).collect();
     let vectors_in_all = queries.len() * op.q.inner;
     let chosen = choose(vectors_in_all, (budget / d.max(1)).max(4), &mut random);
     let complete = chosen.len() == vectors_in_all;
     for vector in chosen {
-        let (b, first, i) = queries[vector / op.q.inner];
-        let head = vector % op.q.inner;
-        let n = rows_of(b).1;
-        let length = (kv_len[b].max(0) as usize).min(op.kv.capacity);
+        let (b, i) = queries[vector / op.q.inner];
+        let (head, rows) = (vector % op.q.inner, rows_of(b));
+        let (first, n) = (rows.start, rows.len());
+        let length = if before[1].is_empty() { 0 } else { slots::length(kv_len[b], op.kv.capacity) };
         let keys = op.visible(i, n, length);
-        let row = table.get(b * width..(b + 1) * width).unwrap_or(&[]);
-        let starts: Vec<usize> = keys.clone().map(|j| op.kv.start(b, head / group, j, row)).collect();
+        let in_cache = head / group * op.kv.head_stride;
+        let start = |j| slots::vector(&op.kv, b, j, &table).unwrap_or(0) + in_cache;
+        let starts: Vec<usize> = keys.clone().map(start).collect();
         let length = starts.len();
         let mut args = vec![
             vectors(op.q_dtype, before[0], &[op.q.start(first + i, head)], 1, d)?,
@@ -496,20 +503,25 @@ fn sampled_grouped(
 ) -> Result<Verification> {
     let mut random = Random::new(seed);
     let mut verdict = Verdict::default();
-    let (offsets, order) = (slots(before[2]), slots(before[3]));
-    let positions_of = |e: usize| -> std::ops::Range<usize> {
-        let [start, end] = [offsets[e], offsets[e + 1]].map(|o| (o.max(0) as usize).min(op.rows));
-        start..end
-    };
-    let busy: Vec<usize> = (0..op.experts).filter(|&e| !positions_of(e).is_empty()).collect();
+    let (offsets, order) = (slot_values(before[2]), slot_values(before[3]));
+    let offsets = &offsets[..op.experts + 1];
+    let busy: Vec<_> = slots::Segments::new(offsets, op.rows).collect();
+    // the position that names a row of C: the last one, should there be several
+    let mut named = vec![None; op.c_rows];
+    for position in busy.iter().flat_map(|(_, positions)| positions.clone()) {
+        if let Some((_, row)) = op.rows_of(i64::from(order[position])) {
+            named[row] = Some(position);
+        }
+    }
     let chosen = choose(busy.len(), 8, &mut random);
     let each = (budget / chosen.len().max(1)).max(4);
-    for expert in chosen.into_iter().map(|i| busy[i]) {
-        let positions = positions_of(expert);
+    for (expert, positions) in chosen.into_iter().map(|i| busy[i].clone()) {
         let side = (each as f64).sqrt().ceil() as usize;
         let cols = choose(op.n, side, &mut random);
         let rows = choose(positions.len(), side, &mut random);
-        let rows = rows.into_iter().filter_map(|r| op.rows_of(i64::from(order[positions.start + r])));
+        let rows = rows.into_iter().map(|r| positions.start + r).filter_map(|position| {
+            op.rows_of(i64::from(order[position])).filter(|&(_, row)| named[row] == Some(position))
+        });
         let rows: Vec<(usize, usize)> = rows.collect();
         let a_starts: Vec<usize> = rows.iter().map(|&(a, _)| op.a.strides.at(0, a, 0)).collect();
         let b_starts: Vec<usize> = cols.iter().map(|&col| op.b.strides.at(expert, 0, col)).collect();
@@ -524,23 +536,12 @@ fn sampled_grouped(
             let starts: Vec<usize> = cols.iter().map(|col| expert * op.n + col).collect();
             args.push(vectors(dtype, before[4], &starts, 1, 1)?);
         }
-        for (r, &(_, row)) in rows.iter().enumerate() {
-            for (col_at, &col) in cols.iter().enumerate() {
-                let index = op.c.strides.at(0, row, col);
-                let got = vectors(op.c.dtype, c, &[index], 1, 1)?.value[0];
-                verdict.element("c", index, op.c.dtype, got, small.element(&args, 0, r, col_at), tolerance);
-            }
-        }
+        let at = |row: usize, col: usize| op.c.strides.at(0, rows[row].1, cols[col]);
+        judge_product(&small, &args, at, c, tolerance, &mut verdict)?;
     }
     // rows that no position names keep their bytes
-    let mut named = vec![false; op.c_rows];
-    for position in (0..op.experts).flat_map(positions_of) {
-        if let Some((_, row)) = op.rows_of(i64::from(order[position])) {
-            named[row] = true;
-        }
-    }
     let size = op.c.dtype.block_bytes();
-    for row in (0..op.c_rows).filter(|&row| !named[row]) {
+    for row in (0..op.c_rows).filter(|&row| named[row].is_none()) {
         for col in 0..op.n {
             let index = op.c.strides.at(0, row, col);
             let bytes = index * size..(index + 1) * size;

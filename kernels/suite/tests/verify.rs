@@ -6,6 +6,8 @@ use perjoule_suite::verify::FULL_FLOPS;
 use perjoule_suite::{Case, Fill, Tolerance, Verification, freivalds, inputs, verify, verify_matmul_sampled};
 
 const SEED: u64 = 7;
+/// A NaN that no reference gives.
+const UNSET: u64 = 0x7ff8_0bad_0bad_0bad;
 
 /// An op, the bytes before a launch and the right ones after it.
 struct Launched {
@@ -27,7 +29,7 @@ impl Launched {
         let operands = op.operands();
         let mut values: Vec<Values> = Vec::new();
         for (operand, bytes) in operands.iter().zip(&before) {
-            let mut value = vec![0.0; operand.elements as usize];
+            let mut value = vec![f64::from_bits(UNSET); operand.elements as usize];
             if operand.access == Access::Read {
                 block::decode_f64(operand.dtype, &bytes[..operand.bytes as usize], &mut value).unwrap();
             }
@@ -35,11 +37,11 @@ impl Launched {
         }
         op.reference(&mut values);
         let (dtype, result) = (operands.last().unwrap().dtype, values.pop().unwrap());
-        // elements without a magnitude were not set: they keep their bytes
+        // elements that were not set keep their bytes
         let mut after = before.last().unwrap().clone();
         let size = dtype.block_bytes();
         for (at, &value) in result.value.iter().enumerate() {
-            if result.magnitude.get(at).is_some_and(|&m| m > 0.0) {
+            if value.to_bits() != UNSET {
                 block::encode_f64(dtype, &[value], &mut after[at * size..(at + 1) * size]).unwrap();
             }
         }
@@ -242,4 +244,54 @@ fn every_busy_expert_up_to_eight_is_sampled() {
     // rows of C that no position names keep their bytes
     let found = launched.verify(&launched.with([(rows + 5) * n + 17], |_| 0.0), 1024, SEED);
     assert!(!found.passed && found.report[0].contains("does not write"), "{found:?}");
+}
+
+/// Slots that an op's documentation does not allow are read as the kernels read them: a check of what follows neither panics nor
+/// judges by something else than the reference.
+#[test]
+fn nonsense_in_slots_is_judged_like_anything_else() {
+    let wild = |n: usize, turn: usize| -> Vec<u8> {
+        let list = [i32::MIN, 3, i32::MAX, -1, 250, 0, 7, 1 << 20];
+        (0..n).flat_map(|i| list[(i * 5 + turn) % list.len()].to_le_bytes()).collect()
+    };
+    let kv = KvLayout::paged(2, QUERIES, DIM, perjoule_kernels::Paging { block: 16, blocks: 9 });
+    let attention = Attention::causal(2, QUERIES, HEADS, kv, DType::F32);
+    let attention = Op::from(Attention { ragged: true, ..attention });
+    let rows = 512;
+    let grouped = Op::from(GroupedMatMul {
+        experts: 6,
+        rows,
+        n: 128,
+        k: 320,
+        a: Tensor2 { dtype: DType::BF16, strides: Matrix::row_major(rows, 320) },
+        a_rows: rows,
+        a_divisor: 1,
+        b: Tensor2 { dtype: DType::BF16, strides: Matrix::col_major(320, 128) },
+        b_constant: false,
+        c: Tensor2 { dtype: DType::F32, strides: Matrix::row_major(rows, 128) },
+        c_rows: rows,
+        bias: None,
+        activation: Activation::None,
+        policy: Policy::default(),
+    });
+    for op in [attention, grouped] {
+        let right = Launched::new(op.clone(), Fill::Random);
+        for turn in 0..8 {
+            let mut before = right.before.clone();
+            for (operand, bytes) in op.operands().iter().zip(&mut before).filter(|(o, _)| o.slot) {
+                *bytes = wild(operand.elements as usize, turn);
+            }
+            let launched = Launched::of(op.clone(), before);
+            let found = launched.verify(&launched.after, 4096, SEED);
+            assert!(found.passed, "{op}, turn {turn}: {:?}", found.report);
+            // an output that is shorter, or operands that are, are errors
+            let slices = launched.slices();
+            let short = &launched.after[..launched.after.len() - 1];
+            assert!(verify(&op, &slices, &[short], Numerics::F32, 64, SEED).is_err());
+        }
+    }
+    let (op, launched) = product(DType::F32);
+    let tolerance = Tolerance::new(&launched.op, Numerics::F32);
+    assert!(freivalds(&op, &launched.slices()[..1], &launched.after, &tolerance, SEED).is_err());
+    assert!(freivalds(&op, &launched.slices(), &launched.after[1..], &tolerance, SEED).is_err());
 }

@@ -17,7 +17,7 @@ proptest! {
         let op = Source { dice: Dice(seed), absurd: true }.op(kind);
         let valid = op.validate();
         let (operands, _, _) = (op.operands(), op.flops(), op.bytes());
-        let _ = (op.to_string(), op.constant(), op.spec().reduction());
+        let _ = (op.to_string(), op.constants(), op.spec().reduction());
         match valid {
             Ok(()) => {
                 for operand in operands {

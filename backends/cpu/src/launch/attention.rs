@@ -14,13 +14,12 @@
 use super::attention_block::{Block, KEYS, Keys};
 use super::body::{Body, on, other_op, speed};
 use super::run::{Run, Source, Target, read, write};
-use super::slots;
-use crate::device::CpuCaps;
+use crate::device::lanes;
 use crate::simd::{self, Simd};
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
 use perjoule_kernels::kernel::Request;
-use perjoule_kernels::op::{Attention, Op};
+use perjoule_kernels::op::{Attention, Op, slots};
 use perjoule_kernels::{Config, DType, DeviceInfo, Kernel, Launch, Numerics, Prepare, Reason, Result};
 use std::ops::Range;
 
@@ -60,8 +59,8 @@ fn cost<S: Simd>(op: &Op, _: &Config, _: &DeviceInfo) -> f32 {
 
 fn prepare<S: Simd, const MR: usize>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::Attention(op) = request.op else { return Err(other_op(request.op)) };
-    let lanes = request.device.info().caps::<CpuCaps>().map_or(1, |caps| caps.threads);
-    on::<S>(Flash::<MR>::new(*op, lanes, S::LANES))
+    let lanes = lanes(request.info);
+    on::<S>(request, Flash::<MR>::new(*op, lanes, S::LANES))
 }
 
 /// What is settled when a row is prepared.
@@ -114,8 +113,10 @@ struct Unit {
 impl<const MR: usize> Flash<MR> {
     fn new(op: Attention, lanes: usize, vector: usize) -> Self {
         let group = op.q.inner / op.kv.kv_heads;
-        let queries = (ROWS / group).clamp(1, op.q_len.max(1));
-        let blocks = op.q_len.div_ceil(queries);
+        // no sequence has more rows than there are, whatever a ragged op allows
+        let most = op.q_len.min(op.q.outer);
+        let queries = (ROWS / group).clamp(1, most.max(1));
+        let blocks = most.div_ceil(queries);
         let units = (op.batch * op.kv.kv_heads).saturating_mul(blocks);
         let splits = match units {
             0 => 1,

@@ -423,6 +423,9 @@ impl Work<'_> {
             if apart {
                 for row in 0..self.count {
                     let seen = self.seen(row);
+                    if seen.is_empty() {
+                        continue;
+                    }
                     // SAFETY: one row of what the loop below goes through, and only the keys it sees.
                     unsafe {
                         let a = scores.add(seen.start * rows + row);

@@ -3,13 +3,12 @@
 
 use super::body::other_op;
 use super::run::{Source, Target, read, write};
-use super::slots;
-use crate::device::CpuCaps;
+use crate::device::lanes;
 use crate::simd::Portable;
 use crate::spmd::{Args, Out, Spmd, launch};
 use crate::team::Lane;
 use perjoule_kernels::kernel::Request;
-use perjoule_kernels::op::{Attention, Op};
+use perjoule_kernels::op::{Attention, Op, slots};
 use perjoule_kernels::{Config, DeviceInfo, Kernel, Launch, Numerics, Prepare, Reason, Result};
 
 static CONFIGS: &[Config] = &[Config::tile("1x1", &[1, 1, 1])];
@@ -37,8 +36,8 @@ fn cost(op: &Op, _: &Config, _: &DeviceInfo) -> f32 {
 
 fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::Attention(op) = request.op else { return Err(other_op(request.op)) };
-    let lanes = request.device.info().caps::<CpuCaps>().map_or(1, |caps| caps.threads);
-    Ok(launch(Simple { op: *op, lanes }))
+    let lanes = lanes(request.info);
+    Ok(launch(request, Simple { op: *op, lanes }))
 }
 
 struct Simple {

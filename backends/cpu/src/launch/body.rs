@@ -49,8 +49,8 @@ impl<S: Simd, B: Body> Spmd for On<S, B> {
 }
 
 /// The launchable form of `body` on `S`.
-pub(crate) fn on<S: Simd>(body: impl Body) -> Result<Box<dyn Launch>> {
-    Ok(launch(On { s: simd::token::<S>()?, body }))
+pub(crate) fn on<S: Simd>(request: &Request<'_>, body: impl Body) -> Result<Box<dyn Launch>> {
+    Ok(launch(request, On { s: simd::token::<S>()?, body }))
 }
 
 /// The error of a `prepare` that is called for another op: rows are looked up by the op's name, so that it does not happen.

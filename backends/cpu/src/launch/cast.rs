@@ -3,7 +3,7 @@
 
 use super::body::{Body, on, other_op};
 use super::run::{LEN, Run, Source, Target, pieces, write};
-use crate::device::CpuCaps;
+use crate::device::lanes;
 use crate::simd::Simd;
 use crate::spmd::{Args, Out, Spmd, launch};
 use crate::team::Lane;
@@ -15,10 +15,10 @@ use std::ops::Range;
 
 pub(crate) fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     match request.op {
-        Op::Cast(op) => on::<S>(*op),
+        Op::Cast(op) => on::<S>(request, *op),
         Op::Quantise(op) => {
-            let lanes = request.device.info().caps::<CpuCaps>().map_or(1, |caps| caps.threads);
-            on::<S>(Quantising { op: *op, lanes })
+            let lanes = lanes(request.info);
+            on::<S>(request, Quantising { op: *op, lanes })
         }
         op => Err(other_op(op)),
     }
@@ -178,7 +178,7 @@ pub(crate) const COLLECTIVE: Kernel = Kernel {
         _ => None,
     },
     cost: |op: &Op, _: &Config, _: &DeviceInfo| 1e-6 + op.bytes() as f32 / 1e10,
-    prepare: Prepare::new(|_: &Request<'_>| Ok(launch(Copying))),
+    prepare: Prepare::new(|request: &Request<'_>| Ok(launch(request, Copying))),
 };
 
 struct Copying;

@@ -11,7 +11,7 @@ use perjoule_kernels::{Launch, Result};
 
 pub(crate) fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     match request.op {
-        Op::Embed(op) => on::<S>(*op),
+        Op::Embed(op) => on::<S>(request, *op),
         op => Err(other_op(op)),
     }
 }

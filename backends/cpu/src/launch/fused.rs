@@ -6,7 +6,7 @@ use super::kv::{Slots, append};
 use super::norm::squares;
 use super::rope::{Angles, Rotation};
 use super::run::{LEN, Run, Source, Target, read, runs, write};
-use crate::device::CpuCaps;
+use crate::device::lanes;
 use crate::simd::Simd;
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
@@ -15,15 +15,13 @@ use perjoule_kernels::op::{GatedMatMul, MatMul, Op, QkNormRopeAppend, RmsNorm};
 use perjoule_kernels::{DType, Launch, Result, Rows};
 
 pub(crate) fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
-    let lanes = request.device.info().caps::<CpuCaps>().map_or(1, |caps| caps.threads);
+    let lanes = lanes(request.info);
     match request.op {
-        Op::QkNormRopeAppend(op) => on::<S>(QkNorm {
-            op: **op,
-            q_rope: Rotation::new(op.q_rope),
-            k_rope: Rotation::new(op.k_rope),
-            lanes,
-        }),
-        Op::GatedMatMul(op) => on::<S>(Products { op: **op, lanes }),
+        Op::QkNormRopeAppend(op) => on::<S>(
+            request,
+            QkNorm { op: **op, q_rope: Rotation::new(op.q_rope), k_rope: Rotation::new(op.k_rope), lanes },
+        ),
+        Op::GatedMatMul(op) => on::<S>(request, Products { op: **op, lanes }),
         op => Err(other_op(op)),
     }
 }

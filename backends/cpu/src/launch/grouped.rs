@@ -4,54 +4,21 @@
 //! are skipped, and lanes share the columns of C, never its rows: so even repeated rows are written by one lane only, the last
 //! position last.
 
+use crate::device::lanes;
 use crate::launch::body::{Body, on, other_op};
 use crate::launch::matmul::driver::{BLOCK_ROWS, Finish, Plan, RowAt, Tiles, block};
 use crate::launch::matmul::operand::{Floats, FloatsOut, Format, Packed, Plain, Source};
 use crate::launch::matmul::tile::{MAX_ROWS, columns};
-use crate::launch::matmul::{OVERHEAD, lanes, rate, widening};
+use crate::launch::matmul::{self, cost, refuse_a, refuse_b, widening};
 use crate::simd::{self, Element, Simd};
 use crate::spmd::Args;
 use crate::team::Lane;
 use perjoule_kernels::kernel::Request;
+use perjoule_kernels::op::slots::Segments;
 use perjoule_kernels::op::{GroupedMatMul, Op};
-use perjoule_kernels::{
-    Config, DType, DeviceInfo, Error, Kernel, Launch, Numerics, PackFormat, Prepare, Reason, Result,
-};
+use perjoule_kernels::{Config, DeviceInfo, Error, Kernel, Launch, PackFormat, Prepare, Reason, Result};
 use std::marker::PhantomData;
 use std::ops::Range;
-
-/// The experts that have positions, with those: disjoint ranges within `0..rows`, ascending, whatever the slot holds.
-pub(crate) struct Segments<'a> {
-    offsets: &'a [i32],
-    rows: usize,
-    expert: usize,
-    end: usize,
-}
-
-impl<'a> Segments<'a> {
-    pub(crate) fn new(offsets: &'a [i32], rows: usize) -> Self {
-        Segments { offsets, rows, expert: 0, end: 0 }
-    }
-}
-
-impl Iterator for Segments<'_> {
-    type Item = (usize, Range<usize>);
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<Self::Item> {
-        while let Some(&[from, to]) = self.offsets.get(self.expert..self.expert + 2) {
-            let expert = self.expert;
-            self.expert += 1;
-            let from = usize::try_from(from).unwrap_or(0).clamp(self.end, self.rows);
-            let to = usize::try_from(to).unwrap_or(0).clamp(from, self.rows);
-            self.end = to;
-            if from < to {
-                return Some((expert, from..to));
-            }
-        }
-        None
-    }
-}
 
 /// A row that reads B packed in panels of `T`.
 pub(crate) const fn packed<S: Simd, T: Element>(
@@ -60,52 +27,32 @@ pub(crate) const fn packed<S: Simd, T: Element>(
     packs: &'static [&'static PackFormat],
 ) -> Kernel {
     Kernel {
-        name,
         op: "grouped_matmul",
-        configs,
-        packs,
-        vendor: false,
-        numerics: Numerics::F32,
         reject: reject::<S, T>,
-        cost: cost::<S>,
         prepare: Prepare::new(prepare::<S, Packed<T>>),
+        ..matmul::packed::<S, T>(name, configs, packs)
     }
 }
 
 /// A row that reads B as the op lays it out.
 pub(crate) const fn plain<S: Simd>(name: &'static str, configs: &'static [Config]) -> Kernel {
     Kernel {
-        name,
         op: "grouped_matmul",
-        configs,
-        packs: &[],
-        vendor: false,
-        numerics: Numerics::F32,
         reject: reject_plain::<S>,
         cost: cost_plain::<S>,
         prepare: Prepare::new(prepare::<S, Plain>),
+        ..matmul::plain::<S>(name, configs)
     }
 }
 
 fn reject<S: Simd, T: Element>(op: &Op, config: &Config, info: &DeviceInfo) -> Option<Reason> {
-    match op {
-        Op::GroupedMatMul(g) if g.b.dtype != T::DTYPE => {
-            Some(Reason::new(format!("reads b in {}", T::DTYPE)))
-        }
-        _ => reject_plain::<S>(op, config, info),
-    }
+    let Op::GroupedMatMul(grouped) = op else { return Some(Reason::new("runs grouped_matmul")) };
+    refuse_b::<T>(grouped.b.dtype).or_else(|| reject_plain::<S>(op, config, info))
 }
 
 fn reject_plain<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
     let Op::GroupedMatMul(op) = op else { return Some(Reason::new("runs grouped_matmul")) };
-    if op.a.dtype == DType::I8 {
-        return Some(Reason::new("multiplies floats, not i8"));
-    }
-    simd::refusal::<S>(info)
-}
-
-fn cost<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> f32 {
-    OVERHEAD + (op.flops() as f32 / 2.0 / rate::<S>()).max(op.bytes() as f32 / 1e10) / lanes(info) as f32
+    refuse_a(op.a.dtype).or_else(|| simd::refusal::<S>(info))
 }
 
 fn cost_plain<S: Simd>(op: &Op, config: &Config, info: &DeviceInfo) -> f32 {
@@ -117,10 +64,10 @@ fn cost_plain<S: Simd>(op: &Op, config: &Config, info: &DeviceInfo) -> f32 {
 
 fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::GroupedMatMul(op) = request.op else { return Err(other_op(request.op)) };
-    let plan = Plan::new::<S>(op.rows, op.n, op.k, lanes(request.device.info()));
+    let plan = Plan::new::<S>(op.rows, op.n, op.k, lanes(request.info));
     let scratch = plan.scratch(plan.round);
     let scratch = scratch.ok_or(Error::Overflow { op: "grouped_matmul", what: "the scratch" })?;
-    on::<S>(Grouped::<F> { op: *op, plan, scratch, format: PhantomData })
+    on::<S>(request, Grouped::<F> { op: *op, plan, scratch, format: PhantomData })
 }
 
 /// The body of the blocked rows.

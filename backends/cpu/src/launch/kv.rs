@@ -4,18 +4,17 @@
 
 use super::body::{Body, on, other_op};
 use super::run::{Run, Source, Target, runs, write};
-use super::slots;
 use crate::simd::Simd;
 use crate::spmd::{Args, Spmd, launch};
 use crate::team::Lane;
 use perjoule_kernels::kernel::Request;
-use perjoule_kernels::op::{Advance, KvAppend, Op};
+use perjoule_kernels::op::{Advance, KvAppend, Op, slots};
 use perjoule_kernels::{Launch, Result, Rows};
 
 pub(crate) fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     match request.op {
-        Op::KvAppend(op) => on::<S>(*op),
-        Op::Advance(op) => Ok(launch(Advancing(*op))),
+        Op::KvAppend(op) => on::<S>(request, *op),
+        Op::Advance(op) => Ok(launch(request, Advancing(*op))),
         op => Err(other_op(op)),
     }
 }

@@ -18,5 +18,4 @@ pub(crate) mod rope;
 pub(crate) mod route;
 pub(crate) mod run;
 pub(crate) mod sample;
-pub(crate) mod slots;
 pub(crate) mod softmax;

@@ -12,8 +12,8 @@ use perjoule_kernels::{Launch, Result};
 
 pub(crate) fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     match request.op {
-        Op::RmsNorm(op) => on::<S>(*op),
-        Op::LayerNorm(op) => on::<S>(*op),
+        Op::RmsNorm(op) => on::<S>(request, *op),
+        Op::LayerNorm(op) => on::<S>(request, *op),
         op => Err(other_op(op)),
     }
 }

@@ -122,5 +122,5 @@ pub(crate) fn cost(op: &Op, _: &Config, _: &DeviceInfo) -> f32 {
 
 pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::Pack(op) = request.op else { return Err(other_op(request.op)) };
-    crate::launch::body::on::<crate::simd::Portable>(Panels(*op))
+    crate::launch::body::on::<crate::simd::Portable>(request, Panels(*op))
 }

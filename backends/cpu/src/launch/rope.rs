@@ -11,7 +11,7 @@ use perjoule_kernels::{Launch, Result};
 
 pub(crate) fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     match request.op {
-        Op::Rope(op) => on::<S>(Rotation::new(*op)),
+        Op::Rope(op) => on::<S>(request, Rotation::new(*op)),
         op => Err(other_op(op)),
     }
 }

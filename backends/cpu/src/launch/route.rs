@@ -3,7 +3,7 @@
 use super::body::{Body, on, other_op};
 use super::run::{Run, Source, Target, pieces, read, write};
 use super::sample::descending;
-use crate::device::CpuCaps;
+use crate::device::lanes;
 use crate::simd::Simd;
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
@@ -15,10 +15,10 @@ use std::cmp::Ordering;
 pub(crate) fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     match request.op {
         Op::Route(op) => {
-            let lanes = request.device.info().caps::<CpuCaps>().map_or(1, |caps| caps.threads);
-            on::<S>(Routing { op: *op, lanes })
+            let lanes = lanes(request.info);
+            on::<S>(request, Routing { op: *op, lanes })
         }
-        Op::Combine(op) => on::<S>(*op),
+        Op::Combine(op) => on::<S>(request, *op),
         op => Err(other_op(op)),
     }
 }

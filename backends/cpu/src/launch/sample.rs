@@ -2,7 +2,7 @@
 
 use super::body::{Body, on, other_op};
 use super::run::{LEN, Run, Source, read, runs};
-use crate::device::CpuCaps;
+use crate::device::lanes;
 use crate::simd::Simd;
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
@@ -13,10 +13,10 @@ use std::cmp::Ordering;
 
 pub(crate) fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     match request.op {
-        Op::Argmax(op) => on::<S>(*op),
+        Op::Argmax(op) => on::<S>(request, *op),
         Op::Sample(op) => {
-            let lanes = request.device.info().caps::<CpuCaps>().map_or(1, |caps| caps.threads);
-            on::<S>(Sampling { op: *op, lanes })
+            let lanes = lanes(request.info);
+            on::<S>(request, Sampling { op: *op, lanes })
         }
         op => Err(other_op(op)),
     }

@@ -23,7 +23,7 @@ pub fn cases(device: &dyn Device, choice: &Choice, scope: Scope) -> Result<Vec<C
     let (kernel, info) = (choice.kernel, device.info());
     let config = &kernel.configs[choice.config];
     let accept = |op: &Op| match choice.pack {
-        Some(_) if op.constant().is_none() => Some(Reason::new("needs a constant B")),
+        Some(_) if op.constants().is_empty() => Some(Reason::new("needs a constant B")),
         _ => (kernel.reject)(op, config, info),
     };
     let mut maker = Maker {

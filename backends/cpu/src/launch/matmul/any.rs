@@ -2,13 +2,13 @@
 //!
 //! Lanes share the columns, so that no two of them write the same element whatever the slots of a grouped product hold.
 
+use crate::device::lanes;
 use crate::launch::body::{Body, on, other_op};
-use crate::launch::grouped::Segments;
-use crate::launch::matmul::lanes;
 use crate::simd::{Portable, Simd};
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
 use perjoule_kernels::kernel::Request;
+use perjoule_kernels::op::slots::Segments;
 use perjoule_kernels::op::{Activation, Granularity, GroupedMatMul, MatMul, Op, Tensor2};
 use perjoule_kernels::{Config, DType, DeviceInfo, Error, Launch, Reason, Result, block};
 use std::ops::Range;
@@ -26,14 +26,14 @@ pub(crate) fn cost(op: &Op, _: &Config, info: &DeviceInfo) -> f32 {
 
 pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::MatMul(op) = request.op else { return Err(other_op(request.op)) };
-    let scratch = columns(op.k, request.device.info())?;
-    on::<Portable>(Any { op: *op, scratch })
+    let scratch = columns(op.k, request.info)?;
+    on::<Portable>(request, Any { op: *op, scratch })
 }
 
 pub(crate) fn prepare_grouped(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::GroupedMatMul(op) = request.op else { return Err(other_op(request.op)) };
-    let scratch = columns(op.k, request.device.info())?;
-    on::<Portable>(AnyGrouped { op: *op, scratch })
+    let scratch = columns(op.k, request.info)?;
+    on::<Portable>(request, AnyGrouped { op: *op, scratch })
 }
 
 /// Bytes for a column of B for each lane.

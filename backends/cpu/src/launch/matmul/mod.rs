@@ -17,7 +17,7 @@ pub(crate) mod operand;
 mod tests;
 pub(crate) mod tile;
 
-use crate::device::CpuCaps;
+use crate::device::lanes;
 use crate::launch::body::{Body, on, other_op};
 use crate::simd::{self, Element, Simd};
 use crate::spmd::Args;
@@ -71,41 +71,42 @@ pub(crate) const fn plain<S: Simd>(name: &'static str, configs: &'static [Config
 
 fn reject<S: Simd, T: Element>(op: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
     let Op::MatMul(op) = op else { return Some(Reason::new("runs matmul")) };
-    if op.b.dtype != T::DTYPE {
-        return Some(Reason::new(format!("reads b in {}", T::DTYPE)));
-    }
-    refuse_floats(op).or_else(|| simd::refusal::<S>(info))
+    refuse_b::<T>(op.b.dtype).or_else(|| refuse(op)).or_else(|| simd::refusal::<S>(info))
 }
 
 fn reject_plain<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
     let Op::MatMul(op) = op else { return Some(Reason::new("runs matmul")) };
-    refuse_floats(op).or_else(|| simd::refusal::<S>(info))
+    refuse(op).or_else(|| simd::refusal::<S>(info))
 }
 
-fn refuse_floats(op: &MatMul) -> Option<Reason> {
-    if op.a.dtype == DType::I8 {
-        return Some(Reason::new("multiplies floats, not i8"));
-    }
-    (op.a_scale.is_some() || op.b_scale.is_some()).then(|| Reason::new("takes no a_scale or b_scale"))
+fn refuse(op: &MatMul) -> Option<Reason> {
+    let scaled =
+        || (op.a_scale.is_some() || op.b_scale.is_some()).then(|| Reason::new("takes no a_scale or b_scale"));
+    refuse_a(op.a.dtype).or_else(scaled)
+}
+
+/// Why no blocked row multiplies such an A.
+pub(crate) fn refuse_a(dtype: DType) -> Option<Reason> {
+    (dtype == DType::I8).then(|| Reason::new("multiplies floats, not i8"))
+}
+
+/// Why a row whose B is packed from `T` does not read such a B.
+pub(crate) fn refuse_b<T: Element>(dtype: DType) -> Option<Reason> {
+    (dtype != T::DTYPE).then(|| Reason::new(format!("reads b in {}", T::DTYPE)))
 }
 
 /// Multiply-adds a second that a lane of the team reaches on `S`.
-pub(crate) fn rate<S: Simd>() -> f32 {
+fn rate<S: Simd>() -> f32 {
     // two FMAs a cycle; separate instructions, in portable code
     let a_cycle = if S::NAME == "portable" { 1.0 } else { 2.0 };
     a_cycle * S::LANES as f32 * 2e9
-}
-
-/// Lanes of the device's team.
-pub(crate) fn lanes(info: &DeviceInfo) -> usize {
-    info.caps::<CpuCaps>().map_or(1, |caps| caps.threads)
 }
 
 /// Bytes a second that a lane of the team reads.
 const BANDWIDTH: f32 = 1e10;
 
 /// Seconds to begin and end a launch with two barriers.
-pub(crate) const OVERHEAD: f32 = 3e-6;
+const OVERHEAD: f32 = 3e-6;
 
 /// Seconds for an element of B that is widened into a panel: contiguous along n, along k, in blocks.
 pub(crate) fn widening(b: &perjoule_kernels::op::Tensor2) -> f32 {
@@ -116,7 +117,7 @@ pub(crate) fn widening(b: &perjoule_kernels::op::Tensor2) -> f32 {
     }
 }
 
-fn cost<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> f32 {
+pub(crate) fn cost<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> f32 {
     let lanes = lanes(info) as f32;
     OVERHEAD + (op.flops() as f32 / 2.0 / rate::<S>()).max(op.bytes() as f32 / BANDWIDTH) / lanes
 }
@@ -131,11 +132,11 @@ fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>>
     let Op::MatMul(op) = request.op else { return Err(other_op(request.op)) };
     let overflow = Error::Overflow { op: "matmul", what: "the scratch" };
     let rows = op.batch.checked_mul(op.m).ok_or(overflow.clone())?;
-    let plan = Plan::new::<S>(rows, op.n, op.k, lanes(request.device.info()));
+    let plan = Plan::new::<S>(rows, op.n, op.k, lanes(request.info));
     let in_place = op.m == 1 && op.a.dtype == DType::F32 && op.a.strides.col == 1;
     let packed = if in_place { 0 } else { plan.round };
     let scratch = plan.scratch(packed).ok_or(overflow)?;
-    on::<S>(Product::<F> { op: *op, plan, packed, scratch, format: PhantomData })
+    on::<S>(request, Product::<F> { op: *op, plan, packed, scratch, format: PhantomData })
 }
 
 /// The body of the blocked rows.

@@ -51,13 +51,14 @@ fn run(device: &CpuDevice, kernel: &'static Kernel, op: &Op, inputs: &[Vec<u8>],
         prepared.launch(&mut *stream, &mut args).unwrap();
     };
     let pack = kernel.packs.first().copied();
-    if let (Some(format), Some(b)) = (pack, op.constant()) {
+    for b in op.constants() {
+        let Some(format) = pack else { break };
         let pack = Pack { format, matrices: b.matrices, n: b.n, k: b.k, b: b.plain };
         let packed = device.alloc(pack.packed_bytes().unwrap()).unwrap();
         let rows = device.kernels();
         let row = rows.iter().find(|r| r.op == "pack").unwrap();
-        launch(row, None, &Op::from(pack), &[&buffers[1], &packed]);
-        buffers[1] = packed;
+        launch(row, None, &Op::from(pack), &[&buffers[b.operand], &packed]);
+        buffers[b.operand] = packed;
     }
     launch(kernel, pack, op, &buffers.iter().collect::<Vec<_>>());
     stream.read(buffers.last().unwrap()).wait().unwrap()
@@ -86,7 +87,7 @@ fn rows(device: &CpuDevice, op: &Op) -> Vec<&'static Kernel> {
     let all = device.kernels();
     let runs = |k: &&&'static Kernel| {
         k.op == op.name()
-            && (k.packs.is_empty() || op.constant().is_some())
+            && (k.packs.is_empty() || !op.constants().is_empty())
             && (k.reject)(op, &k.configs[0], device.info()).is_none()
     };
     all.iter().filter(runs).copied().collect()

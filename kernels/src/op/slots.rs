@@ -1,36 +1,75 @@
-//! Slots as untrusted numbers: whatever a caller put there, what follows stays within the operands.
+//! Slots as untrusted numbers: whatever a caller put there, what follows stays within the operands. References, kernels and checks all
+//! read slots through these, so that they agree on nonsense, too.
 
-use perjoule_kernels::KvLayout;
+use crate::layout::KvLayout;
 use std::ops::Range;
 
 /// Query rows of sequence `b`: `q_len` of them, or as `offsets` says, at most `q_len`. Ranges of different sequences do not overlap,
 /// and end at `tokens`: offsets that go down count as if they stayed.
-pub(crate) fn query_rows(b: usize, q_len: usize, tokens: usize, offsets: Option<&[i32]>) -> Range<usize> {
+#[inline]
+pub fn query_rows(b: usize, q_len: usize, tokens: usize, offsets: Option<&[i32]>) -> Range<usize> {
     let Some(offsets) = offsets else { return b * q_len..(b + 1) * q_len };
     let highest = offsets[..=b].iter().fold(0, |most, &o| most.max(o));
     let start = (highest as usize).min(tokens);
     let end = (highest.max(offsets[b + 1]) as usize).min(tokens);
-    start..end.min(start + q_len)
+    start..end.min(start.saturating_add(q_len))
 }
 
-/// Keys of a sequence.
-pub(crate) fn length(kv_len: i32, capacity: usize) -> usize {
+/// Keys of a sequence: at most `capacity`, and none for lengths below 0.
+#[inline]
+pub fn length(kv_len: i32, capacity: usize) -> usize {
     usize::try_from(kv_len).unwrap_or(0).min(capacity)
 }
 
 /// First element of `token`'s vector in head 0 of `sequence`; `table` holds the block table of all sequences when the cache is paged.
 /// `None` where the table names no block of the cache. The token is below the capacity.
-pub(crate) fn vector(kv: &KvLayout, sequence: usize, token: usize, table: &[i32]) -> Option<usize> {
+#[inline]
+pub fn vector(kv: &KvLayout, sequence: usize, token: usize, table: &[i32]) -> Option<usize> {
     let Some(paging) = kv.paging else { return Some(kv.start(sequence, 0, token, &[])) };
     let block = table[sequence * kv.blocks_per_sequence() + token / paging.block];
     let exists = usize::try_from(block).is_ok_and(|b| b < paging.blocks);
     exists.then(|| kv.start(0, 0, token % paging.block, &[block]))
 }
 
+/// The experts that have positions, with those: disjoint ranges within `0..rows`, ascending; offsets that go down count as if they
+/// stayed.
+pub struct Segments<'a> {
+    offsets: &'a [i32],
+    rows: usize,
+    expert: usize,
+    end: usize,
+}
+
+impl<'a> Segments<'a> {
+    /// Those of `offsets` among `rows` positions.
+    pub fn new(offsets: &'a [i32], rows: usize) -> Self {
+        Segments { offsets, rows, expert: 0, end: 0 }
+    }
+}
+
+impl Iterator for Segments<'_> {
+    type Item = (usize, Range<usize>);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        while let Some(&[from, to]) = self.offsets.get(self.expert..self.expert + 2) {
+            let expert = self.expert;
+            self.expert += 1;
+            let from = usize::try_from(from).unwrap_or(0).clamp(self.end, self.rows);
+            let to = usize::try_from(to).unwrap_or(0).clamp(from, self.rows);
+            self.end = to;
+            if from < to {
+                return Some((expert, from..to));
+            }
+        }
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use perjoule_kernels::Paging;
+    use crate::layout::Paging;
 
     #[test]
     fn offsets_of_any_kind_give_ranges_that_do_not_overlap() {
@@ -51,6 +90,18 @@ mod tests {
         let valid: Vec<_> = (0..3).map(|b| query_rows(b, 3, 5, Some(&[0, 2, 2, 5]))).collect();
         assert_eq!(valid, [0..2, 2..2, 2..5]);
         assert_eq!(query_rows(2, 3, 9, None), 6..9);
+        // as many as the offsets say
+        assert_eq!(query_rows(1, usize::MAX, 9, Some(&[0, 2, 5])), 2..5);
+    }
+
+    #[test]
+    fn segments_are_disjoint_and_inside() {
+        let of = |offsets: &[i32]| Segments::new(offsets, 6).collect::<Vec<_>>();
+        assert_eq!(of(&[0, 2, 2, 6]), [(0, 0..2), (2, 2..6)]);
+        assert_eq!(of(&[3, 1, 5, 2]), [(1, 3..5)]);
+        assert_eq!(of(&[0, 5, 2, 7]), [(0, 0..5), (2, 5..6)]);
+        assert_eq!(of(&[i32::MIN, -1, i32::MAX, 0]), [(1, 0..6)]);
+        assert_eq!(of(&[4]), []);
     }
 
     #[test]

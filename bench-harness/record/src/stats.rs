@@ -5,9 +5,11 @@
 
 mod compare;
 mod mann_whitney;
+mod wilcoxon;
 
-pub use compare::{Comparison, Verdict, compare};
+pub use compare::{Comparison, Verdict, compare, compare_pairs};
 pub use mann_whitney::{MannWhitney, mann_whitney};
+pub use wilcoxon::{Wilcoxon, wilcoxon};
 
 use crate::Interval;
 

@@ -73,6 +73,23 @@ fn mann_whitney() {
 }
 
 #[test]
+fn wilcoxon() {
+    for case in golden()["paired"].as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        let values = numbers(&case["values"]);
+        let got = stats::wilcoxon(&values).unwrap();
+        let n = values.iter().filter(|x| **x != 0.0).count() as f64;
+        assert_close(got.w.min(n * (n + 1.0) / 2.0 - got.w), &case["w"], 0.0, name);
+        assert_close(got.p_value, &case["p_value"], 1e-10, name);
+        let turned: Vec<f64> = values.iter().map(|x| -x).collect();
+        assert!((stats::wilcoxon(&turned).unwrap().p_value - got.p_value).abs() <= 1e-12, "{name}");
+    }
+    assert_eq!(stats::wilcoxon(&[0.0, 0.0]).unwrap().p_value, 1.0);
+    assert_eq!(stats::wilcoxon(&[]), None);
+    assert_eq!(stats::wilcoxon(&[1.0, f64::NAN]), None);
+}
+
+#[test]
 fn senseless_samples_give_nothing() {
     for samples in [&[][..], &[f64::NAN], &[1.0, f64::INFINITY], &[f64::NAN, 1.0, 2.0]] {
         assert_eq!(stats::median(samples), None);
@@ -132,6 +149,32 @@ fn verdicts_find_two_per_cent_and_invent_nothing() {
     assert!(invented < 10, "{invented} of 200 equal pairs were called different");
     assert!(found >= 190, "only {found} of 200 differences were found");
     assert!(covered >= 180, "the 95 % interval held the truth {covered} times of 200");
+}
+
+/// A machine that slows down by a third and recovers: what both variants see drops out of the pairs, and would drown the difference
+/// of samples that are taken apart.
+#[test]
+fn pairs_find_two_per_cent_on_a_machine_that_drifts() {
+    let drift = |i: usize, n: usize| 1.0 + 0.3 * (std::f64::consts::PI * i as f64 / n as f64).sin();
+    let drifting = |centre: f64, seed: u64| -> Vec<f64> {
+        let n = 60;
+        times(centre, n, seed).into_iter().enumerate().map(|(i, t)| t * drift(i, n)).collect()
+    };
+    let (mut invented, mut found, mut apart) = (0, 0, 0);
+    for trial in 0..200 {
+        let old = drifting(1000.0, 3 * trial + 1);
+        let equal = stats::compare_pairs(&old, &drifting(1000.0, 3 * trial + 2), 0.02, trial).unwrap();
+        invented += u32::from(matches!(equal.verdict, Verdict::Faster | Verdict::Slower));
+        let new = drifting(980.0, 3 * trial + 3);
+        found += u32::from(stats::compare_pairs(&old, &new, 0.02, trial).unwrap().verdict == Verdict::Faster);
+        apart += u32::from(stats::compare(&old, &new, 0.02, trial).unwrap().verdict == Verdict::Faster);
+    }
+    assert!(invented < 10, "{invented} of 200 equal pairs were called different");
+    assert!(found >= 190, "only {found} of 200 differences were found");
+    assert!(apart < 50, "unpaired, {apart} of 200 were found: the drift is too small to show anything");
+    assert_eq!(stats::compare_pairs(&[1.0; 3], &[1.0; 2], 0.02, 0), None, "not in pairs");
+    assert_eq!(stats::compare_pairs(&[1.0, 0.0], &[1.0; 2], 0.02, 0), None, "a time of zero");
+    assert_eq!(stats::compare_pairs(&[1.0; 4], &[1.0; 4], 0.02, 0).unwrap().verdict, Verdict::Same);
 }
 
 #[test]

@@ -1,16 +1,19 @@
-//! The verdict on two variants of which each has samples of its own.
+//! The verdict on two variants: from samples of each by itself, or from samples taken in turn.
 
-use super::{RESAMPLES, Resampler, central_95, mann_whitney, quantile_of_sorted, sorted};
+use super::{
+    RESAMPLES, Resampler, bootstrap_median_ci95, central_95, mann_whitney, median, quantile_of_sorted,
+    sorted, wilcoxon,
+};
 use crate::Interval;
 
 /// What two sets of times say about each other.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Comparison {
-    /// Median of the new times over the median of the old: below 1 is faster.
+    /// Median of the new times over the median of the old (of pairs: median of the ratios within them): below 1 is faster.
     pub ratio: f64,
     /// 95 % interval of `ratio` by bootstrap.
     pub ci95: Interval,
-    /// Of the Mann-Whitney test, two-sided. It stands beside the verdict and does not decide it: with enough samples
+    /// Of the Mann-Whitney test (of pairs: the Wilcoxon signed-rank test of their logarithms), two-sided. It stands beside the verdict and does not decide it: with enough samples
     /// it finds differences too small to matter.
     pub p_value: f64,
     /// The answer.
@@ -78,4 +81,18 @@ pub fn compare(old: &[f64], new: &[f64], threshold: f64, seed: u64) -> Option<Co
     }
     let ci95 = central_95(&mut ratios);
     Some(Comparison { ratio, ci95, p_value, verdict: Verdict::of(ci95, threshold) })
+}
+
+/// Compares times that were taken in turn: `old[i]` and `new[i]` stand beside each other in time, so that what slows the machine for a
+/// while slows both and drops out of their ratio. Otherwise as [`compare`]; `None` also when the numbers of samples differ.
+pub fn compare_pairs(old: &[f64], new: &[f64], threshold: f64, seed: u64) -> Option<Comparison> {
+    let positive = |samples: &[f64]| samples.iter().all(|&x| x > 0.0);
+    if old.len() != new.len() || !positive(old) || !positive(new) || threshold.is_nan() || threshold < 0.0 {
+        return None;
+    }
+    let ratios: Vec<f64> = new.iter().zip(old).map(|(new, old)| new / old).collect();
+    let logarithms: Vec<f64> = ratios.iter().map(|ratio| ratio.ln()).collect();
+    let ci95 = bootstrap_median_ci95(&ratios, seed)?;
+    let p_value = wilcoxon(&logarithms)?.p_value;
+    Some(Comparison { ratio: median(&ratios)?, ci95, p_value, verdict: Verdict::of(ci95, threshold) })
 }

@@ -142,6 +142,9 @@ pub(crate) struct RunArgs {
     /// Kernel row by name, or all that run the op
     #[arg(long, value_name = "NAME|all", help_heading = "What")]
     pub(crate) kernel: Option<String>,
+    /// Measure each kernel in turn with this one, and say which is faster
+    #[arg(long, value_name = "NAME", help_heading = "What")]
+    pub(crate) versus: Option<String>,
     /// Folder of a model, or the name of a geometry (random weights)
     #[arg(long, value_name = "NAME|DIR", help_heading = "What")]
     pub(crate) model: Option<String>,
@@ -190,6 +193,7 @@ const RUN_EXAMPLES: &str = "Examples:
   perjoule run                                              everything, about 90 s
   perjoule run --op matmul --shape m=1,n=8192,k=2048 --dtype bf16 --kernel all
   perjoule run --op attention --shape q=1,kv=8192,h=32,hkv=8,d=128
+  perjoule run --op rms_norm --versus rms_norm_any_256_cpu_avx2  the chosen kernel against that one
   perjoule run --only tokens --model ./Llama-3.2-1B -p 512 -n 128 -r 5
   perjoule run --only tokens --model qwen3-0.6b -n 32 --parallel 1,4,16
   perjoule run --format jsonl -o results/mine.jsonl";

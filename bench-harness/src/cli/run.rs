@@ -42,6 +42,15 @@ struct Wanted {
     dtype: DType,
 }
 
+/// One kernel to measure, on a device.
+struct Job<'w> {
+    op: Op,
+    choice: Choice,
+    /// What it is measured in turn with.
+    versus: Option<Choice>,
+    wanted: &'w Wanted,
+}
+
 /// A device and what is measured on it.
 pub(super) struct Target {
     pub(super) device: Device,
@@ -86,8 +95,12 @@ pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
         for wanted in &wanted {
             let op = wanted.entry.build(&wanted.sizes, wanted.dtype, &**device.backend())?;
             fits(&op)?;
+            let versus = match &args.versus {
+                Some(name) => Some(named(device, &op, name)?),
+                None => None,
+            };
             for choice in choices(device, &op, args.kernel.as_deref())? {
-                list.push((op.clone(), choice, wanted));
+                list.push(Job { op: op.clone(), choice, versus, wanted });
             }
         }
         tasks.push(list);
@@ -109,7 +122,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
 }
 
 fn parts(args: &RunArgs) -> Vec<Part> {
-    let kernels = args.op.is_some() || args.shape.is_some() || args.kernel.is_some();
+    let kernels = args.op.is_some() || args.shape.is_some() || args.kernel.is_some() || args.versus.is_some();
     match args.only.as_slice() {
         [] if kernels => vec![Part::Kernels],
         [] => vec![Part::Ceilings, Part::Kernels, Part::Tokens],
@@ -126,7 +139,8 @@ fn wanted(args: &RunArgs) -> Result<Vec<Wanted>> {
         (Some(op), shape) => vec![(op.as_str(), shape.as_deref().unwrap_or(""))],
         (None, Some(shape)) => vec![("matmul", shape.as_str())],
         // a row by its name alone: the op is what it runs
-        (None, None) => match args.kernel.as_deref().filter(|name| *name != "all") {
+        (None, None) => match args.kernel.as_deref().filter(|name| *name != "all").or(args.versus.as_deref())
+        {
             Some(name) => {
                 let device = open(args.device.first().map_or("cpu", String::as_str), Some(1))?;
                 let rows = device.kernels();
@@ -160,12 +174,14 @@ fn choices(device: &Device, op: &Op, kernel: Option<&str>) -> Result<Vec<Choice>
                 false => Ok(usable),
             }
         }
-        Some(name) => {
-            let known = device.kernels().iter().any(|row| row.name == name);
-            ensure!(known, "no kernel {name:?} on {}; `perjoule kernels` lists them", device.info().label);
-            Ok(vec![device.select_named(op, name)?])
-        }
+        Some(name) => Ok(vec![named(device, op, name)?]),
     }
+}
+
+fn named(device: &Device, op: &Op, name: &str) -> Result<Choice> {
+    let known = device.kernels().iter().any(|row| row.name == name);
+    ensure!(known, "no kernel {name:?} on {}; `perjoule kernels` lists them", device.info().label);
+    Ok(device.select_named(op, name)?)
 }
 
 /// Refuses an op whose operands cannot be held twice, on the host for the check and on the device, before anything is measured.
@@ -195,7 +211,7 @@ impl Run<'_> {
     fn all(
         &self,
         opened: &[Device],
-        tasks: &[Vec<(Op, Choice, &Wanted)>],
+        tasks: &[Vec<Job<'_>>],
         sources: &[Source],
         output: &mut Output,
     ) -> Result<()> {
@@ -310,38 +326,43 @@ impl Run<'_> {
     fn kernels(
         &self,
         target: &mut Target,
-        tasks: &[(Op, Choice, &Wanted)],
+        jobs: &[Job<'_>],
         seconds: f64,
         output: &mut Output,
     ) -> Result<()> {
         let args = self.args;
-        let mut time = seconds / tasks.len().max(1) as f64;
+        let mut time = seconds / jobs.len().max(1) as f64;
         if args.budget.is_none() {
             time = time.min(KERNEL);
         }
-        let bar = progress::bar(tasks.len() as u64, args.quiet);
+        let bar = progress::bar(jobs.len() as u64, args.quiet);
         let mut records = Vec::new();
         let mut result = Ok(());
-        for (op, choice, wanted) in tasks {
-            bar.set_message(format!("{op}"));
-            let task = kernel::Task {
+        for job in jobs {
+            bar.set_message(format!("{}", job.op));
+            let task = |choice: Choice| kernel::Task {
                 device: &target.device,
-                op: op.clone(),
-                dtype: wanted.dtype,
-                shape: wanted.sizes.to_string(),
-                choice: *choice,
+                op: job.op.clone(),
+                dtype: job.wanted.dtype,
+                shape: job.wanted.sizes.to_string(),
+                choice,
                 cache: args.cache.map(CacheState::from),
                 effort: self.effort(Duration::from_secs_f64(time)),
                 seed: self.seed,
                 threads: target.threads,
             };
             let record = self.record(Kind::Kernel, &target.device);
-            result =
-                kernel::run(&task, &mut target.ceilings, target.gauge.as_ref(), record).and_then(|record| {
-                    bar.suspend(|| output.record(&record))?;
-                    records.push(record);
-                    Ok(())
-                });
+            let (ceilings, gauge) = (&mut target.ceilings, target.gauge.as_ref());
+            let measured = match job.versus {
+                None => kernel::run(&task(job.choice), ceilings, gauge, record).map(|record| vec![record]),
+                Some(versus) => kernel::run_versus(&task(versus), &task(job.choice), ceilings, gauge, record)
+                    .map(|(baseline, record)| vec![baseline, record]),
+            };
+            result = measured.and_then(|list| {
+                bar.suspend(|| list.iter().try_for_each(|record| output.record(record)))?;
+                records.extend(list);
+                Ok(())
+            });
             bar.inc(1);
             if result.is_err() {
                 break;
@@ -352,6 +373,10 @@ impl Run<'_> {
             output.heading("Kernels", "outputs verified before they were timed")?;
             output.table(&report::kernels(&records))?;
             self.notes(&records, output)?;
+            if args.versus.is_some() {
+                output.heading("Versus", "sampled in turn; a ratio of times below 1 is faster")?;
+                output.table(&report::versus(&records))?;
+            }
         }
         result
     }

@@ -5,19 +5,21 @@ use perjoule::{Arg, Buffer, Choice, DType, Device, Op, Prepared, Stream};
 use perjoule_cpu::ceiling::Bandwidth;
 use perjoule_kernels::Access;
 use perjoule_kernels::op::Pack;
-use perjoule_record::{CacheState, Clock, Kind, Record};
+use perjoule_record::{CacheState, Clock, Kind, Record, stats};
 use std::time::{Duration, Instant};
 
 use super::ceilings::{self, Ceilings};
-use super::disturbance::Watch;
+use super::conditions::Watch;
 use super::energy::Gauge;
-use super::{Effort, Subject, data, measure};
+use super::{Effort, Samples, Subject, data, in_turn, measure};
 
 /// Sets of operands that rotate, at most: small ops would need a great many to leave the cache.
 const SETS: usize = 1024;
 /// What rotates is so many times the last-level cache: caches do not evict the oldest line first, and a virtual machine may be told
 /// of a part of its cache only.
 const ROTATED: u64 = 16;
+/// Relative difference of two kernels that matters.
+const DIFFERENCE: f64 = 0.02;
 /// Samples of rotating operands last so long between two looks at the roof of memory.
 const PROBED: Duration = Duration::from_millis(50);
 /// Outputs of a large product that are checked one by one.
@@ -70,76 +72,134 @@ pub(crate) fn default_cache(op: &Op) -> CacheState {
     }
 }
 
+/// A kernel whose results were checked, ready to be timed, and its record so far.
+struct Ready<'a> {
+    task: &'a Task<'a>,
+    cache: CacheState,
+    launches: Launches,
+    record: Record,
+}
+
 /// Measures and fills `record`; a wrong result makes it invalid.
 pub(crate) fn run(
     task: &Task<'_>,
     ceilings: &mut Ceilings,
     gauge: Option<&Gauge>,
-    mut record: Record,
+    record: Record,
 ) -> Result<Record> {
-    let op = &task.op;
-    let cache = task.cache.unwrap_or_else(|| default_cache(op));
-    record.kind = Kind::Kernel;
-    let workload = &mut record.workload;
-    workload.op = Some(op.name().into());
-    workload.kernel = Some(task.choice.kernel.name.into());
-    workload.dtype = Some(task.dtype.name().into());
-    workload.shape = Some(task.shape.clone());
-    let config = task.choice.kernel.configs[task.choice.config].name;
-    workload.config = Some(match task.choice.pack {
-        Some(pack) => format!("{config}, b packed as {}", pack.name),
-        None => config.into(),
-    });
-    workload.cache_state = Some(cache);
-    workload.seed = Some(task.seed);
-    workload.n_threads = Some(task.threads as u64);
-
-    let before = data::operands(op, task.seed)?;
-    let mut subject = Launches::new(task, &before, cache)?;
-    let after = subject.outputs()?;
-    let numerics = task.choice.kernel.numerics;
-    let checked = match op {
-        // what lies in a packed weight is judged by the products that read it
-        Op::Pack(_) => None,
-        _ => {
-            Some(perjoule_suite::verify(op, &slices(&before), &slices(&after), numerics, CHECKED, task.seed)?)
-        }
-    };
-    drop((before, after));
-    if let Some(checked) = &checked {
-        record.verification.verified = Some(checked.passed);
-        record.verification.max_rel_err = Some(checked.max_rel_err);
-        if !checked.passed {
-            record.invalidate(format!("wrong result: {}", checked.report.join("; ")));
-        }
-    }
-
+    let mut ready = Ready::new(task, record)?;
     let watch = Watch::start();
-    let samples = match cache {
+    let samples = match ready.cache {
         // neighbours come and go: the roof is looked at in the moments in which the kernel is timed
-        CacheState::Rotate => measure(&mut Probed::new(&mut subject, ceilings, task.device)?, task.effort)?,
-        _ => measure(&mut subject, task.effort)?,
+        CacheState::Rotate => {
+            measure(&mut Probed::new(&mut ready.launches, ceilings, task.device)?, task.effort)?
+        }
+        _ => measure(&mut ready.launches, task.effort)?,
     };
-    record.disturbances = watch.finish();
+    ready.time(samples);
+    watch.finish(&mut ready.record);
     ceilings.refresh(task.device)?;
-    let timing = &mut record.timing;
-    timing.clock = Some(Clock::Host);
-    timing.calls_per_sample = Some(samples.calls_per_sample);
-    timing.warmup_calls = Some(samples.warmup_calls);
-    timing.overhead_ns = Some(samples.overhead_ns);
-    timing.flops = Some(op.flops());
-    timing.bytes = Some(op.bytes());
-    timing.set_samples(samples.ns, task.seed);
-    record.roof = ceilings.roof(task.dtype);
-    record.roof.derive_fraction(&record.timing);
-    // cold calls have flushes between them, whose energy is not theirs
-    if let Some(gauge) = gauge.filter(|_| cache != CacheState::Cold) {
-        let calls = samples.calls_per_sample;
-        let limit = task.effort.time.max(Duration::from_millis(200));
-        let energy = gauge.window_over(limit, || subject.call(calls).map(|()| calls))?;
-        record.energy = energy.unwrap_or_default();
+    ready.finish(ceilings, gauge)
+}
+
+/// Measures `baseline` and `task` in turn, and fills a record of either; that of `task` says how it compares.
+pub(crate) fn run_versus(
+    baseline: &Task<'_>,
+    task: &Task<'_>,
+    ceilings: &mut Ceilings,
+    gauge: Option<&Gauge>,
+    record: Record,
+) -> Result<(Record, Record)> {
+    let mut one = Ready::new(baseline, record.clone())?;
+    let mut other = Ready::new(task, record)?;
+    let (watch, watch_other) = (Watch::start(), Watch::start());
+    let (a, b) = match one.cache {
+        CacheState::Rotate => {
+            let mut probed = Probed::new(&mut one.launches, ceilings, task.device)?;
+            in_turn(&mut probed, &mut other.launches, task.effort)?
+        }
+        _ => in_turn(&mut one.launches, &mut other.launches, task.effort)?,
+    };
+    let compared = stats::compare_pairs(&a.ns, &b.ns, DIFFERENCE, task.seed);
+    one.time(a);
+    other.time(b);
+    watch.finish(&mut one.record);
+    watch_other.finish(&mut other.record);
+    let versus = &mut other.record.versus;
+    versus.versus = Some(baseline.choice.kernel.name.into());
+    if let Some(compared) = compared {
+        versus.versus_ratio = Some(compared.ratio);
+        versus.versus_ci95 = Some(compared.ci95);
+        versus.versus_p_value = Some(compared.p_value);
+        versus.versus_verdict = Some(compared.verdict);
     }
-    Ok(record)
+    ceilings.refresh(task.device)?;
+    Ok((one.finish(ceilings, gauge)?, other.finish(ceilings, gauge)?))
+}
+
+impl<'a> Ready<'a> {
+    /// Prepares the kernel, launches it once and checks what it wrote.
+    fn new(task: &'a Task<'a>, mut record: Record) -> Result<Self> {
+        let op = &task.op;
+        let cache = task.cache.unwrap_or_else(|| default_cache(op));
+        record.kind = Kind::Kernel;
+        let workload = &mut record.workload;
+        workload.op = Some(op.name().into());
+        workload.kernel = Some(task.choice.kernel.name.into());
+        workload.dtype = Some(task.dtype.name().into());
+        workload.shape = Some(task.shape.clone());
+        let config = task.choice.kernel.configs[task.choice.config].name;
+        workload.config = Some(match task.choice.pack {
+            Some(pack) => format!("{config}, b packed as {}", pack.name),
+            None => config.into(),
+        });
+        workload.cache_state = Some(cache);
+        workload.seed = Some(task.seed);
+        workload.n_threads = Some(task.threads as u64);
+
+        let before = data::operands(op, task.seed)?;
+        let mut launches = Launches::new(task, &before, cache)?;
+        let after = launches.outputs()?;
+        // what lies in a packed weight is judged by the products that read it
+        if !matches!(op, Op::Pack(_)) {
+            let numerics = task.choice.kernel.numerics;
+            let checked =
+                perjoule_suite::verify(op, &slices(&before), &slices(&after), numerics, CHECKED, task.seed)?;
+            record.verification.verified = Some(checked.passed);
+            record.verification.max_rel_err = Some(checked.max_rel_err);
+            if !checked.passed {
+                record.invalidate(format!("wrong result: {}", checked.report.join("; ")));
+            }
+        }
+        Ok(Ready { task, cache, launches, record })
+    }
+
+    /// Puts the samples into the record.
+    fn time(&mut self, samples: Samples) {
+        let timing = &mut self.record.timing;
+        timing.clock = Some(Clock::Host);
+        timing.calls_per_sample = Some(samples.calls_per_sample);
+        timing.warmup_calls = Some(samples.warmup_calls);
+        timing.overhead_ns = Some(samples.overhead_ns);
+        timing.flops = Some(self.task.op.flops());
+        timing.bytes = Some(self.task.op.bytes());
+        timing.set_samples(samples.ns, self.task.seed);
+    }
+
+    /// Holds it against the roof and takes the energy of as many calls as the meter needs.
+    fn finish(self, ceilings: &Ceilings, gauge: Option<&Gauge>) -> Result<Record> {
+        let Ready { task, cache, mut launches, mut record } = self;
+        record.roof = ceilings.roof(task.dtype);
+        record.roof.derive_fraction(&record.timing);
+        // cold calls have flushes between them, whose energy is not theirs
+        if let Some(gauge) = gauge.filter(|_| cache != CacheState::Cold) {
+            let calls = record.timing.calls_per_sample.unwrap_or(1);
+            let limit = task.effort.time.max(Duration::from_millis(200));
+            let energy = gauge.window_over(limit, || launches.call(calls).map(|()| calls))?;
+            record.energy = energy.unwrap_or_default();
+        }
+        Ok(record)
+    }
 }
 
 fn slices(list: &[Vec<u8>]) -> Vec<&[u8]> {

@@ -4,6 +4,7 @@
 //! takes one sample at a time, so that two subjects can also be sampled in turn. [`measure`] samples one to the end.
 
 pub(crate) mod ceilings;
+pub(crate) mod conditions;
 pub(crate) mod data;
 pub(crate) mod disturbance;
 pub(crate) mod energy;
@@ -22,6 +23,10 @@ const NARROW: f64 = 0.005;
 const RESOLUTION: f64 = 2_000.0;
 /// Fewest samples that an interval is made of.
 const FEWEST: usize = 5;
+/// Fewest pairs of samples after which two subjects are told apart.
+const FEWEST_PAIRS: usize = 20;
+/// Change of the level of samples from which on it is said.
+const DRIFT: f64 = 0.03;
 /// Samples kept in one record at most.
 const MOST: usize = 2_000;
 
@@ -129,6 +134,16 @@ impl<'s> Sampler<'s> {
         Ok(sampler)
     }
 
+    /// What was sampled, `ns` nanoseconds per call.
+    fn finish(self, ns: Vec<f64>) -> Samples {
+        Samples {
+            ns,
+            calls_per_sample: self.calls,
+            warmup_calls: self.warmup_calls,
+            overhead_ns: self.clock_ns / self.calls as f64,
+        }
+    }
+
     /// One sample, in nanoseconds per call.
     pub(crate) fn sample(&mut self) -> Result<f64> {
         if interrupted() {
@@ -171,8 +186,65 @@ pub(crate) fn measure(subject: &mut dyn Subject, effort: Effort) -> Result<Sampl
             }
         }
     }
-    let (calls, clock_ns, warmup_calls) = (sampler.calls, sampler.clock_ns, sampler.warmup_calls);
-    Ok(Samples { ns, calls_per_sample: calls, warmup_calls, overhead_ns: clock_ns / calls as f64 })
+    Ok(sampler.finish(ns))
+}
+
+/// Samples of two subjects, taken in turn, so that what slows the machine for a while slows both: as many of each.
+///
+/// Which comes first changes from pair to pair: a subject that leaves caches or clocks to the next does so to either as often. Sampling
+/// ends when the interval of the ratio within pairs is narrower than 1 % or the effort is spent.
+pub(crate) fn in_turn(
+    one: &mut dyn Subject,
+    other: &mut dyn Subject,
+    effort: Effort,
+) -> Result<(Samples, Samples)> {
+    let start = Instant::now();
+    let warm_time = effort.time.mul_f64(0.15);
+    let mut samplers = [Sampler::warm(one, warm_time)?, Sampler::warm(other, warm_time)?];
+    samplers.iter_mut().for_each(|sampler| sampler.subject.begin());
+    let mut ns = [Vec::new(), Vec::new()];
+    let mut look = FEWEST_PAIRS;
+    loop {
+        let first = ns[0].len() % 2;
+        for which in [first, 1 - first] {
+            ns[which].push(samplers[which].sample()?);
+        }
+        let pairs = ns[0].len();
+        let spent = pairs >= FEWEST && start.elapsed() >= effort.time;
+        if let Some(wanted) = effort.repetitions {
+            if pairs >= wanted.max(1) || (effort.bounded && spent) {
+                break;
+            }
+            continue;
+        }
+        if spent || pairs >= MOST {
+            break;
+        }
+        if pairs >= look {
+            look = look + look / 2;
+            if is_narrow(&ns[0].iter().zip(&ns[1]).map(|(a, b)| b / a).collect::<Vec<_>>()) {
+                break;
+            }
+        }
+    }
+    let [one, other] = samplers;
+    let [a, b] = ns;
+    Ok((one.finish(a), other.finish(b)))
+}
+
+/// Says so when samples ended at another level than they began at: the device's clocks or its neighbours changed meanwhile.
+pub(crate) fn drift(ns: &[f64]) -> Option<String> {
+    let third = ns.len() / 3;
+    if third < FEWEST {
+        return None;
+    }
+    let (first, last) = (&ns[..third], &ns[ns.len() - third..]);
+    let change = stats::median(last)? / stats::median(first)? - 1.0;
+    let certain = stats::mann_whitney(first, last)?.p_value < 1e-3;
+    let way = if change > 0.0 { "slower" } else { "faster" };
+    (certain && change.abs() > DRIFT).then(|| {
+        format!("the last third of the samples was {:.0} % {way} than the first", 100.0 * change.abs())
+    })
 }
 
 /// Whether the 95 % interval of the median is narrow: that between order statistics, whose ranks follow from the binomial distribution.
@@ -237,6 +309,46 @@ mod tests {
         many[0] = 1e9;
         assert!(is_narrow(&many), "outliers do not matter");
         assert!(!is_narrow(&(0..100).map(|i| 100.0 + f64::from(i)).collect::<Vec<_>>()));
+    }
+
+    /// Takes `base` nanoseconds a call, on a virtual clock that all subjects share: nothing is timed, so that the machine cannot matter.
+    #[test]
+    fn subjects_in_turn_are_sampled_equally_often_and_in_both_orders() {
+        struct Noted<'a>(char, u64, &'a std::cell::RefCell<String>);
+        impl Subject for Noted<'_> {
+            fn call(&mut self, _: u64) -> Result<()> {
+                let start = Instant::now();
+                while start.elapsed() < Duration::from_nanos(self.1) {}
+                Ok(())
+            }
+            fn begin(&mut self) {
+                self.2.borrow_mut().clear();
+            }
+            fn before_sample(&mut self) -> Result<()> {
+                self.2.borrow_mut().push(self.0);
+                Ok(())
+            }
+        }
+        let order = std::cell::RefCell::new(String::new());
+        let (mut a, mut b) = (Noted('a', 300_000, &order), Noted('b', 600_000, &order));
+        let effort = Effort { time: Duration::from_millis(200), repetitions: Some(6), bounded: false };
+        let (one, other) = in_turn(&mut a, &mut b, effort).unwrap();
+        assert_eq!((one.ns.len(), other.ns.len()), (6, 6));
+        assert_eq!(*order.borrow(), "abbaabbaabba");
+        let ratio = stats::compare_pairs(&one.ns, &other.ns, 0.02, 1).unwrap();
+        assert!((ratio.ratio / 2.0 - 1.0).abs() < 0.1, "{ratio:?}");
+    }
+
+    #[test]
+    fn a_level_that_changes_is_said_and_noise_is_not() {
+        let noise = |i: usize| 1.0 + 0.01 * ((i * 7919 % 101) as f64 / 101.0 - 0.5);
+        let steady: Vec<f64> = (0..90).map(|i| 1000.0 * noise(i)).collect();
+        assert_eq!(drift(&steady), None);
+        let drifting: Vec<f64> = (0..90).map(|i| 1000.0 * noise(i) * (1.0 + i as f64 / 900.0)).collect();
+        assert!(drift(&drifting).unwrap().contains("slower"), "{:?}", drift(&drifting));
+        let back: Vec<f64> = drifting.iter().rev().copied().collect();
+        assert!(drift(&back).unwrap().contains("faster"));
+        assert_eq!(drift(&drifting[..9]), None, "too few to tell");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use perjoule_record::{CacheState, Clock, Kind, Record};
 use std::time::{Duration, Instant};
 
 use super::ceilings::Ceilings;
-use super::disturbance::Watch;
+use super::conditions::Watch;
 use super::energy::Gauge;
 use super::{Effort, Interrupted, Subject, interrupted, measure};
 
@@ -190,7 +190,6 @@ impl Bench<'_> {
         let samples = measure(&mut windowed, effort)?;
         let (window, mut calls) = (windowed.window.take(), windowed.calls);
         let mut energy = self.gauge.and_then(|gauge| gauge.close(window, calls));
-        record.disturbances = watch.finish();
         if let (Some(gauge), None) = (self.gauge, &energy) {
             // too short for the meter: repeated until it is not
             energy = gauge.window_over(effort.time, || {
@@ -210,6 +209,7 @@ impl Bench<'_> {
         timing.bytes = Some(self.bytes(&test));
         timing.set_samples(samples.ns, self.seed);
         timing.derive_token_rates(test.tokens());
+        watch.finish(&mut record);
         record.roof = ceilings.roof(model.activations());
         record.roof.derive_fraction(&record.timing);
 

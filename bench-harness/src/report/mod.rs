@@ -139,6 +139,33 @@ pub(crate) fn kernels(records: &[Record]) -> Table {
     table
 }
 
+/// Kernels beside the ones that they were measured in turn with.
+pub(crate) fn versus(records: &[Record]) -> Table {
+    let mut table = Table::new([
+        ("op, dtype, shape\nkernel versus baseline", Align::Left),
+        ("ratio", Align::Right),
+        ("95 % interval", Align::Right),
+        ("pairs", Align::Right),
+        ("p", Align::Right),
+        ("verdict", Align::Left),
+    ]);
+    for record in records.iter().filter(|record| record.versus.versus.is_some()) {
+        let (w, v) = (&record.workload, &record.versus);
+        let (op, dtype, shape) = (text(&w.op), text(&w.dtype), text(&w.shape));
+        let what = format!("{op} {dtype} {shape}\n  {}\n  {}", text(&w.kernel), text(&v.versus));
+        let p = |p: f64| if p < 0.001 { "< 0.001".into() } else { format!("{p:.3}") };
+        table.row([
+            what,
+            or_dash(v.versus_ratio.map(|ratio| format!("{ratio:.3}"))),
+            or_dash(v.versus_ci95.map(|ci| format!("{:.3}..{:.3}", ci.lo, ci.hi))),
+            or_dash(record.timing.samples_ns.as_ref().map(|samples| samples.len().to_string())),
+            or_dash(v.versus_p_value.map(p)),
+            or_dash(v.versus_verdict.map(|verdict| verdict.to_string())),
+        ]);
+    }
+    table
+}
+
 /// Prefill and decode: tokens per second and joules per token.
 pub(crate) fn tokens(records: &[Record]) -> Table {
     let kind = common_kind(records);

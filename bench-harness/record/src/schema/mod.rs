@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use energy::{Energy, EnergyKind};
 pub use number::Interval;
 pub(crate) use number::count;
-pub use timing::{Clock, Roof, Timing, Verification};
+pub use timing::{Clock, Conditions, Roof, Timing, Verification, Versus};
 pub use workload::{CacheState, DeviceFields, Workload};
 
 use crate::Environment;
@@ -62,9 +62,15 @@ pub struct Record {
     /// Whether the output was right.
     #[serde(flatten)]
     pub verification: Verification,
+    /// How it compares.
+    #[serde(flatten)]
+    pub versus: Versus,
     /// What it cost.
     #[serde(flatten)]
     pub energy: Energy,
+    /// Under which conditions.
+    #[serde(flatten)]
+    pub conditions: Conditions,
     /// Where and with what it was measured.
     #[serde(flatten)]
     pub environment: Environment,
@@ -88,7 +94,9 @@ impl Record {
             timing: Timing::default(),
             roof: Roof::default(),
             verification: Verification::default(),
+            versus: Versus::default(),
             energy: Energy::default(),
+            conditions: Conditions::default(),
             environment: environment.clone(),
         }
     }

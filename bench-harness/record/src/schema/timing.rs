@@ -63,6 +63,34 @@ pub struct Verification {
     pub max_rel_err: Option<f64>,
 }
 
+/// How the record's kernel stands beside another one whose samples were taken in turn with its own. All null when there was none.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Versus {
+    /// Name of the other kernel, the baseline.
+    pub versus: Option<String>,
+    /// Time of a call over that of the baseline's, the median of sample by sample: below 1 is faster.
+    pub versus_ratio: Option<f64>,
+    /// 95 % interval of `versus_ratio` by bootstrap.
+    pub versus_ci95: Option<Interval>,
+    /// Two-sided p-value of the Wilcoxon signed-rank test of the logarithms of the ratios.
+    pub versus_p_value: Option<f64>,
+    /// The answer, for differences from 2 % on.
+    pub versus_verdict: Option<stats::Verdict>,
+}
+
+/// What was read of the device while it was measured. Null: not observable.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Conditions {
+    /// Lowest clock seen, in MHz; of a CPU the mean over its processors.
+    pub clock_mhz_min: Option<f64>,
+    /// Mean clock, in MHz.
+    pub clock_mhz_mean: Option<f64>,
+    /// Highest clock seen, in MHz.
+    pub clock_mhz_max: Option<f64>,
+    /// Highest temperature seen, in degrees Celsius.
+    pub temperature_c_max: Option<f64>,
+}
+
 /// The clock of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

@@ -5,6 +5,8 @@ use super::{
     sorted, wilcoxon,
 };
 use crate::Interval;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// What two sets of times say about each other.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,7 +23,8 @@ pub struct Comparison {
 }
 
 /// The answer to "is the new variant faster?".
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// The interval lies below 1 and reaches beyond the threshold.
     Faster,

@@ -30,7 +30,7 @@ fn main() {
     }
 
     let held_out = Row::held_out();
-    println!("\nHeld out, {} rows of the ML.ENERGY leaderboard\n", held_out.len());
+    println!("\nHeld out, {} rows that calibration never sees\n", held_out.len());
     let (checks, left_out) = validate::against(Model::builtin(), &catalogue, &held_out);
     println!("{}", validate::table(&checks));
     for (i, why) in left_out {

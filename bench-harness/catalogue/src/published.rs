@@ -65,7 +65,7 @@ impl Row {
         read(PUBLISHED)
     }
 
-    /// Rows of the ML.ENERGY leaderboard that calibration never sees: what a prediction is tested against.
+    /// Rows that calibration never sees, from the ML.ENERGY leaderboard and a table of llama.cpp: what predictions are tested against.
     pub fn held_out() -> Vec<Row> {
         read(HELD_OUT)
     }

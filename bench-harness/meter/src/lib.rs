@@ -62,4 +62,4 @@ pub use modelled::{Modelled, PowerModel, Utilisation};
 pub use nvml::Nvml;
 pub use quantity::{Band, Boundary, Energy, Idle, Kind, PerUnit, Source, Uncertainty};
 pub use rapl::{POWERCAP_ROOT, Rapl};
-pub use window::{Trace, Window, measure};
+pub use window::{Trace, Window, measure, repeat};

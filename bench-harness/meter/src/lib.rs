@@ -29,8 +29,8 @@
 //! is reached.
 //!
 //! # Gross and net
-//! [`Energy`] is gross: everything inside the boundary, whoever caused it. Take an
-//! [`Idle`] baseline before and after, and use [`Energy::net`] for the part above it; state both.
+//! [`Energy`] is gross: everything inside the boundary, whoever caused it. [`Baseline`] takes the power at rest
+//! before and after, of several meters in one pause, and gives the part above it; state both.
 //!
 //! # Boundaries
 //! A package contains its cores and a wall meter contains everything: such figures are never added.
@@ -48,6 +48,7 @@
 
 #[cfg(any(test, all(target_os = "macos", feature = "macmon")))]
 mod apple;
+mod baseline;
 mod battery;
 mod discover;
 mod error;
@@ -68,6 +69,7 @@ mod window;
 
 #[cfg(any(test, all(target_os = "macos", feature = "macmon")))]
 pub use apple::Apple;
+pub use baseline::Baseline;
 pub use battery::{Battery, POWER_SUPPLY_ROOT};
 pub use discover::{Discovery, Options, Unavailable, discover};
 pub use error::{MeterError, Result};

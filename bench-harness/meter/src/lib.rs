@@ -56,6 +56,8 @@ mod external;
 mod feed;
 mod hwmon;
 mod ina3221;
+#[cfg(feature = "criterion")]
+mod measurement;
 mod meter;
 mod modelled;
 mod neuron;
@@ -76,6 +78,8 @@ pub use error::{MeterError, Result};
 pub use external::{External, ExternalSource};
 pub use hwmon::{HWMON_ROOT, Hwmon};
 pub use ina3221::{INA3221_IIO_ROOT, Ina3221};
+#[cfg(feature = "criterion")]
+pub use measurement::{JouleMeasurement, SampleJoules};
 pub use meter::{Meter, MeterInfo, Sample, Subject, Unwrapped};
 pub use modelled::{Modelled, PowerModel, Utilisation};
 pub use neuron::{NEURON_ROOT, Neuron, NeuronMaximum};

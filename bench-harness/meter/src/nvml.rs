@@ -53,7 +53,13 @@ impl Nvml {
         let nvml = match load(library) {
             Ok(nvml) => nvml,
             Err(error) => {
-                found.unavailable.push(Unavailable::from_error(Source::Nvml, "NVIDIA GPUs".into(), &error));
+                let mut missing = Unavailable::from_error(Source::Nvml, "NVIDIA GPUs".into(), &error);
+                if matches!(error, MeterError::Absent { .. }) {
+                    let fix = "install and load NVIDIA's driver, on Debian and Ubuntu the packages nvidia-driver and \
+                               libnvidia-ml1 (in a container: `--gpus all`)";
+                    missing.fix = Some(fix.into());
+                }
+                found.unavailable.push(missing);
                 return found;
             }
         };

@@ -87,4 +87,8 @@ fn an_absent_library_is_a_plain_reason() {
     let found = Nvml::discover(Some(Path::new("/nonexistent/libnvidia-ml.so.1")));
     assert!(found.meters.is_empty());
     assert!(found.unavailable[0].reason.contains("is not installed"), "{found:?}");
+    assert!(
+        found.unavailable[0].fix.as_deref().is_some_and(|fix| fix.contains("libnvidia-ml1")),
+        "{found:?}"
+    );
 }

@@ -136,6 +136,12 @@ pub trait Meter: Send + Sync + Debug {
     /// Whatever keeps the sensor from being read; see [`MeterError`].
     fn read(&self) -> Result<Sample>;
 
+    /// The power that it reports whatever happens, W, as a model of a fixed utilisation does: energy then follows from time alone
+    /// ([`crate::Energy::of_constant`]), without a window.
+    fn constant_watts(&self) -> Option<f64> {
+        None
+    }
+
     /// The idle baseline where the meter knows it without measuring, as a model does.
     fn idle(&self) -> Option<Idle> {
         None

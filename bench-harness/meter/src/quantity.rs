@@ -290,6 +290,12 @@ impl Energy {
         ));
     }
 
+    /// The energy of `seconds` by a meter whose power is constant; `None` for every other.
+    pub fn of_constant(meter: &dyn Meter, seconds: f64) -> Option<Energy> {
+        let watts = meter.constant_watts()?;
+        Some(Energy::new(meter.info(), watts * seconds, 0.0, seconds))
+    }
+
     /// Combined standard uncertainty, J.
     pub fn u(&self) -> f64 {
         self.uncertainty.combined()

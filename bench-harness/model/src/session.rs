@@ -194,6 +194,21 @@ impl Session<'_> {
         self.ids()
     }
 
+    /// Makes `ids`, `[parallel]`, the input of [`Session::decode_greedy`], whoever chose them.
+    ///
+    /// # Errors
+    /// [`Error::Sequences`], [`Error::TokenId`], [`Error::Device`].
+    pub fn choose(&mut self, ids: &[u32]) -> Result<()> {
+        if ids.len() != self.options.parallel {
+            return Err(Error::Sequences { ids: ids.len(), parallel: self.options.parallel });
+        }
+        check_ids(ids, self.model.geometry().vocab)?;
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        self.stream.write(&self.state.ids, &bytes)?;
+        self.chosen = true;
+        Ok(())
+    }
+
     /// Ids drawn from the last logits by `uniform`, one number in `[0, 1)` a sequence. They become the input of
     /// [`Session::decode_greedy`].
     ///

@@ -96,6 +96,25 @@ pub fn bootstrap_median_ci95(samples: &[f64], seed: u64) -> Option<Interval> {
     Some(central_95(&mut medians))
 }
 
+/// The same for samples in the order in which they were taken, whose neighbours resemble each other: resamples are made of runs of
+/// neighbours, cube root of n long and wrapped around the end (Politis and Romano, "A circular block-resampling procedure for stationary
+/// data", 1992; the length after Hall, Horowitz and Jing, "On blocking rules for the bootstrap with dependent data", 1995). For
+/// independent samples it is as wide as [`bootstrap_median_ci95`], for others wider, as it must be.
+pub fn bootstrap_median_ci95_in_order(samples: &[f64], seed: u64) -> Option<Interval> {
+    if samples.len() < 2 {
+        return None;
+    }
+    let sorted_samples = sorted(samples)?;
+    let mut order: Vec<u32> = (0..samples.len() as u32).collect();
+    order.sort_unstable_by(|&a, &b| samples[a as usize].total_cmp(&samples[b as usize]));
+    let mut rank = vec![0u32; samples.len()];
+    order.iter().enumerate().for_each(|(r, &i)| rank[i as usize] = r as u32);
+    let run = (samples.len() as f64).cbrt().round().max(1.0) as usize;
+    let mut resampler = Resampler::new(&sorted_samples, seed);
+    let mut medians: Vec<f64> = (0..RESAMPLES).map(|_| resampler.median_of_runs(&rank, run)).collect();
+    Some(central_95(&mut medians))
+}
+
 /// The interval that leaves 2.5 % of the values on either side.
 fn central_95(values: &mut [f64]) -> Interval {
     values.sort_unstable_by(f64::total_cmp);
@@ -117,13 +136,32 @@ impl<'a> Resampler<'a> {
     }
 
     fn median(&mut self) -> f64 {
-        let n = self.sorted.len();
-        for i in 0..n {
-            // The high half of the product is uniform in 0..n to within n / 2^64 (Lemire, "Fast random integer
-            // generation in an interval", 2019).
-            let rank = (u128::from(self.random()) * n as u128) >> 64;
-            self.ranks[i] = rank as u32;
+        for i in 0..self.ranks.len() {
+            self.ranks[i] = self.draw() as u32;
         }
+        self.median_of_ranks()
+    }
+
+    /// Draws runs of neighbours, `rank` being the samples in order.
+    fn median_of_runs(&mut self, rank: &[u32], run: usize) -> f64 {
+        let n = rank.len();
+        for first in (0..n).step_by(run) {
+            let start = self.draw();
+            for i in first..(first + run).min(n) {
+                self.ranks[i] = rank[(start + i - first) % n];
+            }
+        }
+        self.median_of_ranks()
+    }
+
+    /// An index of a sample. The high half of the product is uniform in 0..n to within n / 2^64 (Lemire, "Fast random integer generation
+    /// in an interval", 2019).
+    fn draw(&mut self) -> usize {
+        ((u128::from(self.random()) * self.sorted.len() as u128) >> 64) as usize
+    }
+
+    fn median_of_ranks(&mut self) -> f64 {
+        let n = self.sorted.len();
         let (below, &mut upper, _) = self.ranks.select_nth_unstable(n / 2);
         let upper = self.sorted[upper as usize];
         match below.iter().max() {

@@ -151,6 +151,38 @@ fn verdicts_find_two_per_cent_and_invent_nothing() {
     assert!(covered >= 180, "the 95 % interval held the truth {covered} times of 200");
 }
 
+/// Samples each of which resembles the one before: the interval of independent samples holds the truth far too seldom.
+#[test]
+fn intervals_of_samples_that_resemble_their_neighbours() {
+    let (mut in_order, mut apart, mut independent) = (0, 0, 0);
+    for trial in 0..200u64 {
+        let noise = times(1000.0, 400, trial + 1);
+        let independent_ci = stats::bootstrap_median_ci95_in_order(&noise, trial).unwrap();
+        independent += u32::from(independent_ci.contains(1000.0));
+        let mut level = 0.0;
+        let correlated: Vec<f64> = noise
+            .iter()
+            .map(|x| {
+                level = 0.6 * level + (x - 1000.0);
+                1000.0 + level
+            })
+            .collect();
+        in_order +=
+            u32::from(stats::bootstrap_median_ci95_in_order(&correlated, trial).unwrap().contains(1000.0));
+        apart += u32::from(stats::bootstrap_median_ci95(&correlated, trial).unwrap().contains(1000.0));
+    }
+    assert!(independent >= 180, "independent samples: {independent} of 200 held the truth");
+    assert!(in_order >= 170, "resembling samples: {in_order} of 200");
+    assert!(apart < in_order - 15, "the plain bootstrap is no worse: {apart} of 200 against {in_order}");
+    assert_eq!(stats::bootstrap_median_ci95_in_order(&[1.0], 0), None);
+    let few = [3.0, 1.0, 2.0];
+    assert_eq!(
+        stats::bootstrap_median_ci95_in_order(&few, 7),
+        stats::bootstrap_median_ci95(&few, 7),
+        "runs of one"
+    );
+}
+
 /// A machine that slows down by a third and recovers: what both variants see drops out of the pairs, and would drown the difference
 /// of samples that are taken apart.
 #[test]

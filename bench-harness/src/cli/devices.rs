@@ -73,7 +73,7 @@ pub(crate) fn table(found: &[DeviceInfo]) -> Table {
 
 /// How a device's energy is measured, the meter that is used first.
 pub(crate) fn energy_lines(info: &DeviceInfo, meters: &Meters) -> Vec<String> {
-    let used = meters.of(info);
+    let used = meters.of(info).into_iter().next();
     let mut lines = Vec::new();
     for meter in meters.all_of(info) {
         let mark = if used.as_ref().is_some_and(|used| used.info().id == meter.id) { "used" } else { "also" };

@@ -2,22 +2,23 @@
 
 use anyhow::{Result, bail};
 use perjoule::{Arg, Buffer, Choice, DType, Device, Op, Prepared, Stream};
-use perjoule_cpu::ceiling::Bandwidth;
 use perjoule_kernels::Access;
 use perjoule_kernels::op::Pack;
 use perjoule_record::{CacheState, Clock, Kind, Record, stats};
 use std::time::{Duration, Instant};
 
-use super::ceilings::{self, Ceilings};
+use super::ceilings::Ceilings;
 use super::conditions::Watch;
 use super::energy::Gauge;
-use super::{Effort, Samples, Subject, data, in_turn, measure};
+use super::{Effort, Samples, Subject, data, in_turn, last_level_cache, measure};
 
-/// Sets of operands that rotate, at most: small ops would need a great many to leave the cache.
-const SETS: usize = 1024;
+/// Sets of operands that rotate, at most: small ops need a great many to leave the cache.
+const SETS: usize = 1 << 16;
 /// What rotates is so many times the last-level cache: caches do not evict the oldest line first, and a virtual machine may be told
 /// of a part of its cache only.
 const ROTATED: u64 = 16;
+/// Difference of the time of a call within a window of energy from the median beyond which it is said.
+const APART: f64 = 0.1;
 /// Relative difference of two kernels that matters.
 const DIFFERENCE: f64 = 0.02;
 /// Samples of rotating operands last so long between two looks at the roof of memory.
@@ -39,12 +40,6 @@ pub(crate) struct Task<'a> {
     pub(crate) effort: Effort,
     pub(crate) seed: u64,
     pub(crate) threads: usize,
-}
-
-/// Last-level cache of the machine, in bytes: the host's, which is larger than that of present GPUs or near it.
-fn last_level_cache() -> u64 {
-    let caches = perjoule_cpu::features::Caches::detect();
-    caches.l3.max(caches.l2) as u64
 }
 
 /// Bytes that operands rotate through, as far as memory allows.
@@ -92,7 +87,7 @@ pub(crate) fn run(
     let samples = match ready.cache {
         // neighbours come and go: the roof is looked at in the moments in which the kernel is timed
         CacheState::Rotate => {
-            measure(&mut Probed::new(&mut ready.launches, ceilings, task.device)?, task.effort)?
+            measure(&mut Probed::new(&mut ready.launches, ceilings, task.device), task.effort)?
         }
         _ => measure(&mut ready.launches, task.effort)?,
     };
@@ -115,7 +110,7 @@ pub(crate) fn run_versus(
     let (watch, watch_other) = (Watch::start(), Watch::start());
     let (a, b) = match one.cache {
         CacheState::Rotate => {
-            let mut probed = Probed::new(&mut one.launches, ceilings, task.device)?;
+            let mut probed = Probed::new(&mut one.launches, ceilings, task.device);
             in_turn(&mut probed, &mut other.launches, task.effort)?
         }
         _ => in_turn(&mut one.launches, &mut other.launches, task.effort)?,
@@ -135,6 +130,14 @@ pub(crate) fn run_versus(
     }
     ceilings.refresh(task.device)?;
     Ok((one.finish(ceilings, gauge)?, other.finish(ceilings, gauge)?))
+}
+
+impl Launches {
+    /// Whether the operands stay in the last-level cache from call to call, so that memory is no roof.
+    fn in_cache(&self, cache: CacheState) -> bool {
+        let bytes: u64 = self.sets.iter().flatten().map(Buffer::bytes).sum();
+        cache != CacheState::Cold && bytes <= last_level_cache()
+    }
 }
 
 impl<'a> Ready<'a> {
@@ -159,6 +162,10 @@ impl<'a> Ready<'a> {
 
         let before = data::operands(op, task.seed)?;
         let mut launches = Launches::new(task, &before, cache)?;
+        if cache == CacheState::Rotate && launches.in_cache(cache) {
+            // too small to leave the cache in that many copies
+            record.workload.cache_state = Some(CacheState::Hot);
+        }
         let after = launches.outputs()?;
         // what lies in a packed weight is judged by the products that read it
         if !matches!(op, Op::Pack(_)) {
@@ -186,17 +193,30 @@ impl<'a> Ready<'a> {
         timing.set_samples(samples.ns, self.task.seed);
     }
 
-    /// Holds it against the roof and takes the energy of as many calls as the meter needs.
+    /// Holds it against the roof and takes the energy: of the median call where power is modelled as constant, else of as many calls
+    /// as the meter needs.
     fn finish(self, ceilings: &Ceilings, gauge: Option<&Gauge>) -> Result<Record> {
         let Ready { task, cache, mut launches, mut record } = self;
-        record.roof = ceilings.roof(task.dtype);
-        record.roof.derive_fraction(&record.timing);
+        ceilings.hold(&mut record, task.dtype, launches.in_cache(cache));
         // cold calls have flushes between them, whose energy is not theirs
-        if let Some(gauge) = gauge.filter(|_| cache != CacheState::Cold) {
-            let calls = record.timing.calls_per_sample.unwrap_or(1);
-            let limit = task.effort.time.max(Duration::from_millis(200));
-            let energy = gauge.window_over(limit, || launches.call(calls).map(|()| calls))?;
-            record.energy = energy.unwrap_or_default();
+        let Some(gauge) = gauge.filter(|_| cache != CacheState::Cold) else { return Ok(record) };
+        let median_s = record.timing.median_ns.unwrap_or(0.0) * 1e-9;
+        if let Some(energy) = gauge.of_time(median_s, 1) {
+            record.energy = energy;
+            return Ok(record);
+        }
+        let calls = record.timing.calls_per_sample.unwrap_or(1);
+        let limit = task.effort.time.max(Duration::from_secs(2));
+        record.energy =
+            gauge.window_over(limit, || launches.call(calls).map(|()| calls))?.unwrap_or_default();
+        let energy = &record.energy;
+        if let (Some(seconds), Some(calls)) = (energy.energy_window_s, energy.energy_calls) {
+            let longer = seconds / calls.max(1) as f64 / median_s - 1.0;
+            if longer.abs() > APART {
+                let note =
+                    format!("calls took {:+.0} % of the median while energy was measured", 100.0 * longer);
+                record.disturbances.get_or_insert_default().push(note);
+            }
         }
         Ok(record)
     }
@@ -296,13 +316,13 @@ impl Launches {
 struct Probed<'s> {
     inner: &'s mut Launches,
     ceilings: &'s mut Ceilings,
-    memory: Option<Bandwidth<'s>>,
+    device: &'s Device,
     last: Instant,
 }
 
 impl<'s> Probed<'s> {
-    fn new(inner: &'s mut Launches, ceilings: &'s mut Ceilings, device: &'s Device) -> Result<Self> {
-        Ok(Probed { inner, ceilings, memory: ceilings::memory(device)?, last: Instant::now() })
+    fn new(inner: &'s mut Launches, ceilings: &'s mut Ceilings, device: &'s Device) -> Self {
+        Probed { inner, ceilings, device, last: Instant::now() }
     }
 }
 
@@ -312,8 +332,8 @@ impl Subject for Probed<'_> {
     }
 
     fn before_sample(&mut self) -> Result<()> {
-        if let Some(memory) = self.memory.as_ref().filter(|_| self.last.elapsed() >= PROBED) {
-            self.ceilings.read(memory)?;
+        if self.last.elapsed() >= PROBED {
+            self.ceilings.read(self.device)?;
             self.last = Instant::now();
         }
         self.inner.before_sample()

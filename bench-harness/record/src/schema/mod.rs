@@ -15,7 +15,7 @@ mod workload;
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
 
-pub use energy::{Energy, EnergyKind};
+pub use energy::{Energy, EnergyKind, Reading};
 pub use number::Interval;
 pub(crate) use number::count;
 pub use timing::{Clock, Conditions, Roof, Timing, Verification, Versus};

@@ -25,7 +25,7 @@ pub struct Timing {
     pub overhead_ns: Option<f64>,
     /// Median of the samples, nanoseconds per call.
     pub median_ns: Option<f64>,
-    /// 95 % interval of `median_ns` by bootstrap.
+    /// 95 % interval of `median_ns` by bootstrap over runs of neighbouring samples, which resemble each other.
     pub ci95_ns: Option<Interval>,
     /// Floating-point (or integer) operations of one call, multiply and add counted apart.
     #[serde(default, deserialize_with = "count")]
@@ -119,7 +119,7 @@ impl Timing {
     /// the bootstrap.
     pub fn set_samples(&mut self, samples_ns: Vec<f64>, seed: u64) {
         self.median_ns = stats::median(&samples_ns);
-        self.ci95_ns = stats::bootstrap_median_ci95(&samples_ns, seed);
+        self.ci95_ns = stats::bootstrap_median_ci95_in_order(&samples_ns, seed);
         self.samples_ns = Some(samples_ns);
         self.derive_rates();
     }

@@ -1,15 +1,16 @@
 //! Dependencies point one way: kernels, shaders <- backends/* <- backends <- model <- bench-harness, tests. The suite needs kernels
-//! only; record and meter stand alone.
+//! only; formats needs record only; record and meter stand alone.
 
 use serde_json::Value;
 use std::process::Command;
 
 /// Every crate of the workspace with those of its own crates that it may depend on.
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 15] = [
     ("perjoule-kernels", &[]),
     ("perjoule-shaders", &[]),
     ("perjoule-record", &[]),
     ("perjoule-meter", &[]),
+    ("perjoule-formats", &["perjoule-record"]),
     ("perjoule-suite", &["perjoule-kernels"]),
     ("perjoule-cpu", &["perjoule-kernels"]),
     ("perjoule-webgpu", &["perjoule-kernels", "perjoule-shaders"]),
@@ -27,6 +28,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
             "perjoule-model",
             "perjoule-suite",
             "perjoule-record",
+            "perjoule-formats",
             "perjoule-meter",
         ],
     ),

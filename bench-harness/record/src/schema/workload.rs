@@ -84,10 +84,10 @@ pub struct Workload {
 impl Workload {
     /// The phase: as stated, else as `n_prompt` and `n_gen` tell it. `None` if nothing tells it.
     pub fn token_phase(&self) -> Option<Phase> {
-        self.phase.or(match (self.n_prompt?, self.n_gen?) {
-            (0, 0) => None,
-            (_, 0) => Some(Phase::Prefill),
-            (0, _) => Some(Phase::Decode),
+        self.phase.or(match (self.n_prompt, self.n_gen) {
+            (None, _) | (_, None) | (Some(0), Some(0)) => None,
+            (_, Some(0)) => Some(Phase::Prefill),
+            (Some(0), _) => Some(Phase::Decode),
             _ => Some(Phase::Mixed),
         })
     }

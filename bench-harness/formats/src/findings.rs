@@ -7,7 +7,7 @@ use perjoule_record::Interval;
 use perjoule_record::stats::Verdict;
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
-use crate::escape::{command_message, command_property, markdown_text};
+use crate::escape::{command_message, command_property, markdown_text, one_line};
 
 /// What a comparison found for one benchmark.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,14 +84,14 @@ fn junit(findings: &[Finding]) -> String {
             Some(Verdict::Unclear) => TestCaseStatus::skipped(),
             Some(_) => TestCaseStatus::success(),
         };
-        let mut case = TestCase::new(finding.name.as_str(), status);
+        let mut case = TestCase::new(one_line(&finding.name), status);
         case.set_classname("perjoule");
         match &mut case.status {
             TestCaseStatus::Success { .. } => {
-                case.set_system_out(finding.summary());
+                case.set_system_out(one_line(&finding.summary()));
             }
             status => {
-                status.set_message(finding.summary());
+                status.set_message(one_line(&finding.summary()));
             }
         }
         // A time that JUnit can hold; others are unknown.

@@ -131,7 +131,7 @@ impl FromStr for Format {
 /// the result do not matter.
 pub(crate) fn detect(head: &str) -> Option<Format> {
     let lines = || head.lines().map(str::trim).filter(|line| !line.is_empty());
-    if lines().any(|line| is_statement(line)) {
+    if lines().any(is_statement) {
         return Some(Format::LlamaBenchSql);
     }
     if let Some(json) = lines().find(|line| line.starts_with(['{', '['])) {

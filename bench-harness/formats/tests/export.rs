@@ -201,6 +201,27 @@ fn bencher() {
 }
 
 #[test]
+fn imported_results_have_names_that_tell_them_apart() {
+    let mut records = Vec::new();
+    for (name, text) in [
+        ("mlperf.csv", include_str!("samples/mlperf.csv")),
+        ("mlperf-offline.txt", include_str!("samples/mlperf-offline.txt")),
+        ("ml-energy.json", include_str!("samples/ml-energy-lm-arena-chat.json")),
+    ] {
+        records.extend(import(text.as_bytes(), name, None).unwrap().records);
+    }
+    let value = json(&records, Format::Bencher);
+    let names: Vec<&String> = value.as_object().unwrap().keys().collect();
+    for expected in [
+        "MLPerf inference mlperf-offline.txt mixed Offline",
+        "Qwen/Qwen3-14B mixed lm-arena-chat x8 bf16 on B200",
+        "resnet50 Offline on NVIDIA H200-SXM-141GB (8 devices)",
+    ] {
+        assert!(names.iter().any(|name| *name == expected), "{names:?}");
+    }
+}
+
+#[test]
 fn github_action_benchmark() {
     let records = [decode(), invalid()];
     let smaller = json(&records, Format::ActionSmaller);

@@ -195,6 +195,11 @@ fn mlperf_summaries() {
     let cut = text.windows(9).position(|w| w == b"Result is").unwrap();
     let (records, warnings) = read_as(&text[..cut], Format::MlperfSummary);
     assert!(!records[0].valid && warnings[0].contains("taken as invalid"), "{warnings:?}");
+    let errors = String::from_utf8(text)
+        .unwrap()
+        .replace("No errors encountered during test.", "2 errors encountered. See detailed log.");
+    let (records, _) = read_as(errors, Format::MlperfSummary);
+    assert_eq!(records[0].invalid_reasons, ["MLPerf: 2 errors encountered. See detailed log."]);
     // Two summaries in one file.
     let both = [sample("mlperf-offline.txt"), sample("mlperf-invalid.txt")].concat();
     assert_eq!(read(both).records.iter().map(|r| r.valid).collect::<Vec<_>>(), [true, false]);
@@ -375,6 +380,12 @@ fn json_that_breaks_off() {
     assert!(read_as(nested, Format::LlamaBenchJson).0.is_empty());
     let deep = with("x", &("[".repeat(10_000) + &"]".repeat(10_000)));
     assert!(read_as(deep, Format::LlamaBenchJsonl).0.is_empty());
+
+    // As `jq '.[]'` prints it.
+    let jq = format!("{{\n{}\n}}\n{{\n  \"n_gen\": 1", GOOD.trim_matches(['{', '}']));
+    let imported = read(&jq);
+    assert_eq!((imported.format, imported.records.len()), (Format::LlamaBenchJsonl, 1));
+    assert!(imported.warnings[0].to_string().starts_with("line 5: cut off"), "{:?}", imported.warnings);
 
     let task = String::from_utf8(sample("ml-energy-text-to-image.json")).unwrap();
     for cut in (task.find('[').unwrap()..task.len() - 3).step_by(7) {

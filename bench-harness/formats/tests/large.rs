@@ -41,6 +41,29 @@ fn memory_and_records_are_bounded() {
     assert!(imported.records.is_empty());
     assert!(peak() - before < 8 * MIB, "{} MiB for an array", (peak() - before) >> 20);
 
+    // One result as large as may be.
+    text.clear();
+    text.push_str("[{\"n_prompt\":1,\"n_gen\":0,\"samples_ns\":[1");
+    text.push_str(&",1".repeat(MAX_INPUT_BYTES / 2 - 100));
+    text.push_str("]}]");
+    let before = peak();
+    let imported = import(text.as_bytes(), "large", Some(Format::LlamaBenchJson)).unwrap();
+    assert!(imported.records.is_empty() && imported.warnings[0].message.contains("4 MiB"));
+    assert!(peak() - before < 8 * MIB, "{} MiB for a result", (peak() - before) >> 20);
+    // The same as a table's row.
+    let commas = format!("| test | t/s |\n{}", "|".repeat(MAX_INPUT_BYTES - 100));
+    let before = peak();
+    for format in
+        [Format::LlamaBenchMarkdown, Format::LlamaBenchCsv, Format::LlamaBenchSql, Format::MlperfSummary]
+    {
+        assert!(matches!(
+            import(commas.as_bytes(), "large", Some(format)),
+            Err(ImportError::NotFormat { .. })
+        ));
+    }
+    assert!(peak() - before < 8 * MIB, "{} MiB for a line", (peak() - before) >> 20);
+    drop(commas);
+
     // Own lines are read one by one: what remains are the records.
     let mut record = Record::new(Kind::Kernel, &Environment::of_build());
     record.timing.samples_ns = Some((0..4096).map(|i| 6_278_179_171.125 + f64::from(i)).collect());

@@ -126,14 +126,19 @@ pub(super) fn label(record: &Record) -> String {
         }
         _ => {
             add(w.model.clone().or_else(|| w.model_type.clone()));
-            add(w.token_test().or_else(|| {
-                Some(match w.phase? {
-                    Phase::Prefill => "prefill".into(),
-                    Phase::Decode => "decode".into(),
-                    Phase::Mixed => "mixed".into(),
-                    _ => "tokens".into(),
-                })
-            }));
+            let phase = |phase| match phase {
+                Phase::Prefill => "prefill",
+                Phase::Decode => "decode",
+                Phase::Mixed => "mixed",
+                _ => "tokens",
+            };
+            add(w.token_test().or_else(|| w.phase.map(|it| phase(it).into())));
+            // What sets results of one model apart in MLPerf and ML.ENERGY.
+            let settings = w.config.iter().flat_map(|config| config.split(','));
+            let mut named = settings.filter_map(|setting| setting.split_once('='));
+            add(named
+                .find(|(key, _)| key.eq_ignore_ascii_case("scenario") || *key == "task")
+                .map(|(_, value)| value.into()));
             add(w.n_parallel.filter(|&n| n > 1).map(|n| format!("x{n}")));
         }
     }
@@ -146,6 +151,11 @@ pub(super) fn label(record: &Record) -> String {
         .or_else(|| record.device.device_name.clone())
         .map(|device| format!("on {device}")));
     add(record.device.device_count.filter(|&n| n > 1).map(|n| format!("({n} devices)")));
+    if w.model.is_none() && w.model_type.is_none() && w.op.is_none() {
+        // A summary of LoadGen names neither model nor device: its file must do.
+        let source = [&record.source.source_tool, &record.source.source_name];
+        words.splice(0..0, source.into_iter().flatten().cloned());
+    }
     if words.is_empty() { "unnamed".into() } else { one_line(&words.join(" ")) }
 }
 

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::row::Row;
-use super::{ImportError, Sink, llama_bench};
+use super::{ImportError, MAX_RESULT_BYTES, Sink, llama_bench};
 
 /// An object in which no key appears twice: which of the two would hold?
 struct Object(Map<String, Value>);
@@ -40,6 +40,9 @@ impl<'de> serde::Deserialize<'de> for Object {
 
 /// The row that the text of one object holds, or what is wrong with it.
 pub(super) fn row(text: &str, line: u64) -> Result<Row, String> {
+    if text.len() > MAX_RESULT_BYTES {
+        return Err(format!("longer than {} MiB: not a result", MAX_RESULT_BYTES >> 20));
+    }
     match serde_json::from_str::<Object>(text) {
         Ok(Object(cells)) => Ok(Row { line, cells, textual: false }),
         Err(error) if error.is_eof() => Err("cut off; this result is lost".into()),
@@ -123,13 +126,7 @@ pub(super) fn array(text: &str, sink: &mut Sink<'_>) -> Result<(), ImportError> 
     let mut deserializer = serde_json::Deserializer::from_str(body);
     let each = |element: &str, offset: usize| {
         let line = lines.at(skipped + offset);
-        match row(element, line) {
-            Ok(row) => llama_bench::push(&row, sink),
-            Err(message) => {
-                sink.warn(line, message);
-                Ok(())
-            }
-        }
+        push(row(element, line), line, sink)
     };
     let outcome = Elements { text: body, each }.deserialize(&mut deserializer);
     let outcome = outcome.and_then(|failure| match failure {
@@ -160,17 +157,41 @@ pub(super) fn broken(error: &serde_json::Error, text: &str) -> String {
     }
 }
 
-/// Reads `llama-bench -o jsonl`.
+/// Reads `llama-bench -o jsonl`, and objects over several lines, as `jq` prints them.
 pub(super) fn lines(text: &str, sink: &mut Sink<'_>) -> Result<(), ImportError> {
+    if text.trim_start().lines().next().is_some_and(|first| first.trim_end() == "{") {
+        return objects(text, sink);
+    }
     for (line, number) in text.lines().zip(1..) {
         let line = line.trim();
-        if line.is_empty() {
-            continue;
-        }
-        match row(line, number) {
-            Ok(row) => llama_bench::push(&row, sink)?,
-            Err(message) => sink.warn(number, message),
+        if !line.is_empty() {
+            push(row(line, number), number, sink)?;
         }
     }
     Ok(())
+}
+
+fn objects(text: &str, sink: &mut Sink<'_>) -> Result<(), ImportError> {
+    let mut lines = Lines::new(text);
+    for element in serde_json::Deserializer::from_str(text).into_iter::<&RawValue>() {
+        match element {
+            Ok(element) => {
+                let line = lines.at(element.get().as_ptr().addr() - text.as_ptr().addr());
+                push(row(element.get(), line), line, sink)?;
+            }
+            Err(error) => sink.warn(error.line() as u64, broken(&error, text)),
+        }
+    }
+    Ok(())
+}
+
+/// Adds a row's result, or the warning in its place.
+fn push(row: Result<Row, String>, line: u64, sink: &mut Sink<'_>) -> Result<(), ImportError> {
+    match row {
+        Ok(row) => llama_bench::push(&row, sink),
+        Err(message) => {
+            sink.warn(line, message);
+            Ok(())
+        }
+    }
 }

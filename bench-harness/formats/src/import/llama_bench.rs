@@ -63,11 +63,11 @@ pub(super) fn push(row: &Row, sink: &mut Sink<'_>) -> Result<(), ImportError> {
     for problem in problems {
         sink.warn(row.line, problem);
     }
-    if let Some(samples) = &record.timing.samples_ns {
-        if let Some(left) = sink.resamplable.checked_sub(samples.len()) {
-            sink.resamplable = left;
-            record.timing.ci95_ns = stats::bootstrap_median_ci95(samples, 0);
-        }
+    if let Some(samples) = &record.timing.samples_ns
+        && let Some(left) = sink.resamplable.checked_sub(samples.len())
+    {
+        sink.resamplable = left;
+        record.timing.ci95_ns = stats::bootstrap_median_ci95(samples, 0);
     }
     sink.push(record)
 }

@@ -12,6 +12,22 @@ use crate::format::SUMMARY_TITLE;
 
 const TOOL: &str = "MLPerf inference";
 
+/// What a summary is read for.
+const KEYS: [&str; 12] = [
+    "SUT name",
+    "Scenario",
+    "Mode",
+    "Result is",
+    "Samples per second",
+    "Completed samples per second",
+    "Tokens per second",
+    "Completed tokens per second",
+    "QPS w/ loadgen overhead",
+    "50.00 percentile latency (ns)",
+    "Mean latency (ns)",
+    "samples_per_query",
+];
+
 /// Reads every summary of the text.
 pub(super) fn read_summary(text: &str, sink: &mut Sink<'_>) -> Result<(), ImportError> {
     let mut lines = text.lines().zip(1..).peekable();
@@ -22,7 +38,13 @@ pub(super) fn read_summary(text: &str, sink: &mut Sink<'_>) -> Result<(), Import
         let mut row = Row { line: number, cells: Map::new(), textual: true };
         let mut failed = Vec::new();
         while let Some((line, number)) = lines.next_if(|(line, _)| line.trim() != SUMMARY_TITLE) {
-            let Some((key, value)) = line.split_once(':') else { continue };
+            let Some((key, value)) = line.split_once(':') else {
+                // `No errors encountered during test.` or `2 errors encountered. See detailed log.`
+                if line.starts_with(|c: char| c.is_ascii_digit()) && line.to_lowercase().contains(" error") {
+                    failed.push(format!("MLPerf: {}", shown(line.trim())));
+                }
+                continue;
+            };
             let (key, value) = (key.trim(), value.trim());
             if line.starts_with("  ") && key.ends_with(" satisfied") {
                 if value.eq_ignore_ascii_case("no") {
@@ -31,7 +53,7 @@ pub(super) fn read_summary(text: &str, sink: &mut Sink<'_>) -> Result<(), Import
                         key.trim_end_matches(" satisfied").to_lowercase()
                     ));
                 }
-            } else if !key.is_empty() && !key.starts_with('*') {
+            } else if KEYS.contains(&key) {
                 match row.cells.get(key) {
                     Some(before) if *before != value => {
                         let message = format!("`{}` appears twice; the first holds", shown(key));

@@ -27,6 +27,9 @@ pub const MAX_RECORDS: usize = 200_000;
 /// Most warnings that are kept; one more says how many there were.
 pub const MAX_WARNINGS: usize = 1000;
 
+/// Most bytes of one result, and of a line of a format whose results are lines: a parsed one takes a multiple of its text.
+const MAX_RESULT_BYTES: usize = 4 << 20;
+
 /// Most samples of an import that intervals are made of: the bootstrap takes microseconds for each. Records beyond have
 /// samples and a median, but no interval.
 const MAX_RESAMPLED: usize = 1_000_000;
@@ -173,6 +176,10 @@ pub fn import(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Import
     }
     let text = std::str::from_utf8(body)
         .map_err(|error| ImportError::NotText { name: owned(), at: error.valid_up_to() })?;
+    let by_line = !matches!(format, Format::LlamaBenchJson | Format::LlamaBenchJsonl | Format::MlEnergy);
+    if by_line && text.lines().any(|line| line.len() > MAX_RESULT_BYTES) {
+        return Err(sink.not_format(format!("a line has more than {} MiB", MAX_RESULT_BYTES >> 20)));
+    }
     match format {
         Format::LlamaBenchJson => json::array(text, &mut sink)?,
         Format::LlamaBenchJsonl => json::lines(text, &mut sink)?,

@@ -64,6 +64,9 @@ fn row(columns: &[String], values: Vec<Value>, line: u64) -> Result<Row, String>
     Ok(Row { line, cells, textual: true })
 }
 
+/// Most items of a list: llama-bench has some forty columns.
+const MAX_ITEMS: usize = 1000;
+
 struct Cursor<'a> {
     text: &'a str,
     at: usize,
@@ -79,6 +82,9 @@ impl<'a> Cursor<'a> {
         }
         let mut rows = vec![self.list(Self::value)?];
         while self.eat(',') {
+            if rows.len() == MAX_ITEMS {
+                return Err(format!("more than {MAX_ITEMS} rows in a statement"));
+            }
             rows.push(self.list(Self::value)?);
         }
         if self.eat(';') { Ok((columns, rows)) } else { Err(self.unexpected()) }
@@ -109,6 +115,9 @@ impl<'a> Cursor<'a> {
         }
         let mut items = vec![item(self)?];
         while self.eat(',') {
+            if items.len() == MAX_ITEMS {
+                return Err(format!("more than {MAX_ITEMS} items in a list"));
+            }
             items.push(item(self)?);
         }
         if self.eat(')') { Ok(items) } else { Err(self.unexpected()) }

@@ -41,6 +41,16 @@ pub struct Timing {
     pub avg_ts: Option<f64>,
     /// Standard deviation of the tokens per second of the samples.
     pub stddev_ts: Option<f64>,
+    /// Mean time of a call where another tool states it, nanoseconds; it may keep no samples.
+    pub avg_ns: Option<f64>,
+    /// Standard deviation of a call's time where another tool states it, nanoseconds.
+    pub stddev_ns: Option<f64>,
+    /// Generated tokens per second while prompts are processed as well (serving), all sequences together. No decode rate.
+    pub avg_output_ts: Option<f64>,
+    /// Rate of what is not counted in tokens, in `throughput_unit`.
+    pub throughput: Option<f64>,
+    /// Unit of `throughput`, such as `samples/s`.
+    pub throughput_unit: Option<String>,
 }
 
 /// Ceilings of the device, measured in the same run.

@@ -219,8 +219,11 @@ fn choices(device: &Device, op: &Op, kernel: Option<&str>) -> Result<Vec<Choice>
 }
 
 fn named(device: &Device, op: &Op, name: &str) -> Result<Choice> {
-    let known = device.kernels().iter().any(|row| row.name == name);
-    ensure!(known, "no kernel {name:?} on {}; `perjoule kernels` lists them", device.info().label);
+    let rows = device.kernels();
+    let Some(row) = rows.iter().find(|row| row.name == name) else {
+        bail!("no kernel {name:?} on {}; `perjoule kernels` lists them", device.info().label);
+    };
+    ensure!(row.op == op.name(), "{name} runs {}, not {}", row.op, op.name());
     Ok(device.select_named(op, name)?)
 }
 

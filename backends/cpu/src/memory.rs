@@ -1,10 +1,10 @@
-//! Zeroed host memory.
+//! Host memory: zeroed, or used before by the same device.
 
 use crate::team::Region;
 use perjoule_kernels::{DeviceId, Error, Memory, Result};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Alignment of every allocation: a cache line, and the widest vector.
 pub const ALIGN: usize = 64;
@@ -12,11 +12,62 @@ pub const ALIGN: usize = 64;
 /// From this size on, memory comes straight from the system: zeroed lazily, in huge pages where it gives them.
 const MAPPED: usize = 1 << 20;
 
+/// Most bytes that a device keeps of its freed blocks.
+const KEPT: usize = 64 << 20;
+/// Most freed blocks that a device keeps, among which one of the very size is looked for.
+const BLOCKS: usize = 64;
+/// The smallest block that is kept: smaller ones are zeroed faster than they are found.
+const WORTH: usize = 1 << 16;
+
+/// Plain memory from the system, initialised.
+struct Block {
+    pointer: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: plain memory, owned by one block; who may touch it when is said at `HostMemory`.
+unsafe impl Send for Block {}
+
+/// Freed blocks of one device, for results that are written anyway: fresh pages cost more than most launches that fill them.
+#[derive(Default)]
+pub(crate) struct Freed(Mutex<Vec<Block>>);
+
+impl Freed {
+    /// Calls that find the list in use go without: it may be held for ever by a thread that a fork has left behind.
+    fn take(&self, bytes: usize) -> Option<Block> {
+        if !(WORTH..=KEPT).contains(&bytes) {
+            return None;
+        }
+        let mut list = self.0.try_lock().ok()?;
+        let at = list.iter().rposition(|block| block.bytes == bytes)?;
+        Some(list.remove(at))
+    }
+
+    /// Keeps the block. Gives back what there is no room for, for the caller to free outside the lock.
+    fn give(&self, block: Block) -> Vec<Block> {
+        if !(WORTH..=KEPT).contains(&block.bytes) {
+            return vec![block];
+        }
+        let Ok(mut list) = self.0.try_lock() else { return vec![block] };
+        list.push(block);
+        let mut kept: usize = list.iter().map(|block| block.bytes).sum();
+        let mut first = 0;
+        while list.len() - first > BLOCKS || kept > KEPT {
+            kept -= list[first].bytes;
+            first += 1;
+        }
+        list.drain(..first).collect()
+    }
+}
+
 /// A block of the host's memory that belongs to one CPU device.
 pub struct HostMemory {
     device: DeviceId,
     /// Held by whoever touches the bytes.
     region: Arc<Region>,
+    freed: Arc<Freed>,
+    /// There until it is dropped.
+    block: Option<Block>,
     pointer: NonNull<u8>,
     bytes: usize,
 }
@@ -29,7 +80,12 @@ unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
     /// `bytes` zeroed bytes. An allocation larger than what the machine has available is refused before it is made.
-    pub(crate) fn zeroed(device: DeviceId, region: &Arc<Region>, bytes: u64) -> Result<Self> {
+    pub(crate) fn zeroed(
+        device: DeviceId,
+        region: &Arc<Region>,
+        freed: &Arc<Freed>,
+        bytes: u64,
+    ) -> Result<Self> {
         let refused = |available| Error::OutOfMemory { device: "cpu".into(), need: bytes, available };
         let size = usize::try_from(bytes).ok().filter(|&b| b <= isize::MAX as usize - 4096);
         let size = size.ok_or_else(|| refused(None))?;
@@ -42,7 +98,32 @@ impl HostMemory {
         }
         let pointer = if size == 0 { Some(NonNull::<Line>::dangling().cast()) } else { allocate(size) };
         let pointer = pointer.ok_or_else(|| refused(available_bytes()))?;
-        Ok(HostMemory { device, region: region.clone(), pointer, bytes: size })
+        Ok(Self::of(device, region, freed, Block { pointer, bytes: size }))
+    }
+
+    /// `bytes` bytes of any content: what an earlier block of this device held, or zeroes.
+    pub(crate) fn any(
+        device: DeviceId,
+        region: &Arc<Region>,
+        freed: &Arc<Freed>,
+        bytes: u64,
+    ) -> Result<Self> {
+        match usize::try_from(bytes).ok().and_then(|size| freed.take(size)) {
+            Some(block) => Ok(Self::of(device, region, freed, block)),
+            None => Self::zeroed(device, region, freed, bytes),
+        }
+    }
+
+    fn of(device: DeviceId, region: &Arc<Region>, freed: &Arc<Freed>, block: Block) -> Self {
+        let (pointer, bytes) = (block.pointer, block.bytes);
+        HostMemory {
+            device,
+            region: region.clone(),
+            freed: freed.clone(),
+            block: Some(block),
+            pointer,
+            bytes,
+        }
     }
 
     /// What its device's users hold while they touch its bytes.
@@ -97,9 +178,17 @@ fn allocate(size: usize) -> Option<NonNull<u8>> {
 
 impl Drop for HostMemory {
     fn drop(&mut self) {
+        if let Some(block) = self.block.take().filter(|block| block.bytes > 0) {
+            drop(self.freed.give(block));
+        }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
         #[cfg(unix)]
         if self.bytes >= MAPPED {
-            // SAFETY: exactly the mapping that `allocate` made; no buffer refers to it any more.
+            // SAFETY: exactly the mapping that `allocate` made; the memory that it was part of has gone.
             unsafe { libc::munmap(self.pointer.as_ptr().cast(), self.bytes) };
             return;
         }

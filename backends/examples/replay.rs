@@ -153,6 +153,8 @@ fn main() -> Result<()> {
     let id = cpu.alloc(4)?;
     let nodes = step(&cpu, &model, &id)?;
     let mut stream = cpu.stream()?;
+    // the weights were written and packed on the default stream
+    stream.follow(&mut *cpu.default_stream()?)?;
     // once, for the launch that needs most
     stream.reserve(nodes.iter().map(|(plan, _)| plan.scratch()).max().unwrap_or(0))?;
     stream.write(&id, &FIRST.to_le_bytes())?;

@@ -86,8 +86,7 @@ impl<'a> AttentionCall<'a> {
                 };
                 let kv = layout(batch, head_dim, k, v)?;
                 let length = i32::try_from(kv.capacity).unwrap_or(i32::MAX);
-                lengths = Tensor::zeros(device, DType::I32, [batch])?;
-                lengths.write(&vec![length; batch])?;
+                lengths = Tensor::from_slice(device, &vec![length; batch], [batch])?;
                 (batch, q_len, false, kv, vec![self.q, k, v, &lengths])
             }
             Keys::Cache(cache) => {
@@ -112,7 +111,7 @@ impl<'a> AttentionCall<'a> {
             expect_dense(NAME, "sinks", sinks, &[heads])?;
             args.push(sinks);
         }
-        let out = Tensor::zeros(device, dtype, self.q.shape())?;
+        let out = Tensor::unwritten(device, dtype, self.q.shape())?;
         args.push(&out);
         run(op, &args)?;
         Ok(out)

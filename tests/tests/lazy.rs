@@ -148,7 +148,7 @@ fn calls(d: &Device) -> Vec<Vec<f32>> {
     list.push(vec(scaled.scales));
     let ids = ops::argmax(&projected).unwrap();
     list.push(vec(ops::cast(&ids, DType::F32).unwrap()));
-    list.push(vec(ops::embed(&x, &ids.slice(0, ..1).unwrap(), DType::F32).unwrap()));
+    list.push(vec(ops::embed(&random(d, 6, &[48, 8]), &ids, DType::F32).unwrap()));
 
     // a step of two sequences, and one of different lengths
     let qkv = |seed, lead: &[usize]| random(d, seed, &[lead, &[4, 16]].concat());

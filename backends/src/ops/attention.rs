@@ -86,7 +86,8 @@ impl<'a> AttentionCall<'a> {
                 };
                 let kv = layout(batch, head_dim, k, v)?;
                 let length = i32::try_from(kv.capacity).unwrap_or(i32::MAX);
-                lengths = Tensor::from_slice(device, &vec![length; batch], [batch])?;
+                lengths = Tensor::unwritten(device, DType::I32, [batch])?;
+                lengths.write(&vec![length; batch])?;
                 (batch, q_len, false, kv, vec![self.q, k, v, &lengths])
             }
             Keys::Cache(cache) => {

@@ -101,7 +101,7 @@ enum Work {
     Copy(Buffer, Buffer),
     Read(Buffer, Arc<Mutex<Vec<u8>>>),
     Wait(Arc<Queue>, u64),
-    Launch(&'static Kernel, Op, Vec<Buffer>, Vec<Operand>),
+    Launch(&'static Kernel, Arc<Op>, Vec<Buffer>, Vec<Operand>),
 }
 
 /// The work of a stream. Events hold on to it when the stream has gone.
@@ -240,7 +240,7 @@ fn packed(op: &Op) -> Op {
     op
 }
 
-struct Reference(Op);
+struct Reference(Arc<Op>);
 
 impl Launch for Reference {
     fn scratch(&self) -> u64 {
@@ -272,7 +272,8 @@ impl Launch for Reference {
 }
 
 fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
-    Ok(Box::new(Reference(if request.pack.is_some() { packed(request.op) } else { request.op.clone() })))
+    let op = if request.pack.is_some() { packed(request.op) } else { request.op.clone() };
+    Ok(Box::new(Reference(Arc::new(op))))
 }
 
 fn products_of_floats(op: &Op, _: &Config, _: &DeviceInfo) -> Option<Reason> {

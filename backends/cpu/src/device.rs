@@ -49,7 +49,7 @@ pub struct CpuDevice {
 pub(crate) struct Inner {
     pub(crate) id: DeviceId,
     pub(crate) team: Team,
-    freed: Arc<Freed>,
+    pub(crate) freed: Arc<Freed>,
 }
 
 impl Inner {

@@ -58,6 +58,18 @@ impl Freed {
         }
         list.drain(..first).collect()
     }
+
+    #[cfg(test)]
+    pub(crate) fn blocks(&self) -> usize {
+        self.0.lock().map_or(0, |list| list.len())
+    }
+
+    /// Gives everything back to the system.
+    fn clear(&self) {
+        if let Ok(mut list) = self.0.try_lock() {
+            list.clear();
+        }
+    }
 }
 
 /// A block of the host's memory that belongs to one CPU device.
@@ -91,7 +103,11 @@ impl HostMemory {
         let size = size.ok_or_else(|| refused(None))?;
         if bytes >= 64 << 20 {
             // with overcommit the kernel would grant it and kill the process later
-            let available = available_bytes();
+            let mut available = available_bytes();
+            if available.is_some_and(|have| bytes > have) {
+                freed.clear();
+                available = available_bytes();
+            }
             if available.is_some_and(|have| bytes > have) {
                 return Err(refused(available));
             }
@@ -241,4 +257,42 @@ pub fn total_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|l| l.starts_with("MemTotal:"))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{CpuDevice, Options};
+    use perjoule_kernels::{Buffer, Device};
+
+    #[test]
+    fn freed_blocks_serve_what_may_hold_anything_on_the_same_device() {
+        let open = || CpuDevice::open(&Options { threads: Some(1), ..Options::default() }).unwrap();
+        let (device, other) = (open(), open());
+        let mut stream = device.stream().unwrap();
+        for bytes in [super::WORTH, super::MAPPED + 3] {
+            let bytes = bytes as u64;
+            let used = device.alloc(bytes).unwrap();
+            let address = used.address();
+            stream.write(&used, &vec![7; bytes as usize]).unwrap();
+            let view = used.view(1, 2).unwrap();
+            drop(used);
+            assert_ne!(device.alloc_any(bytes).unwrap().address(), address, "a view is alive");
+            drop(view);
+            let zeroed = |buffer: &Buffer, device: &CpuDevice| {
+                let read = device.stream().unwrap().read(buffer).wait().unwrap();
+                read.iter().all(|&byte| byte == 0)
+            };
+            assert!(zeroed(&device.alloc(bytes).unwrap(), &device));
+            assert!(zeroed(&other.alloc_any(bytes).unwrap(), &other), "another device's bytes stay there");
+            let first: Vec<Buffer> = (0..3).map(|_| device.alloc_any(bytes).unwrap()).collect();
+            assert!(first.iter().any(|buffer| buffer.address() == address));
+        }
+        // bounded in number
+        drop(
+            (0..3 * super::BLOCKS as u64)
+                .map(|i| device.alloc_any((1 << 16) + i).unwrap())
+                .collect::<Vec<_>>(),
+        );
+        assert_eq!(device.inner.freed.blocks(), super::BLOCKS);
+    }
 }

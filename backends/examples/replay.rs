@@ -142,17 +142,23 @@ fn by_calls(device: &Device, model: &Model) -> Result<Vec<i32>> {
 }
 
 fn main() -> Result<()> {
-    let cpu = perjoule::open("cpu")?;
+    run(&perjoule::open("cpu")?)
+}
+
+/// On any device.
+pub(crate) fn run(device: &Device) -> Result<()> {
     let model = Model {
-        embedding: random(&cpu, 1, [VOCAB, HIDDEN])?,
-        qkv: random(&cpu, 2, [3 * HIDDEN, HIDDEN])?,
-        head: random(&cpu, 3, [VOCAB, HIDDEN])?,
-        norm: Tensor::from_slice(&cpu, &[1.0f32; HIDDEN], [HIDDEN])?,
+        embedding: random(device, 1, [VOCAB, HIDDEN])?,
+        qkv: random(device, 2, [3 * HIDDEN, HIDDEN])?,
+        head: random(device, 3, [VOCAB, HIDDEN])?,
+        norm: Tensor::from_slice(device, &[1.0f32; HIDDEN], [HIDDEN])?,
     };
 
-    let id = cpu.alloc(4)?;
-    let nodes = step(&cpu, &model, &id)?;
-    let mut stream = cpu.stream()?;
+    let id = device.alloc(4)?;
+    let nodes = step(device, &model, &id)?;
+    let mut stream = device.stream()?;
+    // the weights were written and packed on the default stream
+    stream.follow(&mut *device.default_stream()?)?;
     // once, for the launch that needs most
     stream.reserve(nodes.iter().map(|(plan, _)| plan.scratch()).max().unwrap_or(0))?;
     stream.write(&id, &FIRST.to_le_bytes())?;
@@ -165,6 +171,6 @@ fn main() -> Result<()> {
     }
 
     println!("{} launches a token, {TOKENS} tokens: {:?} ..", graph.launches(), &ids[..10]);
-    assert_eq!(ids, by_calls(&cpu, &model)?, "recorded launches and single calls choose the same tokens");
+    assert_eq!(ids, by_calls(device, &model)?, "recorded launches and single calls choose the same tokens");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Finding and opening devices; plans and the default stream of an open one.
+//! An open device, its plans and its default stream.
 
 use perjoule_kernels::select::{explain, select_named};
 use perjoule_kernels::{
@@ -21,6 +21,9 @@ pub struct Device(Arc<Opened>);
 
 struct Opened {
     backend: Arc<dyn Backend>,
+    /// The process that opened it.
+    #[cfg(not(target_arch = "wasm32"))]
+    process: u32,
     plans: Mutex<Plans>,
     stream: Mutex<Box<dyn Stream>>,
     /// The thread that holds `stream`.
@@ -65,65 +68,31 @@ fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-/// A backend that has no device here, and why.
-#[derive(Debug, Clone)]
-pub struct Absent {
-    /// `cpu`, `webgpu` or `cuda`.
-    pub backend: &'static str,
-    /// Why there is none.
-    pub reason: String,
-}
-
-/// Every device that can be opened, and the backends that have none.
-pub fn devices() -> (Vec<DeviceInfo>, Vec<Absent>) {
-    let mut found = Vec::new();
-    let mut absent = Vec::new();
-    match open("cpu") {
-        Ok(device) => found.push(device.info().clone()),
-        Err(error) => absent.push(Absent { backend: "cpu", reason: error.to_string() }),
-    }
-    for backend in ["webgpu", "cuda"] {
-        absent.push(Absent { backend, reason: NOT_BUILT.into() });
-    }
-    (found, absent)
-}
-
-const NOT_BUILT: &str = "this build has no such backend";
-
-/// Opens the device of that label: `cpu`.
-pub fn open(label: &str) -> Result<Device> {
-    open_with_threads(label, None)
-}
-
-/// Opens a device with a number of host threads: the lanes of the CPU's team; other backends refuse one.
-pub fn open_with_threads(label: &str, threads: Option<usize>) -> Result<Device> {
-    let refuse = |why: String| Err(Error::NoDevice { id: label.to_string(), why });
-    let (backend, index) = label.split_once(':').map_or((label, None), |(b, i)| (b, Some(i)));
-    match backend {
-        "cpu" if matches!(index, None | Some("0")) => open_cpu(threads),
-        "cpu" => refuse("there is one CPU device: cpu".into()),
-        "webgpu" | "cuda" => refuse(format!("{NOT_BUILT}; the devices here are: cpu")),
-        _ => refuse("no backend of that name; labels look like cpu, webgpu:0, cuda:0".into()),
-    }
-}
-
-#[cfg(feature = "cpu")]
-fn open_cpu(threads: Option<usize>) -> Result<Device> {
-    let options = perjoule_cpu::Options { threads, ..Default::default() };
-    Device::new(Arc::new(perjoule_cpu::CpuDevice::open(&options)?))
-}
-
-#[cfg(not(feature = "cpu"))]
-fn open_cpu(_threads: Option<usize>) -> Result<Device> {
-    Err(Error::NoDevice { id: "cpu".into(), why: "this build lacks the feature `cpu`".into() })
-}
-
 impl Device {
     /// Wraps a backend's device: one opened with options of its own, or a backend from outside.
     pub fn new(backend: Arc<dyn Backend>) -> Result<Self> {
         let stream = Mutex::new(backend.stream()?);
         let holder = Mutex::new(None);
-        Ok(Device(Arc::new(Opened { backend, plans: Mutex::default(), stream, holder })))
+        Ok(Device(Arc::new(Opened {
+            backend,
+            #[cfg(not(target_arch = "wasm32"))]
+            process: std::process::id(),
+            plans: Mutex::default(),
+            stream,
+            holder,
+        })))
+    }
+
+    /// Refused in a fork, where a lock may be held for ever by a thread that is not there; no backend's device survives one either.
+    fn alive(&self) -> Result<()> {
+        #[cfg(not(target_arch = "wasm32"))]
+        if std::process::id() != self.0.process {
+            return Err(Error::Lost {
+                device: self.info().label.clone(),
+                detail: "this process was forked from the one that opened it".into(),
+            });
+        }
+        Ok(())
     }
 
     /// What it is.
@@ -151,7 +120,12 @@ impl Device {
         self.0.backend.alloc(bytes)
     }
 
-    /// A new stream.
+    /// Memory of any content, for what is written before it is read: see [`perjoule_kernels::Device::alloc_any`].
+    pub fn alloc_any(&self, bytes: u64) -> Result<Buffer> {
+        self.0.backend.alloc_any(bytes)
+    }
+
+    /// A new stream. Nothing orders it behind the default stream: see [`Stream::follow`].
     pub fn stream(&self) -> Result<Box<dyn Stream>> {
         self.0.backend.stream()
     }
@@ -160,8 +134,9 @@ impl Device {
     /// for it while the guard lives; drop it before the next such call of this thread.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] when this thread holds it already: it would wait for itself.
+    /// [`Error::Unsupported`] when this thread holds it already: it would wait for itself. [`Error::Lost`] in a fork of the process.
     pub fn default_stream(&self) -> Result<StreamGuard<'_>> {
+        self.alive()?;
         // only this thread writes its own id, so that nobody can make the answer wrong meanwhile
         let this = std::thread::current().id();
         if *unpoisoned(&self.0.holder) == Some(this) {
@@ -203,6 +178,7 @@ impl Device {
 
     /// The plan for `op` with its constant operands packed as `pack`.
     pub fn prepare_packed(&self, op: &Op, pack: Option<&'static PackFormat>) -> Result<Arc<Prepared>> {
+        self.alive()?;
         let key = fingerprint(op, pack);
         let find = |plans: &Plans| {
             let found = plans.by_op.get(&key)?.iter().find(|p| p.op() == op && p.choice().pack == pack)?;

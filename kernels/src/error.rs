@@ -122,6 +122,9 @@ pub enum Error {
         /// Name of the operand.
         operand: &'static str,
     },
+    /// A graph was given to another stream than the one that recorded it, whose scratch it uses.
+    #[error("the graph was recorded by another stream; replay it there, or record it again on this one")]
+    WrongStream,
     /// A host slice was given where only device memory will do, or a read-only slice where the op writes.
     #[error("{kernel}: operand {operand}: {why}")]
     HostArgument {

@@ -116,7 +116,7 @@ impl Part {
     /// Source and destination of `bytes` bytes, every page of which this thread has written.
     fn new(device: &CpuDevice, bytes: u64) -> Result<Self> {
         let memory = |value: f32| {
-            let mut memory = HostMemory::zeroed(device.inner.id, device.inner.team.region(), bytes)?;
+            let mut memory = device.inner.memory(bytes)?;
             floats(&mut memory).fill(value);
             Ok(memory)
         };
@@ -221,8 +221,7 @@ impl Kernel for Sum<'_> {
 impl CpuDevice {
     /// Runs `job` on every lane of the team, while nobody else uses the device.
     fn region(&self, job: &(dyn Fn(&crate::team::Lane<'_>) + Sync)) -> Result<()> {
-        self.inner.team.region().alive()?;
-        self.inner.team.lock().run(job).map_err(fault)
+        self.inner.team.lock()?.run(job).map_err(fault)
     }
 }
 

@@ -228,6 +228,6 @@ fn tensor2(tensor: &Tensor) -> Tensor2 {
 
 /// A new dense tensor of the shape of `x`, and its vectors in the arrangement of `rows`.
 fn like(x: &Tensor, dtype: DType, rows: Rows) -> Result<(Tensor, Rows)> {
-    let out = Tensor::zeros(x.device(), dtype, x.shape())?;
+    let out = Tensor::unwritten(x.device(), dtype, x.shape())?;
     Ok((out, Rows::grid(rows.outer, rows.inner, rows.len)))
 }

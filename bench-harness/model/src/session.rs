@@ -81,10 +81,12 @@ impl Model {
             layout,
             logits: device.alloc(parallel as u64 * geometry.vocab as u64 * 4)?,
         };
+        let mut stream = device.stream()?;
+        stream.wait_for(&*self.loaded)?;
         Ok(Session {
             model: self,
             options,
-            stream: device.stream()?,
+            stream,
             state,
             steps: HashMap::new(),
             uniform: device.alloc(parallel as u64 * 4)?,
@@ -114,7 +116,8 @@ impl Session<'_> {
     /// see [`Session::logits`], [`Session::greedy`].
     ///
     /// # Errors
-    /// [`Error::Sequences`], [`Error::TokenId`], [`Error::TooLong`], [`Error::Device`]. What was refused changes nothing.
+    /// [`Error::Sequences`], [`Error::TokenId`], [`Error::TooLong`], [`Error::Device`]. What was refused changes nothing. Faults of a device
+    /// that is not [synchronous](perjoule::DeviceInfo::synchronous) may come later, with the logits.
     pub fn prefill(&mut self, ids: &[u32]) -> Result<()> {
         let tokens = self.check(ids)?;
         self.chunks(ids, tokens, false).map(drop)
@@ -157,13 +160,16 @@ impl Session<'_> {
         }
         let shape = StepShape { batch: self.options.parallel, q_len: 1, output: Output::Greedy };
         for step in 0..n {
-            if let Err(error) = self.run(shape) {
-                // it may have advanced the lengths before it failed
-                self.set_len(self.len)?;
-                return Err(error);
-            }
+            // faults of the step may come only with what it has chosen
+            let ids = match self.run(shape).and_then(|()| self.ids()) {
+                Ok(ids) => ids,
+                Err(error) => {
+                    // it may have advanced the lengths before it failed
+                    self.set_len(self.len)?;
+                    return Err(error);
+                }
+            };
             self.len += 1;
-            let ids = self.ids()?;
             if !on_token(&ids) {
                 return Ok(step + 1);
             }

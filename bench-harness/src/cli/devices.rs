@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 use std::io::Write;
 
 use super::args::DevicesArgs;
-use super::{Ended, environment, open, threads_of};
+use super::{Ended, environment, threads_of};
 use crate::measure::energy::Meters;
 use crate::report::{Align, Style, Table, units};
 
 pub(crate) fn run(args: &DevicesArgs) -> Result<Ended> {
     let (found, absent) = devices();
-    let threads = open("cpu", None).map_or(1, |device| threads_of(&device));
+    let threads = found.iter().map(threads_of).max().unwrap_or(1);
     let meters = Meters::discover(&environment(), threads);
     let mut out = anstream::stdout();
     if args.json {

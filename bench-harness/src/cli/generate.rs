@@ -58,7 +58,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<Ended> {
     let dtype = run_tokens::dtype_of(&source, args.dtype);
     let model = run_tokens::load(&device, &source, dtype, vec![1, prompt.len().min(BATCH)], args.quiet)?;
     let mut session = model.session(SessionOptions { parallel: 1, capacity, chunk: BATCH })?;
-    let gauge = Gauge::new(Meters::discover(&environment(), threads_of(&device)).of(device.info()));
+    let gauge = Gauge::new(Meters::discover(&environment(), threads_of(device.info())).of(device.info()));
 
     let windows = gauge.as_ref().map(Gauge::open);
     let start = Instant::now();

@@ -16,7 +16,7 @@ mod run_tokens;
 
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser};
-use perjoule::Device;
+use perjoule::{Device, DeviceInfo};
 use perjoule_record::Environment;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -109,8 +109,8 @@ fn open(label: &str, threads: Option<usize>) -> Result<Device> {
 }
 
 /// Threads that work for a device: the lanes of the CPU's team.
-fn threads_of(device: &Device) -> usize {
-    let caps = device.info().caps::<perjoule_cpu::device::CpuCaps>();
+fn threads_of(info: &DeviceInfo) -> usize {
+    let caps = info.caps::<perjoule_cpu::device::CpuCaps>();
     caps.map_or(1, |caps| caps.threads)
 }
 

@@ -262,7 +262,7 @@ impl Run<'_> {
         let each = self.budget / opened.len() as f64;
         let ceilings_time = (each * 0.1).min(CEILINGS);
         for (device, tasks) in opened.iter().zip(tasks) {
-            let threads = threads_of(device);
+            let threads = threads_of(device.info());
             let meters = Meters::discover(self.environment, threads);
             let bar = progress::bar(0, self.args.quiet);
             bar.set_message("idle power and ceilings");
@@ -323,7 +323,7 @@ impl Run<'_> {
         output.heading("Devices", "")?;
         output.table(&devices::table(&infos))?;
         for device in opened {
-            let meters = Meters::discover(e, threads_of(device));
+            let meters = Meters::discover(e, threads_of(device.info()));
             for line in devices::energy_lines(device.info(), &meters) {
                 output.line(&format!("{} energy {line}", device.info().label))?;
             }

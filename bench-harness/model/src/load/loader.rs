@@ -1,8 +1,9 @@
 //! Puts weights on a device, one product or vector at a time.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use perjoule::{Arg, Buffer, Choice, DType, Device, Op, Stream};
+use perjoule::{Arg, Buffer, Choice, DType, Device, Event, Op, Stream};
 use perjoule_kernels::op::{MatMul, Pack, Tensor2};
 use perjoule_kernels::{Matrix, PackFormat};
 
@@ -52,6 +53,15 @@ impl<'a> Loader<'a> {
             bytes: 0,
             weights: weights.into_iter().map(|w| ((w.layer, w.role), w)).collect(),
         })
+    }
+
+    /// Ends loading. Sessions let their streams wait for the event; where the host can wait, it waits here, so that faults are those of
+    /// loading.
+    pub(super) fn finish(mut self) -> Result<Arc<dyn Event>> {
+        let loaded = self.stream.record()?;
+        #[cfg(not(target_arch = "wasm32"))]
+        self.stream.sync().wait()?;
+        Ok(loaded)
     }
 
     fn geometry(&self) -> &Geometry {

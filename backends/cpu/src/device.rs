@@ -1,7 +1,7 @@
 //! The CPU as a device.
 
 use crate::features::{Caches, Features, processor_name};
-use crate::memory::{HostMemory, total_bytes};
+use crate::memory::{HostMemory, available_bytes, total_bytes};
 use crate::stream::CpuStream;
 use crate::team::Team;
 use perjoule_kernels::tune::Tuning;
@@ -72,21 +72,16 @@ impl CpuDevice {
         }
         let team = Team::new(threads)
             .map_err(|e| refuse(format!("{threads} threads could not be started: {e}; ask for fewer")))?;
-        let id = DeviceId::unique();
-        let caps = CpuCaps { features, caches: Caches::detect(), threads };
-        let info = DeviceInfo {
-            id,
-            label: "cpu".into(),
-            backend: "cpu",
-            name: processor_name(),
-            class: DeviceClass::Cpu,
-            memory_bytes: total_bytes(),
-            software: false,
-            features: features.names(),
-            synchronous: true,
-            arena: Arena { pools: 1, align: 64, max_bytes: isize::MAX as u64 },
-            caps: Arc::new(caps),
-        };
+        let caches = Caches::detect();
+        let caps = CpuCaps { features, caches, threads };
+        let mut info = DeviceInfo::new("cpu", "cpu", processor_name(), DeviceClass::Cpu, Arc::new(caps));
+        info.memory_bytes = total_bytes();
+        info.cache_bytes = Some(caches.l3.max(caches.l2) as u64);
+        info.threads = Some(threads);
+        info.features = features.names();
+        info.synchronous = true;
+        info.arena = Arena { pools: 1, align: 64, max_bytes: isize::MAX as u64 };
+        let id = info.id;
         let rows: Vec<&'static Kernel> = crate::table::rows().collect();
         Ok(CpuDevice {
             info,
@@ -100,12 +95,6 @@ impl CpuDevice {
     /// Lanes of its team.
     pub fn threads(&self) -> usize {
         self.inner.team.lanes()
-    }
-
-    /// Replaces what a tuner measured.
-    pub fn set_tuning(&self, tuning: Option<Arc<Tuning>>) {
-        *self.tuning.write().unwrap_or_else(|e| e.into_inner()) = tuning;
-        self.revised();
     }
 
     /// After the change: who reads the new revision sees it.
@@ -137,8 +126,22 @@ impl Device for CpuDevice {
         Ok(())
     }
 
+    fn built_in(&self, row: &'static Kernel) -> bool {
+        crate::table::rows().any(|own| std::ptr::eq(own, row))
+    }
+
     fn tuning(&self) -> Option<Arc<Tuning>> {
         self.tuning.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    fn set_tuning(&self, tuning: Option<Arc<Tuning>>) -> Result<()> {
+        *self.tuning.write().unwrap_or_else(|e| e.into_inner()) = tuning;
+        self.revised();
+        Ok(())
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        available_bytes()
     }
 
     fn revision(&self) -> u64 {

@@ -5,7 +5,7 @@ mod common;
 use common::refused;
 use perjoule::kernels::op::{MatMul, RmsNorm};
 use perjoule::kernels::tune::Tuning;
-use perjoule::kernels::{Choice, PackFormat};
+use perjoule::kernels::{Choice, PackFormat, Query};
 use perjoule::ops::{GatedKind, Granularity, RopeOptions, RopeScaling, RouteOrder, Routing, Weight};
 use perjoule::{Arg, DType, Device, Error, Kernel, Op, Tensor, cpu, ops};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -314,4 +314,40 @@ fn calls_refuse_what_they_cannot_mean() {
     let there = iota(&e, &[4, 8, 6]);
     let wrong = ops::grouped_matmul(&input, &there, &routing).run();
     assert!(matches!(wrong, Err(Error::WrongDevice { operand: "b", .. })));
+}
+
+/// Plans are kept by alignment only for ops of which a row asks for some.
+#[test]
+fn views_share_plans_unless_a_row_minds_where_they_lie() {
+    static ROW: Kernel = Kernel::new(
+        "add_f32_cpu_16",
+        "add",
+        |_| 0.0,
+        |request| {
+            struct Nothing;
+            impl cpu::spmd::Spmd for Nothing {
+                fn run(&self, _: &cpu::team::Lane<'_>, _: &cpu::spmd::Args) {}
+            }
+            Ok(cpu::spmd::launch(request, Nothing))
+        },
+    )
+    .with_align(|_, _| 16);
+    let d = open();
+    let op = Op::from(perjoule::kernels::op::Add::dense(1, 4, DType::F32));
+    let memory = d.alloc(256).unwrap();
+    let plan = |at| {
+        let view = memory.view(at, 16).unwrap();
+        let alignment = d.alignment(&[&view, &view, &view]);
+        d.prepare_packed(Query { op: &op, alignment }, None).unwrap()
+    };
+    assert!(Arc::ptr_eq(&plan(0), &plan(4)));
+    d.register(&ROW).unwrap();
+    let (aligned, not) = (plan(16), plan(4));
+    assert_eq!(aligned.choice().kernel.name, ROW.name);
+    assert_ne!(not.choice().kernel.name, ROW.name);
+    assert!(Arc::ptr_eq(&aligned, &plan(48)) && Arc::ptr_eq(&not, &plan(8)), "kept, in few levels");
+    // a slice that begins elsewhere is computed by another row
+    let x = iota(&d, &[9]);
+    let sum = ops::add(&x.slice(0, 1..5).unwrap(), &x.slice(0, 5..).unwrap()).unwrap();
+    assert_eq!(sum.to_vec::<f32>().unwrap(), [-10.0, -8.0, -6.0, -4.0]);
 }

@@ -177,6 +177,9 @@ pub struct Kernel {
     prepare: Prepare,
 }
 
+/// Alignment of packed operands, in bytes, whatever the row.
+pub(crate) const PACKED_ALIGN: u32 = 64;
+
 static DEFAULT: &[Config] = &[Config::tile("default", &[1])];
 
 impl Kernel {
@@ -225,9 +228,9 @@ impl Kernel {
         self
     }
 
-    /// The same for operands that lie at multiples of so many bytes. Candidates with less are refused without asking `reject`, and
-    /// launches check it. A row that can do with less says so by what [`Candidate::alignment`] holds: that is only filled in where a
-    /// row of the op states its needs here.
+    /// The same for operands that lie at multiples of so many bytes, a power of two. Candidates of which less is known are refused once
+    /// `reject` has accepted them, and launches check it. A row that has code for both looks at [`Candidate::alignment`] and asks for no
+    /// more. Callers that keep plans only fill that in for ops of which some row states its needs here.
     pub const fn with_align(mut self, align: fn(&Candidate<'_>, operand: usize) -> u32) -> Self {
         self.align = Some(align);
         self
@@ -337,7 +340,7 @@ pub fn prepare(
         operand.dtype = pack.dtype;
         operand.elements =
             (bytes / pack.dtype.block_bytes() as u64).saturating_mul(pack.dtype.block_len() as u64);
-        operand.align = operand.align.max(64);
+        operand.align = operand.align.max(PACKED_ALIGN);
     }
     if let Some(align) = choice.kernel.align {
         for (index, operand) in operands.iter_mut().enumerate() {

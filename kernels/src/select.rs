@@ -3,7 +3,7 @@
 use crate::align::Alignment;
 use crate::device::{Device, DeviceInfo};
 use crate::error::{Error, Reason, Refusal, Result};
-use crate::kernel::{Candidate, Config, Kernel, Numerics, PackFormat};
+use crate::kernel::{Candidate, Config, Kernel, Numerics, PACKED_ALIGN, PackFormat};
 use crate::op::Op;
 use crate::tune::Tuning;
 use std::sync::Arc;
@@ -98,8 +98,12 @@ impl Choice {
 /// The first operand that is not known to lie where the row needs it.
 fn misaligned(kernel: &Kernel, candidate: &Candidate<'_>) -> Option<Reason> {
     let align = kernel.align?;
+    let constants = if candidate.pack.is_some() { candidate.op.constants() } else { Vec::new() };
     candidate.op.operands().iter().enumerate().find_map(|(index, operand)| {
-        let (need, known) = (align(candidate, index), candidate.alignment.of(index).max(operand.align));
+        // of packed operands launches check as much anyway
+        let packed = constants.iter().any(|c| c.operand == index);
+        let certain = if packed { PACKED_ALIGN } else { operand.align };
+        let (need, known) = (align(candidate, index), candidate.alignment.of(index).max(certain));
         let text = || format!("needs {} at a multiple of {need} bytes; {known} are known", operand.name);
         (need > known && operand.bytes > 0).then(|| Reason::new(text()))
     })

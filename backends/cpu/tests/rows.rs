@@ -3,11 +3,12 @@
 use perjoule_cpu::spmd::{Args, Spmd, launch};
 use perjoule_cpu::team::Lane;
 use perjoule_cpu::{CpuDevice, Options};
-use perjoule_kernels::op::{Add, Op, RmsNorm};
+use perjoule_kernels::op::{Add, MatMul, Op, Residual, RmsNorm};
 use perjoule_kernels::select::select_named;
+use perjoule_kernels::tune::Tuning;
 use perjoule_kernels::{
-    Alignment, Arena, Arg, Buffer, Choice, Comm, DType, Device, DeviceInfo, Error, Kernel, Prepared, Query,
-    Result, Stream, prepare, select,
+    Alignment, Arena, Arg, Buffer, Choice, Comm, DType, Device, DeviceInfo, Error, Kernel, PackFormat,
+    Prepared, Query, Result, Stream, prepare, select,
 };
 use std::sync::Arc;
 
@@ -61,6 +62,38 @@ fn alignment_is_asked_for_vouched_for_and_checked() {
     assert!(matches!(error, Error::Misaligned { operand: "a", align: 16, .. }), "{error}");
 }
 
+static FOURS: PackFormat =
+    PackFormat { name: "fours", dtype: DType::F32, panel: 4, panel_bytes: |k| (k as u64).checked_mul(16) };
+static FIVES: PackFormat =
+    PackFormat { name: "fives", dtype: DType::F32, panel: 5, panel_bytes: |k| (k as u64).checked_mul(20) };
+
+static DEAR: Kernel =
+    Kernel::new("matmul_f32_cpu_dear", "matmul", |_| 2e-12, |request| Ok(launch(request, Body(|_, _| {}))))
+        .with_packs(&[&FOURS]);
+static CHEAP: Kernel =
+    Kernel::new("matmul_f32_cpu_cheap", "matmul", |_| 1e-12, |request| Ok(launch(request, Body(|_, _| {}))))
+        .with_packs(&[&FIVES]);
+
+/// A format that was measured for one of several shapes has nothing to say of the others.
+#[test]
+fn a_measurement_does_not_beat_predictions_of_another_shape() {
+    let device = open(1);
+    device.register(&DEAR).unwrap();
+    device.register(&CHEAP).unwrap();
+    let op = |m| Op::from(MatMul::linear(m, 64, 64, DType::F32, DType::F32, DType::F32));
+    let chosen = |also: &[Op]| select(&device, &op(1), also).unwrap().kernel.name;
+    let dear = Choice::new(&DEAR, 0, Some(&FOURS));
+    let mut tuning = Tuning::new();
+    assert_eq!((chosen(&[]), chosen(&[op(512)])), (CHEAP.name, CHEAP.name));
+    tuning.insert(&op(1), &dear, 1e-3);
+    device.set_tuning(Some(Arc::new(tuning.clone()))).unwrap();
+    assert_eq!((chosen(&[]), chosen(&[op(512)])), (DEAR.name, CHEAP.name));
+    // 500 rows share the bucket of 512
+    tuning.insert(&op(500), &dear, 1e-3);
+    device.set_tuning(Some(Arc::new(tuning))).unwrap();
+    assert_eq!(chosen(&[op(512)]), DEAR.name);
+}
+
 /// A CPU that binds a block of memory either to read or to write.
 struct Bound {
     real: CpuDevice,
@@ -112,7 +145,7 @@ fn one_block_of_memory_is_not_read_and_written_where_bindings_forbid_it() {
     launched(&plain, &mut *stream, &[&at(&other, 0), &at(&one, 0), &at(&one, 512)]).unwrap();
     // what an operand of the device's own makes is no harm: two written ones in a block
     let norm = RmsNorm {
-        residual: Some(perjoule_kernels::op::Residual {
+        residual: Some(Residual {
             rows: RmsNorm::dense(4, 8, DType::F32).x,
             sum: RmsNorm::dense(4, 8, DType::F32).x,
         }),

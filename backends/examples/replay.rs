@@ -3,10 +3,8 @@
 //!
 //! `cargo run --release -p perjoule --example replay`
 
-use perjoule::kernels::op::{
-    Add, Advance, Argmax, Attention, Embed, KvAppend, MatMul, Pack, RmsNorm, Rope, Tensor2,
-};
-use perjoule::kernels::{KvLayout, Matrix, Rows};
+use perjoule::kernels::op::{Add, Advance, Argmax, Attention, Embed, KvAppend, MatMul, RmsNorm, Rope};
+use perjoule::kernels::{KvLayout, Rows};
 use perjoule::ops::{self, KvCache, Weight};
 use perjoule::{Arg, Buffer, DType, Device, Op, Prepared, Result, Stream, Tensor};
 use std::sync::Arc;
@@ -67,12 +65,7 @@ impl Builder<'_> {
         let choice = self.device.select(&op, &[])?;
         let mut packed = weight.buffer().clone();
         if let Some(format) = choice.pack {
-            let b = Tensor2 { dtype: F32, strides: Matrix::col_major(k, n) };
-            let plan = self.device.prepare(Pack { format, matrices: 1, n, k, b })?;
-            packed = self.device.alloc(plan.operands()[1].bytes)?;
-            let mut stream = self.device.default_stream()?;
-            stream.reserve(plan.scratch())?;
-            plan.launch(&mut *stream, &mut [Arg::Buf(weight.buffer()), Arg::Buf(&packed)])?;
+            packed = self.device.pack_constant(&op.constants()[0], format, weight.buffer())?;
         }
         let plan = Arc::new(self.device.prepare_choice(&op, choice)?);
         self.nodes.push((plan, vec![x.clone(), packed, out.clone()]));

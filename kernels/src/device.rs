@@ -96,7 +96,9 @@ impl DeviceClass {
 
 /// What activations need of a device's memory.
 ///
-/// WebGPU forbids one buffer to be bound read-only and read-write in a dispatch: three pools there, one elsewhere.
+/// WebGPU forbids one buffer to be bound read-only and read-write in a dispatch: three pools there, one elsewhere. Two would do for a
+/// chain of launches; a residual that is read beside what the chain reads needs the third in practice. With more than one, launches
+/// refuse two operands in one block of memory of which one is written and the other only read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Arena {
     /// Number of separate blocks of memory among which activations rotate.
@@ -111,8 +113,9 @@ pub struct Arena {
 pub trait Caps: Any + Shared {}
 impl<T: Any + Shared> Caps for T {}
 
-/// What is known about a device.
+/// What is known about a device. A backend makes it with [`DeviceInfo::new`] and sets what it knows besides.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct DeviceInfo {
     /// Identity of this opened device.
     pub id: DeviceId,
@@ -126,6 +129,16 @@ pub struct DeviceInfo {
     pub class: DeviceClass,
     /// Its memory, in bytes, where that is known.
     pub memory_bytes: Option<u64>,
+    /// Its last-level cache, in bytes.
+    pub cache_bytes: Option<u64>,
+    /// Host threads that compute, where those do.
+    pub threads: Option<usize>,
+    /// Address on the PCI bus, such as `0000:65:00.0`: how meters and drivers name the same device.
+    pub pci: Option<String>,
+    /// The vendor's identity of this very piece of hardware.
+    pub uuid: Option<String>,
+    /// Name and version of the driver.
+    pub driver: Option<String>,
     /// Whether it is a software implementation of a GPU interface.
     pub software: bool,
     /// Names of the features that kernels look at, such as `avx2`.
@@ -139,6 +152,34 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
+    /// A device of a new identity of which nothing else is known: asynchronous, one pool of any size, aligned to 64 bytes.
+    pub fn new(
+        label: impl Into<String>,
+        backend: &'static str,
+        name: impl Into<String>,
+        class: DeviceClass,
+        caps: Arc<dyn Caps>,
+    ) -> Self {
+        DeviceInfo {
+            id: DeviceId::unique(),
+            label: label.into(),
+            backend,
+            name: name.into(),
+            class,
+            memory_bytes: None,
+            cache_bytes: None,
+            threads: None,
+            pci: None,
+            uuid: None,
+            driver: None,
+            software: false,
+            features: Vec::new(),
+            synchronous: false,
+            arena: Arena { pools: 1, align: 64, max_bytes: isize::MAX as u64 },
+            caps,
+        }
+    }
+
     /// The backend's own description, if it is a `T`.
     pub fn caps<T: Any>(&self) -> Option<&T> {
         (&*self.caps as &dyn Any).downcast_ref()
@@ -153,14 +194,30 @@ pub trait Device: Any + Shared {
     fn kernels(&self) -> Arc<[&'static Kernel]>;
     /// Adds a row from outside. Refused when a row of that name exists.
     fn register(&self, row: &'static Kernel) -> Result<()>;
+    /// Whether the row is one of the backend's own, which every program that opens this device has, and none that was registered.
+    fn built_in(&self, _row: &'static Kernel) -> bool {
+        false
+    }
     /// What a tuner measured on this device, if it was tuned.
     fn tuning(&self) -> Option<Arc<crate::tune::Tuning>> {
+        None
+    }
+    /// Replaces what a tuner measured, and forgets it with `None`. Refused by devices that keep none.
+    fn set_tuning(&self, _tuning: Option<Arc<crate::tune::Tuning>>) -> Result<()> {
+        Err(crate::Error::Unsupported {
+            what: "a tuning table",
+            why: format!("the device {} keeps none", self.info().label),
+        })
+    }
+    /// Bytes of its memory that are free right now, where that is known.
+    fn free_bytes(&self) -> Option<u64> {
         None
     }
     /// A number that is another one after every change of [`Device::kernels`] or [`Device::tuning`], by which caches of choices notice
     /// it. Cheap.
     fn revision(&self) -> u64;
-    /// Zeroed memory, at least 64-byte aligned, freed in stream order when the last [`Buffer`] of it goes. Every stream sees the zeroes.
+    /// Zeroed memory, aligned to [`Arena::align`] and to 64 bytes at least, freed in stream order when the last [`Buffer`] of it goes.
+    /// Every stream sees the zeroes.
     fn alloc(&self, bytes: u64) -> Result<Buffer>;
     /// The same without a promise about its content, for what is written before it is read: zeroing costs as much as a launch. It is
     /// initialised memory and holds nothing of other processes or devices: zeroes, or what earlier buffers of this device held.

@@ -3,7 +3,7 @@
 //! Submitted work waits in its stream's queue until somebody waits for it: a sync, a read, an event that another stream or the host
 //! waits for. What depends on nothing else than the order of the calls is therefore computed from zeroes, every time. Memory that
 //! may have any content is full of NaN, activations need three pools, and a launch that binds one buffer read-only and read-write is
-//! refused, as WebGPU does. Kernels are the ops' f64 references; products also read a packed weight.
+//! refused, as WebGPU does (the core refuses it where there are several pools). Kernels are the ops' f64 references; products also read a packed weight.
 #![forbid(unsafe_code)]
 
 use perjoule::{Backend, OpenOptions};
@@ -11,8 +11,8 @@ use perjoule_kernels::device::{Wait, ready};
 use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::{Pack, Tensor2, Values};
 use perjoule_kernels::{
-    Access, Arena, Arg, Buffer, Checked, Comm, Config, DType, Device, DeviceClass, DeviceId, DeviceInfo,
-    Error, Event, Graph, Kernel, Launch, Matrix, Memory, Numerics, Op, Operand, PackFormat, Pending, Prepare,
+    Access, Arena, Arg, Buffer, Candidate, Checked, Comm, Config, DType, Device, DeviceClass, DeviceId,
+    DeviceInfo, Error, Event, Graph, Kernel, Launch, Matrix, Memory, Op, Operand, PackFormat, Pending,
     Reason, Result, Stream, block,
 };
 use std::any::Any;
@@ -39,19 +39,12 @@ pub const BACKEND: Backend = Backend {
 };
 
 fn describe() -> DeviceInfo {
-    DeviceInfo {
-        id: DeviceId::unique(),
-        label: "lazy:0".into(),
-        backend: "lazy",
-        name: "references, as late as possible".into(),
-        class: DeviceClass::Other,
-        memory_bytes: None,
-        software: true,
-        features: Vec::new(),
-        synchronous: false,
-        arena: Arena { pools: 3, align: 256, max_bytes: 128 << 20 },
-        caps: Arc::new(()),
-    }
+    let name = "references, as late as possible";
+    let mut info = DeviceInfo::new("lazy:0", "lazy", name, DeviceClass::Other, Arc::new(()));
+    info.software = true;
+    info.synchronous = false;
+    info.arena = Arena { pools: 3, align: 256, max_bytes: 128 << 20 };
+    info
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -256,17 +249,6 @@ impl Launch for Reference {
             let Arg::Buf(buffer) = arg else { return Err(wrong(operand.name)) };
             args.push((*buffer).clone());
         }
-        let bound = || args.iter().zip(operands).filter(|(_, operand)| operand.bytes > 0);
-        for (written, x) in bound().filter(|(_, o)| o.access.writes()) {
-            for (read, y) in bound().filter(|(_, o)| !o.access.writes()) {
-                if Arc::ptr_eq(written.memory(), read.memory()) {
-                    return Err(Error::Unsupported {
-                        what: "a buffer bound read-only and read-write in one launch",
-                        why: format!("{} and {} of {} share one: use two", x.name, y.name, kernel.name),
-                    });
-                }
-            }
-        }
         stream.submit(Work::Launch(kernel, self.0.clone(), args, operands.to_vec()))
     }
 }
@@ -276,8 +258,8 @@ fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     Ok(Box::new(Reference(Arc::new(op))))
 }
 
-fn products_of_floats(op: &Op, _: &Config, _: &DeviceInfo) -> Option<Reason> {
-    let dtype = match op {
+fn products_of_floats(candidate: &Candidate<'_>) -> Option<Reason> {
+    let dtype = match candidate.op {
         Op::MatMul(op) => op.b.dtype,
         Op::GroupedMatMul(op) => op.b.dtype,
         _ => return None,
@@ -287,17 +269,10 @@ fn products_of_floats(op: &Op, _: &Config, _: &DeviceInfo) -> Option<Reason> {
 
 macro_rules! row {
     ($op:literal, $suffix:literal, $packs:expr, $cost:literal, $reject:expr) => {
-        &Kernel {
-            name: concat!($op, $suffix),
-            op: $op,
-            configs: &[Config::tile("any", &[4, 4, 4])],
-            packs: $packs,
-            vendor: false,
-            numerics: Numerics::F32,
-            reject: $reject,
-            cost: |_, _, _| $cost,
-            prepare: Prepare::new(prepare),
-        }
+        &Kernel::new(concat!($op, $suffix), $op, |_| $cost, prepare)
+            .with_configs(&[Config::tile("any", &[4, 4, 4])])
+            .with_packs($packs)
+            .with_reject($reject)
     };
 }
 
@@ -306,7 +281,7 @@ macro_rules! rows {
         static ROWS: &[&Kernel] = &[
             row!("matmul", "_lazy_packed", &[&COLUMNS], 0.5, products_of_floats),
             row!("grouped_matmul", "_lazy_packed", &[&COLUMNS], 0.5, products_of_floats),
-            $(row!($op, "_lazy", &[], 1.0, |_, _, _| None)),*
+            $(row!($op, "_lazy", &[], 1.0, |_| None)),*
         ];
     };
 }

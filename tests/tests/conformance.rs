@@ -6,7 +6,7 @@
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use perjoule_kernels::{Choice, Device};
-use perjoule_suite::{Buffers, Case, Outcome, Place, Scope, cases, lacks_feature, run, subjects};
+use perjoule_suite::{Buffers, Case, Outcome, Place, Scope, cases, run, subjects};
 use perjoule_tests::expectations::Expectations;
 #[cfg(unix)]
 use perjoule_tests::guard::{GuardPages, Side, report_traps};
@@ -97,8 +97,9 @@ fn device_trials(
             }
             Err(reason) => {
                 // a feature that this processor lacks is no fault; a row that no case reaches is one
-                let (name, reason) = (format!("{row}::none"), reason.to_string());
-                if lacks_feature(&reason) {
+                let (name, lacks) = (format!("{row}::none"), reason.lacks_feature());
+                let reason = reason.to_string();
+                if lacks {
                     trials.push(missing(name, reason, false));
                     continue;
                 }

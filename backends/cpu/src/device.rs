@@ -1,7 +1,7 @@
 //! The CPU as a device.
 
 use crate::features::{Caches, Features, processor_name};
-use crate::memory::{Freed, HostMemory, total_bytes};
+use crate::memory::{Freed, HostMemory, available_bytes, total_bytes};
 use crate::stream::CpuStream;
 use crate::team::Team;
 use perjoule_kernels::tune::Tuning;
@@ -94,31 +94,21 @@ impl CpuDevice {
         if threads == 0 || threads > 4096 {
             return Err(refuse(format!("{threads} threads asked for; 1 to 4096 are possible")));
         }
-        let caps = CpuCaps { features, caches: Caches::detect(), threads };
-        Ok(DeviceInfo {
-            id: DeviceId::unique(),
-            label: "cpu".into(),
-            backend: "cpu",
-            name: processor_name(),
-            class: DeviceClass::Cpu,
-            memory_bytes: total_bytes(),
-            software: false,
-            features: features.names(),
-            synchronous: true,
-            arena: Arena { pools: 1, align: 64, max_bytes: isize::MAX as u64 },
-            caps: Arc::new(caps),
-        })
+        let caches = Caches::detect();
+        let caps = CpuCaps { features, caches, threads };
+        let mut info = DeviceInfo::new("cpu", "cpu", processor_name(), DeviceClass::Cpu, Arc::new(caps));
+        info.memory_bytes = total_bytes();
+        info.cache_bytes = Some(caches.l3.max(caches.l2) as u64);
+        info.threads = Some(threads);
+        info.features = features.names();
+        info.synchronous = true;
+        info.arena = Arena { pools: 1, align: 64, max_bytes: isize::MAX as u64 };
+        Ok(info)
     }
 
     /// Lanes of its team.
     pub fn threads(&self) -> usize {
         self.inner.team.lanes()
-    }
-
-    /// Replaces what a tuner measured.
-    pub fn set_tuning(&self, tuning: Option<Arc<Tuning>>) {
-        *self.tuning.write().unwrap_or_else(|e| e.into_inner()) = tuning;
-        self.revised();
     }
 
     /// After the change: who reads the new revision sees it.
@@ -150,8 +140,22 @@ impl Device for CpuDevice {
         Ok(())
     }
 
+    fn built_in(&self, row: &'static Kernel) -> bool {
+        crate::table::rows().any(|own| std::ptr::eq(own, row))
+    }
+
     fn tuning(&self) -> Option<Arc<Tuning>> {
         self.tuning.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    fn set_tuning(&self, tuning: Option<Arc<Tuning>>) -> Result<()> {
+        *self.tuning.write().unwrap_or_else(|e| e.into_inner()) = tuning;
+        self.revised();
+        Ok(())
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        available_bytes()
     }
 
     fn revision(&self) -> u64 {

@@ -3,7 +3,7 @@
 use crate::device::Inner;
 use crate::memory::HostMemory;
 use crate::spmd::{Args, Recorded, Spmd};
-use crate::team::{Exclusive, Panicked, Region};
+use crate::team::{Exclusive, Panicked, Region, TeamId};
 use perjoule_kernels::device::ready;
 use perjoule_kernels::{Buffer, DeviceId, Error, Event, Graph, Pending, Result, Stream};
 use std::any::Any;
@@ -37,6 +37,11 @@ impl CpuStream {
     /// Lanes of the team that runs its launches.
     pub(crate) fn lanes(&self) -> usize {
         self.inner.team.lanes()
+    }
+
+    /// The team that runs its launches.
+    pub(crate) fn team(&self) -> TeamId {
+        self.inner.team.id()
     }
 
     pub(crate) fn is_capturing(&self) -> bool {

@@ -24,7 +24,11 @@ pub struct Lane<'a> {
     count: usize,
     shared: &'a Shared,
     phase: Cell<usize>,
+    /// Operands of this body of which the lane has been lent its share, a bit each. (A `Cell`, so that no other thread can use the lane.)
+    lent: Cell<u32>,
 }
+
+const _: () = assert!(perjoule_kernels::op::MAX_OPERANDS <= u32::BITS as usize);
 
 /// A lane left a region by panicking; the others follow at their next barrier.
 struct Abandoned;
@@ -78,6 +82,10 @@ pub struct Team {
     handles: Vec<JoinHandle<()>>,
     region: Arc<Region>,
 }
+
+/// Identity of a team that lives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TeamId(usize);
 
 /// The use of one device, its team and its memory, which one thread has at a time. Memory holds on to it, so that it can be copied
 /// between devices, and after its device has gone.
@@ -180,6 +188,10 @@ impl Team {
         Ok(Exclusive { team: self, _guard: self.region.enter() })
     }
 
+    pub(crate) fn id(&self) -> TeamId {
+        TeamId(Arc::as_ptr(&self.shared).addr())
+    }
+
     /// What is held while the team runs.
     pub(crate) fn region(&self) -> &Arc<Region> {
         &self.region
@@ -230,7 +242,7 @@ impl Exclusive<'_> {
 
 impl Shared {
     fn enter(&self, index: usize, job: &(dyn Fn(&Lane<'_>) + Sync)) {
-        let lane = Lane { index, count: self.lanes, shared: self, phase: Cell::new(0) };
+        let lane = Lane { index, count: self.lanes, shared: self, phase: Cell::new(0), lent: Cell::new(0) };
         let outer = INSIDE.replace(true);
         let result = catch_unwind(AssertUnwindSafe(|| {
             job(&lane);
@@ -337,6 +349,19 @@ impl Lane<'_> {
     /// The barrier between two bodies of a sequence.
     pub(crate) fn end_of_body(&self) {
         self.meet(AT_END);
+        self.lent.set(0);
+    }
+
+    /// Notes that its share of an operand is lent for the rest of the body; false when it is already.
+    pub(crate) fn lend(&self, operand: usize) -> bool {
+        let before = self.lent.get();
+        self.lent.set(before | 1 << operand);
+        before & 1 << operand == 0
+    }
+
+    /// Whether it is one of the team's.
+    pub(crate) fn is_of(&self, team: TeamId) -> bool {
+        TeamId(std::ptr::from_ref(self.shared).addr()) == team
     }
 
     fn meet(&self, place: usize) {

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use perjoule::{Arg, Buffer, Choice, DType, Device, Op, Prepared, Stream};
 use perjoule_kernels::Access;
-use perjoule_kernels::op::Pack;
+use perjoule_kernels::op::MAX_OPERANDS;
 use perjoule_record::{CacheState, Clock, Kind, Record, stats};
 use std::time::{Duration, Instant};
 
@@ -151,7 +151,7 @@ impl<'a> Ready<'a> {
         workload.kernel = Some(task.choice.kernel.name.into());
         workload.dtype = Some(task.dtype.name().into());
         workload.shape = Some(task.shape.clone());
-        let config = task.choice.kernel.configs[task.choice.config].name;
+        let config = task.choice.config().name;
         workload.config = Some(match task.choice.pack {
             Some(pack) => format!("{config}, b packed as {}", pack.name),
             None => config.into(),
@@ -169,7 +169,7 @@ impl<'a> Ready<'a> {
         let after = launches.outputs()?;
         // what lies in a packed weight is judged by the products that read it
         if !matches!(op, Op::Pack(_)) {
-            let numerics = task.choice.kernel.numerics;
+            let numerics = launches.prepared.numerics();
             let checked =
                 perjoule_suite::verify(op, &slices(&before), &slices(&after), numerics, CHECKED, task.seed)?;
             record.verification.verified = Some(checked.passed);
@@ -252,14 +252,10 @@ impl Launches {
         }
         for constant in op.constants() {
             let Some(format) = task.choice.pack else { break };
-            let (n, k, matrices) = (constant.n, constant.k, constant.matrices);
-            let pack = Op::from(Pack { format, matrices, n, k, b: constant.plain });
-            let choice = device.select(&pack, &[])?;
-            let plan = device.prepare_choice(&pack, choice)?;
             let plain = device.alloc(before[constant.operand].len() as u64)?;
             stream.write(&plain, &before[constant.operand])?;
-            stream.reserve(plan.scratch())?;
-            plan.launch(&mut *stream, &mut [Arg::Buf(&plain), Arg::Buf(&first[constant.operand])])?;
+            let packed = &first[constant.operand];
+            device.pack_constant_into(&mut *stream, &constant, format, Arg::Buf(&plain), packed)?;
         }
         stream.reserve(prepared.scratch())?;
         let mut sets = vec![first];
@@ -288,10 +284,9 @@ impl Launches {
     }
 
     fn launch(&mut self, set: usize) -> Result<()> {
-        // the operands of an op are few
-        let mut args: [Arg<'_>; 24] = std::array::from_fn(|_| Arg::Host(&[]));
+        let mut args: [Arg<'_>; MAX_OPERANDS] = std::array::from_fn(|_| Arg::Host(&[]));
         let buffers = &self.sets[set];
-        let Some(args) = args.get_mut(..buffers.len()) else { bail!("an op with more than 24 operands") };
+        let Some(args) = args.get_mut(..buffers.len()) else { bail!("an op with too many operands") };
         for (arg, buffer) in args.iter_mut().zip(buffers) {
             *arg = Arg::Buf(buffer);
         }

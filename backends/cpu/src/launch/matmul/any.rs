@@ -7,20 +7,16 @@ use crate::launch::body::{Body, on, other_op};
 use crate::simd::{Portable, Simd};
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
-use perjoule_kernels::kernel::Request;
+use perjoule_kernels::Request;
 use perjoule_kernels::op::slots::Segments;
 use perjoule_kernels::op::{Activation, Granularity, GroupedMatMul, MatMul, Op, Tensor2};
-use perjoule_kernels::{Config, DType, DeviceInfo, Error, Launch, Reason, Result, block};
+use perjoule_kernels::{Candidate, Config, DType, DeviceInfo, Error, Launch, Result, block};
 use std::ops::Range;
 
 /// The only configuration.
 pub(crate) static CONFIGS: &[Config] = &[Config::tile("1x1", &[1, 1, 1])];
 
-pub(crate) fn reject(_: &Op, _: &Config, _: &DeviceInfo) -> Option<Reason> {
-    None
-}
-
-pub(crate) fn cost(op: &Op, _: &Config, info: &DeviceInfo) -> f32 {
+pub(crate) fn cost(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
     1e-6 + op.flops() as f32 * 1.5e-9 / lanes(info) as f32
 }
 

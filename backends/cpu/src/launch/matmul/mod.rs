@@ -24,10 +24,9 @@ use crate::spmd::Args;
 use crate::team::Lane;
 use driver::{BLOCK_ROWS, Finish, Plan, RowAt, Tiles, block};
 use operand::{Floats, FloatsOut, Format, Packed, Plain};
-use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::{MatMul, Op};
 use perjoule_kernels::{
-    Config, DType, DeviceInfo, Error, Kernel, Launch, Numerics, PackFormat, Prepare, Reason, Result,
+    Candidate, Config, DType, Error, Kernel, Launch, PackFormat, Reason, Request, Result,
 };
 use std::marker::PhantomData;
 use tile::{MAX_ROWS, columns};
@@ -41,40 +40,25 @@ pub(crate) const fn packed<S: Simd, T: Element>(
     configs: &'static [Config],
     packs: &'static [&'static PackFormat],
 ) -> Kernel {
-    Kernel {
-        name,
-        op: "matmul",
-        configs,
-        packs,
-        vendor: false,
-        numerics: Numerics::F32,
-        reject: reject::<S, T>,
-        cost: cost::<S>,
-        prepare: Prepare::new(prepare::<S, Packed<T>>),
-    }
+    Kernel::new(name, "matmul", cost::<S>, prepare::<S, Packed<T>>)
+        .with_configs(configs)
+        .with_packs(packs)
+        .with_reject(reject::<S, T>)
 }
 
 /// A row that reads B as the op lays it out.
 pub(crate) const fn plain<S: Simd>(name: &'static str, configs: &'static [Config]) -> Kernel {
-    Kernel {
-        name,
-        op: "matmul",
-        configs,
-        packs: &[],
-        vendor: false,
-        numerics: Numerics::F32,
-        reject: reject_plain::<S>,
-        cost: cost_plain::<S>,
-        prepare: Prepare::new(prepare::<S, Plain>),
-    }
+    Kernel::new(name, "matmul", cost_plain::<S>, prepare::<S, Plain>)
+        .with_configs(configs)
+        .with_reject(reject_plain::<S>)
 }
 
-fn reject<S: Simd, T: Element>(op: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
+fn reject<S: Simd, T: Element>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
     let Op::MatMul(op) = op else { return Some(Reason::new("runs matmul")) };
     refuse_b::<T>(op.b.dtype).or_else(|| refuse(op)).or_else(|| simd::refusal::<S>(info))
 }
 
-fn reject_plain<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
+fn reject_plain<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
     let Op::MatMul(op) = op else { return Some(Reason::new("runs matmul")) };
     refuse(op).or_else(|| simd::refusal::<S>(info))
 }
@@ -117,15 +101,15 @@ pub(crate) fn widening(b: &perjoule_kernels::op::Tensor2) -> f32 {
     }
 }
 
-pub(crate) fn cost<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> f32 {
+pub(crate) fn cost<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
     let lanes = lanes(info) as f32;
     OVERHEAD + (op.flops() as f32 / 2.0 / rate::<S>()).max(op.bytes() as f32 / BANDWIDTH) / lanes
 }
 
-fn cost_plain<S: Simd>(op: &Op, config: &Config, info: &DeviceInfo) -> f32 {
-    let Op::MatMul(m) = op else { return f32::INFINITY };
+fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
+    let Op::MatMul(m) = candidate.op else { return f32::INFINITY };
     let elements = m.batch as f32 * m.n as f32 * m.k as f32 * m.m.div_ceil(BLOCK_ROWS) as f32;
-    cost::<S>(op, config, info) + elements * widening(&m.b) / lanes(info) as f32
+    cost::<S>(candidate) + elements * widening(&m.b) / lanes(candidate.info) as f32
 }
 
 fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>> {

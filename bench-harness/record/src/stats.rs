@@ -7,7 +7,7 @@ mod compare;
 mod mann_whitney;
 mod wilcoxon;
 
-pub use compare::{Comparison, Verdict, compare, compare_pairs};
+pub use compare::{Comparer, Comparison, Verdict, compare, compare_pairs};
 pub use mann_whitney::{MannWhitney, mann_whitney};
 pub use wilcoxon::{Wilcoxon, wilcoxon};
 
@@ -115,10 +115,27 @@ pub fn bootstrap_median_ci95_in_order(samples: &[f64], seed: u64) -> Option<Inte
     Some(central_95(&mut medians))
 }
 
-/// The interval that leaves 2.5 % of the values on either side.
+/// The interval that leaves 2.5 % of the values on either side; the values are reordered.
 fn central_95(values: &mut [f64]) -> Interval {
-    values.sort_unstable_by(f64::total_cmp);
-    Interval { lo: quantile_of_sorted(values, 0.025), hi: quantile_of_sorted(values, 0.975) }
+    Interval { lo: quantile_by_selection(values, 0.025), hi: quantile_by_selection(values, 0.975) }
+}
+
+/// [`quantile_of_sorted`] of values that are not sorted, by selection: O(n).
+fn quantile_by_selection(values: &mut [f64], p: f64) -> f64 {
+    let position = p * (values.len() - 1) as f64;
+    let weight = position - position.floor();
+    let (_, &mut below, rest) = values.select_nth_unstable_by(position.floor() as usize, f64::total_cmp);
+    let above = rest.iter().copied().min_by(f64::total_cmp).unwrap_or(below);
+    below * (1.0 - weight) + above * weight
+}
+
+/// The median of a resample whose middle ranks are known.
+fn middle(sorted: &[f64], [lower, upper]: [u32; 2]) -> f64 {
+    if sorted.len().is_multiple_of(2) {
+        sorted[lower as usize] * 0.5 + sorted[upper as usize] * 0.5
+    } else {
+        sorted[upper as usize]
+    }
 }
 
 /// Draws medians of resamples with replacement.
@@ -136,10 +153,16 @@ impl<'a> Resampler<'a> {
     }
 
     fn median(&mut self) -> f64 {
+        let ranks = self.ranks();
+        middle(self.sorted, ranks)
+    }
+
+    /// The ranks of the two middle samples of a resample, the lower first; twice the middle one if their number is odd.
+    fn ranks(&mut self) -> [u32; 2] {
         for i in 0..self.ranks.len() {
             self.ranks[i] = self.draw() as u32;
         }
-        self.median_of_ranks()
+        self.middle_ranks()
     }
 
     /// Draws runs of neighbours, `rank` being the samples in order.
@@ -151,7 +174,8 @@ impl<'a> Resampler<'a> {
                 self.ranks[i] = rank[(start + i - first) % n];
             }
         }
-        self.median_of_ranks()
+        let ranks = self.middle_ranks();
+        middle(self.sorted, ranks)
     }
 
     /// An index of a sample. The high half of the product is uniform in 0..n to within n / 2^64 (Lemire, "Fast random integer generation
@@ -160,13 +184,12 @@ impl<'a> Resampler<'a> {
         ((u128::from(self.random()) * self.sorted.len() as u128) >> 64) as usize
     }
 
-    fn median_of_ranks(&mut self) -> f64 {
+    fn middle_ranks(&mut self) -> [u32; 2] {
         let n = self.sorted.len();
         let (below, &mut upper, _) = self.ranks.select_nth_unstable(n / 2);
-        let upper = self.sorted[upper as usize];
         match below.iter().max() {
-            Some(&lower) if n.is_multiple_of(2) => self.sorted[lower as usize] * 0.5 + upper * 0.5,
-            _ => upper,
+            Some(&lower) if n.is_multiple_of(2) => [lower, upper],
+            _ => [upper, upper],
         }
     }
 

@@ -209,6 +209,43 @@ fn pairs_find_two_per_cent_on_a_machine_that_drifts() {
     assert_eq!(stats::compare_pairs(&[1.0; 4], &[1.0; 4], 0.02, 0).unwrap().verdict, Verdict::Same);
 }
 
+/// [`stats::compare`] spelled out: every resample drawn, sorted and kept.
+fn spelled_out(old: &[f64], new: &[f64], seed: u64) -> [f64; 2] {
+    let medians = |samples: &[f64], mut state: u64| -> Vec<f64> {
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let n = sorted.len();
+        let mut draw = || {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            sorted[((u128::from(z ^ (z >> 31)) * n as u128) >> 64) as usize]
+        };
+        (0..stats::RESAMPLES)
+            .map(|_| stats::median(&(0..n).map(|_| draw()).collect::<Vec<_>>()).unwrap())
+            .collect()
+    };
+    let ratios: Vec<f64> = medians(new, !seed).iter().zip(medians(old, seed)).map(|(n, o)| n / o).collect();
+    [0.025, 0.975].map(|p| stats::quantile(&ratios, p).unwrap())
+}
+
+#[test]
+fn many_comparisons_at_once_are_the_comparisons_one_by_one() {
+    let sizes = [(2, 2), (2, 7), (5, 20), (20, 20), (21, 60)];
+    let comparer = stats::Comparer::new(0.02, 9, sizes);
+    for (i, (n, m)) in sizes.into_iter().chain([(3, 4)]).enumerate() {
+        let (old, new) = (times(1000.0, n, i as u64), times(990.0, m, 100 + i as u64));
+        let together = comparer.compare(&old, &new).unwrap();
+        assert_eq!(Some(together), stats::compare(&old, &new, 0.02, 9));
+        let [lo, hi] = spelled_out(&old, &new, 9);
+        let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-12;
+        assert!(near(together.ci95.lo, lo) && near(together.ci95.hi, hi), "{n} {m}: {together:?} {lo} {hi}");
+    }
+    assert_eq!(comparer.compare(&[1.0], &[1.0, 2.0]), None);
+    assert_eq!(comparer.compare(&[1.0, f64::NAN], &[1.0, 2.0]), None);
+}
+
 #[test]
 fn verdicts_by_interval() {
     for (lo, hi, threshold, expected) in [

@@ -5,6 +5,8 @@ use perjoule::DType;
 use perjoule_record::CacheState;
 use std::path::PathBuf;
 
+use super::args_compare::{COMPARE_EXAMPLES, ClassesArgs, CompareArgs};
+
 /// What a unit of energy buys: tensor kernels and models, their speed and their joules per token.
 ///
 /// Without a command, `perjoule run` is meant, and its options may follow.
@@ -24,8 +26,9 @@ const EXAMPLES: &str = "Examples:
   perjoule run --format json | jq '.[].joules_per_total_token'
   perjoule kernels --op attention --shape q=1,kv=4096
   perjoule check                                  are the kernels right on this machine?
+  perjoule compare old.jsonl new.jsonl --fail-on 3%
 
-Exit code: 0 done, 1 a check or verification failed, 2 any other error, 130 interrupted.";
+Exit code: 0 done, 1 a check, verification or comparison failed, 2 any other error, 130 interrupted.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -38,6 +41,11 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Check the kernels of this machine, or a model's logits against a reference
     Check(CheckArgs),
+    /// List classes of hardware: what is known of them, and from where
+    Classes(ClassesArgs),
+    /// Put records and classes of hardware side by side, or find regressions between two files
+    #[command(after_help = COMPARE_EXAMPLES)]
+    Compare(Box<CompareArgs>),
     /// Generate text or token ids with a model
     Generate(GenerateArgs),
     /// Print a completion script for a shell

@@ -1,11 +1,15 @@
 //! The command line: arguments, exit codes, and what every command shares.
 //!
-//! Exit codes: 0 done; 1 a check or a verification failed; 2 any other error; 130 interrupted. Errors go to stderr as one line, data to
+//! Exit codes: 0 done; 1 a check, a verification or a comparison failed; 2 any other error; 130 interrupted. Errors go to stderr as one line, data to
 //! stdout.
 
 mod args;
+mod args_compare;
 mod check;
 mod check_model;
+mod classes;
+mod compare;
+mod compare_self;
 mod devices;
 mod generate;
 mod kernels;
@@ -63,6 +67,9 @@ fn dispatch(cli: Cli) -> Result<Ended> {
         Command::Run(args) => run::run(&args),
         Command::Check(args) if args.model.is_some() => check_model::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Classes(args) => classes::run(&args),
+        Command::Compare(args) if args.self_ => compare_self::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Completions { shell } => {
             // made in memory: clap_complete panics when it cannot write

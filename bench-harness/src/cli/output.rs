@@ -12,9 +12,9 @@ use super::args::Format;
 use crate::report::{self, Style, Table};
 
 /// Folder of the records of runs that name no file.
-const RESULTS: &str = "results";
+pub(super) const RESULTS: &str = "results";
 /// Columns that text under tables is wrapped to.
-const WIDTH: usize = 92;
+pub(super) const WIDTH: usize = 92;
 
 /// Takes records and tables.
 pub(crate) struct Output {
@@ -163,7 +163,7 @@ impl Output {
 }
 
 /// The words of `text` in lines of at most `width` characters, longer words apart.
-fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
         match lines.last_mut() {

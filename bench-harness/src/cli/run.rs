@@ -228,7 +228,7 @@ fn named(device: &Device, op: &Op, name: &str) -> Result<Choice> {
 }
 
 /// Refuses an op whose operands cannot be held twice, on the host for the check and on the device, before anything is measured.
-fn fits(op: &Op) -> Result<()> {
+pub(super) fn fits(op: &Op) -> Result<()> {
     let need = op.operands().iter().fold(0u64, |sum, o| sum.saturating_add(o.bytes)).saturating_mul(2);
     if let Some(have) = perjoule_model::memory::available_memory().filter(|&have| need > have) {
         let (need, have) = (report::units::bytes(need), report::units::bytes(have));

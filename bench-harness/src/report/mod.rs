@@ -5,7 +5,7 @@
 mod table;
 pub(crate) mod units;
 
-pub(crate) use table::{Align, Style, Table};
+pub(crate) use table::{Align, Style, Table, markdown, one_line, printable};
 
 use perjoule_record::{Energy, EnergyKind, Provenance, Record};
 use units::{count, duration_ns, percent, si};

@@ -11,6 +11,7 @@ mod generate;
 mod kernels;
 mod output;
 mod progress;
+mod report;
 mod run;
 mod run_tokens;
 
@@ -64,6 +65,7 @@ fn dispatch(cli: Cli) -> Result<Ended> {
         Command::Check(args) if args.model.is_some() => check_model::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Completions { shell } => {
             // made in memory: clap_complete panics when it cannot write
             let mut script = Vec::new();

@@ -44,7 +44,7 @@ pub(crate) struct Chart {
 pub(crate) fn config() -> Value {
     let ink = "currentColor";
     json!({
-        "background": null,
+        "background": "transparent",
         "font": "system-ui, sans-serif",
         "view": {"stroke": null},
         "axis": {
@@ -87,7 +87,7 @@ fn marks(field: &str, title: Option<&str>, names: &[&str], hollow: &str) -> Valu
         "fill": colour,
         "shape": {"field": field, "type": "nominal", "scale": {"domain": names, "range": pick(&SHAPES)}, "legend": legend},
         "fillOpacity": {"condition": {"test": modelled, "value": 0}, "value": 0.75},
-        "strokeDash": {"condition": {"test": modelled, "value": [2, 2]}, "value": [1, 0]},
+        "strokeDash": {"condition": {"test": modelled, "value": [3, 1.5]}, "value": [1, 0]},
     })
 }
 
@@ -142,9 +142,9 @@ impl Peak {
         match (self.measured.is_empty(), self.modelled.is_empty()) {
             (false, true) => format!("{} {rate} GFLOP/s", list(&self.measured)),
             (false, false) => {
-                format!("{} {rate} GFLOP/s ({} modelled alike)", list(&self.measured), list(&self.modelled))
+                format!("{} {rate} GFLOP/s\nmodelled alike: {}", list(&self.measured), list(&self.modelled))
             }
-            (true, _) => format!("{} {rate} GFLOP/s, modelled", list(&self.modelled)),
+            (true, _) => format!("{} {rate} GFLOP/s\nmodelled", list(&self.modelled)),
         }
     }
 }
@@ -265,9 +265,9 @@ fn roofline(
     if ridge > 0.0 {
         x[0] = x[0].min(ridge / 8.0);
     }
-    let y = [smallest(&ys) / 2.0, largest(&ys).max(peak) * 2.5];
+    let y = [smallest(&ys) / 2.0, largest(&ys).max(peak) * 4.0];
     let mut lines = Vec::new();
-    let mut labels = Vec::new();
+    let (mut labels, mut sublabels) = (Vec::new(), Vec::new());
     let mut point = |x: f64, y: f64, roof: &str, modelled: bool| {
         lines.push(json!({"x": rounded(x), "y": rounded(y), "roof": roof, "modelled": modelled}));
     };
@@ -276,7 +276,11 @@ fn roofline(
         let start = roofs.gbps.map_or(x[0], |gbps| p.gflops / gbps);
         point(start, p.gflops, &label, modelled);
         point(x[1], p.gflops, &label, modelled);
-        labels.push(json!({"x": x[1], "y": rounded(p.gflops), "roof": label}));
+        let (above, below) = label.split_once('\n').unwrap_or((&label, ""));
+        labels.push(json!({"x": x[1], "y": rounded(p.gflops), "roof": above}));
+        if !below.is_empty() {
+            sublabels.push(json!({"x": x[1], "y": rounded(p.gflops), "roof": below}));
+        }
     }
     let mut slope = Vec::new();
     if let Some(gbps) = roofs.gbps {
@@ -285,20 +289,22 @@ fn roofline(
         let start = x[0].max(y[0] / gbps);
         point(start, start * gbps, &label, false);
         point(end, end * gbps, &label, false);
-        // where the line is a third of the way up
-        let middle = (start.ln() * 0.62 + end.ln() * 0.38).exp();
-        slope.push(json!({"x": rounded(middle), "y": rounded(middle * gbps), "roof": label}));
+        // above the roofs there are no points to write over
+        slope.push(json!({"x": rounded(x[0]), "y": rounded(y[1] / 1.4), "roof": format!("slope: {label}")}));
     }
     let ops = names(kernels, "group", &rows);
     let scale = |domain: [f64; 2]| json!({"type": "log", "domain": domain.map(rounded), "nice": false});
-    let axis = json!({"format": "~g", "labelOverlap": true, "tickCount": 6});
+    let axis = json!({"format": ".6~g", "labelOverlap": true, "tickCount": 6});
     let xs = |field: &str| json!({"field": field, "type": "quantitative", "scale": scale(x), "axis": with(axis.clone(), json!({"title": "arithmetic intensity, flop/byte"}))});
     let ys = |field: &str| json!({"field": field, "type": "quantitative", "scale": scale(y), "axis": with(axis.clone(), json!({"title": "GFLOP/s"}))});
     let size = if rows.len() > 500 { 18 } else { 55 };
-    let text = |values: Vec<Value>, align: &str, dx: f64, dy: f64| {
+    let text = |values: Vec<Value>, align: &str, baseline: &str, dx: f64, dy: f64| {
         json!({
             "data": {"values": values},
-            "mark": {"type": "text", "align": align, "dx": dx, "dy": dy, "limit": 300, "fontWeight": "bold"},
+            "mark": {
+                "type": "text", "align": align, "baseline": baseline, "dx": dx, "dy": dy,
+                "limit": {"expr": "width - 8"}, "fontWeight": "bold",
+            },
             "encoding": {"x": xs("x"), "y": ys("y"), "text": {"field": "roof", "type": "nominal"}},
         })
     };
@@ -327,14 +333,15 @@ fn roofline(
                     ]),
                 })),
             },
-            text(labels, "right", -2.0, -8.0),
-            text(slope, "left", 10.0, 8.0),
+            text(labels, "right", "bottom", -2.0, -5.0),
+            text(sublabels, "right", "top", -2.0, 6.0),
+            text(slope, "left", "middle", 4.0, 2.0),
         ],
     });
-    let best = rows.iter().max_by(|a, b| {
-        let share = |row: usize| kernels.number("roof", row).unwrap_or(0.0);
-        share(**a).total_cmp(&share(**b))
-    });
+    // what lies above its roof is suspicious, not good
+    let share = |row: usize| kernels.number("roof", row).unwrap_or(0.0);
+    let credible = rows.iter().filter(|&&row| share(row) <= 1.05);
+    let best = credible.max_by(|a, b| share(**a).total_cmp(&share(**b)));
     let best = best.map(|&row| {
         let (kernel, share) = (kernels.text("kernel", row), kernels.shown("roof", row));
         format!(" Nearest to the roof: {kernel} at {share}.")
@@ -445,7 +452,7 @@ fn intervals(data: &Dataset, name: &str, rows: &[usize], figure: &Figure, series
     let x = |field: &str| {
         json!({
             "field": field, "type": "quantitative", "scale": scale, "title": figure.title,
-            "axis": {"format": "~g", "labelOverlap": true, "tickCount": 6, "orient": "top"},
+            "axis": {"format": ".6~g", "labelOverlap": true, "tickCount": 6, "orient": "top"},
         })
     };
     let labels = names(data, "where", rows);
@@ -457,7 +464,9 @@ fn intervals(data: &Dataset, name: &str, rows: &[usize], figure: &Figure, series
     let dash = json!({"condition": {"test": modelled, "value": [2, 2]}, "value": [1, 0]});
     json!({
         "width": "container",
-        "height": {"step": 40},
+        // not a step: Vega-Lite warns of one beside a fitted width
+        "height": 40 * labels.len(),
+        "autosize": {"type": "fit-x", "contains": "padding"},
         "data": {"name": name},
         "layer": [
             {
@@ -466,7 +475,7 @@ fn intervals(data: &Dataset, name: &str, rows: &[usize], figure: &Figure, series
                 "encoding": {"x": x(figure.low), "x2": {"field": figure.high}, "y": y, "strokeDash": dash},
             },
             {
-                "mark": {"type": "point", "yOffset": 8, "size": 80, "strokeWidth": 1.5},
+                "mark": {"type": "point", "yOffset": 8, "size": 90, "strokeWidth": 2},
                 "encoding": with(marks(series.0, Some(series.1), &shown, figure.kind), json!({
                     "x": x(figure.value),
                     "y": y,
@@ -562,14 +571,14 @@ fn tokens_by_device(tokens: &Dataset) -> Vec<Chart> {
     for (figure, id, title, read) in [
         (
             rates,
-            "tokens",
+            "token-rate",
             "Tokens per second by device",
             "Tokens of all sequences together; a point is the mean of the repetitions, its line the 95 % interval of the median. \
              Prefill reads prompts, many tokens at once; decode makes one token of each sequence a step.",
         ),
         (
             joules,
-            "joules",
+            "token-energy",
             "Joules per token by device",
             "Gross energy of a token, prompt tokens for prefill and generated ones for decode, with the interval of the meter or the \
              band of the model. Less is better.",
@@ -641,20 +650,19 @@ fn sweeps(tokens: &Dataset) -> Vec<Chart> {
         let series = names(tokens, "sweep", &rows);
         let ticks = sizes(&rows);
         let x = json!({
-            "field": "parallel", "type": "quantitative", "scale": {"type": "log", "base": 2, "padding": 12},
+            "field": "parallel", "type": "quantitative", "scale": {"type": "log", "base": 2, "padding": 24, "nice": false},
             "axis": {"values": ticks, "format": "d", "labelOverlap": true}, "title": "sequences",
         });
         let y = |aggregate: bool| {
-            let mut y = json!({"field": value, "type": "quantitative", "scale": {"type": "log", "padding": 10}, "title": axis,
-                               "axis": {"format": "~g", "labelOverlap": true, "tickCount": 5}});
+            let mut y = json!({"field": value, "type": "quantitative", "scale": {"type": "log", "padding": 16, "nice": false}, "title": axis,
+                               "axis": {"format": ".6~g", "labelOverlap": true, "tickCount": 5}});
             if aggregate {
                 y["aggregate"] = json!("mean");
             }
             y
         };
         let points = marks("sweep", Some("workload"), &series, kind);
-        let mut line = points["stroke"].clone();
-        line["legend"] = Value::Null;
+        let line = points["stroke"].clone();
         let spec = json!({
             "width": "container",
             "height": 280,
@@ -662,14 +670,13 @@ fn sweeps(tokens: &Dataset) -> Vec<Chart> {
             "layer": [
                 {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {"x": x, "y": y(true), "stroke": line}},
                 {
-                    "mark": {"type": "point", "size": 80, "strokeWidth": 1.5},
+                    "mark": {"type": "point", "size": 90, "strokeWidth": 2},
                     "encoding": with(points, json!({"x": x, "y": y(false), "tooltip": tooltip(&[
                         ("where", "what", false), ("parallel", "sequences", true), (value, axis, true),
                         (kind, "figure is", false), ("notes", "notes", false),
                     ])})),
                 },
             ],
-            "resolve": {"scale": {"stroke": "independent"}},
         });
         let modelled = rows.iter().filter(|&&row| tokens.text(kind, row) == "modelled").count();
         let words = match modelled {

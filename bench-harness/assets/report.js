@@ -188,7 +188,7 @@
     }
   }, { rootMargin: "300px" });
   charts.forEach(chart => seen.observe(chart.element));
-  const idle = window.requestIdleCallback || (work => setTimeout(work, 50));
+  const idle = work => setTimeout(work, 20);
   const rest = () => {
     const chart = charts.find(chart => !chart.promise);
     if (chart) draw(chart).then(() => idle(rest));

@@ -120,7 +120,7 @@ fn ten_thousand_records_fit() {
     good(folder.path(), &["many.jsonl"]);
     let size = std::fs::metadata(folder.path().join("report.html")).unwrap().len();
     println!("10,000 records: {size} bytes in {:.2} s", start.elapsed().as_secs_f64());
-    assert!(size < 5 << 20, "{size} bytes");
+    assert!(size < 3 << 20, "{size} bytes");
 }
 
 /// Where Chromium is: `PERJOULE_CHROMIUM`, or a usual name on the path.
@@ -185,9 +185,13 @@ fn a_browser_draws_every_chart_without_complaint() {
     std::fs::write(at.join("nasty.jsonl"), lines).unwrap();
     good(at, &["nasty.jsonl", "-o", "nasty.html", "--title", nasty]);
     for name in ["plain.html", "nasty.html", "many.html"] {
-        let (page, console) = browse(&chromium, &at.join(name), &at.join("profile"));
+        // on a loaded machine the browser's own budget may end before the charts do: that is no fault of the page
+        let mut tries = (0..3).map(|_| browse(&chromium, &at.join(name), &at.join("profile")));
+        let finished = |(page, console): &(String, Vec<String>)| {
+            page.contains("data-charts=\"drawn\"") || !console.is_empty()
+        };
+        let (page, console) = tries.find(finished).unwrap_or_else(|| panic!("{name}: charts are missing"));
         assert!(console.is_empty(), "{name}: {console:?}");
-        assert!(page.contains("data-charts=\"drawn\""), "{name}: charts are missing");
         assert!(!page.contains("chart failed") && !page.contains("<title>owned"), "{name}");
         let drawn = page.matches("<canvas").count() + page.matches("<svg").count();
         assert!(drawn >= page.matches("class=\"chart").count() && drawn > 3, "{name}: {drawn}");

@@ -265,7 +265,7 @@ fn roofline(
     if ridge > 0.0 {
         x[0] = x[0].min(ridge / 8.0);
     }
-    let y = [smallest(&ys) / 2.0, largest(&ys).max(peak) * 4.0];
+    let y = [smallest(&ys) / 2.0, largest(&ys).max(peak) * 8.0];
     let mut lines = Vec::new();
     let (mut labels, mut sublabels) = (Vec::new(), Vec::new());
     let mut point = |x: f64, y: f64, roof: &str, modelled: bool| {
@@ -333,8 +333,8 @@ fn roofline(
                     ]),
                 })),
             },
-            text(labels, "right", "bottom", -2.0, -5.0),
-            text(sublabels, "right", "top", -2.0, 6.0),
+            text(labels, "right", "bottom", -2.0, -20.0),
+            text(sublabels, "right", "bottom", -2.0, -5.0),
             text(slope, "left", "middle", 4.0, 2.0),
         ],
     });

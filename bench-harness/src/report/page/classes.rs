@@ -9,6 +9,7 @@ use super::data::phase;
 /// Records of predictions for each class and each distinct workload of a model in `records`, and why some are missing.
 pub(crate) fn predicted(records: &[Record], classes: &[String]) -> Result<(Vec<Record>, Vec<String>)> {
     let catalogue = Catalogue::builtin();
+    let classes = classes.iter().map(|class| Ok(catalogue.find(class)?)).collect::<Result<Vec<_>>>()?;
     let mut list = Vec::new();
     let mut missing: Vec<String> = Vec::new();
     let mut workloads: Vec<&Record> = Vec::new();
@@ -25,7 +26,6 @@ pub(crate) fn predicted(records: &[Record], classes: &[String]) -> Result<(Vec<R
         bail!("--class predicts the models of token results, and these records have none");
     }
     for class in classes {
-        let class = catalogue.find(class)?;
         for record in &workloads {
             let load = match load(record) {
                 Ok(load) => load,

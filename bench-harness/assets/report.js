@@ -161,9 +161,14 @@
     const { data, rows, spec } = page.charts[chart.id];
     const list = valuesOf(data, rows);
     chart.canvas = list.length > MANY;
-    chart.promise = vegaEmbed(chart.element, { ...spec, datasets: { [data]: list } }, {
+    // a canvas does not know the page's colour, so it is told
+    chart.ink = getComputedStyle(chart.element).color;
+    const inked = value => chart.canvas
+      ? JSON.parse(JSON.stringify(value).replaceAll('"currentColor"', JSON.stringify(chart.ink)))
+      : value;
+    chart.promise = vegaEmbed(chart.element, { ...inked(spec), datasets: { [data]: list } }, {
       mode: "vega-lite",
-      config: page.config,
+      config: inked(page.config),
       renderer: chart.canvas ? "canvas" : "svg",
       actions: false,
       // an interpreter for expressions: the page's policy allows no eval
@@ -196,9 +201,13 @@
   };
   idle(rest);
 
-  // Theme: charts take the page's colour; only canvases must be painted again.
+  // Theme: charts take the page's colour; only canvases are drawn again.
   const root = document.documentElement;
-  const repaint = () => charts.forEach(chart => chart.canvas && chart.view && chart.view.resize().run());
+  const repaint = () => charts.filter(chart => chart.canvas && chart.view).forEach(chart => {
+    chart.view.finalize();
+    chart.promise = null;
+    draw(chart);
+  });
   const themes = ["", "light", "dark"];
   const theme = document.getElementById("theme");
   const apply = choice => {
@@ -224,7 +233,7 @@
     const swapped = [];
     for (const chart of charts.filter(chart => chart.canvas && chart.view)) {
       const canvas = chart.element.querySelector("canvas");
-      const vector = new DOMParser().parseFromString(await chart.view.toSVG(), "image/svg+xml").documentElement;
+      const vector = new DOMParser().parseFromString((await chart.view.toSVG()).replaceAll(chart.ink, "currentColor"), "image/svg+xml").documentElement;
       canvas.replaceWith(vector);
       swapped.push([vector, canvas]);
     }

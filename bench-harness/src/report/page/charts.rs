@@ -460,7 +460,11 @@ fn intervals(data: &Dataset, name: &str, rows: &[usize], figure: &Figure, series
         "field": "where", "type": "nominal", "sort": labels, "axis": null, "scale": {"paddingInner": 0, "paddingOuter": 0},
     });
     let modelled = format!("datum.{} === 'modelled'", figure.kind);
-    let shown = names(data, series.0, rows);
+    let mut shown = names(data, series.0, rows);
+    if series.0 == "phase" {
+        // prefill has the first colour, whichever came first
+        shown.sort_by(|a, b| b.cmp(a));
+    }
     let dash = json!({"condition": {"test": modelled, "value": [2, 2]}, "value": [1, 0]});
     json!({
         "width": "container",

@@ -15,6 +15,7 @@ mod generate;
 mod kernels;
 mod output;
 mod progress;
+mod report;
 mod run;
 mod run_tokens;
 
@@ -71,6 +72,7 @@ fn dispatch(cli: Cli) -> Result<Ended> {
         Command::Compare(args) if args.self_ => compare_self::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Completions { shell } => {
             // made in memory: clap_complete panics when it cannot write
             let mut script = Vec::new();

@@ -191,7 +191,7 @@ fn refuse_format_name(path: &Path) -> Result<()> {
 }
 
 /// Column names and values of a record, each as a line of CSV. Lists are JSON within a cell, unknown values are empty.
-fn csv_lines(record: &Record) -> Result<(Vec<u8>, Vec<u8>)> {
+pub(super) fn csv_lines(record: &Record) -> Result<(Vec<u8>, Vec<u8>)> {
     let Columns(fields) = serde_json::from_str(&to_line(record)?)?;
     let cell = |value: &serde_json::Value| match value {
         serde_json::Value::Null => String::new(),

@@ -335,7 +335,6 @@ mod tests {
         assert!(!is_narrow(&(0..100).map(|i| 100.0 + f64::from(i)).collect::<Vec<_>>()));
     }
 
-    /// Takes `base` nanoseconds a call, on a virtual clock that all subjects share: nothing is timed, so that the machine cannot matter.
     #[test]
     fn subjects_in_turn_are_sampled_equally_often_and_in_both_orders() {
         struct Noted<'a>(char, u64, &'a std::cell::RefCell<String>);
@@ -359,8 +358,6 @@ mod tests {
         let (one, other) = in_turn(&mut a, &mut b, effort).unwrap();
         assert_eq!((one.ns.len(), other.ns.len()), (6, 6));
         assert_eq!(*order.borrow(), "abbaabbaabba");
-        let ratio = stats::compare_pairs(&one.ns, &other.ns, 0.02, 1).unwrap();
-        assert!((ratio.ratio / 2.0 - 1.0).abs() < 0.1, "{ratio:?}");
     }
 
     #[test]

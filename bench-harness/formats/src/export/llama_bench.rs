@@ -261,7 +261,10 @@ fn cell(record: &Record, column: &str) -> String {
         "test" => optional(w.token_test()),
         "t/s" if !record.valid => markdown_cell(&invalidity(record)),
         "t/s" => match record.timing.avg_ts.filter(|rate| rate.is_finite() && *rate > 0.0) {
-            Some(rate) => format!("{rate:.2} ± {:.2}", record.timing.stddev_ts.unwrap_or(0.0)),
+            Some(rate) => match record.timing.stddev_ts.filter(|deviation| deviation.is_finite()) {
+                Some(deviation) => format!("{rate:.2} ± {deviation:.2}"),
+                None => format!("{rate:.2}"),
+            },
             None => "unknown".into(),
         },
         _ => String::new(),

@@ -133,9 +133,7 @@ impl Spec for Gated {
 
     fn tuning_key(&self) -> String {
         let key = Key::new(self).rows("gate", &self.gate).rows("up", &self.up).rows("out", &self.out);
-        // the numbers of a variant are no work
-        let kind = format!("{:?}", self.kind);
-        key.word(kind.split([' ', '{']).next().unwrap_or_default()).finish()
+        key.kind(&self.kind).finish()
     }
 
     fn flops(&self) -> u64 {

@@ -55,6 +55,12 @@ impl Key {
         self.word(format_args!("{name}={text}"))
     }
 
+    /// The name of an enum's variant, without the numbers in it.
+    pub(super) fn kind(self, value: &dyn std::fmt::Debug) -> Self {
+        let text = format!("{value:?}");
+        self.word(text.split([' ', '{', '(']).next().unwrap_or_default())
+    }
+
     /// How vectors lie: whether they repeat, whether there are gaps.
     pub(super) fn rows(self, name: &str, rows: &Rows) -> Self {
         let Rows { outer, inner, len, outer_stride, inner_stride } = *rows;

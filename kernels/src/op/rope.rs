@@ -252,8 +252,7 @@ impl Spec for Rope {
     }
 
     fn tuning_key(&self) -> String {
-        // factors of the scaling are computed once
-        Key::new(self).rows("x", &self.x).variant("style", &self.style).finish()
+        Key::new(self).rows("x", &self.x).kind(&self.style).kind(&self.scaling).finish()
     }
 
     fn flops(&self) -> u64 {

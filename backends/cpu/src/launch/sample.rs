@@ -207,9 +207,8 @@ impl Candidates<'_> {
         loop {
             self.sort(sorted);
             // what is picked only grows with the sum: where both bounds agree, the sum need not be known any better
-            let bounds = [1.0 - MARGIN, 1.0 + MARGIN].map(|by| self.pick(sum * by, sorted, all));
-            let mut found = bounds[1];
-            if bounds[0] != bounds[1] || sorted == all {
+            let mut found = self.pick(sum * (1.0 - MARGIN), sorted, all);
+            if sorted == all || (found.is_some() && found != self.pick(sum * (1.0 + MARGIN), sorted, all)) {
                 let weight = |&value: &f32| {
                     ((f64::from(value) - f64::from(self.top)) / f64::from(self.op.temperature)).exp()
                 };

@@ -39,6 +39,8 @@ pub(super) static ROWS: &[Kernel] = &[
     matmul::packed::<Portable, f16>("matmul_f16_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_F16]),
     matmul::plain::<Portable>("matmul_mixed_6x8_cpu_portable", TILE_6X8),
     dots::row::<Portable>("matmul_dots_4x32_cpu_portable", DOTS_4X32),
+    any::integers::<Avx512>("matmul_i8_1x1_cpu_avx512"),
+    any::integers::<Avx2>("matmul_i8_1x1_cpu_avx2"),
     Kernel {
         name: "matmul_any_1x1_cpu_portable",
         op: "matmul",

@@ -9,7 +9,7 @@
 use super::driver::Finish;
 use super::operand::{Floats, typed};
 use super::tile::columns;
-use super::{OVERHEAD, finish, rate, refuse_a, refuse_scales, row_at, widening};
+use super::{OVERHEAD, TASK, finish, rate, refuse_a, refuse_scales, row_at};
 use crate::device::lanes;
 use crate::launch::body::{Body, on, other_op};
 use crate::launch::run::{self, read};
@@ -29,6 +29,9 @@ const MANY: usize = 32;
 
 /// Steps of k before the next vectors are read: a tile of the many then stays in L1. A multiple of every block format's length.
 const DEPTH: usize = 2048;
+
+/// Steps of k of all of the few that are made contiguous at a time.
+const PACK: usize = 256;
 
 /// f32 results of a task.
 const SUMS: usize = FEW * MANY;
@@ -92,24 +95,27 @@ fn cost<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> f32 {
     let Some(side) = few(m) else { return f32::INFINITY };
     let lanes = lanes(info) as f32;
     let outputs = m.batch as f32 * m.m as f32 * m.n as f32;
+    let products = outputs * m.k.next_multiple_of(S::LANES) as f32 / (0.9 * rate::<S>());
+    let (few, step, many, (total, count)) = match side {
+        Few::Rows => (m.a, m.a.strides.col, m.b, (m.n, m.m)),
+        Few::Columns => (m.b, m.b.strides.row, m.a, (m.m, m.n)),
+    };
+    let vectors = m.batch as f32 * total as f32;
     // the last vector of k may be short, and is then loaded element by element
-    let depth = m.k.next_multiple_of(S::LANES) + if m.k.is_multiple_of(S::LANES) { 0 } else { 2 * S::LANES };
-    let products = outputs * depth as f32 / (0.7 * rate::<S>());
-    let of = |matrices: usize, t: &Tensor2, vectors: usize| {
-        let matrices = if t.strides.batch == 0 { 1 } else { matrices };
-        matrices as f32 * vectors as f32 * m.k as f32
+    let short = if m.k.is_multiple_of(S::LANES) { 0.0 } else { vectors * count.div_ceil(4) as f32 * 2e-8 };
+    let widening = if widened(many.dtype) { vectors * m.k as f32 * 2e-10 } else { 0.0 };
+    let matrices = if few.strides.batch == 0 { 1 } else { m.batch };
+    let packing = match (few.dtype, step) {
+        (DType::F32, 1) => 0.0,
+        (_, 1) => 2e-10,
+        _ => 1.2e-9,
     };
-    let (few, many) = match side {
-        Few::Rows => (of(m.batch, &m.a, m.m), (m.b, m.n)),
-        Few::Columns => (of(m.batch, &m.b, m.n), (m.a, m.m)),
-    };
-    let widening = match widened(many.0.dtype) {
-        true => m.batch as f32 * many.1 as f32 * m.k as f32 * widening(&many.0),
-        false => 0.0,
-    };
-    let memory = op.bytes() as f32 / super::BANDWIDTH;
-    // one barrier less than the blocked rows
-    OVERHEAD - 2e-7 + (products.max(memory) + widening + outputs * 2e-9 + few * 3e-10) / lanes
+    let packing = matrices as f32 * count as f32 * m.k as f32 * packing;
+    let work =
+        products + widening + short + outputs * 2e-9 + m.batch as f32 * total.div_ceil(MANY) as f32 * TASK;
+    // one barrier less than the blocked rows; the few of a single matrix are packed by every lane
+    let packing = if matrices == 1 { packing } else { packing / lanes };
+    OVERHEAD - 2e-7 + work.max(op.bytes() as f32 / super::BANDWIDTH) / lanes + packing
 }
 
 fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
@@ -233,9 +239,14 @@ impl Body for Dots {
                 let matrix = |t: &Tensor2| if t.strides.batch == 0 { 0 } else { batch };
                 if self.packed > 0 && prepared != Some((matrix(&few), split)) {
                     prepared = Some((matrix(&few), split));
-                    for (i, to) in packed.chunks_mut(ks.len()).take(count).enumerate() {
-                        let start = few.strides.at(batch, 0, 0) + i * few_next;
-                        few_data.pack(s, &[Some(start)], few_step, ks.clone(), to);
+                    // a few steps of all vectors at a time: where they are apart, neighbouring vectors share cache lines
+                    for k0 in ks.clone().step_by(PACK) {
+                        let part = k0..ks.end.min(k0 + PACK);
+                        for (i, to) in packed.chunks_mut(ks.len()).take(count).enumerate() {
+                            let start = few.strides.at(batch, 0, 0) + i * few_next;
+                            let to = &mut to[k0 - ks.start..part.end - ks.start];
+                            few_data.pack(s, &[Some(start)], few_step, part.clone(), to);
+                        }
                     }
                 }
                 // nothing is behind the strides where k is 0

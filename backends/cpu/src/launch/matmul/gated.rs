@@ -100,6 +100,16 @@ struct Finish<'a> {
     up_bias: Option<Floats<'a>>,
 }
 
+impl Finish<'_> {
+    /// Activates and stores one row of a panel: columns from `column` on, as many as there are, to element `at` and those behind it.
+    ///
+    /// # Safety
+    /// No other lane of the team touches these elements before the next barrier.
+    unsafe fn row<S: Simd>(&self, s: S, at: usize, column: usize, gates: &[f32], ups: &[f32]) {
+        s.vectorise(FinishRow { finish: self, at, column, gates, ups });
+    }
+}
+
 impl<F: Format> Products<F> {
     /// `None` for dtypes that `reject` rules out.
     fn finish<'a>(&self, args: &'a Args) -> Option<Finish<'a>> {
@@ -162,9 +172,8 @@ impl<F: Format> Products<F> {
                 let both = gates.chunks_exact(nr).zip(ups.chunks_exact(nr));
                 for (row, (gates, ups)) in (row0..).zip(both) {
                     let at = self.op.gated.out.start(row, 0);
-                    // private to this module, and made only here: a row of a panel belongs to one task, and vectors of the result do
-                    // not overlap
-                    s.vectorise(FinishRow { finish, at, column: panel * nr, gates, ups });
+                    // SAFETY: a row of a panel belongs to one task, and vectors of the result do not overlap.
+                    unsafe { finish.row(s, at, panel * nr, gates, ups) }
                 }
             }
         }
@@ -201,8 +210,7 @@ impl<F: Format> Body for Products<F> {
     }
 }
 
-/// Activates and stores one row of a panel, whose columns begin at `column`. Made only for rows that no other lane writes before
-/// the next barrier.
+/// The arguments of [`Finish::row`]. Private: made only under its contract.
 struct FinishRow<'f> {
     finish: &'f Finish<'f>,
     at: usize,
@@ -231,7 +239,7 @@ impl Kernel for FinishRow<'_> {
                 u = s.add(u, bias.load(s, column, 1, count));
             }
             let y = gated(s, finish.kind, g, u);
-            // SAFETY: whoever makes a `FinishRow` owns these elements until the next barrier.
+            // SAFETY: the contract of `Finish::row`.
             unsafe { finish.out.store(s, at + column, 1, count, y) }
         }
     }

@@ -123,9 +123,9 @@ const TASK: f32 = 6e-8;
 /// Seconds for an element of B that is widened into a panel: contiguous along n, along k, in blocks.
 pub(crate) fn widening(b: &perjoule_kernels::op::Tensor2) -> f32 {
     match () {
-        () if b.dtype.is_block() => 2e-9,
-        () if b.strides.col == 1 => 3e-10,
-        () if b.strides.row == 1 => 5e-10,
+        () if b.dtype.is_block() => 7e-10,
+        () if b.strides.col == 1 => 2e-10,
+        () if b.strides.row == 1 => 4e-10,
         () => 1.2e-9,
     }
 }

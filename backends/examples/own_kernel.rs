@@ -4,31 +4,20 @@
 
 use perjoule::cpu::spmd::{self, Args, Spmd};
 use perjoule::cpu::team::Lane;
-use perjoule::kernels::{Config, DeviceInfo, Launch, Numerics, Prepare, Reason, kernel::Request};
+use perjoule::kernels::{Candidate, Launch, Reason, Request};
 use perjoule::{DType, Kernel, Op, Result, Tensor, ops};
 
-/// The row: everything the library knows of the kernel. The name says what it is, the functions say when, how fast and how.
-static ROW: Kernel = Kernel {
-    name: "add_f32_1_cpu_example",
-    op: "add",
-    configs: &[Config::tile("default", &[1])],
-    packs: &[],
-    vendor: false,
-    numerics: Numerics::F32,
-    reject,
-    cost: |_, _, _| 0.0, // cheaper than any other row: it will be chosen wherever it does not refuse
-    prepare: Prepare::new(prepare),
-};
+/// The row: everything the library knows of the kernel. The name says what it is, the functions say how fast, how, and when. A cost
+/// of 0 is cheaper than any other row's: it will be chosen wherever it does not refuse.
+static ROW: Kernel = Kernel::new("add_f32_1_cpu_example", "add", |_| 0.0, prepare).with_reject(reject);
 
-fn reject(op: &Op, _: &Config, _: &DeviceInfo) -> Option<Reason> {
-    let Op::Add(op) = op else { return Some(Reason::new("runs add only")) };
+fn reject(candidate: &Candidate<'_>) -> Option<Reason> {
+    let Op::Add(op) = candidate.op else { return Some(Reason::new("runs add only")) };
     if op.dtype != DType::F32 {
         return Some(Reason::new("runs f32 only"));
     }
-    if !(op.a.is_dense() && op.b.is_dense() && op.out.is_dense()) {
-        return Some(Reason::new("needs dense operands"));
-    }
-    None
+    let dense = op.a.is_dense() && op.b.is_dense() && op.out.is_dense();
+    (!dense).then(|| Reason::new("needs dense operands"))
 }
 
 fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
@@ -39,10 +28,8 @@ struct AddF32;
 
 impl Spmd for AddF32 {
     fn run(&self, lane: &Lane<'_>, args: &Args) {
-        let (a, b, out) = (args.read::<f32>(0), args.read::<f32>(1), args.out::<f32>(2));
-        let range = lane.split(out.len(), 16);
-        // SAFETY: lanes have disjoint ranges.
-        let out = unsafe { out.slice(range.clone()) };
+        let (a, b) = (args.read::<f32>(0), args.read::<f32>(1));
+        let (range, out) = args.split_out::<f32>(lane, 2, 16);
         for ((out, a), b) in out.iter_mut().zip(&a[range.clone()]).zip(&b[range]) {
             *out = a + b;
         }

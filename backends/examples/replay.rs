@@ -3,10 +3,8 @@
 //!
 //! `cargo run --release -p perjoule --example replay`
 
-use perjoule::kernels::op::{
-    Add, Advance, Argmax, Attention, Embed, KvAppend, MatMul, Pack, RmsNorm, Rope, Tensor2,
-};
-use perjoule::kernels::{KvLayout, Matrix, Rows};
+use perjoule::kernels::op::{Add, Advance, Argmax, Attention, Embed, KvAppend, MatMul, RmsNorm, Rope};
+use perjoule::kernels::{KvLayout, Rows};
 use perjoule::ops::{self, KvCache, Weight};
 use perjoule::{Arg, Buffer, DType, Device, Op, Prepared, Result, Stream, Tensor};
 use std::sync::Arc;
@@ -67,12 +65,7 @@ impl Builder<'_> {
         let choice = self.device.select(&op, &[])?;
         let mut packed = weight.buffer().clone();
         if let Some(format) = choice.pack {
-            let b = Tensor2 { dtype: F32, strides: Matrix::col_major(k, n) };
-            let plan = self.device.prepare(Pack { format, matrices: 1, n, k, b })?;
-            packed = self.device.alloc(plan.operands()[1].bytes)?;
-            let mut stream = self.device.default_stream()?;
-            stream.reserve(plan.scratch())?;
-            plan.launch(&mut *stream, &mut [Arg::Buf(weight.buffer()), Arg::Buf(&packed)])?;
+            packed = self.device.pack_constant(&op.constants()[0], format, weight.buffer())?;
         }
         let plan = Arc::new(self.device.prepare_choice(&op, choice)?);
         self.nodes.push((plan, vec![x.clone(), packed, out.clone()]));
@@ -142,17 +135,23 @@ fn by_calls(device: &Device, model: &Model) -> Result<Vec<i32>> {
 }
 
 fn main() -> Result<()> {
-    let cpu = perjoule::open("cpu")?;
+    run(&perjoule::open("cpu")?)
+}
+
+/// On any device.
+pub(crate) fn run(device: &Device) -> Result<()> {
     let model = Model {
-        embedding: random(&cpu, 1, [VOCAB, HIDDEN])?,
-        qkv: random(&cpu, 2, [3 * HIDDEN, HIDDEN])?,
-        head: random(&cpu, 3, [VOCAB, HIDDEN])?,
-        norm: Tensor::from_slice(&cpu, &[1.0f32; HIDDEN], [HIDDEN])?,
+        embedding: random(device, 1, [VOCAB, HIDDEN])?,
+        qkv: random(device, 2, [3 * HIDDEN, HIDDEN])?,
+        head: random(device, 3, [VOCAB, HIDDEN])?,
+        norm: Tensor::from_slice(device, &[1.0f32; HIDDEN], [HIDDEN])?,
     };
 
-    let id = cpu.alloc(4)?;
-    let nodes = step(&cpu, &model, &id)?;
-    let mut stream = cpu.stream()?;
+    let id = device.alloc(4)?;
+    let nodes = step(device, &model, &id)?;
+    let mut stream = device.stream()?;
+    // the weights were written and packed on the default stream
+    stream.follow(&mut *device.default_stream()?)?;
     // once, for the launch that needs most
     stream.reserve(nodes.iter().map(|(plan, _)| plan.scratch()).max().unwrap_or(0))?;
     stream.write(&id, &FIRST.to_le_bytes())?;
@@ -165,6 +164,6 @@ fn main() -> Result<()> {
     }
 
     println!("{} launches a token, {TOKENS} tokens: {:?} ..", graph.launches(), &ids[..10]);
-    assert_eq!(ids, by_calls(&cpu, &model)?, "recorded launches and single calls choose the same tokens");
+    assert_eq!(ids, by_calls(device, &model)?, "recorded launches and single calls choose the same tokens");
     Ok(())
 }

@@ -1,9 +1,11 @@
-//! Finding and opening devices; plans and the default stream of an open one.
+//! An open device, its plans and its default stream.
 
+use perjoule_kernels::op::Constant;
 use perjoule_kernels::select::{explain, select_named};
+use perjoule_kernels::tune::Tuning;
 use perjoule_kernels::{
-    Buffer, Choice, Device as Backend, DeviceInfo, Error, Kernel, Op, PackFormat, Prepared, Result, Stream,
-    Verdict,
+    Alignment, Arg, Buffer, Choice, Device as Backend, DeviceInfo, Error, Kernel, Op, PackFormat, Prepared,
+    Query, Result, Stream, Verdict,
 };
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -21,6 +23,9 @@ pub struct Device(Arc<Opened>);
 
 struct Opened {
     backend: Arc<dyn Backend>,
+    /// The process that opened it.
+    #[cfg(not(target_arch = "wasm32"))]
+    process: u32,
     plans: Mutex<Plans>,
     stream: Mutex<Box<dyn Stream>>,
     /// The thread that holds `stream`.
@@ -30,8 +35,10 @@ struct Opened {
 /// Plans by the fingerprints of their ops, all made at one revision of the device's rows and tuning.
 #[derive(Default)]
 struct Plans {
-    revision: u64,
+    revision: Option<u64>,
     by_op: HashMap<u64, Vec<Arc<Prepared>>>,
+    /// Ops of which some row needs more alignment than its elements have: of others, plans do not depend on it.
+    aligned: Vec<&'static str>,
 }
 
 /// The default stream, for as long as the guard lives: see [`Device::default_stream`].
@@ -65,65 +72,31 @@ fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-/// A backend that has no device here, and why.
-#[derive(Debug, Clone)]
-pub struct Absent {
-    /// `cpu`, `webgpu` or `cuda`.
-    pub backend: &'static str,
-    /// Why there is none.
-    pub reason: String,
-}
-
-/// Every device that can be opened, and the backends that have none.
-pub fn devices() -> (Vec<DeviceInfo>, Vec<Absent>) {
-    let mut found = Vec::new();
-    let mut absent = Vec::new();
-    match open("cpu") {
-        Ok(device) => found.push(device.info().clone()),
-        Err(error) => absent.push(Absent { backend: "cpu", reason: error.to_string() }),
-    }
-    for backend in ["webgpu", "cuda"] {
-        absent.push(Absent { backend, reason: NOT_BUILT.into() });
-    }
-    (found, absent)
-}
-
-const NOT_BUILT: &str = "this build has no such backend";
-
-/// Opens the device of that label: `cpu`.
-pub fn open(label: &str) -> Result<Device> {
-    open_with_threads(label, None)
-}
-
-/// Opens a device with a number of host threads: the lanes of the CPU's team; other backends refuse one.
-pub fn open_with_threads(label: &str, threads: Option<usize>) -> Result<Device> {
-    let refuse = |why: String| Err(Error::NoDevice { id: label.to_string(), why });
-    let (backend, index) = label.split_once(':').map_or((label, None), |(b, i)| (b, Some(i)));
-    match backend {
-        "cpu" if matches!(index, None | Some("0")) => open_cpu(threads),
-        "cpu" => refuse("there is one CPU device: cpu".into()),
-        "webgpu" | "cuda" => refuse(format!("{NOT_BUILT}; the devices here are: cpu")),
-        _ => refuse("no backend of that name; labels look like cpu, webgpu:0, cuda:0".into()),
-    }
-}
-
-#[cfg(feature = "cpu")]
-fn open_cpu(threads: Option<usize>) -> Result<Device> {
-    let options = perjoule_cpu::Options { threads, ..Default::default() };
-    Device::new(Arc::new(perjoule_cpu::CpuDevice::open(&options)?))
-}
-
-#[cfg(not(feature = "cpu"))]
-fn open_cpu(_threads: Option<usize>) -> Result<Device> {
-    Err(Error::NoDevice { id: "cpu".into(), why: "this build lacks the feature `cpu`".into() })
-}
-
 impl Device {
     /// Wraps a backend's device: one opened with options of its own, or a backend from outside.
     pub fn new(backend: Arc<dyn Backend>) -> Result<Self> {
         let stream = Mutex::new(backend.stream()?);
         let holder = Mutex::new(None);
-        Ok(Device(Arc::new(Opened { backend, plans: Mutex::default(), stream, holder })))
+        Ok(Device(Arc::new(Opened {
+            backend,
+            #[cfg(not(target_arch = "wasm32"))]
+            process: std::process::id(),
+            plans: Mutex::default(),
+            stream,
+            holder,
+        })))
+    }
+
+    /// Refused in a fork, where a lock may be held for ever by a thread that is not there; no backend's device survives one either.
+    fn alive(&self) -> Result<()> {
+        #[cfg(not(target_arch = "wasm32"))]
+        if std::process::id() != self.0.process {
+            return Err(Error::Lost {
+                device: self.info().label.clone(),
+                detail: "this process was forked from the one that opened it".into(),
+            });
+        }
+        Ok(())
     }
 
     /// What it is.
@@ -151,7 +124,12 @@ impl Device {
         self.0.backend.alloc(bytes)
     }
 
-    /// A new stream.
+    /// Memory of any content, for what is written before it is read: see [`perjoule_kernels::Device::alloc_any`].
+    pub fn alloc_any(&self, bytes: u64) -> Result<Buffer> {
+        self.0.backend.alloc_any(bytes)
+    }
+
+    /// A new stream. Nothing orders it behind the default stream: see [`Stream::follow`].
     pub fn stream(&self) -> Result<Box<dyn Stream>> {
         self.0.backend.stream()
     }
@@ -160,8 +138,9 @@ impl Device {
     /// for it while the guard lives; drop it before the next such call of this thread.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] when this thread holds it already: it would wait for itself.
+    /// [`Error::Unsupported`] when this thread holds it already: it would wait for itself. [`Error::Lost`] in a fork of the process.
     pub fn default_stream(&self) -> Result<StreamGuard<'_>> {
+        self.alive()?;
         // only this thread writes its own id, so that nobody can make the answer wrong meanwhile
         let this = std::thread::current().id();
         if *unpoisoned(&self.0.holder) == Some(this) {
@@ -176,19 +155,31 @@ impl Device {
         Ok(StreamGuard { stream, holder: &self.0.holder })
     }
 
-    /// Every row for `op` and what became of it: costs or reasons.
-    pub fn explain(&self, op: &Op) -> Result<Vec<Verdict>> {
-        explain(&*self.0.backend, op)
+    /// Replaces what a tuner measured. Plans that you hold keep their rows.
+    pub fn set_tuning(&self, tuning: Option<Arc<Tuning>>) -> Result<()> {
+        self.0.backend.set_tuning(tuning)
     }
 
-    /// The cheapest row for `op`, and for all of `also` that share its constant operands.
-    pub fn select(&self, op: &Op, also: &[Op]) -> Result<Choice> {
-        perjoule_kernels::select(&*self.0.backend, op, also)
+    /// The alignment that a launch on these arguments may vouch for.
+    pub fn alignment(&self, args: &[&Buffer]) -> Alignment {
+        let most = self.info().arena.align;
+        let each = args.iter().enumerate();
+        each.fold(Alignment::default(), |all, (i, buffer)| all.with(i, buffer.address(), most))
     }
 
-    /// The row of that name for `op`.
-    pub fn select_named(&self, op: &Op, name: &str) -> Result<Choice> {
-        select_named(&*self.0.backend, op, name)
+    /// Every row for an op and what became of it: costs or reasons.
+    pub fn explain<'a>(&self, query: impl Into<Query<'a>>) -> Result<Vec<Verdict>> {
+        explain(&*self.0.backend, query)
+    }
+
+    /// The cheapest row for an op, and for all of `also` that share its constant operands.
+    pub fn select<'a>(&self, query: impl Into<Query<'a>>, also: &[Op]) -> Result<Choice> {
+        perjoule_kernels::select(&*self.0.backend, query, also)
+    }
+
+    /// The row of that name for an op.
+    pub fn select_named<'a>(&self, query: impl Into<Query<'a>>, name: &str) -> Result<Choice> {
+        select_named(&*self.0.backend, query, name)
     }
 
     /// Prepares a choice of your own; not cached.
@@ -201,27 +192,48 @@ impl Device {
         self.prepare_packed(&op.into(), None)
     }
 
-    /// The plan for `op` with its constant operands packed as `pack`.
-    pub fn prepare_packed(&self, op: &Op, pack: Option<&'static PackFormat>) -> Result<Arc<Prepared>> {
+    /// The plan for an op with its constant operands packed as `pack`.
+    pub fn prepare_packed<'a>(
+        &self,
+        query: impl Into<Query<'a>>,
+        pack: Option<&'static PackFormat>,
+    ) -> Result<Arc<Prepared>> {
+        self.alive()?;
+        let Query { op, alignment } = query.into();
         let key = fingerprint(op, pack);
+        let settle = |plans: &Plans| match plans.aligned.contains(&op.name()) {
+            true => alignment,
+            false => Alignment::default(),
+        };
         let find = |plans: &Plans| {
-            let found = plans.by_op.get(&key)?.iter().find(|p| p.op() == op && p.choice().pack == pack)?;
-            Some(found.clone())
+            let alignment = settle(plans);
+            let same = |p: &&Arc<Prepared>| {
+                let choice = p.choice();
+                p.op() == op && choice.pack == pack && choice.alignment == alignment
+            };
+            plans.by_op.get(&key)?.iter().find(same).cloned()
         };
         // looked at before the rows are: a plan that is older than a change is never taken for a newer one
         let revision = self.0.backend.revision();
         let lock = || {
             let mut plans = unpoisoned(&self.0.plans);
-            if plans.revision != revision {
-                *plans = Plans { revision, ..Plans::default() };
+            if plans.revision != Some(revision) {
+                let rows = self.kernels();
+                let aligned = rows.iter().filter(|row| row.align.is_some()).map(|row| row.op).collect();
+                *plans = Plans { revision: Some(revision), aligned, ..Plans::default() };
             }
             plans
         };
-        if let Some(plan) = find(&lock()) {
-            return Ok(plan);
-        }
+        let alignment = {
+            let plans = lock();
+            if let Some(plan) = find(&plans) {
+                return Ok(plan);
+            }
+            settle(&plans)
+        };
         // prepared outside the lock: it may compile for a while
-        let choice = perjoule_kernels::select_packed(&*self.0.backend, op, pack)?;
+        let query = Query { op, alignment };
+        let choice = perjoule_kernels::select_packed(&*self.0.backend, query, pack)?;
         let plan = Arc::new(self.prepare_choice(op, choice)?);
         let mut plans = lock();
         if let Some(plan) = find(&plans) {
@@ -232,6 +244,39 @@ impl Device {
         }
         plans.by_op.entry(key).or_default().push(plan.clone());
         Ok(plan)
+    }
+}
+
+/// Constant operands.
+impl Device {
+    /// Packs a constant operand on the default stream; `plain` holds it as the op lays it out.
+    pub fn pack_constant(
+        &self,
+        constant: &Constant,
+        format: &'static PackFormat,
+        plain: &Buffer,
+    ) -> Result<Buffer> {
+        let bytes = constant.pack(format).packed_bytes();
+        let packed = self.alloc(bytes.ok_or(Error::Overflow { op: "pack", what: "the packed operand" })?)?;
+        self.pack_constant_into(&mut *self.default_stream()?, constant, format, Arg::Buf(plain), &packed)?;
+        Ok(packed)
+    }
+
+    /// The same on a stream of your own and into memory of your own, such as the part of a matrix that was read so far.
+    pub fn pack_constant_into(
+        &self,
+        stream: &mut dyn Stream,
+        constant: &Constant,
+        format: &'static PackFormat,
+        plain: Arg<'_>,
+        packed: &Buffer,
+    ) -> Result<()> {
+        let most = self.info().arena.align;
+        let alignment = Alignment::default().with(0, plain.address(), most).with(1, packed.address(), most);
+        let op = constant.pack(format).into();
+        let plan = self.prepare_packed(Query { op: &op, alignment }, None)?;
+        stream.reserve(plan.scratch())?;
+        plan.launch(stream, &mut [plain, Arg::Buf(packed)])
     }
 }
 

@@ -18,7 +18,9 @@
 //! 1. [`ops`]: one call an op; plans are cached, results are new tensors, the device's default stream runs them in order.
 //! 2. [`Device::prepare`] and [`Prepared::launch`]: choose a row once, launch it many times on a stream and into memory of your
 //!    own, without allocation; record sequences with [`Stream::capture`]. `examples/replay.rs` decodes like that.
-//! 3. [`kernels`]: descriptors, references, the traits, and your own rows ([`Device::register`]).
+//! 3. [`kernels`]: descriptors, references, the traits, and your own rows ([`Device::register`]) and backends ([`register_backend`]).
+//!
+//! Work on different streams has no order but that of events and [`Stream::sync`]: [`kernels::device`] says what holds on every device.
 //!
 //! Nothing falls back in silence: not to another device, not to another dtype, not to a lower precision.
 
@@ -27,6 +29,7 @@
 mod device;
 mod element;
 pub mod ops;
+mod registry;
 mod tensor;
 
 /// Descriptors, references and traits: everything a row or a backend is made of.
@@ -36,11 +39,14 @@ pub use perjoule_kernels as kernels;
 #[cfg(feature = "cpu")]
 pub use perjoule_cpu as cpu;
 
-pub use device::{Absent, Device, StreamGuard, devices, open, open_with_threads};
+pub use device::{Device, StreamGuard};
 pub use element::Element;
 pub use perjoule_kernels::{
     Arg, Buffer, Choice, DType, DeviceInfo, Error, Event, Graph, Kernel, Op, Pending, Prepared, Result,
     Stream,
+};
+pub use registry::{
+    Absent, Backend, OpenOptions, backends, devices, open, open_with_threads, register_backend,
 };
 pub use tensor::Tensor;
 

@@ -40,9 +40,21 @@ fn dense(shape: &[usize]) -> Vec<usize> {
 impl Tensor {
     /// A tensor of zeros.
     pub fn zeros(device: &Device, dtype: DType, shape: impl Into<Vec<usize>>) -> Result<Self> {
-        let shape = shape.into();
-        let bytes = bytes(dtype, &shape)?;
-        let buffer = device.alloc(bytes as u64)?;
+        Self::new(device, dtype, shape.into(), Device::alloc)
+    }
+
+    /// A tensor of any content, for an op that writes every element of it.
+    pub(crate) fn unwritten(device: &Device, dtype: DType, shape: impl Into<Vec<usize>>) -> Result<Self> {
+        Self::new(device, dtype, shape.into(), Device::alloc_any)
+    }
+
+    fn new(
+        device: &Device,
+        dtype: DType,
+        shape: Vec<usize>,
+        alloc: fn(&Device, u64) -> Result<Buffer>,
+    ) -> Result<Self> {
+        let buffer = alloc(device, bytes(dtype, &shape)? as u64)?;
         Ok(Tensor { device: device.clone(), buffer, dtype, strides: dense(&shape), shape })
     }
 
@@ -67,12 +79,13 @@ impl Tensor {
                 format!("{} bytes of {dtype}, as the data has", data.len()),
             ));
         }
-        let tensor = Self::zeros(device, dtype, shape)?;
+        let tensor = Self::unwritten(device, dtype, shape)?;
         device.default_stream()?.write(&tensor.buffer, data)?;
         Ok(tensor)
     }
 
-    /// A view of a buffer of your own: `strides` in elements.
+    /// A view of a buffer of your own: `strides` in elements. What another stream than the default one writes into it, the default stream
+    /// must be made to wait for ([`perjoule_kernels::Stream::follow`]).
     pub fn from_buffer(
         device: &Device,
         buffer: Buffer,

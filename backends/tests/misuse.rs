@@ -5,7 +5,7 @@ mod common;
 use common::refused;
 use perjoule::kernels::op::{MatMul, RmsNorm};
 use perjoule::kernels::tune::Tuning;
-use perjoule::kernels::{Choice, Config, Numerics, PackFormat, Prepare};
+use perjoule::kernels::{Choice, PackFormat, Query};
 use perjoule::ops::{GatedKind, Granularity, RopeOptions, RopeScaling, RouteOrder, Routing, Weight};
 use perjoule::{Arg, DType, Device, Error, Kernel, Op, Tensor, cpu, ops};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -129,26 +129,17 @@ fn a_thread_that_holds_the_default_stream_is_told() {
 
 #[test]
 fn plans_follow_rows_and_tuning() {
-    static ROW: Kernel = Kernel {
-        name: "rms_norm_cpu_late",
-        op: "rms_norm",
-        configs: &[Config::tile("any", &[1])],
-        packs: &[],
-        vendor: false,
-        numerics: Numerics::F32,
-        reject: |_, _, _| None,
-        cost: |_, _, _| 0.0,
-        prepare: Prepare::new(|request| {
-            struct Nothing;
-            impl cpu::spmd::Spmd for Nothing {
-                fn run(&self, _: &cpu::team::Lane<'_>, _: &cpu::spmd::Args) {}
-            }
-            Ok(cpu::spmd::launch(request, Nothing))
-        }),
-    };
-    let backend = cpu::CpuDevice::open(&cpu::Options { threads: Some(1), ..Default::default() }).unwrap();
-    let backend = Arc::new(backend);
-    let d = Device::new(backend.clone()).unwrap();
+    struct Nothing;
+    impl cpu::spmd::Spmd for Nothing {
+        fn run(&self, _: &cpu::team::Lane<'_>, _: &cpu::spmd::Args) {}
+    }
+    static ROW: Kernel = Kernel::new(
+        "rms_norm_cpu_late",
+        "rms_norm",
+        |_| 0.0,
+        |request| Ok(cpu::spmd::launch(request, Nothing)),
+    );
+    let d = open();
     let op = Op::from(RmsNorm::dense(4, 64, DType::F32));
     let name = || d.prepare(op.clone()).unwrap().choice().kernel.name;
     let first = d.prepare(op.clone()).unwrap();
@@ -160,10 +151,10 @@ fn plans_follow_rows_and_tuning() {
     assert!(Arc::ptr_eq(&kept, &d.prepare(op.clone()).unwrap()), "a refused row changes nothing");
     let slow = d.explain(&op).unwrap().iter().rfind(|v| v.outcome.is_ok()).unwrap().choice;
     let mut tuning = Tuning::new();
-    tuning.insert(&op, slow.kernel.name, slow.kernel.configs[slow.config].name, 1.0);
-    backend.set_tuning(Some(Arc::new(tuning)));
+    tuning.insert(&op, &slow, 1.0);
+    d.set_tuning(Some(Arc::new(tuning))).unwrap();
     assert_eq!(name(), slow.kernel.name);
-    backend.set_tuning(None);
+    d.set_tuning(None).unwrap();
     assert_eq!(name(), ROW.name);
     // who holds a plan keeps it
     assert_ne!(first.choice().kernel.name, ROW.name);
@@ -195,7 +186,7 @@ fn a_format_of_the_same_name_is_another_format() {
     let d = open();
     let op = Op::from(MatMul::linear(4, 64, 64, DType::F32, DType::F32, DType::F32));
     let packed = d.kernels().iter().copied().find(|k| k.packs.iter().any(|p| p.name == FAKE.name)).unwrap();
-    let choice = Choice { kernel: packed, config: 0, pack: Some(&FAKE) };
+    let choice = Choice::new(packed, 0, Some(&FAKE));
     // its operand would be 32 bytes, and the row would read 16 KiB
     assert!(matches!(d.prepare_choice(&op, choice), Err(Error::Refused { .. })));
 }
@@ -203,10 +194,10 @@ fn a_format_of_the_same_name_is_another_format() {
 #[test]
 fn the_scratch_of_a_stream_is_no_operand() {
     let d = open();
-    let op = MatMul::linear(8, 64, 64, DType::BF16, DType::BF16, DType::BF16);
-    let sizes = Op::from(op).operands();
-    for verdict in d.explain(&op.into()).unwrap().iter().filter(|v| v.outcome.is_ok()) {
-        let plan = d.prepare_choice(&op.into(), verdict.choice).unwrap();
+    let op = Op::from(MatMul::linear(8, 64, 64, DType::BF16, DType::BF16, DType::BF16));
+    let sizes = op.operands();
+    for verdict in d.explain(&op).unwrap().iter().filter(|v| v.outcome.is_ok()) {
+        let plan = d.prepare_choice(&op, verdict.choice).unwrap();
         if plan.scratch() == 0 {
             continue;
         }
@@ -227,8 +218,8 @@ fn what_was_measured_goes_before_what_was_predicted() {
     let last = verdicts.iter().rfind(|v| v.outcome.is_ok()).unwrap().choice;
     let mut tuning = Tuning::new();
     // seconds that no prediction comes near
-    tuning.insert(&op, last.kernel.name, last.kernel.configs[last.config].name, 1e6);
-    device.set_tuning(Some(Arc::new(tuning)));
+    tuning.insert(&op, &last, 1e6);
+    perjoule::kernels::Device::set_tuning(&device, Some(Arc::new(tuning))).unwrap();
     assert_eq!(perjoule::kernels::select(&device, &op, &[]).unwrap().kernel.name, last.kernel.name);
 }
 
@@ -323,4 +314,40 @@ fn calls_refuse_what_they_cannot_mean() {
     let there = iota(&e, &[4, 8, 6]);
     let wrong = ops::grouped_matmul(&input, &there, &routing).run();
     assert!(matches!(wrong, Err(Error::WrongDevice { operand: "b", .. })));
+}
+
+/// Plans are kept by alignment only for ops of which a row asks for some.
+#[test]
+fn views_share_plans_unless_a_row_minds_where_they_lie() {
+    static ROW: Kernel = Kernel::new(
+        "add_f32_cpu_16",
+        "add",
+        |_| 0.0,
+        |request| {
+            struct Nothing;
+            impl cpu::spmd::Spmd for Nothing {
+                fn run(&self, _: &cpu::team::Lane<'_>, _: &cpu::spmd::Args) {}
+            }
+            Ok(cpu::spmd::launch(request, Nothing))
+        },
+    )
+    .with_align(|_, _| 16);
+    let d = open();
+    let op = Op::from(perjoule::kernels::op::Add::dense(1, 4, DType::F32));
+    let memory = d.alloc(256).unwrap();
+    let plan = |at| {
+        let view = memory.view(at, 16).unwrap();
+        let alignment = d.alignment(&[&view, &view, &view]);
+        d.prepare_packed(Query { op: &op, alignment }, None).unwrap()
+    };
+    assert!(Arc::ptr_eq(&plan(0), &plan(4)));
+    d.register(&ROW).unwrap();
+    let (aligned, not) = (plan(16), plan(4));
+    assert_eq!(aligned.choice().kernel.name, ROW.name);
+    assert_ne!(not.choice().kernel.name, ROW.name);
+    assert!(Arc::ptr_eq(&aligned, &plan(48)) && Arc::ptr_eq(&not, &plan(8)), "kept, in few levels");
+    // a slice that begins elsewhere is computed by another row
+    let x = iota(&d, &[9]);
+    let sum = ops::add(&x.slice(0, 1..5).unwrap(), &x.slice(0, 5..).unwrap()).unwrap();
+    assert_eq!(sum.to_vec::<f32>().unwrap(), [-10.0, -8.0, -6.0, -4.0]);
 }

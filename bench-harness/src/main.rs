@@ -5,12 +5,14 @@
 //! | `cli` | the command line, one file a command |
 //! | `ops` | every op by name, with the sizes that `--shape` takes |
 //! | `measure` | the measuring engine, ceilings, kernels, tokens, energy windows |
+//! | `compare` | records and classes side by side, and regressions between two files |
 //! | `catalogue` | published facts about hardware |
 //! | `report` | tables and formats made from records |
 //! | `signals` | what the process does on Ctrl-C, a closed pipe and a full file |
 
 mod catalogue;
 mod cli;
+mod compare;
 mod measure;
 mod ops;
 mod report;

@@ -28,6 +28,20 @@ impl Sizes {
     }
 }
 
+impl Sizes {
+    /// Refuses shapes without work: there is nothing to time.
+    pub(crate) fn refuse_empty(&self) -> Result<()> {
+        if let Some((name, _)) = self.0.iter().find(|(_, size)| *size == 0) {
+            bail!("{name}=0: there is nothing to measure; use at least 1");
+        }
+        let (q, kv) = (self.get("q"), self.get("kv"));
+        if q > kv && kv > 0 {
+            bail!("q={q} is more than kv={kv}: the newest q tokens are among the kv ones");
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Sizes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, (name, size)) in self.0.iter().enumerate() {

@@ -2,6 +2,7 @@
 //! error of the write; a closed pipe is an error of the write too, as Rust's runtime already arranges.
 
 use anyhow::{Context, Result};
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Installs the handlers. A second Ctrl-C ends the process at once.
@@ -17,6 +18,8 @@ pub(crate) fn install() -> Result<()> {
             std::process::exit(130);
         }
         crate::measure::interrupt();
+        // a write that fails here has nobody to tell
+        let _ = writeln!(std::io::stderr(), "\nending after the current step; Ctrl-C again ends at once");
     })
     .context("cannot watch for Ctrl-C")
 }

@@ -121,6 +121,14 @@ impl Arg<'_> {
         }
     }
 
+    /// Whether it is a buffer in the same block of memory as `other`.
+    pub(crate) fn lies_in(&self, other: &Buffer) -> bool {
+        match self {
+            Arg::Buf(b) => std::ptr::addr_eq(Arc::as_ptr(&b.memory), Arc::as_ptr(&other.memory)),
+            Arg::Host(_) | Arg::HostMut(_) => false,
+        }
+    }
+
     /// Address of the first byte: within the device for buffers, in this process for host slices.
     pub fn address(&self) -> u64 {
         match self {

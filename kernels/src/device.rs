@@ -1,4 +1,25 @@
 //! Devices, streams, graphs and events: the object-safe traits that a backend implements.
+//!
+//! # Order
+//!
+//! Callers rely on no more than this, and every backend keeps it. The CPU happens to do all work at once; `tests/src/lazy.rs` does it
+//! as late as it may.
+//!
+//! * Work of one stream runs in order. Work of different streams is not ordered, not even by the order of the calls: a stream sees
+//!   what another one wrote behind [`Stream::sync`] of that one (once it was waited for), or behind an event of it
+//!   ([`Stream::record`], [`Stream::wait_for`]; both at once: [`Stream::follow`]).
+//! * When work runs is open: at the latest for a [`Pending`] that is waited for, in its own stream or in one that waits for an event of
+//!   it. Streams of different devices are ordered like those of one, by `sync`; a backend may take events of its other devices.
+//! * A stream may be dropped at any time. What was submitted to it still runs, and events of it still come; its faults are told to
+//!   nobody, so whoever needs to know them synchronises first.
+//! * Memory is freed in stream order: the last [`Buffer`] of it may go while submitted work still uses it.
+//! * The zeroes of [`Device::alloc`] are there for every stream, without an event.
+//! * Offsets and sizes of [`Stream::write`], [`Stream::copy`] and [`Stream::read`] are any number of bytes. Where a device only moves
+//!   whole words (WebGPU: 4 bytes), the backend rounds: it pads every allocation to whole words behind the bytes that were asked for,
+//!   and leaves the caller's bytes beside the range as they are.
+//! * A device may be lost (a driver reset, an unplugged GPU, a fork of the process). From then on whatever submits or waits gives
+//!   [`crate::Error::Lost`], at the latest at the next [`Pending`]; dropping its objects stays harmless. Opening it again gives a new
+//!   device with an identity of its own, on which buffers, streams and graphs of the old one are refused.
 
 use crate::buffer::Buffer;
 use crate::error::Result;
@@ -75,7 +96,9 @@ impl DeviceClass {
 
 /// What activations need of a device's memory.
 ///
-/// WebGPU forbids one buffer to be bound read-only and read-write in a dispatch: three pools there, one elsewhere.
+/// WebGPU forbids one buffer to be bound read-only and read-write in a dispatch: three pools there, one elsewhere. Two would do for a
+/// chain of launches; a residual that is read beside what the chain reads needs the third in practice. With more than one, launches
+/// refuse two operands in one block of memory of which one is written and the other only read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Arena {
     /// Number of separate blocks of memory among which activations rotate.
@@ -90,8 +113,9 @@ pub struct Arena {
 pub trait Caps: Any + Shared {}
 impl<T: Any + Shared> Caps for T {}
 
-/// What is known about a device.
+/// What is known about a device. A backend makes it with [`DeviceInfo::new`] and sets what it knows besides.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct DeviceInfo {
     /// Identity of this opened device.
     pub id: DeviceId,
@@ -105,6 +129,16 @@ pub struct DeviceInfo {
     pub class: DeviceClass,
     /// Its memory, in bytes, where that is known.
     pub memory_bytes: Option<u64>,
+    /// Its last-level cache, in bytes.
+    pub cache_bytes: Option<u64>,
+    /// Host threads that compute, where those do.
+    pub threads: Option<usize>,
+    /// Address on the PCI bus, such as `0000:65:00.0`: how meters and drivers name the same device.
+    pub pci: Option<String>,
+    /// The vendor's identity of this very piece of hardware.
+    pub uuid: Option<String>,
+    /// Name and version of the driver.
+    pub driver: Option<String>,
     /// Whether it is a software implementation of a GPU interface.
     pub software: bool,
     /// Names of the features that kernels look at, such as `avx2`.
@@ -118,6 +152,34 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
+    /// A device of a new identity of which nothing else is known: asynchronous, one pool of any size, aligned to 64 bytes.
+    pub fn new(
+        label: impl Into<String>,
+        backend: &'static str,
+        name: impl Into<String>,
+        class: DeviceClass,
+        caps: Arc<dyn Caps>,
+    ) -> Self {
+        DeviceInfo {
+            id: DeviceId::unique(),
+            label: label.into(),
+            backend,
+            name: name.into(),
+            class,
+            memory_bytes: None,
+            cache_bytes: None,
+            threads: None,
+            pci: None,
+            uuid: None,
+            driver: None,
+            software: false,
+            features: Vec::new(),
+            synchronous: false,
+            arena: Arena { pools: 1, align: 64, max_bytes: isize::MAX as u64 },
+            caps,
+        }
+    }
+
     /// The backend's own description, if it is a `T`.
     pub fn caps<T: Any>(&self) -> Option<&T> {
         (&*self.caps as &dyn Any).downcast_ref()
@@ -132,18 +194,47 @@ pub trait Device: Any + Shared {
     fn kernels(&self) -> Arc<[&'static Kernel]>;
     /// Adds a row from outside. Refused when a row of that name exists.
     fn register(&self, row: &'static Kernel) -> Result<()>;
+    /// Whether the row is one of the backend's own, which every program that opens this device has, and none that was registered.
+    fn built_in(&self, _row: &'static Kernel) -> bool {
+        false
+    }
     /// What a tuner measured on this device, if it was tuned.
     fn tuning(&self) -> Option<Arc<crate::tune::Tuning>> {
+        None
+    }
+    /// Replaces what a tuner measured, and forgets it with `None`. Refused by devices that keep none.
+    fn set_tuning(&self, _tuning: Option<Arc<crate::tune::Tuning>>) -> Result<()> {
+        Err(crate::Error::Unsupported {
+            what: "a tuning table",
+            why: format!("the device {} keeps none", self.info().label),
+        })
+    }
+    /// Bytes of its memory that are free right now, where that is known.
+    fn free_bytes(&self) -> Option<u64> {
         None
     }
     /// A number that is another one after every change of [`Device::kernels`] or [`Device::tuning`], by which caches of choices notice
     /// it. Cheap.
     fn revision(&self) -> u64;
-    /// Zeroed memory, at least 64-byte aligned, freed in stream order when the last [`Buffer`] of it goes.
+    /// Zeroed memory, aligned to [`Arena::align`] and to 64 bytes at least, freed in stream order when the last [`Buffer`] of it goes.
+    /// Every stream sees the zeroes.
     fn alloc(&self, bytes: u64) -> Result<Buffer>;
+    /// The same without a promise about its content, for what is written before it is read: zeroing costs as much as a launch. It is
+    /// initialised memory and holds nothing of other processes or devices: zeroes, or what earlier buffers of this device held.
+    fn alloc_any(&self, bytes: u64) -> Result<Buffer> {
+        self.alloc(bytes)
+    }
     /// A new stream.
     fn stream(&self) -> Result<Box<dyn Stream>>;
-    /// Joins a group of `world` ranks for collectives; `id` is the same on every rank.
+    /// A new name for a group, which one rank makes and gives to the others by any means; every rank then calls [`Device::join`] with
+    /// it. Backends whose groups need none, such as those of one rank only, give an empty one.
+    fn group_id(&self) -> Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+    /// Joins a group of `world` ranks for collectives; `id` is one [`Device::group_id`], the same on every rank.
+    ///
+    /// It may block until all ranks have joined. Several devices of one process are as many ranks: each joins on a thread of its own,
+    /// since the first of two calls in a row would wait for the second for ever.
     fn join(&self, id: &[u8], rank: u32, world: u32) -> Result<Arc<dyn Comm>>;
 }
 
@@ -196,21 +287,24 @@ impl<T: Local> Wait<T> for Ready<T> {
     }
 }
 
-/// A point in a stream's work.
+/// A point in a stream's work: everything submitted before it. It outlives its stream.
 pub trait Event: Any + Shared {
     /// Time between `earlier` and this event by the device's clock; `None` where it has none.
     fn since(&self, earlier: &dyn Event) -> Pending<Option<Duration>>;
 }
 
 /// A recorded sequence of launches that is replayed with one call. It keeps every buffer, kernel and scratch it names alive.
+///
+/// It belongs to the stream that recorded it, whose scratch it uses: other streams refuse it ([`Stream::replay`]). On two streams at
+/// once its replays would race for that scratch and for what they write; an order of its own for each graph would hide the second.
 pub trait Graph: Any + Shared {
     /// Number of launches in it.
     fn launches(&self) -> usize;
 }
 
-/// An ordered queue of work on a device.
+/// An ordered queue of work on a device. Streams are not ordered among each other: the [module](self) says what a caller may rely on.
 ///
-/// Work of one stream runs in order. [`crate::Prepared::launch`] is the way to launch kernels on it.
+/// [`crate::Prepared::launch`] is the way to launch kernels on it.
 pub trait Stream: Any + Local {
     /// Identity of its device.
     fn device(&self) -> DeviceId;
@@ -224,15 +318,23 @@ pub trait Stream: Any + Local {
     /// Copies `from` to a buffer of at least that size. One of them is of this stream's device; the other may be of another device of
     /// the same backend.
     fn copy(&mut self, to: &Buffer, from: &Buffer) -> Result<()>;
-    /// Copies a buffer to the host.
+    /// Copies a buffer to the host, as it is behind all that was submitted so far: later work of this stream does not change it.
     fn read(&mut self, from: &Buffer) -> Pending<Vec<u8>>;
     /// Marks this point.
     fn record(&mut self) -> Result<Arc<dyn Event>>;
     /// Lets later work of this stream wait for an event of another one.
     fn wait_for(&mut self, event: &dyn Event) -> Result<()>;
+    /// Lets later work of this stream wait for all that was submitted to `other` so far.
+    fn follow(&mut self, other: &mut dyn Stream) -> Result<()> {
+        let event = other.record()?;
+        self.wait_for(&*event)
+    }
     /// Records what `body` launches instead of running it. A closure, so that no recording is left half open.
     fn capture(&mut self, body: &mut dyn FnMut(&mut dyn Stream) -> Result<()>) -> Result<Arc<dyn Graph>>;
-    /// Runs a recorded sequence. What changes from step to step lies in slots that captured ops advance on the device.
+    /// Runs a sequence that this stream recorded. What changes from step to step lies in slots that captured ops advance on the device.
+    ///
+    /// # Errors
+    /// [`crate::Error::WrongDevice`], [`crate::Error::WrongStream`] for a graph of another device or stream.
     fn replay(&mut self, graph: &Arc<dyn Graph>) -> Result<()>;
     /// Completes all work submitted so far.
     fn sync(&mut self) -> Pending<()>;

@@ -7,18 +7,31 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a kernel row refuses an op: one clause, lower case, such as `needs avx512f, which this CPU lacks`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reason(pub Cow<'static, str>);
+pub struct Reason {
+    text: Cow<'static, str>,
+    lacks_feature: bool,
+}
 
 impl Reason {
-    /// A reason from a literal or an owned string.
+    /// A reason that lies in the op, from a literal or an owned string.
     pub fn new(text: impl Into<Cow<'static, str>>) -> Self {
-        Reason(text.into())
+        Reason { text: text.into(), lacks_feature: false }
+    }
+
+    /// A reason that lies in the device: a feature that it lacks, or that was masked.
+    pub fn lacking(text: impl Into<Cow<'static, str>>) -> Self {
+        Reason { text: text.into(), lacks_feature: true }
+    }
+
+    /// Whether the device lacks a feature, so that no op would be accepted. A suite then has nothing to hold against the row.
+    pub fn lacks_feature(&self) -> bool {
+        self.lacks_feature
     }
 }
 
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
@@ -114,6 +127,18 @@ pub enum Error {
         /// The other.
         second: &'static str,
     },
+    /// Two operands lie in one block of memory, which is written, on a device that binds a block either to read or to write.
+    #[error(
+        "{kernel}: operands {first} and {second} lie in one buffer, and {first} is written; this device needs separate allocations"
+    )]
+    SharedBuffer {
+        /// Name of the row.
+        kernel: &'static str,
+        /// The operand that is written.
+        first: &'static str,
+        /// The one that is only read.
+        second: &'static str,
+    },
     /// An argument lives on another device than the kernel.
     #[error("{kernel}: operand {operand} lives on another device; copy it first")]
     WrongDevice {
@@ -122,6 +147,9 @@ pub enum Error {
         /// Name of the operand.
         operand: &'static str,
     },
+    /// A graph was given to another stream than the one that recorded it, whose scratch it uses.
+    #[error("the graph was recorded by another stream; replay it there, or record it again on this one")]
+    WrongStream,
     /// A host slice was given where only device memory will do, or a read-only slice where the op writes.
     #[error("{kernel}: operand {operand}: {why}")]
     HostArgument {

@@ -1,10 +1,11 @@
 //! Rows of the kernel table, and what becomes of one when it is prepared for an op.
 
+use crate::align::Alignment;
 use crate::buffer::{Arg, Buffer};
 use crate::device::{Comm, Device, DeviceId, DeviceInfo, Shared, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Reason, Result};
-use crate::op::{Op, Operand, ensure};
+use crate::op::{MAX_OPERANDS, Op, Operand, ensure};
 use crate::select::Choice;
 use std::any::Any;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ impl Config {
 /// place of the output type plus `slack * unit * (4 + sqrt(reduction)) * magnitude`, where `magnitude` is the sum of the
 /// absolute values of the terms (Higham & Mary 2019, doi:10.1137/18M1226312). Integer results are exact.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct Numerics {
     /// Unit roundoff of the coarsest rounding between inputs and output: 2^-24 for f32 accumulation.
     pub unit: f64,
@@ -38,19 +40,37 @@ pub struct Numerics {
     pub slack: f64,
     /// Whether two launches on the same inputs with the same number of threads give the same bits.
     pub repeatable: bool,
+    /// Whether subnormal numbers may be taken for zero, on the way in and out: WGSL allows it, and fast modes of GPUs do it.
+    pub flushes_subnormals: bool,
 }
 
 impl Numerics {
-    /// Products and sums in f32.
-    pub const F32: Numerics = Numerics { unit: 5.960_464_477_539_063e-8, slack: 1.0, repeatable: true };
-    /// Products and sums in f64.
-    pub const F64: Numerics = Numerics { unit: 1.110_223_024_625_156_5e-16, slack: 1.0, repeatable: true };
     /// Values are moved, or integers added: every bit is determined.
-    pub const EXACT: Numerics = Numerics { unit: 0.0, slack: 1.0, repeatable: true };
+    pub const EXACT: Numerics =
+        Numerics { unit: 0.0, slack: 1.0, repeatable: true, flushes_subnormals: false };
+    /// Products and sums in f32.
+    pub const F32: Numerics = Self::EXACT.with_unit(5.960_464_477_539_063e-8);
+    /// Products and sums in f64.
+    pub const F64: Numerics = Self::EXACT.with_unit(1.110_223_024_625_156_5e-16);
+
+    /// The same with another unit roundoff.
+    pub const fn with_unit(self, unit: f64) -> Self {
+        Numerics { unit, ..self }
+    }
 
     /// The same with another slack.
     pub const fn with_slack(self, slack: f64) -> Self {
         Numerics { slack, ..self }
+    }
+
+    /// The same where bits may differ from launch to launch: sums by atomics, or in the order of arrival.
+    pub const fn unrepeatable(self) -> Self {
+        Numerics { repeatable: false, ..self }
+    }
+
+    /// The same where subnormal numbers may be taken for zero.
+    pub const fn flushing_subnormals(self) -> Self {
+        Numerics { flushes_subnormals: true, ..self }
     }
 }
 
@@ -91,7 +111,24 @@ impl std::fmt::Debug for PackFormat {
     }
 }
 
+/// What a row is asked about: an op with all that decides whether it can be run, how fast, and how exactly.
+#[derive(Clone, Copy)]
+#[non_exhaustive]
+pub struct Candidate<'a> {
+    /// The valid op.
+    pub op: &'a Op,
+    /// One of the row's configurations.
+    pub config: &'static Config,
+    /// The format of the constant operands, one of the row's `packs`; `None` when they are plain.
+    pub pack: Option<&'static PackFormat>,
+    /// The device.
+    pub info: &'a DeviceInfo,
+    /// What the caller knows of where the operands will lie.
+    pub alignment: Alignment,
+}
+
 /// What a row is given when it is prepared.
+#[non_exhaustive]
 pub struct Request<'a> {
     /// The device it will run on.
     pub device: &'a dyn Device,
@@ -103,22 +140,18 @@ pub struct Request<'a> {
     pub config: &'static Config,
     /// The format of the constant operands, one of the row's `packs`; `None` when they are plain.
     pub pack: Option<&'static PackFormat>,
+    /// What the caller knows of where the operands will lie: launches check what the row's `align` made of it, no more.
+    pub alignment: Alignment,
     /// The group, for collectives; without one a process is a group of its own.
     pub comm: Option<&'a Arc<dyn Comm>>,
 }
 
-/// The function by which a row is prepared. Only [`prepare`] calls it, with an op that is valid and that the row does not reject; it can
-/// neither be called nor taken out of its row elsewhere. So what a row relies on at a launch is what it saw when it was prepared.
-pub struct Prepare(fn(&Request<'_>) -> Result<Box<dyn Launch>>);
+/// The function by which a row does once what is slow.
+pub type Prepare = fn(&Request<'_>) -> Result<Box<dyn Launch>>;
 
-impl Prepare {
-    /// Wraps the function.
-    pub const fn new(function: fn(&Request<'_>) -> Result<Box<dyn Launch>>) -> Self {
-        Prepare(function)
-    }
-}
-
-/// One row of a kernel table. The row alone decides support, cost, tests, benches and dispatch, so that these cannot drift apart.
+/// One row of a kernel table. The row alone decides support, cost, exactness, tests, benches and dispatch, so that these cannot drift
+/// apart. Made with [`Kernel::new`] and what follows it, in a `static`.
+#[non_exhaustive]
 pub struct Kernel {
     /// `{op}_{dtypes}_{tile}_{target}[_{variant}]`: an opaque string that nothing parses; the test id, the profiler's label and
     /// the record's `kernel` field.
@@ -132,13 +165,82 @@ pub struct Kernel {
     /// Whether the code belongs to a vendor's library: never picked by default, available by name.
     pub vendor: bool,
     /// How it rounds.
-    pub numerics: Numerics,
-    /// Why it does not run this op on this device; `None` when it does. The op is valid.
-    pub reject: fn(&Op, &Config, &DeviceInfo) -> Option<Reason>,
+    pub numerics: fn(&Candidate<'_>) -> Numerics,
+    /// Why it does not run this op on this device; `None` when it does.
+    pub reject: fn(&Candidate<'_>) -> Option<Reason>,
     /// Predicted seconds of a launch; only the order matters.
-    pub cost: fn(&Op, &Config, &DeviceInfo) -> f32,
-    /// Does once what is slow.
-    pub prepare: Prepare,
+    pub cost: fn(&Candidate<'_>) -> f32,
+    /// Bytes to whose multiple it needs the operand of that index, where elements' own alignment is not enough.
+    pub align: Option<fn(&Candidate<'_>, operand: usize) -> u32>,
+    /// Private, so that it can neither be called nor taken out of its row: only [`prepare`] calls it, with an op that is valid and that
+    /// the row does not reject. So what a row relies on at a launch is what it saw when it was prepared.
+    prepare: Prepare,
+}
+
+/// Alignment of packed operands, in bytes, whatever the row.
+pub(crate) const PACKED_ALIGN: u32 = 64;
+
+static DEFAULT: &[Config] = &[Config::tile("default", &[1])];
+
+impl Kernel {
+    /// A row that runs every form of `op`, in one configuration with a tile of 1, on plain operands, with sums in f32.
+    pub const fn new(
+        name: &'static str,
+        op: &'static str,
+        cost: fn(&Candidate<'_>) -> f32,
+        prepare: Prepare,
+    ) -> Self {
+        Kernel {
+            name,
+            op,
+            configs: DEFAULT,
+            packs: &[],
+            vendor: false,
+            numerics: |_| Numerics::F32,
+            reject: |_| None,
+            cost,
+            align: None,
+            prepare,
+        }
+    }
+
+    /// The same under other configurations.
+    pub const fn with_configs(mut self, configs: &'static [Config]) -> Self {
+        self.configs = configs;
+        self
+    }
+
+    /// The same for constant operands in one of these formats, and no other.
+    pub const fn with_packs(mut self, packs: &'static [&'static PackFormat]) -> Self {
+        self.packs = packs;
+        self
+    }
+
+    /// The same with a say in what it runs.
+    pub const fn with_reject(mut self, reject: fn(&Candidate<'_>) -> Option<Reason>) -> Self {
+        self.reject = reject;
+        self
+    }
+
+    /// The same with other roundings: by configuration (sums of parts), by the op's policy, by the device.
+    pub const fn with_numerics(mut self, numerics: fn(&Candidate<'_>) -> Numerics) -> Self {
+        self.numerics = numerics;
+        self
+    }
+
+    /// The same for operands that lie at multiples of so many bytes, a power of two. Candidates of which less is known are refused once
+    /// `reject` has accepted them, and launches check it. A row that has code for both looks at [`Candidate::alignment`] and asks for no
+    /// more. Callers that keep plans only fill that in for ops of which some row states its needs here.
+    pub const fn with_align(mut self, align: fn(&Candidate<'_>, operand: usize) -> u32) -> Self {
+        self.align = Some(align);
+        self
+    }
+
+    /// The same as a vendor's.
+    pub const fn of_vendor(mut self) -> Self {
+        self.vendor = true;
+        self
+    }
 }
 
 impl std::fmt::Debug for Kernel {
@@ -191,8 +293,11 @@ pub struct Prepared {
     op: Op,
     choice: Choice,
     operands: Vec<Operand>,
+    numerics: Numerics,
     device: DeviceId,
     synchronous: bool,
+    /// Whether a launch may use a block of memory in one way only: see [`crate::Arena`].
+    one_use: bool,
     launch: Box<dyn Launch>,
 }
 
@@ -205,7 +310,7 @@ pub fn prepare(
 ) -> Result<Prepared> {
     op.validate()?;
     let info = device.info();
-    if let Some(reason) = crate::select::refusal(choice.kernel, choice.config, op, choice.pack, info) {
+    if let Some(reason) = choice.refusal(op, info) {
         return Err(Error::Refused {
             device: info.label.clone(),
             op: op.to_string(),
@@ -218,23 +323,44 @@ pub fn prepare(
         let expected = format!("{world}, the ranks of the group it is prepared for");
         ensure(collective.world == world, op.name(), "world", collective.world, &expected)?;
     }
+    let candidate = choice.candidate(op, info);
     let mut operands = op.operands();
+    if operands.len() > MAX_OPERANDS {
+        return Err(Error::Unsupported {
+            what: "an op with that many operands",
+            why: format!("{} are more than {MAX_OPERANDS}", operands.len()),
+        });
+    }
     for b in op.constants() {
         let Some(pack) = choice.pack else { break };
-        let bytes = pack
-            .bytes(b.n, b.k)
-            .and_then(|bytes| bytes.checked_mul(b.matrices as u64))
-            .ok_or(Error::Overflow { op: op.name(), what: "the packed operand" })?;
+        let bytes = b.pack(pack).packed_bytes();
+        let bytes = bytes.ok_or(Error::Overflow { op: op.name(), what: "the packed operand" })?;
         let operand = &mut operands[b.operand];
         operand.bytes = bytes;
         operand.dtype = pack.dtype;
         operand.elements =
             (bytes / pack.dtype.block_bytes() as u64).saturating_mul(pack.dtype.block_len() as u64);
-        operand.align = operand.align.max(64);
+        operand.align = operand.align.max(PACKED_ALIGN);
     }
-    let config = &choice.kernel.configs[choice.config];
-    let launch = (choice.kernel.prepare.0)(&Request { device, info, op, config, pack: choice.pack, comm })?;
-    Ok(Prepared { op: op.clone(), choice, operands, device: info.id, synchronous: info.synchronous, launch })
+    if let Some(align) = choice.kernel.align {
+        for (index, operand) in operands.iter_mut().enumerate() {
+            operand.align = operand.align.max(align(&candidate, index));
+        }
+    }
+    let numerics = (choice.kernel.numerics)(&candidate);
+    let (config, alignment) = (candidate.config, choice.alignment);
+    let request = Request { device, info, op, config, pack: choice.pack, alignment, comm };
+    let launch = (choice.kernel.prepare)(&request)?;
+    Ok(Prepared {
+        op: op.clone(),
+        choice,
+        operands,
+        numerics,
+        device: info.id,
+        synchronous: info.synchronous,
+        one_use: info.arena.pools > 1,
+        launch,
+    })
 }
 
 impl Prepared {
@@ -248,7 +374,12 @@ impl Prepared {
         self.choice
     }
 
-    /// What a launch takes, in order; packed operands have the size of their packed form.
+    /// How it rounds.
+    pub fn numerics(&self) -> Numerics {
+        self.numerics
+    }
+
+    /// What a launch takes, in order; packed operands have the size of their packed form, and all the alignment that the row relies on.
     pub fn operands(&self) -> &[Operand] {
         &self.operands
     }
@@ -268,6 +399,10 @@ impl Prepared {
                 if overlap(arg.address(), operand.bytes, scratch.address(), scratch.bytes()) {
                     let (kernel, first) = (self.choice.kernel.name, operand.name);
                     return Err(Error::Overlap { kernel, first, second: "scratch" });
+                }
+                if self.one_use && operand.bytes > 0 && !operand.access.writes() && arg.lies_in(scratch) {
+                    let (kernel, second) = (self.choice.kernel.name, operand.name);
+                    return Err(Error::SharedBuffer { kernel, first: "scratch", second });
                 }
             }
         }
@@ -328,6 +463,10 @@ impl Prepared {
                 let (a, b) = (args[i].address(), args[j].address());
                 if overlap(a, written.bytes, b, other.bytes) {
                     return Err(Error::Overlap { kernel, first: written.name, second: other.name });
+                }
+                let read = !other.access.writes() && written.bytes > 0 && other.bytes > 0;
+                if self.one_use && read && matches!(&args[i], Arg::Buf(b) if args[j].lies_in(b)) {
+                    return Err(Error::SharedBuffer { kernel, first: written.name, second: other.name });
                 }
             }
         }

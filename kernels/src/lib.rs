@@ -8,6 +8,7 @@
 //! | [`layout`] | strides: [`Rows`] of vectors, [`Matrix`] operands, KV caches |
 //! | [`buffer`], [`device`] | memory, devices, streams, graphs, events |
 //! | [`kernel`], [`mod@select`], [`tune`] | rows of the kernel table, how one is chosen, measured choices |
+//! | [`align`] | what is known of the alignment of operands |
 //! | [`mod@plan`] | placing activations into arena pools |
 //! | [`error`] | the one error enum |
 //!
@@ -20,6 +21,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod align;
 pub mod block;
 pub mod buffer;
 pub mod device;
@@ -33,14 +35,17 @@ pub mod plan;
 pub mod select;
 pub mod tune;
 
+pub use align::Alignment;
 pub use buffer::{Access, Arg, Buffer, Memory};
 pub use device::{
     Arena, Comm, Device, DeviceClass, DeviceId, DeviceInfo, Event, Graph, Local, Pending, Shared, Stream,
 };
 pub use dtype::DType;
 pub use error::{Error, Reason, Refusal, Result};
-pub use kernel::{Checked, Config, Kernel, Launch, Numerics, PackFormat, Prepare, Prepared, prepare};
+pub use kernel::{
+    Candidate, Checked, Config, Kernel, Launch, Numerics, PackFormat, Prepared, Request, prepare,
+};
 pub use layout::{KvLayout, Matrix, Paging, Rows};
 pub use op::{Op, Operand};
 pub use plan::plan;
-pub use select::{Choice, Verdict, explain, select, select_packed};
+pub use select::{Choice, Query, Verdict, explain, select, select_packed};

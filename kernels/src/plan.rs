@@ -20,7 +20,8 @@ pub struct Place {
 
 /// Places the activations of a sequence of launches. `launches` gives, for each, the value behind every operand in order:
 /// a number below the count of values, or [`EXTERNAL`]. A value lives from its first to its last launch; values that live at the
-/// same time do not overlap; where the device has several pools, no launch reads and writes the same pool.
+/// same time do not overlap; where the device has several pools, no launch reads and writes the same pool. Every place is a multiple
+/// of [`Arena::align`], which is the alignment that a caller may vouch for.
 ///
 /// Returns one place per value. Largest values first, lowest free offset first (greedy by size, as in arXiv:2001.03288).
 pub fn plan(launches: &[(&Prepared, &[u32])], rules: Arena) -> Result<Vec<Place>> {
@@ -116,7 +117,11 @@ fn assign_pools(steps: &[Step], count: usize, pools: u8) -> Result<Vec<u8>> {
         return Ok(vec![0; count]);
     }
     let mut conflicts: Vec<Vec<usize>> = vec![Vec::new(); count];
-    for step in steps {
+    let mut first_use = vec![usize::MAX; count];
+    for (at, step) in steps.iter().enumerate() {
+        for used in step {
+            first_use[used.value] = first_use[used.value].min(at);
+        }
         for w in step.iter().filter(|u| u.writes) {
             for r in step.iter().filter(|u| !u.writes && u.value != w.value) {
                 conflicts[w.value].push(r.value);
@@ -124,16 +129,19 @@ fn assign_pools(steps: &[Step], count: usize, pools: u8) -> Result<Vec<u8>> {
             }
         }
     }
+    // in the order of first use, whatever the numbers: a value's conflicts are then mostly its neighbours, and a dead end is undone
+    // where it arose
+    let mut order: Vec<usize> = (0..count).collect();
+    order.sort_by_key(|&value| first_use[value]);
     let mut colours: Vec<Option<u8>> = vec![None; count];
     let mut budget = 100_000usize;
-    // values in the order of their first use; iterative backtracking over that order
     let mut at = 0;
     let mut next = vec![0u8; count];
-    while at < count {
-        let free = (next[at]..pools).find(|c| !conflicts[at].iter().any(|&o| colours[o] == Some(*c)));
+    while let Some(&value) = order.get(at) {
+        let free = (next[at]..pools).find(|c| !conflicts[value].iter().any(|&o| colours[o] == Some(*c)));
         match free {
             Some(colour) => {
-                colours[at] = Some(colour);
+                colours[value] = Some(colour);
                 next[at] = colour + 1;
                 at += 1;
                 if at < count {
@@ -149,7 +157,7 @@ fn assign_pools(steps: &[Step], count: usize, pools: u8) -> Result<Vec<u8>> {
             None => {
                 budget -= 1;
                 at -= 1;
-                colours[at] = None;
+                colours[order[at]] = None;
             }
         }
     }
@@ -204,6 +212,18 @@ mod tests {
             let end = places.iter().map(|p| p.at + p.bytes).max().unwrap();
             assert!(end < 1000, "40 values of 100 bytes, three alive: {end}");
         }
+    }
+
+    /// The numbers of values say nothing of the order in which they are used: by number, this search would not end in its budget.
+    #[test]
+    fn pools_are_chosen_in_the_order_of_use() {
+        const LEN: usize = 400;
+        let mut steps = chain(LEN);
+        // 7 has no divisor in common with 400
+        steps.iter_mut().flatten().for_each(|used| used.value = used.value * 7 % LEN);
+        let rules = Arena { pools: 3, align: 64, max_bytes: 1 << 20 };
+        let places = place(&steps, rules).unwrap();
+        verify(&steps, &places, 3);
     }
 
     #[test]

@@ -1,14 +1,31 @@
 //! Choosing a row: the cheapest that does not refuse, with reasons for every refusal.
 
+use crate::align::Alignment;
 use crate::device::{Device, DeviceInfo};
 use crate::error::{Error, Reason, Refusal, Result};
-use crate::kernel::{Kernel, PackFormat};
+use crate::kernel::{Candidate, Config, Kernel, Numerics, PACKED_ALIGN, PackFormat};
 use crate::op::Op;
 use crate::tune::Tuning;
 use std::sync::Arc;
 
-/// A row, one of its configurations, and the format of the constant operands.
+/// An op to be looked up, and what the caller knows of where its operands will lie. A `&Op` is one of which nothing is known.
 #[derive(Debug, Clone, Copy)]
+pub struct Query<'a> {
+    /// The op.
+    pub op: &'a Op,
+    /// What its operands are multiples of.
+    pub alignment: Alignment,
+}
+
+impl<'a> From<&'a Op> for Query<'a> {
+    fn from(op: &'a Op) -> Self {
+        Query { op, alignment: Alignment::default() }
+    }
+}
+
+/// A row, one of its configurations, the format of the constant operands, and the alignment for which it was chosen.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Choice {
     /// The row.
     pub kernel: &'static Kernel,
@@ -16,6 +33,80 @@ pub struct Choice {
     pub config: usize,
     /// Format into which every constant operand must be packed before the launch; `None` when they stay plain.
     pub pack: Option<&'static PackFormat>,
+    /// What the caller vouched for. Launches check what the row relies on of it.
+    pub alignment: Alignment,
+}
+
+static MISSING: Config = Config::tile("missing", &[]);
+
+impl Choice {
+    /// A choice of one's own, for operands of which no more is known than their elements' alignment.
+    pub fn new(kernel: &'static Kernel, config: usize, pack: Option<&'static PackFormat>) -> Self {
+        Choice { kernel, config, pack, alignment: Alignment::default() }
+    }
+
+    /// The same for operands at such places.
+    pub fn with_alignment(self, alignment: Alignment) -> Self {
+        Choice { alignment, ..self }
+    }
+
+    /// The configuration; one without a tile where the row has none of that index, which [`Choice::refusal`] says.
+    pub fn config(&self) -> &'static Config {
+        self.kernel.configs.get(self.config).unwrap_or(&MISSING)
+    }
+
+    /// What the row's functions are asked about.
+    pub fn candidate<'a>(&self, op: &'a Op, info: &'a DeviceInfo) -> Candidate<'a> {
+        Candidate { op, config: self.config(), pack: self.pack, info, alignment: self.alignment }
+    }
+
+    /// How the row rounds when it runs `op`.
+    pub fn numerics(&self, op: &Op, info: &DeviceInfo) -> Numerics {
+        (self.kernel.numerics)(&self.candidate(op, info))
+    }
+
+    /// Why the row does not run `op`, which is valid, in this way.
+    pub fn refusal(&self, op: &Op, info: &DeviceInfo) -> Option<Reason> {
+        let kernel = self.kernel;
+        if kernel.op != op.name() {
+            return Some(Reason::new(format!("runs {}, not {}", kernel.op, op.name())));
+        }
+        if self.config >= kernel.configs.len() {
+            return Some(Reason::new(format!("has {} configurations", kernel.configs.len())));
+        }
+        match self.pack {
+            None if !kernel.packs.is_empty() => {
+                return Some(Reason::new(match op.constants()[..] {
+                    [] => "needs a constant B, which is packed once",
+                    [_] => "reads only a packed B",
+                    _ => "reads only packed B",
+                }));
+            }
+            Some(p) if !kernel.packs.contains(&p) => {
+                return Some(Reason::new(format!("does not read B packed as {}", p.name)));
+            }
+            Some(_) if op.constants().is_empty() => {
+                return Some(Reason::new("the op has no constant operand"));
+            }
+            _ => {}
+        }
+        let candidate = self.candidate(op, info);
+        (kernel.reject)(&candidate).or_else(|| misaligned(kernel, &candidate))
+    }
+}
+
+/// The first operand that is not known to lie where the row needs it.
+fn misaligned(kernel: &Kernel, candidate: &Candidate<'_>) -> Option<Reason> {
+    let align = kernel.align?;
+    let constants = if candidate.pack.is_some() { candidate.op.constants() } else { Vec::new() };
+    candidate.op.operands().iter().enumerate().find_map(|(index, operand)| {
+        // of packed operands launches check as much anyway
+        let packed = constants.iter().any(|c| c.operand == index);
+        let certain = if packed { PACKED_ALIGN } else { operand.align };
+        let (need, known) = (align(candidate, index), candidate.alignment.of(index).max(certain));
+        let text = || format!("needs {} at a multiple of {need} bytes; {known} are known", operand.name);
+        (need > known && operand.bytes > 0).then(|| Reason::new(text()))
+    })
 }
 
 /// What became of one row and configuration when an op was looked up.
@@ -29,55 +120,28 @@ pub struct Verdict {
 
 /// Predicted or measured seconds of one launch.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct Cost {
-    /// Seconds; of predictions only the order matters.
+    /// Measured seconds where there are any, else predicted ones, of which only the order matters.
     pub seconds: f32,
-    /// Whether a tuner measured it.
+    /// Whether a tuner measured them.
     pub measured: bool,
+    /// What the row predicts.
+    pub predicted: f32,
 }
 
-/// Why `kernel` does not run `op` with this format of the constant operands.
-pub(crate) fn refusal(
-    kernel: &Kernel,
-    config: usize,
-    op: &Op,
-    pack: Option<&PackFormat>,
-    info: &DeviceInfo,
-) -> Option<Reason> {
-    if kernel.op != op.name() {
-        return Some(Reason(format!("runs {}, not {}", kernel.op, op.name()).into()));
-    }
-    let Some(config) = kernel.configs.get(config) else {
-        return Some(Reason(format!("has {} configurations", kernel.configs.len()).into()));
-    };
-    match pack {
-        None if !kernel.packs.is_empty() => {
-            return Some(Reason::new(match op.constants()[..] {
-                [] => "needs a constant B, which is packed once",
-                [_] => "reads only a packed B",
-                _ => "reads only packed B",
-            }));
-        }
-        Some(p) if !kernel.packs.contains(&p) => {
-            return Some(Reason(format!("does not read B packed as {}", p.name).into()));
-        }
-        Some(_) if op.constants().is_empty() => return Some(Reason::new("the op has no constant operand")),
-        _ => {}
-    }
-    (kernel.reject)(op, config, info)
-}
-
-fn cost(choice: Choice, op: &Op, info: &DeviceInfo, tuning: Option<&Arc<Tuning>>) -> Cost {
-    let config = &choice.kernel.configs[choice.config];
-    match tuning.and_then(|t| t.seconds(op, choice.kernel.name, config.name)) {
-        Some(seconds) => Cost { seconds, measured: true },
-        None => Cost { seconds: (choice.kernel.cost)(op, config, info), measured: false },
+fn cost(choice: &Choice, op: &Op, info: &DeviceInfo, tuning: Option<&Arc<Tuning>>) -> Cost {
+    let predicted = (choice.kernel.cost)(&choice.candidate(op, info));
+    match tuning.and_then(|t| t.seconds(op, choice)) {
+        Some(seconds) => Cost { seconds, measured: true, predicted },
+        None => Cost { seconds: predicted, measured: false, predicted },
     }
 }
 
 /// Every row of the op with every configuration and format, and what became of it: accepted ones first, measured ones before
 /// predicted ones (of which only the order among themselves means something), cheapest first. Vendor rows are among them. The op must be valid.
-pub fn explain(device: &dyn Device, op: &Op) -> Result<Vec<Verdict>> {
+pub fn explain<'a>(device: &dyn Device, query: impl Into<Query<'a>>) -> Result<Vec<Verdict>> {
+    let Query { op, alignment } = query.into();
     op.validate()?;
     let (info, tuning) = (device.info(), device.tuning());
     let mut verdicts = Vec::new();
@@ -86,10 +150,10 @@ pub fn explain(device: &dyn Device, op: &Op) -> Result<Vec<Verdict>> {
             let packs = kernel.packs.iter().map(|p| Some(*p));
             let plain = kernel.packs.is_empty().then_some(None);
             for pack in packs.chain(plain) {
-                let choice = Choice { kernel, config, pack };
-                let outcome = match refusal(kernel, config, op, pack, info) {
+                let choice = Choice { kernel, config, pack, alignment };
+                let outcome = match choice.refusal(op, info) {
                     Some(reason) => Err(reason),
-                    None => Ok(cost(choice, op, info, tuning.as_ref())),
+                    None => Ok(cost(&choice, op, info, tuning.as_ref())),
                 };
                 verdicts.push(Verdict { choice, outcome });
             }
@@ -113,70 +177,82 @@ fn refused(device: &dyn Device, op: &Op, verdicts: &[Verdict]) -> Error {
     Error::Refused { device: device.info().label.clone(), op: op.to_string(), refusals }
 }
 
-/// The cheapest row for `op` that is not a vendor's. `also` names the other shapes that use the same constant operands (prefill
-/// beside decode): the format that is cheapest over all of them is chosen, so that one packed copy serves all; look their rows up
-/// with [`select_packed`]. When every row refuses, the error lists each with its reason.
-pub fn select(device: &dyn Device, op: &Op, also: &[Op]) -> Result<Choice> {
-    let first = explain(device, op)?;
-    let others = also.iter().map(|o| explain(device, o)).collect::<Result<Vec<_>>>()?;
-    let usable = |v: &&Verdict| v.outcome.is_ok() && !v.choice.kernel.vendor;
-    let cheapest = |verdicts: &[Verdict], pack: Option<&PackFormat>| {
-        verdicts.iter().filter(usable).find(|v| v.choice.pack == pack).cloned()
-    };
-    // predictions in the sum count before seconds: they cannot be added to measurements
-    let mut best: Option<(usize, f64, Choice)> = None;
+fn usable(verdict: &Verdict) -> Option<Cost> {
+    verdict.outcome.as_ref().ok().filter(|_| !verdict.choice.kernel.vendor).copied()
+}
+
+/// What a format costs over all shapes: measured seconds if every shape was measured, else predicted ones. A measurement of one shape
+/// is no argument against the prediction of another: what was measured in part is held against the rest by predictions alone.
+fn total(shapes: &[&[Verdict]], pack: Option<&PackFormat>) -> Option<(bool, f64)> {
+    let (mut measured, mut seconds, mut predicted) = (true, 0.0, 0.0);
+    for verdicts in shapes {
+        let of_pack = || verdicts.iter().filter(|v| v.choice.pack == pack).filter_map(usable);
+        let first = of_pack().next()?;
+        measured &= first.measured;
+        seconds += f64::from(first.seconds);
+        predicted += f64::from(of_pack().map(|c| c.predicted).fold(f32::INFINITY, f32::min));
+    }
+    Some(if measured { (true, seconds) } else { (false, predicted) })
+}
+
+/// The cheapest row for `query` that is not a vendor's. `also` names the other shapes that use the same constant operands (prefill
+/// beside decode), placed alike: the format that is cheapest over all of them is chosen, so that one packed copy serves all; look
+/// their rows up with [`select_packed`]. When every row refuses, the error lists each with its reason.
+pub fn select<'a>(device: &dyn Device, query: impl Into<Query<'a>>, also: &[Op]) -> Result<Choice> {
+    let query = query.into();
+    let first = explain(device, query)?;
+    let others = also.iter().map(|op| explain(device, Query { op, ..query })).collect::<Result<Vec<_>>>()?;
+    let mut shapes: Vec<&[Verdict]> = vec![&first];
+    shapes.extend(others.iter().map(Vec::as_slice));
+    let mut best: Option<((bool, f64), Choice)> = None;
     let mut seen: Vec<Option<&'static PackFormat>> = Vec::new();
-    for verdict in first.iter().filter(usable) {
+    for verdict in first.iter().filter(|v| usable(v).is_some()) {
         let pack = verdict.choice.pack;
         if seen.contains(&pack) {
             continue;
         }
         seen.push(pack);
-        let Some(all) = others.iter().map(|o| cheapest(o, pack)).collect::<Option<Vec<_>>>() else {
-            continue;
-        };
-        let costs = || all.iter().chain([verdict]).filter_map(|v| v.outcome.as_ref().ok());
-        let predicted = costs().filter(|c| !c.measured).count();
-        let total: f64 = costs().map(|c| f64::from(c.seconds)).sum();
-        let better = best.is_none_or(|(p, t, _)| predicted.cmp(&p).then(total.total_cmp(&t)).is_lt());
+        let Some(total) = total(&shapes, pack) else { continue };
+        let better = best.is_none_or(|(b, _)| b.0.cmp(&total.0).then(total.1.total_cmp(&b.1)).is_lt());
         if better {
-            best = Some((predicted, total, verdict.choice));
+            best = Some((total, verdict.choice));
         }
     }
-    match best {
-        Some((_, _, choice)) => Ok(choice),
-        None => {
-            // name the op that has no row at all, if it is one of the others
-            for (other, verdicts) in also.iter().zip(&others) {
-                if !verdicts.iter().any(|v| usable(&v)) {
-                    return Err(refused(device, other, verdicts));
-                }
-            }
-            if first.iter().any(|v| usable(&v)) {
-                return Err(Error::Unsupported {
-                    what: "one packed copy for all these shapes",
-                    why: format!("no format serves {op} and every other shape; pack it for each"),
-                });
-            }
-            Err(refused(device, op, &first))
+    if let Some((_, choice)) = best {
+        return Ok(choice);
+    }
+    // name the op that has no row at all, if it is one of the others
+    for (other, verdicts) in also.iter().zip(&others) {
+        if !verdicts.iter().any(|v| usable(v).is_some()) {
+            return Err(refused(device, other, verdicts));
         }
     }
+    if first.iter().any(|v| usable(v).is_some()) {
+        return Err(Error::Unsupported {
+            what: "one packed copy for all these shapes",
+            why: format!("no format serves {} and every other shape; pack it for each", query.op),
+        });
+    }
+    Err(refused(device, query.op, &first))
 }
 
-/// The cheapest row for `op` whose constant operands are already packed as `pack` (or plain).
-pub fn select_packed(device: &dyn Device, op: &Op, pack: Option<&'static PackFormat>) -> Result<Choice> {
-    let verdicts = explain(device, op)?;
-    let found = verdicts
-        .iter()
-        .find(|v| v.outcome.is_ok() && !v.choice.kernel.vendor && v.choice.pack == pack)
-        .map(|v| v.choice);
-    found.ok_or_else(|| refused(device, op, &verdicts))
+/// The cheapest row for `query` whose constant operands are already packed as `pack` (or plain).
+pub fn select_packed<'a>(
+    device: &dyn Device,
+    query: impl Into<Query<'a>>,
+    pack: Option<&'static PackFormat>,
+) -> Result<Choice> {
+    let query = query.into();
+    let verdicts = explain(device, query)?;
+    let found = verdicts.iter().find(|v| v.choice.pack == pack && usable(v).is_some());
+    found.map(|v| v.choice).ok_or_else(|| refused(device, query.op, &verdicts))
 }
 
-/// The row of that name for `op`, vendor rows included, with its cheapest configuration.
-pub fn select_named(device: &dyn Device, op: &Op, name: &str) -> Result<Choice> {
-    let mut verdicts = explain(device, op)?;
+/// The row of that name for `query`, vendor rows included, with its cheapest configuration.
+pub fn select_named<'a>(device: &dyn Device, query: impl Into<Query<'a>>, name: &str) -> Result<Choice> {
+    let query = query.into();
+    let mut verdicts = explain(device, query)?;
     verdicts.retain(|v| v.choice.kernel.name == name);
     let found = verdicts.iter().find(|v| v.outcome.is_ok()).map(|v| v.choice);
-    found.ok_or_else(|| refused(device, op, &verdicts))
+    found.ok_or_else(|| refused(device, query.op, &verdicts))
 }

@@ -2,11 +2,10 @@
 
 use perjoule::cpu::spmd::{Args, Spmd, launch};
 use perjoule::cpu::team::Lane;
-use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::{Attention, GatedMatMul, MatMul, Values};
 use perjoule_kernels::{
-    Access, Config, DType, Device, DeviceInfo, Error, Kernel, Launch, Matrix, Numerics, Op, PackFormat,
-    Prepare, Reason, Result, Rows, block,
+    Access, Config, DType, Device, Error, Kernel, Launch, Matrix, Numerics, Op, PackFormat, Reason, Request,
+    Result, Rows, block,
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -101,18 +100,11 @@ pub fn row(op: &'static str, fault: Fault) -> &'static Kernel {
     let params: &'static [usize] = Box::leak(Box::new([fault as usize]));
     let configs: &'static [Config] = Box::leak(Box::new([Config { name: "oracle", tile, params }]));
     let name = Box::leak(format!("{op}_oracle_{fault:?}").to_lowercase().into_boxed_str());
-    let exact = matches!(op, "cast" | "quantise" | "argmax" | "sample" | "advance");
-    Box::leak(Box::new(Kernel {
-        name,
-        op,
-        configs,
-        packs: &[],
-        vendor: false,
-        numerics: if exact { Numerics::EXACT } else { Numerics::F32 },
-        reject,
-        cost: |_, _, _| 1.0,
-        prepare: Prepare::new(prepare),
-    }))
+    let row = Kernel::new(name, op, |_| 1.0, prepare).with_configs(configs).with_numerics(|candidate| {
+        let exact = matches!(candidate.op.name(), "cast" | "quantise" | "argmax" | "sample" | "advance");
+        if exact { Numerics::EXACT } else { Numerics::F32 }
+    });
+    Box::leak(Box::new(row))
 }
 
 /// A right row of `gated_matmul` that reads both weights packed in f32 panels of 8 columns, by the reference on the unpacked ones.
@@ -121,27 +113,22 @@ pub fn gated_in_panels(device: &dyn Device) -> &'static Kernel {
     let packs: &'static [&'static PackFormat] =
         Box::leak(formats.into_iter().filter(|p| p.name == "panel8_f32").take(1).collect());
     let base = row("gated_matmul", Fault::None);
-    Box::leak(Box::new(Kernel {
-        name: "gated_matmul_oracle_panels",
-        op: base.op,
-        configs: base.configs,
-        packs,
-        vendor: false,
-        numerics: base.numerics,
-        reject: |op, _, _| match op {
+    let prepare = |request: &Request<'_>| {
+        let Op::GatedMatMul(op) = request.op else { return Err(other(request.op)) };
+        let mut op = **op;
+        for part in [&mut op.gate, &mut op.up] {
+            part.b.strides = Matrix::row_major(part.k, part.n);
+        }
+        Ok(launch(request, InPanels(op)))
+    };
+    let row = Kernel::new("gated_matmul_oracle_panels", base.op, base.cost, prepare)
+        .with_configs(base.configs)
+        .with_packs(packs)
+        .with_reject(|candidate| match candidate.op {
             Op::GatedMatMul(op) if op.gate.b_constant && op.gate.b.dtype == DType::F32 => None,
             _ => Some(Reason::new("reads constant weights in f32")),
-        },
-        cost: base.cost,
-        prepare: Prepare::new(|request| {
-            let Op::GatedMatMul(op) = request.op else { return Err(other(request.op)) };
-            let mut op = **op;
-            for part in [&mut op.gate, &mut op.up] {
-                part.b.strides = Matrix::row_major(part.k, part.n);
-            }
-            Ok(launch(request, InPanels(op)))
-        }),
-    }))
+        });
+    Box::leak(Box::new(row))
 }
 
 fn other(op: &Op) -> Error {
@@ -183,11 +170,6 @@ impl Spmd for InPanels {
             assert!(encode(dtype, &values[last].value[at..at + rows.len], out));
         }
     }
-}
-
-/// The reference runs everything.
-fn reject(_: &Op, _: &Config, _: &DeviceInfo) -> Option<Reason> {
-    None
 }
 
 fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {

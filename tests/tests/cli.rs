@@ -5,73 +5,10 @@
 use serde_json::Value;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::process::{Command, Stdio};
 
-/// The binary that `PERJOULE_BINARY` names, or the optimised one of this workspace, built on first use: it belongs to another package, so
-/// cargo does not build it for a test.
-fn binary() -> &'static Path {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        if let Some(named) = std::env::var_os("PERJOULE_BINARY") {
-            return named.into();
-        }
-        let test = std::env::current_exe().unwrap();
-        let target = test.ancestors().nth(3).unwrap();
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = Command::new(cargo)
-            .args(["build", "--quiet", "--release", "--package", "perjoule-bench", "--target-dir"])
-            .arg(target)
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .status()
-            .unwrap();
-        assert!(status.success(), "the binary does not build");
-        target.join("release").join(format!("perjoule{}", std::env::consts::EXE_SUFFIX))
-    })
-}
-
-/// A folder of its own for each test, and commands that run in it.
-struct Place(tempfile::TempDir);
-
-impl Place {
-    fn new() -> Self {
-        Place(tempfile::tempdir().unwrap())
-    }
-
-    fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(binary());
-        command.args(line.split_whitespace()).current_dir(self.0.path()).env("NO_COLOR", "1");
-        command
-    }
-
-    fn run(&self, line: &str) -> Output {
-        self.command(line).output().unwrap()
-    }
-
-    /// Runs a command that must succeed; gives its stdout.
-    fn ok(&self, line: &str) -> String {
-        let output = self.run(line);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(0), "{line}: {stderr}");
-        assert!(!stderr.contains("panicked"), "{line}: {stderr}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Runs a command that must be refused: exit code 2, nothing that looks like data, one line that holds `part`.
-    fn refused(&self, line: &str, part: &str) {
-        let output = self.run(line);
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{line}: {stderr}");
-        let errors: Vec<&str> = stderr.lines().filter(|l| l.starts_with("error: ")).collect();
-        assert_eq!(errors.len(), 1, "{line}: {stderr}");
-        assert!(errors[0].contains(part), "{line}: {part:?} is not in {stderr}");
-        assert!(!stderr.contains("panicked"), "{line}: {stderr}");
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-}
+mod place;
+use place::{Place, binary};
 
 fn checkpoint(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints").join(name).display().to_string()
@@ -143,7 +80,8 @@ fn every_format_carries_the_same_record() {
         (&"kernel".into(), &true.into(), &true.into())
     );
     assert_eq!(record["samples_ns"].as_array().unwrap().len(), 5);
-    assert!(record["median_ns"].as_f64().unwrap() > 0.0 && record["roof_fraction"].as_f64().unwrap() > 0.0);
+    assert!(record["median_ns"].as_f64().unwrap() > 0.0 && record["roof_gflops"].as_f64().unwrap() > 0.0);
+    assert!(record["roof_gbps"].is_null(), "operands that stay in the caches are not held against memory");
     assert!(record["energy_source"].is_string(), "where joules are given, so is their source");
     let csv = place.ok(&format!("{SMALL} --format csv"));
     assert_eq!(csv.lines().count(), 2);
@@ -220,10 +158,13 @@ fn generation_repeats_and_says_what_it_cost() {
     let ids = String::from_utf8(output.stdout).unwrap();
     assert_eq!(ids.trim().split(',').count(), 6, "{ids}");
     let summary = String::from_utf8(output.stderr).unwrap();
-    assert!(summary.contains("J/token modelled") || summary.contains("J/token measured"), "{summary}");
+    assert!(summary.contains("J (modelled)") || summary.contains("J (measured)"), "{summary}");
+    assert!(summary.contains("the prompt included"), "{summary}");
     let json: Value = serde_json::from_str(&place.ok(&format!("{line} --json --quiet"))).unwrap();
     let from_json: Vec<String> = json["ids"].as_array().unwrap().iter().map(Value::to_string).collect();
     assert_eq!(from_json.join(","), ids.trim(), "streamed and collected ids agree");
+    let [low, high] = [0, 1].map(|end| json["energy_ci95"][end].as_f64().unwrap());
+    assert!((low..=high).contains(&json["joules"].as_f64().unwrap()), "{json}");
     let drawn = |seed| place.ok(&format!("{line} --temperature 1.5 --top-k 50 --seed {seed} --quiet"));
     assert_eq!(drawn(3), drawn(3));
 }
@@ -233,7 +174,7 @@ fn tokens_of_a_small_model_are_measured() {
     let place = Place::new();
     let line =
         format!("run --only tokens --model {} -p 16 -n 4 -d 4 --parallel 1,2 -r 2", checkpoint("llama"));
-    let list = records(&place.ok(&format!("{line} --budget 2 --format jsonl --quiet")));
+    let list = records(&place.ok(&format!("{line} --budget 60 --format jsonl --quiet")));
     assert_eq!(list.len(), 4);
     for record in &list {
         assert!(record["avg_ts"].as_f64().unwrap() > 0.0 && record["n_depth"] == 4);
@@ -242,6 +183,44 @@ fn tokens_of_a_small_model_are_measured() {
         assert_eq!(record["samples_ns"].as_array().unwrap().len(), 2);
     }
     assert!(place.ok(&format!("{line} --budget 2 --quiet")).contains("tg4 @ d4 x2"));
+}
+
+/// Two portable rows: every machine has them.
+#[test]
+fn kernels_are_measured_in_turn_and_compared() {
+    let place = Place::new();
+    let (new, old) = ("add_any_256_cpu_portable", "softmax_any_256_cpu_portable");
+    let line = format!("run --kernel {new} --versus {new} --dtype f32 --shape rows=16,len=512 --budget 1");
+    let list = records(&place.ok(&format!("{line} --format jsonl --quiet")));
+    assert_eq!(list.len(), 2, "the baseline, and what was compared with it");
+    assert!(list[0]["versus"].is_null() && list[1]["versus"] == new);
+    let samples = |record: &Value| record["samples_ns"].as_array().unwrap().len();
+    assert_eq!(samples(&list[0]), samples(&list[1]));
+    let [low, high] = [0, 1].map(|end| list[1]["versus_ci95"][end].as_f64().unwrap());
+    let ratio = list[1]["versus_ratio"].as_f64().unwrap();
+    assert!(low <= ratio && ratio <= high && (0.2..5.0).contains(&ratio), "{low} {ratio} {high}");
+    assert!((0.0..=1.0).contains(&list[1]["versus_p_value"].as_f64().unwrap()));
+    assert!(["faster", "slower", "same", "unclear"].contains(&list[1]["versus_verdict"].as_str().unwrap()));
+    assert!(place.ok(&format!("{line} --quiet")).contains("kernel versus baseline"));
+    place.refused(&format!("run --kernel {new} --versus {old}"), "runs softmax");
+}
+
+/// Where power is modelled as constant, the joules of a call are its time and nothing else.
+#[test]
+fn modelled_joules_belong_to_the_time_beside_them() {
+    let place = Place::new();
+    let line = "run --op add --dtype f32 --shape rows=4,len=256 --budget 1 --format jsonl --quiet";
+    for record in records(&place.ok(line)).iter().filter(|record| record["energy_kind"] == "modelled") {
+        let number = |name: &str| record[name].as_f64().unwrap();
+        let power = number("joules_per_call") / (number("median_ns") * 1e-9);
+        assert!((power / number("avg_power_w") - 1.0).abs() < 1e-9, "{power}");
+        let readings = record["energies"].as_array().unwrap();
+        assert_eq!(readings[0]["boundary"], record["energy_boundary"]);
+        assert!(
+            record["samples_ns"].as_array().unwrap().len() >= 20,
+            "an interval of few samples is not believed"
+        );
+    }
 }
 
 #[test]
@@ -257,6 +236,14 @@ fn bad_input_is_one_clear_error() {
         ("run -r 1000000000".into(), "-r 1000000000"),
         ("run -p 0 -n 0".into(), "nothing to measure"),
         ("--only tokens -p 0".into(), "nothing to measure"),
+        ("run --device cpu,cpu".into(), "cpu twice"),
+        ("run --only ceilings --op add".into(), "--op is for kernels"),
+        ("run --only kernels --model nope".into(), "--model is for tokens"),
+        ("run --only tokens --cache hot".into(), "--cache is for kernels"),
+        ("run --op matmul -p 128".into(), "-p is for tokens"),
+        ("run --op matmul --shape m=0".into(), "m=0"),
+        ("run --op attention --shape q=5,kv=3".into(), "q=5"),
+        ("run --op add --versus nope".into(), "no kernel \"nope\""),
         ("run --op matmul --shape m=1,q=2".into(), "m=512,n=2048,k=2048"),
         ("run --op matmul --shape m=x".into(), "whole number"),
         ("run --op matmul --shape m=4294967295,n=4294967295,k=4294967295".into(), "matmul"),

@@ -1,16 +1,17 @@
 //! Dependencies point one way: kernels, shaders <- backends/* <- backends <- model <- bench-harness, tests. The suite needs kernels
-//! only; record, meter and catalogue stand alone.
+//! only; formats needs record only; record, meter and catalogue stand alone.
 
 use serde_json::Value;
 use std::process::Command;
 
 /// Every crate of the workspace with those of its own crates that it may depend on.
-const ALLOWED: [(&str, &[&str]); 15] = [
+const ALLOWED: [(&str, &[&str]); 16] = [
     ("perjoule-kernels", &[]),
     ("perjoule-shaders", &[]),
     ("perjoule-record", &[]),
     ("perjoule-meter", &[]),
     ("perjoule-catalogue", &[]),
+    ("perjoule-formats", &["perjoule-record"]),
     ("perjoule-suite", &["perjoule-kernels"]),
     ("perjoule-cpu", &["perjoule-kernels"]),
     ("perjoule-webgpu", &["perjoule-kernels", "perjoule-shaders"]),
@@ -28,6 +29,7 @@ const ALLOWED: [(&str, &[&str]); 15] = [
             "perjoule-model",
             "perjoule-suite",
             "perjoule-record",
+            "perjoule-formats",
             "perjoule-meter",
             "perjoule-catalogue",
         ],

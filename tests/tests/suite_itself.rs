@@ -2,7 +2,8 @@
 
 use perjoule::cpu::{CpuDevice, Options};
 use perjoule_kernels::{
-    Buffer, Choice, Comm, Device, DeviceInfo, Error, Kernel, Prepare, Reason, Result as KernelResult, Stream,
+    Buffer, Candidate, Choice, Comm, Device, DeviceInfo, Error, Kernel, Reason, Request,
+    Result as KernelResult, Stream,
 };
 use perjoule_suite::{Buffers, Failure, Filter, Outcome, Place, Scope, cases, check, run};
 use perjoule_tests::oracle::{FAULTS, Fault, gated_in_panels, row};
@@ -62,12 +63,11 @@ impl Device for Apart {
     }
 }
 
-/// Fields of a row of `add`, to be changed.
-fn oracle_add() -> Kernel {
-    let Kernel { name, op, configs, packs, vendor, numerics, reject, cost, .. } = *row("add", Fault::None);
+/// A row of `add` that only refuses.
+fn refusing(name: &'static str, reject: fn(&Candidate<'_>) -> Option<Reason>) -> &'static Kernel {
     let prepare =
-        Prepare::new(|_| Err(Error::Unsupported { what: "this row", why: "it only refuses".into() }));
-    Kernel { name, op, configs, packs, vendor, numerics, reject, cost, prepare }
+        |_: &Request<'_>| Err(Error::Unsupported { what: "this row", why: "it only refuses".into() });
+    Box::leak(Box::new(Kernel::new(name, "add", |_| 1.0, prepare).with_reject(reject)))
 }
 
 const BUFFERS: &dyn Place = &Buffers { replay: false };
@@ -80,7 +80,7 @@ fn failures(
     enough: usize,
 ) -> (usize, Vec<Failure>) {
     device.register(kernel).unwrap();
-    let choice = Choice { kernel, config: 0, pack: None };
+    let choice = Choice::new(kernel, 0, None);
     let list = cases(device, &choice, Scope::Sample).unwrap();
     let mut found = Vec::new();
     let mut count = 0;
@@ -136,7 +136,9 @@ fn every_fault_is_caught() {
                     _ => "expected",
                 };
                 assert!(text.contains(says), "{op} with {fault:?}: {text}");
-                assert!(text.contains("--kernel") && text.contains("seed"), "{text}");
+                // the command knows no rows from outside
+                assert!(!text.contains("--kernel") && text.contains("seed"), "{text}");
+                assert!(text.contains(&failure.case), "{text}");
             }
         }
     }
@@ -149,7 +151,7 @@ fn a_row_with_two_packed_weights_is_launched() {
     let device = device();
     let kernel = gated_in_panels(&device);
     device.register(kernel).unwrap();
-    let choice = Choice { kernel, config: 0, pack: kernel.packs.first().copied() };
+    let choice = Choice::new(kernel, 0, kernel.packs.first().copied());
     let list = cases(&device, &choice, Scope::Sample).unwrap();
     assert!(list.len() >= 18, "{} cases", list.len());
     for case in &list {
@@ -167,16 +169,8 @@ fn a_row_of_which_nothing_was_launched_is_no_success() {
     let device = Apart(device());
     let take =
         |list: &[&str]| Filter { kernels: list.iter().map(|s| s.to_string()).collect(), ..Filter::default() };
-    let shy = Box::leak(Box::new(Kernel {
-        name: "add_oracle_shy",
-        reject: |_, _, _| Some(Reason::new("would rather not")),
-        ..oracle_add()
-    }));
-    let masked = Box::leak(Box::new(Kernel {
-        name: "add_oracle_masked",
-        reject: |_, _, _| Some(Reason::new("needs sve, which this CPU lacks")),
-        ..oracle_add()
-    }));
+    let shy = refusing("add_oracle_shy", |_| Some(Reason::new("would rather not")));
+    let masked = refusing("add_oracle_masked", |_| Some(Reason::lacking("needs sve")));
     device.register(shy).unwrap();
     device.register(masked).unwrap();
     let summary = |names: &[&str]| {
@@ -205,7 +199,7 @@ fn cases_are_the_same_each_time() {
     let device = device();
     for op in ["matmul", "attention", "cast"] {
         let kernel = row(op, Fault::None);
-        let choice = Choice { kernel, config: 0, pack: None };
+        let choice = Choice::new(kernel, 0, None);
         let first = cases(&device, &choice, Scope::Sample).unwrap();
         let second = cases(&device, &choice, Scope::Sample).unwrap();
         assert_eq!(first, second);
@@ -233,7 +227,7 @@ fn guard_pages_trap() {
             _ => (Fault::InFront, Side::Left),
         };
         let kernel = row("matmul", fault);
-        let choice = Choice { kernel, config: 0, pack: None };
+        let choice = Choice::new(kernel, 0, None);
         let place: &dyn Place = &GuardPages(side);
         for case in cases(&device, &choice, Scope::Sample).unwrap() {
             run(&device, choice, &case, &[place]);

@@ -52,7 +52,29 @@ fn main() -> Result<()> {
 /// Devices that must be there when the tests run: their absence is a failure, not a skip.
 const REQUIRED: &str = "cpu";
 
+/// Installs Chromium where CI may: the test of the report's page in a browser says that it is ignored without one. Off unless `CI=true`,
+/// Chromium is missing, and this is root on a system with apt-get; a failure to install is no failure of the tests.
+fn install_chromium_in_ci() {
+    let on_path = |name: &str| {
+        std::env::var_os("PATH")
+            .is_some_and(|path| std::env::split_paths(&path).any(|p| p.join(name).is_file()))
+    };
+    let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
+    let root =
+        std::env::var_os("USER").is_some_and(|user| user == "root") || Path::new("/root").read_dir().is_ok();
+    let missing = !["chromium", "chromium-browser", "google-chrome"].iter().any(|name| on_path(name));
+    if ci && root && missing && on_path("apt-get") {
+        let status = Command::new("apt-get")
+            .args(["install", "--yes", "--no-install-recommends", "chromium"])
+            .status();
+        if !status.is_ok_and(|status| status.success()) {
+            eprintln!("xtask: Chromium could not be installed; the test of the page in a browser is ignored");
+        }
+    }
+}
+
 fn test(filter: &[String]) -> Result<()> {
+    install_chromium_in_ci();
     // the one optimised profile, which the binary shares
     let mut args = vec!["test", "--release", "--workspace", "--no-fail-fast"];
     if !filter.is_empty() {

@@ -5,7 +5,7 @@
 
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use perjoule_cpu::CpuDevice;
-use perjoule_kernels::op::{MatMul, Op, Pack};
+use perjoule_kernels::op::{MatMul, Op};
 use perjoule_kernels::{Arg, Buffer, DType, Device, Result, Stream, block, prepare, select};
 use std::hint::black_box;
 use std::time::Duration;
@@ -57,7 +57,7 @@ fn matmul(criterion: &mut Criterion) -> Result<()> {
                         continue;
                     };
                     let packed = device.alloc(bytes)?;
-                    let pack = Op::from(Pack { format, matrices: 1, n, k, b: op.b });
+                    let pack = Op::from(op_.constants()[0].pack(format));
                     let prepared = prepare(&device, &pack, select(&device, &pack, &[])?, None)?;
                     prepared.launch(&mut *stream, &mut [Arg::Buf(&plain), Arg::Buf(&packed)])?;
                     weights.push(packed);

@@ -80,8 +80,8 @@ fn ceilings(criterion: &mut Criterion, device: &CpuDevice) -> Result<()> {
     group.throughput(Throughput::Elements(ceiling::multiply_add(device, rounds)?));
     group.bench_function("multiply-add", |b| b.iter(|| black_box(ceiling::multiply_add(device, rounds))));
     let memory = ceiling::Bandwidth::new(device, 256 << 20)?;
-    group.throughput(Throughput::Bytes(memory.read()?));
-    group.bench_function("read", |b| b.iter(|| black_box(memory.read())));
+    group.throughput(Throughput::Bytes(memory.read(device)?));
+    group.bench_function("read", |b| b.iter(|| black_box(memory.read(device))));
     group.finish();
     Ok(())
 }

@@ -7,7 +7,7 @@ use crate::device::{CpuCaps, CpuDevice};
 use crate::memory::HostMemory;
 use crate::simd::{Avx2, Avx512, Kernel, Portable, Simd};
 use crate::team::Panicked;
-use perjoule_kernels::{Device, Error, Result};
+use perjoule_kernels::{Device, DeviceId, Error, Result};
 use std::hint::black_box;
 use std::sync::Mutex;
 
@@ -101,8 +101,8 @@ impl Kernel for Chains {
 
 /// Memory to stream through: a source and a destination, of which each lane has a part that it alone touches. It is had as buffers
 /// are, so that kernels find no better pages than the ceiling does.
-pub struct Bandwidth<'d> {
-    device: &'d CpuDevice,
+pub struct Bandwidth {
+    device: DeviceId,
     parts: Vec<Mutex<Option<Part>>>,
     bytes: u64,
 }
@@ -116,7 +116,7 @@ impl Part {
     /// Source and destination of `bytes` bytes, every page of which this thread has written.
     fn new(device: &CpuDevice, bytes: u64) -> Result<Self> {
         let memory = |value: f32| {
-            let mut memory = HostMemory::zeroed(device.inner.id, device.inner.team.region(), bytes)?;
+            let mut memory = device.inner.memory(bytes)?;
             floats(&mut memory).fill(value);
             Ok(memory)
         };
@@ -128,13 +128,13 @@ fn floats(memory: &mut HostMemory) -> &mut [f32] {
     bytemuck::cast_slice_mut(memory.bytes_mut())
 }
 
-impl<'d> Bandwidth<'d> {
+impl Bandwidth {
     /// Takes about `bytes` bytes for the source and as many for the destination; they should be many times the last-level cache.
     /// Every page is written by the lane that reads it, so that it lies in that lane's memory.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Fault`], [`Error::Lost`].
-    pub fn new(device: &'d CpuDevice, bytes: usize) -> Result<Self> {
+    pub fn new(device: &CpuDevice, bytes: usize) -> Result<Self> {
         let lanes = device.threads();
         let each = (bytes / lanes).next_multiple_of(4096) as u64;
         let parts: Vec<Mutex<Option<Part>>> = (0..lanes).map(|_| Mutex::default()).collect();
@@ -145,13 +145,16 @@ impl<'d> Bandwidth<'d> {
         })?;
         match refused.into_inner().unwrap_or_else(|e| e.into_inner()) {
             Some(error) => Err(error),
-            None => Ok(Bandwidth { device, parts, bytes: each * lanes as u64 }),
+            None => Ok(Bandwidth { device: device.inner.id, parts, bytes: each * lanes as u64 }),
         }
     }
 
     /// Runs `job` on every lane with its part.
-    fn each(&self, job: &(dyn Fn(&mut Part) + Sync)) -> Result<()> {
-        self.device.region(&|lane| {
+    fn each(&self, device: &CpuDevice, job: &(dyn Fn(&mut Part) + Sync)) -> Result<()> {
+        if device.inner.id != self.device {
+            return Err(Error::WrongDevice { kernel: "ceiling", operand: "memory" });
+        }
+        device.region(&|lane| {
             if let Some(part) = &mut *locked(&self.parts[lane.index()]) {
                 job(part);
             }
@@ -161,10 +164,10 @@ impl<'d> Bandwidth<'d> {
     /// Reads the source once. Returns the bytes read.
     ///
     /// # Errors
-    /// [`Error::Fault`], [`Error::Lost`].
-    pub fn read(&self) -> Result<u64> {
-        let features = caps(self.device).features;
-        self.each(&|part| {
+    /// [`Error::WrongDevice`] for another device than the memory was taken on, [`Error::Fault`], [`Error::Lost`].
+    pub fn read(&self, device: &CpuDevice) -> Result<u64> {
+        let features = caps(device).features;
+        self.each(device, &|part| {
             let sum = Sum(floats(&mut part.from));
             black_box(match (Avx512::detect(), Avx2::detect()) {
                 (Some(s), _) if Avx512::allowed(features) => s.vectorise(sum),
@@ -178,9 +181,9 @@ impl<'d> Bandwidth<'d> {
     /// Copies the source to the destination once. Returns the bytes read and written together.
     ///
     /// # Errors
-    /// [`Error::Fault`], [`Error::Lost`].
-    pub fn copy(&self) -> Result<u64> {
-        self.each(&|part| {
+    /// As [`Bandwidth::read`].
+    pub fn copy(&self, device: &CpuDevice) -> Result<u64> {
+        self.each(device, &|part| {
             part.to.bytes_mut().copy_from_slice(part.from.bytes_mut());
             black_box(part.to.bytes_mut());
         })?;
@@ -218,8 +221,7 @@ impl Kernel for Sum<'_> {
 impl CpuDevice {
     /// Runs `job` on every lane of the team, while nobody else uses the device.
     fn region(&self, job: &(dyn Fn(&crate::team::Lane<'_>) + Sync)) -> Result<()> {
-        self.inner.team.region().alive()?;
-        self.inner.team.lock().run(job).map_err(fault)
+        self.inner.team.lock()?.run(job).map_err(fault)
     }
 }
 
@@ -258,8 +260,10 @@ mod tests {
     fn streams_move_what_they_say() {
         let device = device(Features::of_processor());
         let memory = Bandwidth::new(&device, 1 << 20).unwrap();
-        assert_eq!(memory.read().unwrap(), 1 << 20);
-        assert_eq!(memory.copy().unwrap(), 2 << 20);
+        assert_eq!(memory.read(&device).unwrap(), 1 << 20);
+        assert_eq!(memory.copy(&device).unwrap(), 2 << 20);
+        let other = self::device(Features::of_processor());
+        assert!(matches!(memory.read(&other), Err(Error::WrongDevice { .. })));
         for part in &memory.parts {
             let mut part = part.lock().unwrap();
             let Part { from, to } = part.as_mut().unwrap();

@@ -1,7 +1,7 @@
 //! The CPU as a device.
 
 use crate::features::{Caches, Features, processor_name};
-use crate::memory::{HostMemory, total_bytes};
+use crate::memory::{Freed, HostMemory, available_bytes, total_bytes};
 use crate::stream::CpuStream;
 use crate::team::Team;
 use perjoule_kernels::tune::Tuning;
@@ -49,17 +49,41 @@ pub struct CpuDevice {
 pub(crate) struct Inner {
     pub(crate) id: DeviceId,
     pub(crate) team: Team,
+    pub(crate) freed: Arc<Freed>,
 }
 
 impl Inner {
+    pub(crate) fn memory(&self, bytes: u64) -> Result<HostMemory> {
+        HostMemory::zeroed(self.id, self.team.region(), &self.freed, bytes)
+    }
+
     pub(crate) fn alloc(&self, bytes: u64) -> Result<Buffer> {
-        Ok(Buffer::new(Arc::new(HostMemory::zeroed(self.id, self.team.region(), bytes)?)))
+        Ok(Buffer::new(Arc::new(self.memory(bytes)?)))
     }
 }
 
 impl CpuDevice {
     /// Opens the CPU. Each call makes a team of its own.
     pub fn open(options: &Options) -> Result<Self> {
+        let info = Self::describe(options)?;
+        let threads = lanes(&info);
+        let team = Team::new(threads).map_err(|e| {
+            let why = format!("{threads} threads could not be started: {e}; ask for fewer");
+            Error::NoDevice { id: "cpu".into(), why }
+        })?;
+        let id = info.id;
+        let rows: Vec<&'static Kernel> = crate::table::rows().collect();
+        Ok(CpuDevice {
+            info,
+            rows: RwLock::new(rows.into()),
+            tuning: RwLock::new(None),
+            revision: AtomicU64::new(0),
+            inner: Arc::new(Inner { id, team, freed: Arc::default() }),
+        })
+    }
+
+    /// What [`CpuDevice::open`] would open, without starting a thread. The identity is that of no device.
+    pub fn describe(options: &Options) -> Result<DeviceInfo> {
         let refuse = |why: String| Error::NoDevice { id: "cpu".into(), why };
         let features = match options.features {
             Some(features) => features,
@@ -70,42 +94,21 @@ impl CpuDevice {
         if threads == 0 || threads > 4096 {
             return Err(refuse(format!("{threads} threads asked for; 1 to 4096 are possible")));
         }
-        let team = Team::new(threads)
-            .map_err(|e| refuse(format!("{threads} threads could not be started: {e}; ask for fewer")))?;
-        let id = DeviceId::unique();
-        let caps = CpuCaps { features, caches: Caches::detect(), threads };
-        let info = DeviceInfo {
-            id,
-            label: "cpu".into(),
-            backend: "cpu",
-            name: processor_name(),
-            class: DeviceClass::Cpu,
-            memory_bytes: total_bytes(),
-            software: false,
-            features: features.names(),
-            synchronous: true,
-            arena: Arena { pools: 1, align: 64, max_bytes: isize::MAX as u64 },
-            caps: Arc::new(caps),
-        };
-        let rows: Vec<&'static Kernel> = crate::table::rows().collect();
-        Ok(CpuDevice {
-            info,
-            rows: RwLock::new(rows.into()),
-            tuning: RwLock::new(None),
-            revision: AtomicU64::new(0),
-            inner: Arc::new(Inner { id, team }),
-        })
+        let caches = Caches::detect();
+        let caps = CpuCaps { features, caches, threads };
+        let mut info = DeviceInfo::new("cpu", "cpu", processor_name(), DeviceClass::Cpu, Arc::new(caps));
+        info.memory_bytes = total_bytes();
+        info.cache_bytes = Some(caches.l3.max(caches.l2) as u64);
+        info.threads = Some(threads);
+        info.features = features.names();
+        info.synchronous = true;
+        info.arena = Arena { pools: 1, align: 64, max_bytes: isize::MAX as u64 };
+        Ok(info)
     }
 
     /// Lanes of its team.
     pub fn threads(&self) -> usize {
         self.inner.team.lanes()
-    }
-
-    /// Replaces what a tuner measured.
-    pub fn set_tuning(&self, tuning: Option<Arc<Tuning>>) {
-        *self.tuning.write().unwrap_or_else(|e| e.into_inner()) = tuning;
-        self.revised();
     }
 
     /// After the change: who reads the new revision sees it.
@@ -137,8 +140,22 @@ impl Device for CpuDevice {
         Ok(())
     }
 
+    fn built_in(&self, row: &'static Kernel) -> bool {
+        crate::table::rows().any(|own| std::ptr::eq(own, row))
+    }
+
     fn tuning(&self) -> Option<Arc<Tuning>> {
         self.tuning.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    fn set_tuning(&self, tuning: Option<Arc<Tuning>>) -> Result<()> {
+        *self.tuning.write().unwrap_or_else(|e| e.into_inner()) = tuning;
+        self.revised();
+        Ok(())
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        available_bytes()
     }
 
     fn revision(&self) -> u64 {
@@ -147,6 +164,11 @@ impl Device for CpuDevice {
 
     fn alloc(&self, bytes: u64) -> Result<Buffer> {
         self.inner.alloc(bytes)
+    }
+
+    fn alloc_any(&self, bytes: u64) -> Result<Buffer> {
+        let Inner { id, team, freed } = &*self.inner;
+        Ok(Buffer::new(Arc::new(HostMemory::any(*id, team.region(), freed, bytes)?)))
     }
 
     fn stream(&self) -> Result<Box<dyn Stream>> {

@@ -7,7 +7,7 @@
 //! | [`team`] | the threads: they spin briefly, then sleep; barriers and work claiming inside a region |
 //! | [`spmd`] | [`Spmd`](spmd::Spmd), what a row's body implements, and its checked arguments |
 //! | [`stream`] | launches, capture and replay (a graph is one region of the team) |
-//! | [`memory`] | aligned zeroed memory |
+//! | [`memory`] | aligned memory, zeroed or recycled |
 //! | [`features`] | instruction sets and caches found at run time |
 //! | [`table`] | every row, as a literal list |
 //! | `launch` | the rows' bodies, one file an op |

@@ -1,10 +1,10 @@
-//! Zeroed host memory.
+//! Host memory: zeroed, or used before by the same device.
 
 use crate::team::Region;
 use perjoule_kernels::{DeviceId, Error, Memory, Result};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Alignment of every allocation: a cache line, and the widest vector.
 pub const ALIGN: usize = 64;
@@ -12,11 +12,74 @@ pub const ALIGN: usize = 64;
 /// From this size on, memory comes straight from the system: zeroed lazily, in huge pages where it gives them.
 const MAPPED: usize = 1 << 20;
 
+/// Most bytes that a device keeps of its freed blocks.
+const KEPT: usize = 64 << 20;
+/// Most freed blocks that a device keeps, among which one of the very size is looked for.
+const BLOCKS: usize = 64;
+/// The smallest block that is kept: smaller ones are zeroed faster than they are found.
+const WORTH: usize = 1 << 16;
+
+/// Plain memory from the system, initialised.
+struct Block {
+    pointer: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: plain memory, owned by one block; who may touch it when is said at `HostMemory`.
+unsafe impl Send for Block {}
+
+/// Freed blocks of one device, for results that are written anyway: fresh pages cost more than most launches that fill them.
+#[derive(Default)]
+pub(crate) struct Freed(Mutex<Vec<Block>>);
+
+impl Freed {
+    /// Calls that find the list in use go without: it may be held for ever by a thread that a fork has left behind.
+    fn take(&self, bytes: usize) -> Option<Block> {
+        if !(WORTH..=KEPT).contains(&bytes) {
+            return None;
+        }
+        let mut list = self.0.try_lock().ok()?;
+        let at = list.iter().rposition(|block| block.bytes == bytes)?;
+        Some(list.remove(at))
+    }
+
+    /// Keeps the block. Gives back what there is no room for, for the caller to free outside the lock.
+    fn give(&self, block: Block) -> Vec<Block> {
+        if !(WORTH..=KEPT).contains(&block.bytes) {
+            return vec![block];
+        }
+        let Ok(mut list) = self.0.try_lock() else { return vec![block] };
+        list.push(block);
+        let mut kept: usize = list.iter().map(|block| block.bytes).sum();
+        let mut first = 0;
+        while list.len() - first > BLOCKS || kept > KEPT {
+            kept -= list[first].bytes;
+            first += 1;
+        }
+        list.drain(..first).collect()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn blocks(&self) -> usize {
+        self.0.lock().map_or(0, |list| list.len())
+    }
+
+    /// Gives everything back to the system.
+    fn clear(&self) {
+        if let Ok(mut list) = self.0.try_lock() {
+            list.clear();
+        }
+    }
+}
+
 /// A block of the host's memory that belongs to one CPU device.
 pub struct HostMemory {
     device: DeviceId,
     /// Held by whoever touches the bytes.
     region: Arc<Region>,
+    freed: Arc<Freed>,
+    /// There until it is dropped.
+    block: Option<Block>,
     pointer: NonNull<u8>,
     bytes: usize,
 }
@@ -29,20 +92,54 @@ unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
     /// `bytes` zeroed bytes. An allocation larger than what the machine has available is refused before it is made.
-    pub(crate) fn zeroed(device: DeviceId, region: &Arc<Region>, bytes: u64) -> Result<Self> {
+    pub(crate) fn zeroed(
+        device: DeviceId,
+        region: &Arc<Region>,
+        freed: &Arc<Freed>,
+        bytes: u64,
+    ) -> Result<Self> {
         let refused = |available| Error::OutOfMemory { device: "cpu".into(), need: bytes, available };
         let size = usize::try_from(bytes).ok().filter(|&b| b <= isize::MAX as usize - 4096);
         let size = size.ok_or_else(|| refused(None))?;
         if bytes >= 64 << 20 {
             // with overcommit the kernel would grant it and kill the process later
-            let available = available_bytes();
+            let mut available = available_bytes();
+            if available.is_some_and(|have| bytes > have) {
+                freed.clear();
+                available = available_bytes();
+            }
             if available.is_some_and(|have| bytes > have) {
                 return Err(refused(available));
             }
         }
         let pointer = if size == 0 { Some(NonNull::<Line>::dangling().cast()) } else { allocate(size) };
         let pointer = pointer.ok_or_else(|| refused(available_bytes()))?;
-        Ok(HostMemory { device, region: region.clone(), pointer, bytes: size })
+        Ok(Self::of(device, region, freed, Block { pointer, bytes: size }))
+    }
+
+    /// `bytes` bytes of any content: what an earlier block of this device held, or zeroes.
+    pub(crate) fn any(
+        device: DeviceId,
+        region: &Arc<Region>,
+        freed: &Arc<Freed>,
+        bytes: u64,
+    ) -> Result<Self> {
+        match usize::try_from(bytes).ok().and_then(|size| freed.take(size)) {
+            Some(block) => Ok(Self::of(device, region, freed, block)),
+            None => Self::zeroed(device, region, freed, bytes),
+        }
+    }
+
+    fn of(device: DeviceId, region: &Arc<Region>, freed: &Arc<Freed>, block: Block) -> Self {
+        let (pointer, bytes) = (block.pointer, block.bytes);
+        HostMemory {
+            device,
+            region: region.clone(),
+            freed: freed.clone(),
+            block: Some(block),
+            pointer,
+            bytes,
+        }
     }
 
     /// What its device's users hold while they touch its bytes.
@@ -97,9 +194,17 @@ fn allocate(size: usize) -> Option<NonNull<u8>> {
 
 impl Drop for HostMemory {
     fn drop(&mut self) {
+        if let Some(block) = self.block.take().filter(|block| block.bytes > 0) {
+            drop(self.freed.give(block));
+        }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
         #[cfg(unix)]
         if self.bytes >= MAPPED {
-            // SAFETY: exactly the mapping that `allocate` made; no buffer refers to it any more.
+            // SAFETY: exactly the mapping that `allocate` made; the memory that it was part of has gone.
             unsafe { libc::munmap(self.pointer.as_ptr().cast(), self.bytes) };
             return;
         }
@@ -152,4 +257,42 @@ pub fn total_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|l| l.starts_with("MemTotal:"))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{CpuDevice, Options};
+    use perjoule_kernels::{Buffer, Device};
+
+    #[test]
+    fn freed_blocks_serve_what_may_hold_anything_on_the_same_device() {
+        let open = || CpuDevice::open(&Options { threads: Some(1), ..Options::default() }).unwrap();
+        let (device, other) = (open(), open());
+        let mut stream = device.stream().unwrap();
+        for bytes in [super::WORTH, super::MAPPED + 3] {
+            let bytes = bytes as u64;
+            let used = device.alloc(bytes).unwrap();
+            let address = used.address();
+            stream.write(&used, &vec![7; bytes as usize]).unwrap();
+            let view = used.view(1, 2).unwrap();
+            drop(used);
+            assert_ne!(device.alloc_any(bytes).unwrap().address(), address, "a view is alive");
+            drop(view);
+            let zeroed = |buffer: &Buffer, device: &CpuDevice| {
+                let read = device.stream().unwrap().read(buffer).wait().unwrap();
+                read.iter().all(|&byte| byte == 0)
+            };
+            assert!(zeroed(&device.alloc(bytes).unwrap(), &device));
+            assert!(zeroed(&other.alloc_any(bytes).unwrap(), &other), "another device's bytes stay there");
+            let first: Vec<Buffer> = (0..3).map(|_| device.alloc_any(bytes).unwrap()).collect();
+            assert!(first.iter().any(|buffer| buffer.address() == address));
+        }
+        // bounded in number
+        drop(
+            (0..3 * super::BLOCKS as u64)
+                .map(|i| device.alloc_any((1 << 16) + i).unwrap())
+                .collect::<Vec<_>>(),
+        );
+        assert_eq!(device.inner.freed.blocks(), super::BLOCKS);
+    }
 }

@@ -2,29 +2,27 @@
 
 use crate::device::lanes;
 use crate::stream::{CpuStream, bytes_of};
-use crate::team::Lane;
+use crate::team::{Lane, TeamId};
 use bytemuck::Pod;
-use perjoule_kernels::kernel::Request;
-use perjoule_kernels::{Arg, Buffer, Checked, DeviceId, Error, Launch, Result, Stream};
+use perjoule_kernels::op::MAX_OPERANDS;
+use perjoule_kernels::{Arg, Buffer, Checked, DeviceId, Error, Launch, Request, Result, Stream};
 use std::any::Any;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The body of a row, prepared for one op. Wrap it with [`launch`] to get what [`perjoule_kernels::Kernel::prepare`] returns.
+/// The body of a row, prepared for one op. Wrap it with [`launch`] to get what a row's `prepare` returns.
 pub trait Spmd: Send + Sync + 'static {
     /// Bytes of scratch, 64-byte aligned, that all lanes share.
     fn scratch(&self) -> u64 {
         0
     }
 
-    /// Runs this lane's part. All lanes make the same calls of [`Lane::barrier`]. Work is divided with [`Lane::split`] or claimed
-    /// with [`Lane::claim`]; nothing is allocated.
+    /// Runs this lane's part. All lanes make the same calls of [`Lane::barrier`]. Work is divided with [`Args::split_out`] or
+    /// [`Lane::split`], or claimed with [`Lane::claim`]; nothing is allocated.
     fn run(&self, lane: &Lane<'_>, args: &Args);
 }
-
-/// Most operands of an op.
-pub const MAX_ARGS: usize = 24;
 
 #[derive(Clone, Copy)]
 struct Raw {
@@ -38,9 +36,13 @@ const NOTHING: Raw = Raw { pointer: std::ptr::null_mut(), bytes: 0, writes: fals
 /// The arguments of a launch as its lanes see them, in the order of the op's operands. They have been checked: sizes, alignment, and
 /// that no written operand overlaps another.
 pub struct Args {
-    list: [Raw; MAX_ARGS],
+    list: [Raw; MAX_OPERANDS],
     count: usize,
     scratch: Raw,
+    /// The team whose lanes share them.
+    team: TeamId,
+    /// Bytes in whole multiples of which lanes share an operand; 0 until the first of them asks.
+    granules: [AtomicUsize; MAX_OPERANDS],
 }
 
 // SAFETY: the pointers are valid and unaliased for the whole launch: buffers by the exclusive use of the device, host slices by the
@@ -60,6 +62,44 @@ impl Args {
         let len = elements::<T>(raw);
         // SAFETY: checked to be this large and aligned; nothing writes it during the launch, since no written operand overlaps it.
         unsafe { std::slice::from_raw_parts(raw.pointer.cast::<T>(), len) }
+    }
+
+    /// This lane's share of operand `index`, which the op writes, and where it lies in it: contiguous, in whole multiples of `granule`
+    /// elements (but for the end), as [`Lane::split`] divides. It holds what the operand held before the launch.
+    ///
+    /// ```
+    /// # use perjoule_cpu::{spmd::Args, team::Lane};
+    /// # fn twice(lane: &Lane<'_>, args: &Args) {
+    /// let (range, out) = args.split_out::<f32>(lane, 1, 16);
+    /// for (out, x) in out.iter_mut().zip(&args.read::<f32>(0)[range]) {
+    ///     *out = 2.0 * x;
+    /// }
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    /// When the op only reads that operand, when the lane has taken its share in this body already, and when lanes ask for different
+    /// granules: errors in the row, reported as a fault.
+    #[allow(clippy::mut_from_ref, reason = "shares are disjoint, and each is lent once")]
+    pub fn split_out<T: Pod>(
+        &self,
+        lane: &Lane<'_>,
+        index: usize,
+        granule: usize,
+    ) -> (Range<usize>, &mut [T]) {
+        let out = self.out::<T>(index);
+        assert!(lane.is_of(self.team), "the lane is of another team");
+        let bytes = granule.max(1).saturating_mul(size_of::<T>());
+        let others = self.granules[index].compare_exchange(0, bytes, Ordering::Relaxed, Ordering::Relaxed);
+        assert!(others.is_ok() || others == Err(bytes), "lanes share operand {index} in different granules");
+        assert!(lane.lend(index), "the lane's share of operand {index} is taken already");
+        let range = lane.split(out.len(), granule);
+        // SAFETY: a share is a function of the operand's bytes, the granule's bytes, and the lane. The first are the same for all
+        // lanes, whatever `T` they say, since `split` cuts at multiples of the granule. Of the launch's team every lane exists once,
+        // on one thread, and takes its share once in a body, within which the slice ends, being borrowed from `self`. Whoever makes
+        // other slices of the operand answers for those: `Out::slice` and `Out::shared` are unsafe.
+        let share = unsafe { out.slice(range.clone()) };
+        (range, share)
     }
 
     /// Operand `index`, which the op writes.
@@ -200,11 +240,17 @@ impl Launch for CpuLaunch {
             }
             None => NOTHING,
         };
-        let mut args = Args { list: [NOTHING; MAX_ARGS], count: operands.len(), scratch };
-        if operands.len() > MAX_ARGS {
+        let mut args = Args {
+            list: [NOTHING; MAX_OPERANDS],
+            count: operands.len(),
+            scratch,
+            team: stream.team(),
+            granules: [const { AtomicUsize::new(0) }; MAX_OPERANDS],
+        };
+        if operands.len() > MAX_OPERANDS {
             return Err(Error::Unsupported {
                 what: "an op with that many operands",
-                why: format!("{} are the most on the CPU", MAX_ARGS),
+                why: format!("{} are the most on the CPU", MAX_OPERANDS),
             });
         }
         for ((raw, operand), arg) in args.list.iter_mut().zip(operands).zip(checked.args().iter_mut()) {

@@ -3,7 +3,7 @@
 use crate::device::Inner;
 use crate::memory::HostMemory;
 use crate::spmd::{Args, Recorded, Spmd};
-use crate::team::{Exclusive, Panicked, Region};
+use crate::team::{Exclusive, Panicked, Region, TeamId};
 use perjoule_kernels::device::ready;
 use perjoule_kernels::{Buffer, DeviceId, Error, Event, Graph, Pending, Result, Stream};
 use std::any::Any;
@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 /// A stream of a [`crate::CpuDevice`].
 pub struct CpuStream {
     inner: Arc<Inner>,
+    /// Tells its graphs from those of other streams.
+    id: Arc<()>,
     scratch: Option<Buffer>,
     recording: Option<Vec<Recorded>>,
 }
@@ -21,18 +23,25 @@ pub struct CpuStream {
 struct CpuGraph {
     launches: Vec<Recorded>,
     device: DeviceId,
+    /// Of the stream that recorded it.
+    stream: Arc<()>,
 }
 
 struct CpuEvent(Instant);
 
 impl CpuStream {
     pub(crate) fn new(inner: Arc<Inner>) -> Self {
-        CpuStream { inner, scratch: None, recording: None }
+        CpuStream { inner, id: Arc::new(()), scratch: None, recording: None }
     }
 
     /// Lanes of the team that runs its launches.
     pub(crate) fn lanes(&self) -> usize {
         self.inner.team.lanes()
+    }
+
+    /// The team that runs its launches.
+    pub(crate) fn team(&self) -> TeamId {
+        self.inner.team.id()
     }
 
     pub(crate) fn is_capturing(&self) -> bool {
@@ -59,10 +68,9 @@ impl CpuStream {
         }
     }
 
-    /// Keeps all others from the device's memory. In a fork the lock may be held for ever by a thread that is not there: refused.
+    /// Keeps all others from the device's memory.
     fn exclusive(&self) -> Result<Exclusive<'_>> {
-        self.inner.team.region().alive()?;
-        Ok(self.inner.team.lock())
+        self.inner.team.lock()
     }
 
     fn not_capturing(&self, what: &'static str) -> Result<()> {
@@ -167,7 +175,7 @@ impl Stream for CpuStream {
         body(recording.0)?;
         let launches = recording.0.recording.take().unwrap_or_default();
         drop(recording);
-        Ok(Arc::new(CpuGraph { launches, device: self.inner.id }))
+        Ok(Arc::new(CpuGraph { launches, device: self.inner.id, stream: self.id.clone() }))
     }
 
     fn replay(&mut self, graph: &Arc<dyn Graph>) -> Result<()> {
@@ -177,6 +185,9 @@ impl Stream for CpuStream {
             .downcast_ref::<CpuGraph>()
             .filter(|g| g.device == self.inner.id)
             .ok_or(Error::WrongDevice { kernel: "replay", operand: "graph" })?;
+        if !Arc::ptr_eq(&graph.stream, &self.id) {
+            return Err(Error::WrongStream);
+        }
         let mut exclusive = self.exclusive()?;
         let at = std::sync::atomic::AtomicUsize::new(0);
         let result = exclusive.run(&|lane| {

@@ -24,7 +24,11 @@ pub struct Lane<'a> {
     count: usize,
     shared: &'a Shared,
     phase: Cell<usize>,
+    /// Operands of this body of which the lane has been lent its share, a bit each. (A `Cell`, so that no other thread can use the lane.)
+    lent: Cell<u32>,
 }
+
+const _: () = assert!(perjoule_kernels::op::MAX_OPERANDS <= u32::BITS as usize);
 
 /// A lane left a region by panicking; the others follow at their next barrier.
 struct Abandoned;
@@ -52,6 +56,8 @@ struct Shared {
     /// Work claimed in even and odd phases.
     claimed: [Padded<AtomicUsize>; 2],
     abandoned: AtomicBool,
+    /// What the first lane to panic said. Touched only on that path.
+    said: Mutex<Option<String>>,
     stop: AtomicBool,
     asleep: Vec<AtomicBool>,
 }
@@ -77,6 +83,10 @@ pub struct Team {
     region: Arc<Region>,
 }
 
+/// Identity of a team that lives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TeamId(usize);
+
 /// The use of one device, its team and its memory, which one thread has at a time. Memory holds on to it, so that it can be copied
 /// between devices, and after its device has gone.
 pub(crate) struct Region {
@@ -96,7 +106,7 @@ impl Region {
         })
     }
 
-    /// Waits for other users and keeps them out.
+    /// Waits for other users and keeps them out. Behind [`Region::alive`].
     fn enter(&self) -> MutexGuard<'_, ()> {
         assert!(!INSIDE.get(), "a body must not launch, read or write: it would wait for itself");
         // a panic inside a region is caught there, so a poisoned lock protects nothing that could be broken
@@ -135,6 +145,7 @@ impl Team {
             generation: Padded(AtomicU32::new(0)),
             claimed: [Padded(AtomicUsize::new(0)), Padded(AtomicUsize::new(0))],
             abandoned: AtomicBool::new(false),
+            said: Mutex::new(None),
             stop: AtomicBool::new(false),
             asleep: (0..lanes).map(|_| AtomicBool::new(false)).collect(),
         });
@@ -167,10 +178,18 @@ impl Team {
 
     /// Waits for other users of the device and keeps them out.
     ///
+    /// # Errors
+    /// [`Error::Lost`] in a fork: the lock may be held, and regions would be waited for, by threads that are not there.
+    ///
     /// # Panics
     /// Inside a region, where it would wait for itself: a body must not launch, read or write.
-    pub fn lock(&self) -> Exclusive<'_> {
-        Exclusive { team: self, _guard: self.region.enter() }
+    pub fn lock(&self) -> Result<Exclusive<'_>, Error> {
+        self.region.alive()?;
+        Ok(Exclusive { team: self, _guard: self.region.enter() })
+    }
+
+    pub(crate) fn id(&self) -> TeamId {
+        TeamId(Arc::as_ptr(&self.shared).addr())
     }
 
     /// What is held while the team runs.
@@ -181,6 +200,9 @@ impl Team {
 
 impl Exclusive<'_> {
     /// Runs `job` on every lane and returns when all have left it. `&mut`, so that no lane can start another region inside.
+    ///
+    /// # Errors
+    /// [`Panicked`] with what the first lane to panic said, whichever lane it was.
     pub fn run(&mut self, job: &(dyn Fn(&Lane<'_>) + Sync)) -> Result<(), Panicked> {
         let shared = &*self.team.shared;
         if shared.lanes > 1 {
@@ -201,7 +223,7 @@ impl Exclusive<'_> {
                 }
             }
         }
-        let own = shared.enter(0, job);
+        shared.enter(0, job);
         let mut spins = 0u32;
         while shared.running.0.load(Ordering::Acquire) != 0 {
             relax(&mut spins);
@@ -211,30 +233,33 @@ impl Exclusive<'_> {
         }
         shared.arrived.0.store(0, Ordering::Relaxed);
         if shared.abandoned.swap(false, Ordering::Relaxed) {
-            return Err(own.err().unwrap_or_else(|| Panicked("another thread of the team panicked".into())));
+            let said = shared.said.lock().unwrap_or_else(|e| e.into_inner()).take();
+            return Err(Panicked(said.unwrap_or_else(|| "a thread of the team panicked".into())));
         }
         Ok(())
     }
 }
 
 impl Shared {
-    fn enter(&self, index: usize, job: &(dyn Fn(&Lane<'_>) + Sync)) -> Result<(), Panicked> {
-        let lane = Lane { index, count: self.lanes, shared: self, phase: Cell::new(0) };
+    fn enter(&self, index: usize, job: &(dyn Fn(&Lane<'_>) + Sync)) {
+        let lane = Lane { index, count: self.lanes, shared: self, phase: Cell::new(0), lent: Cell::new(0) };
         let outer = INSIDE.replace(true);
         let result = catch_unwind(AssertUnwindSafe(|| {
             job(&lane);
             lane.leave();
         }));
         INSIDE.set(outer);
-        result.map_err(|payload| {
+        if let Err(payload) = result {
+            // lanes that merely followed another one out of the region have nothing to say
+            if let Some(text) = message(&*payload) {
+                self.said.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(text);
+            }
             self.abandoned.store(true, Ordering::Release);
-            let text = message(&*payload);
             // no unwinding may leave a region before all lanes have: not even out of the payload's destructor
             if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
                 std::mem::forget(second);
             }
-            Panicked(text)
-        })
+        }
     }
 
     /// Counts an arrival; true for the last one of a phase. Panics in the last when the lanes have not all come to the same place.
@@ -251,12 +276,12 @@ impl Shared {
     }
 }
 
-fn message(payload: &(dyn Any + Send)) -> String {
+fn message(payload: &(dyn Any + Send)) -> Option<String> {
     if payload.is::<Abandoned>() {
-        return "another thread of the team panicked".into();
+        return None;
     }
     let text = payload.downcast_ref::<&str>().map(|s| s.to_string());
-    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panicked".into())
+    Some(text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panicked".into()))
 }
 
 fn work(shared: &Shared, index: usize) {
@@ -289,7 +314,7 @@ fn work(shared: &Shared, index: usize) {
         let job = unsafe { *shared.job.get() };
         if let Some(Job(job)) = job {
             // SAFETY: the caller of the region keeps the closure alive until `running` is 0.
-            let _ = shared.enter(index, unsafe { &*job });
+            shared.enter(index, unsafe { &*job });
         }
         shared.running.0.fetch_sub(1, Ordering::Release);
     }
@@ -324,6 +349,19 @@ impl Lane<'_> {
     /// The barrier between two bodies of a sequence.
     pub(crate) fn end_of_body(&self) {
         self.meet(AT_END);
+        self.lent.set(0);
+    }
+
+    /// Notes that its share of an operand is lent for the rest of the body; false when it is already.
+    pub(crate) fn lend(&self, operand: usize) -> bool {
+        let before = self.lent.get();
+        self.lent.set(before | 1 << operand);
+        before & 1 << operand == 0
+    }
+
+    /// Whether it is one of the team's.
+    pub(crate) fn is_of(&self, team: TeamId) -> bool {
+        TeamId(std::ptr::from_ref(self.shared).addr()) == team
     }
 
     fn meet(&self, place: usize) {
@@ -405,6 +443,7 @@ mod tests {
                 let sum = AtomicUsize::new(0);
                 let wrong = AtomicUsize::new(0);
                 team.lock()
+                    .unwrap()
                     .run(&|lane| {
                         for step in 1..=3 {
                             while let Some(task) = lane.claim(7) {
@@ -429,6 +468,7 @@ mod tests {
         for (n, granule) in [(0, 4), (1, 4), (10, 4), (100, 7), (5, 1)] {
             let seen: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
             team.lock()
+                .unwrap()
                 .run(&|lane| {
                     for i in lane.split(n, granule) {
                         seen[i].fetch_add(1, Ordering::Relaxed);
@@ -443,15 +483,16 @@ mod tests {
     fn a_panic_in_any_lane_is_an_error_and_the_team_survives() {
         let team = Team::new(3).unwrap();
         for culprit in 0..3 {
-            let result = team.lock().run(&|lane| {
+            let result = team.lock().unwrap().run(&|lane| {
                 if lane.index() == culprit {
                     std::panic::resume_unwind(Box::new("on purpose"));
                 }
                 lane.barrier();
             });
-            assert!(result.is_err());
+            assert_eq!(result.unwrap_err().0, "on purpose", "lane {culprit}");
             let ran = AtomicUsize::new(0);
             team.lock()
+                .unwrap()
                 .run(&|lane| {
                     lane.barrier();
                     ran.fetch_add(1, Ordering::Relaxed);
@@ -467,7 +508,7 @@ mod tests {
             let team = Team::new(lanes).unwrap();
             for (at_end, culprit) in [(false, 0), (true, 0), (false, 1), (true, 1)] {
                 let behind = AtomicUsize::new(0);
-                let result = team.lock().run(&|lane| {
+                let result = team.lock().unwrap().run(&|lane| {
                     if lane.index() != culprit {
                         lane.barrier();
                     }
@@ -479,7 +520,7 @@ mod tests {
                 });
                 assert!(result.is_err(), "{lanes} lanes, {at_end}, {culprit}");
                 assert_eq!(behind.into_inner(), 0);
-                team.lock().run(&|lane| lane.barrier()).unwrap();
+                team.lock().unwrap().run(&|lane| lane.barrier()).unwrap();
             }
         }
     }
@@ -487,9 +528,9 @@ mod tests {
     #[test]
     fn a_region_inside_a_region_is_refused() {
         let team = Team::new(2).unwrap();
-        let error = team.lock().run(&|_| drop(team.lock())).unwrap_err();
-        assert!(error.0.contains("must not launch") || error.0.contains("another thread"), "{error:?}");
-        drop(team.lock());
+        let error = team.lock().unwrap().run(&|_| drop(team.lock().unwrap())).unwrap_err();
+        assert!(error.0.contains("must not launch"), "{error:?}");
+        drop(team.lock().unwrap());
     }
 
     #[test]
@@ -502,14 +543,14 @@ mod tests {
         }
         let team = Team::new(2).unwrap();
         for culprit in 0..2 {
-            let result = team.lock().run(&|lane| {
+            let result = team.lock().unwrap().run(&|lane| {
                 if lane.index() == culprit {
                     std::panic::resume_unwind(Box::new(Bomb));
                 }
             });
             assert!(result.is_err());
         }
-        team.lock().run(&|lane| lane.barrier()).unwrap();
+        team.lock().unwrap().run(&|lane| lane.barrier()).unwrap();
     }
 
     #[test]
@@ -521,7 +562,7 @@ mod tests {
             let job = |_: &Lane<'_>| {
                 ran.fetch_add(1, Ordering::Relaxed);
             };
-            team.lock().run(&job).unwrap();
+            team.lock().unwrap().run(&job).unwrap();
             assert_eq!(ran.into_inner(), 2);
         }
     }

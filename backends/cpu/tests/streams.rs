@@ -1,6 +1,8 @@
 //! What streams promise beyond one launch: scratch that grows, copies between devices, and launches that fit the stream's team.
 
 use perjoule_cpu::device::CpuCaps;
+use perjoule_cpu::spmd::{Args, Spmd, launch};
+use perjoule_cpu::team::Lane;
 use perjoule_cpu::{CpuDevice, Options};
 use perjoule_kernels::op::{Attention, GatedKind, GatedMatMul, MatMul, Op};
 use perjoule_kernels::tune::Tuning;
@@ -87,12 +89,11 @@ fn scratch_grows_while_a_graph_lives() {
         large.launch(&mut *stream).unwrap();
         assert!(large.is_right(&mut *stream));
     }
-    // a graph keeps its scratch when the stream has gone
-    drop(stream);
+    // the scratch is the stream's: no other one replays the graph
     let mut other = device.stream().unwrap();
-    small.clear(&mut *other);
-    other.replay(&graph).unwrap();
-    assert!(small.is_right(&mut *other));
+    assert!(matches!(other.replay(&graph), Err(Error::WrongStream)));
+    drop(stream);
+    assert!(matches!(other.replay(&graph), Err(Error::WrongStream)));
 }
 
 #[test]
@@ -236,23 +237,14 @@ fn a_launch_on_a_team_of_another_size_is_refused() {
 static EIGHTS: PackFormat =
     PackFormat { name: "eights", dtype: DType::F32, panel: 8, panel_bytes: |k| (k as u64).checked_mul(32) };
 
-static PACKED_GATED: Kernel = Kernel {
-    name: "gated_matmul_f32_cpu_toy",
-    op: "gated_matmul",
-    configs: &[perjoule_kernels::Config::tile("1x1", &[1, 1, 1])],
-    packs: &[&EIGHTS],
-    vendor: false,
-    numerics: perjoule_kernels::Numerics::F32,
-    reject: |_, _, _| None,
-    cost: |_, _, _| 0.0,
-    prepare: perjoule_kernels::Prepare::new(|request| {
-        struct Nothing;
-        impl perjoule_cpu::spmd::Spmd for Nothing {
-            fn run(&self, _: &perjoule_cpu::team::Lane<'_>, _: &perjoule_cpu::spmd::Args) {}
-        }
-        Ok(perjoule_cpu::spmd::launch(request, Nothing))
-    }),
-};
+struct Nothing;
+impl Spmd for Nothing {
+    fn run(&self, _: &Lane<'_>, _: &Args) {}
+}
+
+static PACKED_GATED: Kernel =
+    Kernel::new("gated_matmul_f32_cpu_toy", "gated_matmul", |_| 0.0, |request| Ok(launch(request, Nothing)))
+        .with_packs(&[&EIGHTS]);
 
 #[test]
 fn both_weights_of_a_gated_product_are_packed() {
@@ -277,6 +269,6 @@ fn both_weights_of_a_gated_product_are_packed() {
     let gate = MatMul { b_constant: false, ..gate };
     let op = Op::from(GatedMatMul { gate, up: gate, gated });
     assert!(op.constants().is_empty());
-    let choice = Choice { kernel: &PACKED_GATED, config: 0, pack: Some(&EIGHTS) };
+    let choice = Choice::new(&PACKED_GATED, 0, Some(&EIGHTS));
     assert!(matches!(prepare(&device, &op, choice, None), Err(Error::Refused { .. })));
 }

@@ -86,7 +86,7 @@ impl<'a> AttentionCall<'a> {
                 };
                 let kv = layout(batch, head_dim, k, v)?;
                 let length = i32::try_from(kv.capacity).unwrap_or(i32::MAX);
-                lengths = Tensor::zeros(device, DType::I32, [batch])?;
+                lengths = Tensor::unwritten(device, DType::I32, [batch])?;
                 lengths.write(&vec![length; batch])?;
                 (batch, q_len, false, kv, vec![self.q, k, v, &lengths])
             }
@@ -112,7 +112,7 @@ impl<'a> AttentionCall<'a> {
             expect_dense(NAME, "sinks", sinks, &[heads])?;
             args.push(sinks);
         }
-        let out = Tensor::zeros(device, dtype, self.q.shape())?;
+        let out = Tensor::unwritten(device, dtype, self.q.shape())?;
         args.push(&out);
         run(op, &args)?;
         Ok(out)

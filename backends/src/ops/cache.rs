@@ -242,7 +242,7 @@ impl KvCache {
         let longest = counts.iter().copied().max().unwrap_or(0);
         let op = Advance { batch: self.batch(), q_len: longest, ragged, tokens };
         perjoule_kernels::Op::from(op).validate()?; // i32 can count them
-        let positions = Tensor::zeros(device, DType::I32, [tokens])?;
+        let positions = Tensor::unwritten(device, DType::I32, [tokens])?;
         let offsets = match ragged {
             false => None,
             true => {

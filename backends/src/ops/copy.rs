@@ -8,7 +8,7 @@ use perjoule_kernels::{DType, Result, Rows};
 /// A dense copy in new memory.
 pub(crate) fn copy(x: &Tensor) -> Result<Tensor> {
     let (device, dtype) = (x.device(), x.dtype());
-    let out = Tensor::zeros(device, dtype, x.shape())?;
+    let out = Tensor::unwritten(device, dtype, x.shape())?;
     if x.elements() == 0 {
         return Ok(out);
     }

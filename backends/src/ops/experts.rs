@@ -57,7 +57,7 @@ pub fn route(logits: &Tensor, top_k: usize, order: RouteOrder) -> Result<Routing
     expect_dense("route", "logits", logits, &[tokens, experts])?;
     let op = Route { tokens, experts, top_k, dtype: logits.dtype(), order };
     perjoule_kernels::Op::from(op).validate()?;
-    let tensor = |dtype, shape: &[usize]| Tensor::zeros(logits.device(), dtype, shape);
+    let tensor = |dtype, shape: &[usize]| Tensor::unwritten(logits.device(), dtype, shape);
     let routing = Routing {
         weights: tensor(DType::F32, &[tokens, top_k])?,
         experts: tensor(DType::I32, &[tokens, top_k])?,
@@ -174,6 +174,7 @@ impl<'a> GroupedMatMulCall<'a> {
         if let Some(bias) = self.bias {
             expect_dense(GROUPED, "bias", bias, &[experts, n])?;
         }
+        // rows that the routing does not name keep what they hold
         let out = Tensor::zeros(self.x.device(), dtype, [tokens, top_k, n])?;
         let op = GroupedMatMul {
             experts,
@@ -216,7 +217,7 @@ pub fn combine(x: &Tensor, weights: &Tensor, residual: Option<&Tensor>) -> Resul
     if len > 1 && strides.col != 1 {
         return Err(super::view_error("combine", "x", x, "a contiguous last dimension"));
     }
-    let out = Tensor::zeros(x.device(), x.dtype(), [tokens, len])?;
+    let out = Tensor::unwritten(x.device(), x.dtype(), [tokens, len])?;
     let op = Combine {
         x: Rows::dense(rows, len).with_outer_stride(strides.row),
         residual: residual.is_some(),

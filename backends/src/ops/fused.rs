@@ -77,7 +77,7 @@ impl<'a> GatedMatMulCall<'a> {
         let mut shape = self.x.shape().to_vec();
         shape.pop();
         shape.push(n);
-        let out = Tensor::zeros(self.x.device(), dtype, shape)?;
+        let out = Tensor::unwritten(self.x.device(), dtype, shape)?;
         let op = GatedMatMul {
             gate: part(self.gate, self.gate_bias),
             up: part(self.up, self.up_bias),
@@ -131,7 +131,7 @@ pub fn qk_norm_rope_append(
     for (field, weight) in [("q_weight", how.q_weight), ("k_weight", how.k_weight)] {
         expect_dense(QK, field, weight, &[q_rows.len])?;
     }
-    let out = Tensor::zeros(q.device(), q.dtype(), q.shape())?;
+    let out = Tensor::unwritten(q.device(), q.dtype(), q.shape())?;
     let norm = |rows: Rows, x: &Tensor, weight: &Tensor| RmsNorm {
         x: rows,
         x_dtype: x.dtype(),

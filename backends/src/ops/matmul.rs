@@ -150,7 +150,7 @@ impl<'a> MatMulCall<'a> {
         let mut shape = self.a.shape().to_vec();
         shape.pop();
         shape.push(n);
-        let out = Tensor::zeros(self.a.device(), dtype, shape)?;
+        let out = Tensor::unwritten(self.a.device(), dtype, shape)?;
         let mut op = MatMul::nn(m, n, k, self.a.dtype(), b.dtype, dtype);
         (op.batch, op.a.strides, op.b) = (batch, a, b);
         (op.epilogue, op.policy) = (epilogue, self.policy);

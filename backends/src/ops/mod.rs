@@ -47,7 +47,7 @@ pub(crate) use copy::copy;
 use crate::device::Device;
 use crate::tensor::Tensor;
 use perjoule_kernels::op::Tensor2;
-use perjoule_kernels::{Arg, Buffer, DType, Error, Matrix, Op, PackFormat, Result, Rows};
+use perjoule_kernels::{Arg, Buffer, DType, Error, Matrix, Op, PackFormat, Query, Result, Rows};
 
 /// Runs an op on the default stream: `args` in the order of its operands.
 fn run(op: impl Into<Op>, args: &[&Tensor]) -> Result<()> {
@@ -64,7 +64,8 @@ fn run_packed(op: &Op, pack: Option<&'static PackFormat>, args: &[&Tensor]) -> R
 }
 
 fn launch(device: &Device, op: &Op, pack: Option<&'static PackFormat>, args: &[&Buffer]) -> Result<()> {
-    let plan = device.prepare_packed(op, pack)?;
+    let query = Query { op, alignment: device.alignment(args) };
+    let plan = device.prepare_packed(query, pack)?;
     let mut list: Vec<Arg<'_>> = args.iter().map(|b| Arg::Buf(b)).collect();
     let mut stream = device.default_stream()?;
     stream.reserve(plan.scratch())?;
@@ -228,6 +229,6 @@ fn tensor2(tensor: &Tensor) -> Tensor2 {
 
 /// A new dense tensor of the shape of `x`, and its vectors in the arrangement of `rows`.
 fn like(x: &Tensor, dtype: DType, rows: Rows) -> Result<(Tensor, Rows)> {
-    let out = Tensor::zeros(x.device(), dtype, x.shape())?;
+    let out = Tensor::unwritten(x.device(), dtype, x.shape())?;
     Ok((out, Rows::grid(rows.outer, rows.inner, rows.len)))
 }

@@ -63,7 +63,7 @@ pub fn quantise_scaled(x: &Tensor, dtype: DType, granularity: Granularity) -> Re
         Granularity::Group(group) => [lead, &[rows.len.div_ceil(group.max(1))]].concat(),
     };
     let (values, _) = like(x, dtype, rows)?;
-    let scales = Tensor::zeros(x.device(), DType::F32, shape)?;
+    let scales = Tensor::unwritten(x.device(), DType::F32, shape)?;
     let op = Quantise { x: rows, from: x.dtype(), to: dtype, scale: Some(granularity) };
     run(op, &[x, &scales, &values])?;
     Ok(Quantised { values, scales, granularity })

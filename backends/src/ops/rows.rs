@@ -60,7 +60,7 @@ pub fn embed_scaled(table: &Tensor, ids: &Tensor, dtype: DType, scale: f32) -> R
     expect_dtype("embed", "ids", ids, DType::I32)?;
     let mut shape = ids.shape().to_vec();
     shape.push(dim);
-    let out = Tensor::zeros(table.device(), dtype, shape)?;
+    let out = Tensor::unwritten(table.device(), dtype, shape)?;
     let op = Embed { scale, ..Embed::dense(ids.elements(), vocab, dim, table.dtype(), dtype) };
     run(op, &[ids, table, &out])?;
     Ok(out)
@@ -89,7 +89,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 pub fn argmax(x: &Tensor) -> Result<Tensor> {
     let rows = as_rows("argmax", "x", x)?;
     let lead = &x.shape()[..x.shape().len() - 1];
-    let ids = Tensor::zeros(x.device(), DType::I32, lead)?;
+    let ids = Tensor::unwritten(x.device(), DType::I32, lead)?;
     run(Argmax { x: rows, dtype: x.dtype() }, &[x, &ids])?;
     Ok(ids)
 }
@@ -107,7 +107,7 @@ pub fn sample(
     let lead = &x.shape()[..x.shape().len() - 1];
     expect_dtype("sample", "uniform", uniform, DType::F32)?;
     expect_count("sample", "uniform", uniform, product(lead))?;
-    let ids = Tensor::zeros(x.device(), DType::I32, lead)?;
+    let ids = Tensor::unwritten(x.device(), DType::I32, lead)?;
     run(Sample { x: rows, dtype: x.dtype(), temperature, top_k, top_p }, &[x, uniform, &ids])?;
     Ok(ids)
 }

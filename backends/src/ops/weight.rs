@@ -1,9 +1,9 @@
 //! Weights in the layout that a device's rows want.
 
-use super::{run_packed, shape_error, view_error};
+use super::{shape_error, view_error};
 use crate::tensor::Tensor;
-use perjoule_kernels::op::{Activation, GroupedMatMul, MatMul, Pack, Policy, Tensor2};
-use perjoule_kernels::{DType, Error, Matrix, Op, PackFormat, Result};
+use perjoule_kernels::op::{Activation, Constant, GroupedMatMul, MatMul, Policy, Tensor2};
+use perjoule_kernels::{Alignment, DType, Error, Matrix, Op, PackFormat, Query, Result};
 
 /// A weight `[n, k]`, or those of a mixture's experts `[experts, n, k]`, packed once into the layout that the device's rows want.
 pub struct Weight {
@@ -51,19 +51,19 @@ impl Weight {
         };
         let (first, also) = m.split_first().unwrap_or((&1, &[]));
         let also: Vec<Op> = also.iter().map(|&m| op(m)).collect();
-        let choice = device.select(&op(*first), &also)?;
+        // what lies elsewhere than a fresh tensor gets another row for the format, or the reason why there is none
+        let alignment = Alignment::uniform(device.info().arena.align);
+        let choice = device.select(Query { op: &op(*first), alignment }, &also)?;
         let shape = weight.shape().to_vec();
         let Some(format) = choice.pack else {
             return Ok(Weight { packed: weight.clone(), pack: None, dtype, shape });
         };
         let overflow = || Error::Overflow { op: "pack", what: "the packed weight" };
-        let op = Pack { format, matrices: experts.unwrap_or(1), n, k, b: plain };
-        let bytes = op.packed_bytes().ok_or_else(overflow)?;
-        let buffer = device.alloc(bytes)?;
-        let blocks = usize::try_from(bytes).map_err(|_| overflow())? / format.dtype.block_bytes();
+        let constant = Constant { operand: 1, matrices: experts.unwrap_or(1), n, k, plain };
+        let buffer = device.pack_constant(&constant, format, weight.buffer())?;
+        let blocks = usize::try_from(buffer.bytes()).map_err(|_| overflow())? / format.dtype.block_bytes();
         let packed =
             Tensor::from_buffer(device, buffer, format.dtype, [blocks * format.dtype.block_len()], [1])?;
-        run_packed(&op.into(), None, &[weight, &packed])?;
         Ok(Weight { packed, pack: Some(format), dtype, shape })
     }
 

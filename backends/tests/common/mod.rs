@@ -44,7 +44,7 @@ pub(crate) fn bytes(tensors: &[&Tensor]) -> Vec<Vec<u8>> {
 #[track_caller]
 pub(crate) fn judge(device: &Device, op: impl Into<Op>, before: &[Vec<u8>], after: &[&Tensor]) {
     let op = op.into();
-    let numerics = device.explain(&op).unwrap()[0].choice.kernel.numerics;
+    let numerics = device.explain(&op).unwrap()[0].choice.numerics(&op, device.info());
     let after = bytes(after);
     let before: Vec<&[u8]> = before.iter().map(Vec::as_slice).collect();
     let after: Vec<&[u8]> = after.iter().map(Vec::as_slice).collect();

@@ -2,10 +2,16 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::battery::{Battery, POWER_SUPPLY_ROOT};
 use crate::error::MeterError;
+use crate::external::{External, ExternalSource};
 use crate::hwmon::{HWMON_ROOT, Hwmon};
+use crate::ina3221::{INA3221_IIO_ROOT, Ina3221};
 use crate::meter::{Meter, MeterInfo};
+use crate::neuron::{NEURON_ROOT, Neuron, NeuronMaximum};
+use crate::perf::{PerfRoots, RaplPerf};
 use crate::quantity::{Boundary, Kind, Source};
 use crate::rapl::{POWERCAP_ROOT, Rapl};
 use crate::{Modelled, PowerModel, Subject};
@@ -15,8 +21,22 @@ use crate::{Modelled, PowerModel, Subject};
 pub struct Options {
     /// Root of the powercap class, [`POWERCAP_ROOT`].
     pub powercap_root: PathBuf,
+    /// Where perf events of RAPL are described. They serve the domains that powercap does not.
+    pub perf: PerfRoots,
     /// Root of the hwmon class, [`HWMON_ROOT`].
     pub hwmon_root: PathBuf,
+    /// Root of the INA3221 chips of older Jetson software, [`INA3221_IIO_ROOT`].
+    pub ina3221_iio_root: PathBuf,
+    /// Root of the power supply class, [`POWER_SUPPLY_ROOT`].
+    pub power_supply_root: PathBuf,
+    /// Root of AWS Neuron devices, [`NEURON_ROOT`].
+    pub neuron_root: PathBuf,
+    /// The power of one Neuron device at 100 %, which AWS does not publish. Without it they have no meter.
+    pub neuron: Option<NeuronMaximum>,
+    /// Meters outside the machine.
+    pub external: Vec<ExternalSource>,
+    /// How long to wait for the first line of each of those.
+    pub external_patience: Duration,
     /// Whether to load NVIDIA's management library. Has no effect without the `nvml` feature.
     pub nvml: bool,
     /// Path of that library where it is not in the system's search path.
@@ -29,7 +49,14 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             powercap_root: POWERCAP_ROOT.into(),
+            perf: PerfRoots::default(),
             hwmon_root: HWMON_ROOT.into(),
+            ina3221_iio_root: INA3221_IIO_ROOT.into(),
+            power_supply_root: POWER_SUPPLY_ROOT.into(),
+            neuron_root: NEURON_ROOT.into(),
+            neuron: None,
+            external: Vec::new(),
+            external_patience: Duration::from_secs(10),
             nvml: true,
             nvml_library: None,
             models: Vec::new(),
@@ -106,6 +133,20 @@ impl Discovery {
 /// [`Discovery::unavailable`].
 pub fn discover(options: &Options) -> Discovery {
     let mut found = Rapl::discover(&options.powercap_root);
+    let taken: Vec<Boundary> = found.meters.iter().map(|meter| meter.info().boundary).collect();
+    found.extend(RaplPerf::discover(&options.perf, &taken));
+    #[cfg(target_os = "macos")]
+    {
+        #[cfg(feature = "macmon")]
+        found.extend(crate::Apple::discover());
+        #[cfg(not(feature = "macmon"))]
+        found.unavailable.push(Unavailable {
+            origin: Source::Macmon,
+            what: "Apple silicon".into(),
+            reason: "this build has no support for it".into(),
+            fix: Some("build with the cargo feature `macmon`".into()),
+        });
+    }
     if options.nvml {
         #[cfg(feature = "nvml")]
         found.extend(crate::Nvml::discover(options.nvml_library.as_deref()));
@@ -118,6 +159,19 @@ pub fn discover(options: &Options) -> Discovery {
         });
     }
     found.extend(Hwmon::discover(&options.hwmon_root));
+    found.extend(Ina3221::discover(&options.hwmon_root, &options.ina3221_iio_root));
+    found.extend(Battery::discover(&options.power_supply_root));
+    for source in &options.external {
+        match External::open(source, options.external_patience) {
+            Ok(meter) => found.meters.push(Arc::new(meter)),
+            Err(error) => found.unavailable.push(Unavailable::from_error(
+                Source::External,
+                format!("{source:?}"),
+                &error,
+            )),
+        }
+    }
+    found.extend(Neuron::discover(&options.neuron_root, options.neuron));
     for model in &options.models {
         match Modelled::new(model.clone()) {
             Ok(meter) => found.meters.push(Arc::new(meter)),

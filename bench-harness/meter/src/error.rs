@@ -88,6 +88,26 @@ pub enum MeterError {
         /// The time it took, s.
         seconds: f64,
     },
+    /// The counter was not read for so long that it may have wrapped more than once, as when the process was
+    /// stopped or the machine slept.
+    #[error(
+        "{meter} was not read for {seconds:.1} s, in which its counter may have wrapped unseen: repeat the measurement"
+    )]
+    Missed {
+        /// The meter's id.
+        meter: String,
+        /// The longest time between two readings, s.
+        seconds: f64,
+    },
+    /// What the meter depends on ended: the sender of an external meter closed or fell silent, the machine was
+    /// plugged in while its battery was the meter.
+    #[error("{meter} has no reading: {reason}")]
+    Lost {
+        /// The meter's id.
+        meter: String,
+        /// What happened, and what to do.
+        reason: String,
+    },
     /// A reading is NaN, infinite or negative, or its kind changed within a trace.
     #[error("{meter} gave an impossible reading: {reason}")]
     Impossible {
@@ -125,6 +145,11 @@ impl MeterError {
             MeterError::PermissionDenied { fix, .. } => Some(fix),
             _ => None,
         }
+    }
+
+    /// Whether a window in which this happened, even if later readings succeed, has no energy.
+    pub(crate) fn spoils_window(&self) -> bool {
+        matches!(self, MeterError::Reset { .. } | MeterError::Lost { .. } | MeterError::Impossible { .. })
     }
 
     pub(crate) fn io(path: &Path, cause: io::Error, fix: impl FnOnce() -> String) -> MeterError {

@@ -25,15 +25,20 @@
 //!
 //! # Choosing a window
 //! A sensor is refreshed once in [`MeterInfo::update_period`]. Shorter windows are refused with the length that is
-//! needed; [`MeterInfo::window_for`] gives the length for a wanted uncertainty. Repeat the work to fill it.
+//! needed; [`MeterInfo::window_for`] gives the length for a wanted uncertainty, and [`repeat`] runs the work until it
+//! is reached.
 //!
 //! # Gross and net
-//! [`Energy`] is gross: everything inside the boundary, whoever caused it. Take an
-//! [`Idle`] baseline before and after, and use [`Energy::net`] for the part above it; state both.
+//! [`Energy`] is gross: everything inside the boundary, whoever caused it. [`Baseline`] takes the power at rest
+//! before and after, of several meters in one pause, and gives the part above it; state both.
 //!
 //! # Boundaries
 //! A package contains its cores and a wall meter contains everything: such figures are never added.
 //! [`MeterInfo::overlaps`] tells for two meters. Sockets are summed inside one meter, at one boundary.
+//!
+//! # Two ways to one energy
+//! Where a GPU of NVIDIA has both a counter of energy and a reading of instantaneous power, a window takes both, notes
+//! a disagreement of more than 5 %, and widens the interval to cover the two.
 //!
 //! # Writing a meter
 //! Implement [`Meter::info`] and [`Meter::read`]. A counter of finite width goes through [`Unwrapped`]; power is
@@ -41,25 +46,46 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, all(target_os = "macos", feature = "macmon")))]
+mod apple;
+mod baseline;
+mod battery;
 mod discover;
 mod error;
+mod external;
+mod feed;
 mod hwmon;
+mod ina3221;
+#[cfg(feature = "criterion")]
+mod measurement;
 mod meter;
 mod modelled;
+mod neuron;
 #[cfg(feature = "nvml")]
 mod nvml;
+mod perf;
 mod quantity;
 mod rapl;
 mod sysfs;
 mod window;
 
+#[cfg(any(test, all(target_os = "macos", feature = "macmon")))]
+pub use apple::Apple;
+pub use baseline::Baseline;
+pub use battery::{Battery, POWER_SUPPLY_ROOT};
 pub use discover::{Discovery, Options, Unavailable, discover};
 pub use error::{MeterError, Result};
+pub use external::{External, ExternalSource};
 pub use hwmon::{HWMON_ROOT, Hwmon};
+pub use ina3221::{INA3221_IIO_ROOT, Ina3221};
+#[cfg(feature = "criterion")]
+pub use measurement::{JouleMeasurement, SampleJoules};
 pub use meter::{Meter, MeterInfo, Sample, Subject, Unwrapped};
 pub use modelled::{Modelled, PowerModel, Utilisation};
+pub use neuron::{NEURON_ROOT, Neuron, NeuronMaximum};
 #[cfg(feature = "nvml")]
 pub use nvml::Nvml;
+pub use perf::{PerfRoots, RaplPerf};
 pub use quantity::{Band, Boundary, Energy, Idle, Kind, PerUnit, Source, Uncertainty};
 pub use rapl::{POWERCAP_ROOT, Rapl};
-pub use window::{Trace, Window, measure};
+pub use window::{Trace, Window, measure, repeat};

@@ -46,6 +46,9 @@ pub struct MeterInfo {
     /// How often [`Meter::read`] must be called during a window: power is integrated at this spacing, and a
     /// counter cannot wrap unseen. `None` where the ends of the window suffice.
     pub poll_every: Option<Duration>,
+    /// Energy after which the hardware's counter starts over, J; `None` where it does not. A window in which the
+    /// counter was not read for so long that 1 kW fills this is refused: it may have wrapped unseen.
+    pub wraps_at: Option<f64>,
     /// 95 % band of the sensor or the model, as factors of the value.
     pub accuracy: Band,
     /// What a reader of the figures should know.
@@ -67,6 +70,7 @@ impl MeterInfo {
             device: None,
             update_period: Duration::ZERO,
             poll_every: None,
+            wraps_at: None,
             accuracy: Band::within(0.10),
             notes: Vec::new(),
         }
@@ -88,17 +92,21 @@ impl MeterInfo {
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).max(self.min_window())
     }
 
-    /// Whether this meter and `other` count some of the same energy, so that their figures must not be added.
+    /// Whether this meter and `other` count, or may count, some of the same energy, so that their figures must not
+    /// be added. What is not known, such as what a rail feeds, counts as overlapping.
     pub fn overlaps(&self, other: &MeterInfo) -> bool {
         let nested = self.boundary.contains(other.boundary) || other.boundary.contains(self.boundary);
-        let whole = |info: &MeterInfo| info.subject == Subject::System || info.boundary == Boundary::Module;
+        let whole = |info: &MeterInfo| {
+            info.subject == Subject::System
+                || matches!(
+                    info.boundary,
+                    Boundary::Module | Boundary::Platform | Boundary::Battery | Boundary::Wall
+                )
+        };
+        let unknown = |info: &MeterInfo| info.subject == Subject::Other;
         let same = match (&self.device, &other.device) {
             (Some(a), Some(b)) => a == b,
-            _ => {
-                self.subject == other.subject
-                    || self.subject == Subject::Other
-                    || other.subject == Subject::Other
-            }
+            _ => self.subject == other.subject || unknown(self) || unknown(other),
         };
         nested && (same || whole(self) || whole(other))
     }
@@ -128,19 +136,39 @@ pub trait Meter: Send + Sync + Debug {
     /// Whatever keeps the sensor from being read; see [`MeterError`].
     fn read(&self) -> Result<Sample>;
 
+    /// The power that it reports whatever happens, W, as a model of a fixed utilisation does: energy then follows from time alone
+    /// ([`crate::Energy::of_constant`]), without a window.
+    fn constant_watts(&self) -> Option<f64> {
+        None
+    }
+
     /// The idle baseline where the meter knows it without measuring, as a model does.
     fn idle(&self) -> Option<Idle> {
         None
+    }
+
+    /// The same energy read another way. A window reads both and reports where they disagree.
+    fn cross_check(&self) -> Option<&dyn Meter> {
+        None
+    }
+
+    /// How many readings were lost or refused so far, where they arrive by themselves. A window notes how many
+    /// of them fell into it.
+    fn faults(&self) -> u64 {
+        0
     }
 }
 
 /// Fastest plausible drain of one counter, W. A step beyond it is a reset, not a wrap-around.
 const MAX_COUNTER_WATTS: f64 = 5_000.0;
 
+/// Load up to which a counter that is read often enough cannot wrap twice unseen, W.
+pub(crate) const WRAP_WATTS: f64 = 1_000.0;
+
 /// Turns a counter that starts over at a known value into one that does not.
 ///
 /// Correct as long as it advances at least once a wrap-around; [`Unwrapped::poll_every`] leaves a margin of
-/// four even for a load of 1 kW.
+/// four even for a load of 1 kW, and [`MeterInfo::wraps_at`] has a window refused that was read too rarely.
 #[derive(Clone, Debug)]
 pub struct Unwrapped {
     modulus: u64,
@@ -182,7 +210,7 @@ impl Unwrapped {
 
     /// How often such a counter must be read: a quarter of the time in which 1 kW wraps it, at most 10 s.
     pub fn poll_every(modulus: u64, unit: f64) -> Duration {
-        Duration::try_from_secs_f64(modulus as f64 * unit / 4_000.0)
+        Duration::try_from_secs_f64(modulus as f64 * unit / (4.0 * WRAP_WATTS))
             .unwrap_or(Duration::MAX)
             .clamp(Duration::from_millis(1), Duration::from_secs(10))
     }

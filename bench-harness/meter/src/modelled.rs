@@ -167,6 +167,13 @@ impl Meter for Modelled {
         &self.info
     }
 
+    fn constant_watts(&self) -> Option<f64> {
+        match self.model.utilisation {
+            Utilisation::Fixed(u) => Some(self.model.watts(u)),
+            Utilisation::ProcStat(_) => None,
+        }
+    }
+
     fn idle(&self) -> Option<Idle> {
         let watts = self.model.watts(0.0);
         let Band { low, high } = self.model.band;

@@ -3,7 +3,8 @@
 //! GPUs from Volta on count millijoules (`nvmlDeviceGetTotalEnergyConsumption`). Where the counter is missing,
 //! power is sampled and integrated: the instantaneous field if the driver has it, else `PowerUsage`, which on
 //! Ampere and later (GA100 apart) is a mean over one second. GPUs are named by UUID, since NVML's order is not
-//! CUDA's.
+//! CUDA's. A GPU with both the counter and the instantaneous field is read both ways: counters that were far off the
+//! integral of the power have been reported (187 J against 327 J, ml-energy/zeus issue 181), and a window then says so.
 //!
 //! Accuracy: NVIDIA's API reference gives 5 % of the current draw. Yang et al. (arXiv 2312.02741) confirm a
 //! gain error of that size against an external meter, an update period of about 100 ms, and that the sensors of
@@ -40,6 +41,8 @@ pub struct Nvml {
     nvml: Arc<nvml_wrapper::Nvml>,
     uuid: String,
     via: Via,
+    /// The instantaneous power of a GPU that is read by its counter.
+    check: Option<Box<Nvml>>,
 }
 
 impl Nvml {
@@ -50,7 +53,13 @@ impl Nvml {
         let nvml = match load(library) {
             Ok(nvml) => nvml,
             Err(error) => {
-                found.unavailable.push(Unavailable::from_error(Source::Nvml, "NVIDIA GPUs".into(), &error));
+                let mut missing = Unavailable::from_error(Source::Nvml, "NVIDIA GPUs".into(), &error);
+                if matches!(error, MeterError::Absent { .. }) {
+                    let fix = "install and load NVIDIA's driver, on Debian and Ubuntu the packages nvidia-driver and \
+                               libnvidia-ml1 (in a container: `--gpus all`)";
+                    missing.fix = Some(fix.into());
+                }
+                found.unavailable.push(missing);
                 return found;
             }
         };
@@ -122,7 +131,12 @@ impl Nvml {
                 Ok(_) => {
                     let name = nvml.device_by_uuid(uuid).and_then(|device| device.name());
                     let info = describe(uuid, name.unwrap_or_else(|_| uuid.to_owned()), via);
-                    return Ok(Nvml { info, nvml, uuid: uuid.to_owned(), via });
+                    // The mean over a second would disagree at every change of load.
+                    let check = (via == Via::Counter)
+                        .then(|| Nvml::first_of(nvml.clone(), uuid, &[Via::PowerInstant]).ok())
+                        .flatten()
+                        .map(Box::new);
+                    return Ok(Nvml { info, nvml, uuid: uuid.to_owned(), via, check });
                 }
                 Err(error) => refusal = Some(error),
             }
@@ -139,6 +153,10 @@ impl Meter for Nvml {
 
     fn read(&self) -> Result<Sample> {
         read(&self.nvml, &self.uuid, self.via)
+    }
+
+    fn cross_check(&self) -> Option<&dyn Meter> {
+        self.check.as_deref().map(|check| check as &dyn Meter)
     }
 }
 

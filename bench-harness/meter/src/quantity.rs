@@ -16,16 +16,31 @@ use crate::window::Window;
 /// Half width of a 95 % interval in standard deviations of a normal distribution.
 pub(crate) const Z95: f64 = 1.96;
 
+/// Relative difference up to which two readings of the same energy agree: the accuracy that NVIDIA states.
+const AGREEMENT: f64 = 0.05;
+
 /// Where a reading comes from. `Display` gives the string that is written to records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Source {
     /// Running average power limit counters through Linux powercap sysfs (Intel and AMD CPUs).
     RaplPowercap,
+    /// The same counters through Linux perf events.
+    RaplPerf,
     /// NVIDIA's management library.
     Nvml,
     /// Linux hardware monitoring sysfs.
     Hwmon,
+    /// INA3221 supply monitors of NVIDIA Jetson modules.
+    Ina3221,
+    /// A battery that discharges, through Linux power supply sysfs.
+    Battery,
+    /// Apple's IOReport and SMC through the `macmon` crate.
+    Macmon,
+    /// A meter outside the machine that sends lines of text.
+    External,
+    /// AWS Neuron's percentage of an unpublished maximum x a maximum that the user states. Not a measurement.
+    ModelledNeuron,
     /// Time x a modelled share of the thermal design power. Not a measurement.
     ModelledTdp,
     /// A meter implemented outside this crate, by name.
@@ -37,8 +52,14 @@ impl Source {
     pub fn as_str(self) -> &'static str {
         match self {
             Source::RaplPowercap => "rapl-powercap",
+            Source::RaplPerf => "rapl-perf",
             Source::Nvml => "nvml",
             Source::Hwmon => "hwmon",
+            Source::Ina3221 => "ina3221",
+            Source::Battery => "battery",
+            Source::Macmon => "macmon",
+            Source::External => "external",
+            Source::ModelledNeuron => "modelled-neuron",
             Source::ModelledTdp => "modelled-tdp",
             Source::Other(name) => name,
         }
@@ -51,7 +72,8 @@ impl Source {
 pub enum Boundary {
     /// The cores of a CPU with their private caches (RAPL `core`, also called PP0).
     Core,
-    /// The parts of a CPU package outside its cores, in practice the integrated GPU (RAPL `uncore`, PP1).
+    /// The parts of a CPU package outside its cores: the integrated GPU of client chips (RAPL `uncore`, PP1), the
+    /// fabric and I/O of a Grace socket.
     Uncore,
     /// One or more whole CPU packages (sockets).
     Package,
@@ -63,13 +85,31 @@ pub enum Boundary {
     Board,
     /// A module that carries CPU, GPU and their memory.
     Module,
-    /// The platform of a system on chip (RAPL `psys`): packages and what the vendor wired to the sensor.
+    /// What the vendor wired to a sensor of the whole platform (RAPL `psys`, an ACPI power meter without a label,
+    /// the SMC of a Mac): packages, memory and more, accelerators perhaps.
     Platform,
     /// A single supply rail whose scope the driver does not define.
     Rail,
+    /// The whole machine at its battery: all but the losses of the charger.
+    Battery,
     /// The whole machine at the wall socket.
     Wall,
 }
+
+/// Every boundary, innermost first.
+const BOUNDARIES: [Boundary; 11] = [
+    Boundary::Core,
+    Boundary::Uncore,
+    Boundary::Package,
+    Boundary::Dram,
+    Boundary::Chip,
+    Boundary::Board,
+    Boundary::Module,
+    Boundary::Platform,
+    Boundary::Rail,
+    Boundary::Battery,
+    Boundary::Wall,
+];
 
 impl Boundary {
     /// The string that is written to records.
@@ -84,23 +124,33 @@ impl Boundary {
             Boundary::Module => "module",
             Boundary::Platform => "platform",
             Boundary::Rail => "rail",
+            Boundary::Battery => "battery",
             Boundary::Wall => "wall",
         }
     }
 
-    /// Whether energy at `inner` is already part of energy at `self` for the same device, so that the two
-    /// must not be added. A boundary contains itself. DRAM is outside the package.
+    /// The boundary of that name, as [`Boundary::as_str`] gives it.
+    pub fn from_name(name: &str) -> Option<Boundary> {
+        BOUNDARIES.into_iter().find(|boundary| boundary.as_str() == name)
+    }
+
+    /// Whether energy at `inner` is, or may be, already part of energy at `self` for the same device, so that
+    /// the two must not be added. A boundary contains itself. DRAM is outside the package.
     pub fn contains(self, inner: Boundary) -> bool {
         use Boundary::*;
-        if self == inner || self == Wall {
+        if self == inner {
             return true;
         }
         match self {
-            Package => matches!(inner, Core | Uncore),
-            Platform => matches!(inner, Core | Uncore | Package | Dram | Rail),
+            Wall => true,
+            Battery => inner != Wall,
+            Platform => !matches!(inner, Wall | Battery),
+            Module => !matches!(inner, Wall | Battery | Platform),
             Board => matches!(inner, Chip | Rail),
-            Module => matches!(inner, Core | Uncore | Package | Dram | Chip | Board | Rail),
-            _ => false,
+            Package => matches!(inner, Core | Uncore | Rail),
+            // A rail's scope is not known: it may feed any part of these.
+            Core | Uncore | Dram | Chip => inner == Rail,
+            Rail => false,
         }
     }
 }
@@ -217,6 +267,33 @@ impl Energy {
             meter: info.id.clone(),
             notes: info.notes.clone(),
         }
+    }
+
+    /// Compares with another reading of the same energy over the same time. Where the two differ by more than 5 %
+    /// and by more than sampling explains, the interval is widened to that of the other, the difference counts
+    /// as a rectangular contribution (half width / sqrt(3), JCGM 100 4.3.7), and a note says so.
+    pub(crate) fn cross_check(&mut self, other: &Energy) {
+        let joules = other.watts() * self.seconds;
+        let difference = (joules - self.joules).abs();
+        let noise = Z95 * self.uncertainty.sampling.hypot(other.uncertainty.sampling);
+        if difference <= (AGREEMENT * self.joules.max(joules)).max(noise) {
+            return;
+        }
+        self.ci95 = [self.ci95[0].min(other.ci95[0]), self.ci95[1].max(other.ci95[1])];
+        self.uncertainty.sensor = self.uncertainty.sensor.hypot(difference / 3f64.sqrt());
+        self.notes.push(format!(
+            "{} says {:.4} J and {} says {joules:.4} J for the same window, {:.0} % apart: the interval covers both.",
+            self.meter,
+            self.joules,
+            other.meter,
+            100.0 * difference / self.joules.min(joules),
+        ));
+    }
+
+    /// The energy of `seconds` by a meter whose power is constant; `None` for every other.
+    pub fn of_constant(meter: &dyn Meter, seconds: f64) -> Option<Energy> {
+        let watts = meter.constant_watts()?;
+        Some(Energy::new(meter.info(), watts * seconds, 0.0, seconds))
     }
 
     /// Combined standard uncertainty, J.

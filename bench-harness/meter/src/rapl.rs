@@ -33,6 +33,28 @@ const MICROJOULE: f64 = 1e-6;
 /// counters come this close by chance once in some 10^5 machines.
 const MIRROR_UJ: u64 = 500_000;
 
+/// The domains, with what they watch and their names for people.
+pub(crate) const DOMAINS: [(Boundary, Subject, &str); 5] = [
+    (Boundary::Platform, Subject::System, "platform (psys)"),
+    (Boundary::Package, Subject::Cpu, "CPU package"),
+    (Boundary::Core, Subject::Cpu, "CPU cores"),
+    (Boundary::Uncore, Subject::Cpu, "CPU uncore"),
+    (Boundary::Dram, Subject::Memory, "DRAM"),
+];
+
+/// What is common to every meter of a domain, however its counters are read.
+pub(crate) fn describe(source: Source, boundary: Boundary, subject: Subject) -> MeterInfo {
+    let mut info = MeterInfo::new(format!("{source}:{boundary}"), source, boundary, subject);
+    info.update_period = Duration::from_millis(1);
+    info.accuracy = Band::within(if boundary == Boundary::Dram { 0.20 } else { 0.05 });
+    info
+}
+
+/// The domain's name, with the number of counters that are summed.
+pub(crate) fn sum_of(label: &str, counters: usize) -> String {
+    if counters == 1 { label.to_owned() } else { format!("{label}, sum of {counters}") }
+}
+
 /// The RAPL counters of one domain, summed over the sockets.
 #[derive(Debug)]
 pub struct Rapl {
@@ -99,14 +121,7 @@ pub(crate) fn discover_with(root: &Path, read: ReadFile) -> Discovery {
         return found;
     }
 
-    let domains = [
-        (Boundary::Platform, Subject::System, "platform (psys)"),
-        (Boundary::Package, Subject::Cpu, "CPU package"),
-        (Boundary::Core, Subject::Cpu, "CPU cores"),
-        (Boundary::Uncore, Subject::Cpu, "CPU uncore"),
-        (Boundary::Dram, Subject::Memory, "DRAM"),
-    ];
-    for (boundary, subject, label) in domains {
+    for (boundary, subject, label) in DOMAINS {
         let members: Vec<&Zone> = zones.iter().filter(|zone| domain(&zone.name) == Some(boundary)).collect();
         if members.is_empty() {
             continue;
@@ -165,10 +180,7 @@ fn open_domain(
     label: &str,
     members: &[&Zone],
 ) -> Result<Rapl> {
-    let mut info =
-        MeterInfo::new(format!("rapl-powercap:{boundary}"), Source::RaplPowercap, boundary, subject);
-    info.update_period = Duration::from_millis(1);
-    info.accuracy = Band::within(if boundary == Boundary::Dram { 0.20 } else { 0.05 });
+    let mut info = describe(Source::RaplPowercap, boundary, subject);
 
     let mut counters: Vec<(&Zone, Counter, u64)> = Vec::new();
     for zone in members {
@@ -197,10 +209,9 @@ fn open_domain(
 
     info.poll_every =
         counters.iter().map(|(_, counter, _)| Unwrapped::poll_every(counter.range, MICROJOULE)).min();
-    info.name = match counters.len() {
-        1 => label.to_owned(),
-        n => format!("{label}, sum of {n}"),
-    };
+    info.wraps_at =
+        counters.iter().map(|(_, counter, _)| counter.range).min().map(|uj| uj as f64 * MICROJOULE);
+    info.name = sum_of(label, counters.len());
     let zones = Mutex::new(counters.into_iter().map(|(_, counter, _)| counter).collect());
     Ok(Rapl { info, read, root: root.to_path_buf(), zones })
 }

@@ -23,6 +23,16 @@ pub(crate) fn read_u64(read: ReadFile, path: &Path, fix: impl FnOnce() -> String
     })
 }
 
+/// As [`read_u64`], for values that may be negative.
+pub(crate) fn read_i64(read: ReadFile, path: &Path, fix: impl FnOnce() -> String) -> Result<i64> {
+    let text = read(path).map_err(|e| MeterError::io(path, e, fix))?;
+    text.trim().parse().map_err(|_| MeterError::Malformed {
+        path: path.to_path_buf(),
+        found: text.trim().chars().take(40).collect(),
+        expected: "an integer",
+    })
+}
+
 /// The trimmed text of `path`; `None` when there is none.
 pub(crate) fn read_text(read: ReadFile, path: &Path) -> Option<String> {
     read(path).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::error::{MeterError, Result};
-use crate::meter::{Meter, MeterInfo, Sample};
+use crate::meter::{Meter, MeterInfo, Sample, WRAP_WATTS};
 use crate::quantity::Energy;
 
 /// A pause between power samples beyond this many polling intervals is noted in the result.
@@ -22,12 +22,16 @@ pub struct Trace {
     info: MeterInfo,
     points: Vec<(Instant, Sample)>,
     failed: usize,
+    /// [`Meter::faults`] at the first and the last reading.
+    faults: Option<(u64, u64)>,
+    /// The same energy by another way.
+    check: Option<Box<Trace>>,
 }
 
 impl Trace {
     /// An empty trace of the meter that `info` describes.
     pub fn new(info: MeterInfo) -> Trace {
-        Trace { info, points: Vec::new(), failed: 0 }
+        Trace { info, points: Vec::new(), failed: 0, faults: None, check: None }
     }
 
     /// Adds a reading. Readings come in order of time.
@@ -43,6 +47,13 @@ impl Trace {
         let before = Instant::now();
         let sample = meter.read()?;
         self.push(before + before.elapsed() / 2, sample);
+        let faults = meter.faults();
+        self.faults = Some((self.faults.map_or(faults, |(first, _)| first), faults));
+        if let Some(other) = meter.cross_check() {
+            let check = self.check.get_or_insert_with(|| Box::new(Trace::new(other.info().clone())));
+            // The check is a help, not a condition: where it cannot be read, the window does without.
+            let _ = check.record(other);
+        }
         Ok(())
     }
 
@@ -55,8 +66,9 @@ impl Trace {
     ///
     /// # Errors
     /// [`MeterError::TooShort`] for a window below [`MeterInfo::min_window`] or with too few readings,
-    /// [`MeterError::Stalled`] for a counter that did not move, [`MeterError::Impossible`] for readings that
-    /// are not finite, are negative or run backwards.
+    /// [`MeterError::Stalled`] for a counter that did not move, [`MeterError::Missed`] for one that was read too
+    /// rarely to see it wrap, [`MeterError::Impossible`] for readings that are not finite, are negative or run
+    /// backwards.
     pub fn energy(&self) -> Result<Energy> {
         let info = &self.info;
         let too_short = |seconds: f64, needed: Duration| MeterError::TooShort {
@@ -91,7 +103,11 @@ impl Trace {
             return Err(impossible("the readings are not in order of time"));
         }
 
+        let gap = series.windows(2).map(|pair| pair[1].0 - pair[0].0).fold(0.0, f64::max);
         let (joules, sampling) = if counter {
+            if info.wraps_at.is_some_and(|joules| gap * WRAP_WATTS > joules) {
+                return Err(MeterError::Missed { meter: info.id.clone(), seconds: gap });
+            }
             if series.windows(2).any(|pair| pair[1].1 < pair[0].1) {
                 return Err(impossible("a cumulative counter ran backwards"));
             }
@@ -106,18 +122,24 @@ impl Trace {
                 let spacing = info.poll_every.unwrap_or(info.update_period);
                 return Err(too_short(seconds, info.min_window().max(3 * spacing)));
             }
-            integrate(&series, info.update_period.as_secs_f64())
+            let long = info.poll_every.map(|spacing| (LONG_GAP * spacing).as_secs_f64());
+            integrate(&series, info.update_period.as_secs_f64(), long.unwrap_or(f64::INFINITY))
         };
 
         let mut energy = Energy::new(info, joules, sampling, seconds);
-        if let (false, Some(spacing)) = (counter, info.poll_every) {
-            let gap = series.windows(2).map(|pair| pair[1].0 - pair[0].0).fold(0.0, f64::max);
-            if gap > (LONG_GAP * spacing).as_secs_f64() {
-                energy.notes.push(format!("Power was not sampled for {gap:.2} s within the window."));
-            }
+        if let (false, Some(spacing)) = (counter, info.poll_every)
+            && gap > (LONG_GAP * spacing).as_secs_f64()
+        {
+            energy.notes.push(format!("Power was not sampled for {gap:.2} s within the window."));
         }
         if self.failed > 0 {
             energy.notes.push(format!("{} readings within the window failed.", self.failed));
+        }
+        if let Some(lost @ 1..) = self.faults.map(|(first, last)| last.saturating_sub(first)) {
+            energy.notes.push(format!("{lost} lines of the meter within the window were lost or refused."));
+        }
+        if let Some(Ok(other)) = self.check.as_ref().map(|check| check.energy()) {
+            energy.cross_check(&other);
         }
         Ok(energy)
     }
@@ -127,8 +149,10 @@ impl Trace {
 ///
 /// The spread of the samples is treated as noise, `window x s / sqrt(n)`: this overstates the error of a
 /// smooth trace, but a load that beats with the sampling cannot hide from it. A sensor that averages over
-/// `period` also reports each end of the window late, as in [`MeterInfo::window_for`].
-fn integrate(series: &[(f64, f64)], period: f64) -> (f64, f64) {
+/// `period` also reports each end of the window late, as in [`MeterInfo::window_for`]. In a pause of more than
+/// `long` seconds the mean power may have been anything between the extremes of the trace (rectangular, width
+/// / sqrt(12)).
+fn integrate(series: &[(f64, f64)], period: f64, long: f64) -> (f64, f64) {
     let joules = series.windows(2).map(|p| (p[1].0 - p[0].0) * (p[0].1 + p[1].1) / 2.0).sum();
     let n = series.len() as f64;
     let seconds = series[series.len() - 1].0 - series[0].0;
@@ -137,7 +161,9 @@ fn integrate(series: &[(f64, f64)], period: f64) -> (f64, f64) {
     let (low, high) = series.iter().fold((f64::MAX, 0f64), |(low, high), p| (low.min(p.1), high.max(p.1)));
     let noise = seconds * (variance / n).sqrt();
     let ends = (high - low) * period / 6f64.sqrt();
-    (joules, noise.hypot(ends))
+    let pauses = series.windows(2).map(|p| p[1].0 - p[0].0).filter(|pause| *pause > long);
+    let unseen = pauses.map(|pause| ((high - low) * pause).powi(2) / 12.0).sum::<f64>().sqrt();
+    (joules, noise.hypot(ends).hypot(unseen))
 }
 
 /// An open measurement. It reads the meter at its start and end, and in between on a thread of its own where
@@ -152,7 +178,14 @@ pub struct Window {
 }
 
 /// The trace of an open window; `None` once the window is closed, so that a late poll cannot extend it.
-type SharedTrace = Arc<Mutex<Option<Trace>>>;
+type SharedTrace = Arc<Mutex<Option<Recording>>>;
+
+/// A trace, and the first error that leaves nothing to be saved, such as a counter that was reset.
+#[derive(Debug)]
+struct Recording {
+    trace: Trace,
+    spoilt: Option<MeterError>,
+}
 
 impl Window {
     /// Takes the first reading and starts the clock.
@@ -162,8 +195,9 @@ impl Window {
     pub fn start(meter: Arc<dyn Meter>) -> Result<Window> {
         let mut trace = Trace::new(meter.info().clone());
         trace.record(&*meter)?;
-        let trace = Arc::new(Mutex::new(Some(trace)));
-        let poller = match meter.info().poll_every {
+        let trace = Arc::new(Mutex::new(Some(Recording { trace, spoilt: None })));
+        let checked = meter.cross_check().and_then(|other| other.info().poll_every);
+        let poller = match meter.info().poll_every.into_iter().chain(checked).min() {
             None => None,
             Some(every) => Some(spawn_poller(meter.clone(), trace.clone(), every)?),
         };
@@ -181,21 +215,25 @@ impl Window {
     /// As [`Window::finish`], with all readings, for a chart of power over time.
     ///
     /// # Errors
-    /// Those of [`Meter::read`].
+    /// Those of [`Meter::read`], and [`MeterError::Reset`], [`MeterError::Lost`] or [`MeterError::Impossible`] when a
+    /// reading within the window showed that.
     pub fn finish_trace(mut self) -> Result<Trace> {
-        let trace = {
+        let (recording, last) = {
             let mut slot = self.trace.lock().unwrap_or_else(PoisonError::into_inner);
-            let last = slot.as_mut().map(|trace| trace.record(&*self.meter));
-            let trace = slot.take();
-            last.transpose()?;
-            trace
+            let last = slot.as_mut().map(|recording| recording.trace.record(&*self.meter));
+            (slot.take(), last)
         };
         if let Some((stop, thread)) = self.poller.take() {
             drop(stop);
             // A poller that panicked inside a foreign meter leaves a trace that is checked like any other.
             let _ = thread.join();
         }
-        Ok(trace.unwrap_or_else(|| Trace::new(self.meter.info().clone())))
+        last.transpose()?;
+        match recording {
+            Some(Recording { spoilt: Some(error), .. }) => Err(error),
+            Some(Recording { trace, .. }) => Ok(trace),
+            None => Ok(Trace::new(self.meter.info().clone())),
+        }
     }
 }
 
@@ -218,9 +256,12 @@ fn spawn_poller(
                     return;
                 }
                 let mut slot = trace.lock().unwrap_or_else(PoisonError::into_inner);
-                let Some(trace) = slot.as_mut() else { return };
-                if trace.record(&*meter).is_err() {
+                let Some(Recording { trace, spoilt }) = slot.as_mut() else { return };
+                if let Err(error) = trace.record(&*meter) {
                     trace.failed += 1;
+                    if error.spoils_window() {
+                        spoilt.get_or_insert(error);
+                    }
                 }
             }
         })
@@ -238,4 +279,24 @@ pub fn measure<T>(meter: &Arc<dyn Meter>, work: impl FnOnce() -> T) -> (T, Resul
     let window = Window::start(meter.clone());
     let value = work();
     (value, window.and_then(Window::finish))
+}
+
+/// Runs `work` again and again inside one window of `meter` until the window is as long as
+/// [`MeterInfo::window_for`] asks for `relative` (0.01 for 1 %), at least once. Gives the number of runs: divide
+/// by it with [`Energy::per`].
+///
+/// # Errors
+/// Those of [`Window::start`] and [`Window::finish`].
+///
+/// # Panics
+/// Passes on those of `work`.
+pub fn repeat(meter: &Arc<dyn Meter>, relative: f64, mut work: impl FnMut()) -> Result<(u64, Energy)> {
+    let length = meter.info().window_for(relative);
+    let (start, window) = (Instant::now(), Window::start(meter.clone())?);
+    let mut runs = 0;
+    while runs == 0 || start.elapsed() < length {
+        work();
+        runs += 1;
+    }
+    Ok((runs, window.finish()?))
 }

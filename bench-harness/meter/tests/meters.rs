@@ -9,9 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use perjoule_meter::{
-    Band, Boundary, Discovery, Energy, Hwmon, Idle, Kind, Meter, MeterError, MeterInfo, Modelled, Options,
-    PowerModel, Rapl, Result, Sample, Source, Subject, Trace, Unwrapped, Utilisation, Window, discover,
-    measure,
+    Band, Boundary, Discovery, Energy, ExternalSource, Hwmon, Idle, Kind, Meter, MeterError, MeterInfo,
+    Modelled, Options, PerfRoots, PowerModel, Rapl, Result, Sample, Source, Subject, Trace, Unwrapped,
+    Utilisation, Window, discover, measure,
 };
 
 const RANGE: u64 = 262_143_328_850;
@@ -471,12 +471,33 @@ fn discovery_offers_sensors_before_models_and_names_what_is_missing() {
     let tree = tempfile::tempdir().expect("tempdir");
     let (rapl, hwmon) = (tree.path().join("rapl"), tree.path().join("hwmon"));
     let models = vec![PowerModel::new("cpu", 65.0), PowerModel::new("nonsense", -1.0)];
-    let options =
-        Options { powercap_root: rapl.clone(), hwmon_root: hwmon, nvml: false, models, ..Options::default() };
+    let absent = tree.path().join("absent");
+    let options = Options {
+        powercap_root: rapl.clone(),
+        perf: PerfRoots { pmu: absent.clone(), ..PerfRoots::default() },
+        hwmon_root: hwmon,
+        ina3221_iio_root: absent.clone(),
+        power_supply_root: absent.clone(),
+        neuron_root: absent.clone(),
+        external: vec![ExternalSource::Path(absent)],
+        nvml: false,
+        models,
+        ..Options::default()
+    };
     let found = discover(&options);
     assert_eq!(found.cpu().map(|meter| meter.info().kind), Some(Kind::Modelled));
     let origins: Vec<Source> = found.unavailable.iter().map(|missing| missing.origin).collect();
-    assert_eq!(origins, [Source::RaplPowercap, Source::Hwmon, Source::ModelledTdp]);
+    let all = [
+        Source::RaplPowercap,
+        Source::RaplPerf,
+        Source::Hwmon,
+        Source::Ina3221,
+        Source::Battery,
+        Source::External,
+        Source::ModelledNeuron,
+        Source::ModelledTdp,
+    ];
+    assert_eq!(origins, all);
 
     zone(&rapl, "intel-rapl:0", "package-0", 5_000_000);
     let found = discover(&options);
@@ -490,8 +511,16 @@ fn this_machine_is_searched_without_a_panic() {
         assert_eq!(meter.info().kind, Kind::Measured);
         assert!(meter.info().update_period > Duration::ZERO);
     }
-    // Each of the three kinds of sensor is found, or explained.
-    for source in [Source::RaplPowercap, Source::Nvml, Source::Hwmon] {
+    // Each kind of sensor is found, or explained.
+    let sources = [
+        Source::RaplPowercap,
+        Source::Nvml,
+        Source::Hwmon,
+        Source::Ina3221,
+        Source::Battery,
+        Source::ModelledNeuron,
+    ];
+    for source in sources {
         let usable = found.meters.iter().any(|meter| meter.info().source == source);
         let explained = found.unavailable.iter().any(|missing| missing.origin == source);
         assert!(usable || explained, "{source}: {found:?}");

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use perjoule_meter::{Boundary, Kind, Nvml, Options, Source, Window, discover};
+use perjoule_meter::{Boundary, Kind, Nvml, Source, Window};
 
 fn build_fake(dir: &Path) -> PathBuf {
     let library = dir.join("libfake_nvml.so");
@@ -24,14 +24,8 @@ fn build_fake(dir: &Path) -> PathBuf {
 #[test]
 fn each_gpu_is_read_in_the_best_way_it_has() {
     let dir = tempfile::tempdir().expect("tempdir");
-    let none = dir.path().join("none");
-    let found = discover(&Options {
-        nvml_library: Some(build_fake(dir.path())),
-        powercap_root: none.clone(),
-        hwmon_root: none,
-        ..Options::default()
-    });
-    assert_eq!(found.meters.len(), 3, "{found:?}");
+    let found = Nvml::discover(Some(&build_fake(dir.path())));
+    assert_eq!(found.meters.len(), 4, "{found:?}");
     let expected =
         [("GPU-counter", 200.0, "nvml:GPU-counter"), ("GPU-instant", 120.0, "nvml-power:GPU-instant")];
     for (uuid, watts, id) in expected {
@@ -67,8 +61,34 @@ fn the_counter_agrees_with_its_power_sensor() {
 }
 
 #[test]
+fn a_counter_that_disagrees_with_its_power_sensor_is_noted_and_less_certain() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let library = build_fake(dir.path());
+    let energy = |uuid| {
+        let meter = Nvml::open_with(Some(&library), uuid).expect("opens");
+        let window = Window::start(std::sync::Arc::new(meter)).expect("start");
+        thread::sleep(Duration::from_millis(1200));
+        window.finish().expect("energy")
+    };
+    let apart = energy("GPU-disagrees");
+    assert!((apart.watts() / 187.0 - 1.0).abs() < 0.005, "the counter is still the figure: {apart:?}");
+    let [note] = &apart.notes[..] else { panic!("{apart:?}") };
+    assert!(note.contains("nvml:GPU-disagrees") && note.contains("75 % apart"), "{note}");
+    let integral = 327.0 * apart.seconds;
+    assert!(apart.ci95[0] < apart.joules && apart.ci95[1] > integral, "the interval covers both: {apart:?}");
+    assert!(apart.u() > (integral - apart.joules) / 3f64.sqrt(), "{apart:?}");
+
+    let alike = energy("GPU-counter");
+    assert!(alike.notes.is_empty() && alike.ci95[1] < 1.2 * alike.joules, "{alike:?}");
+}
+
+#[test]
 fn an_absent_library_is_a_plain_reason() {
     let found = Nvml::discover(Some(Path::new("/nonexistent/libnvidia-ml.so.1")));
     assert!(found.meters.is_empty());
     assert!(found.unavailable[0].reason.contains("is not installed"), "{found:?}");
+    assert!(
+        found.unavailable[0].fix.as_deref().is_some_and(|fix| fix.contains("libnvidia-ml1")),
+        "{found:?}"
+    );
 }

@@ -3,7 +3,9 @@
 mod loader;
 mod stacked;
 
-use perjoule::{Buffer, DType, Device};
+use std::sync::Arc;
+
+use perjoule::{Buffer, DType, Device, Event};
 use perjoule_kernels::op::{GroupedMatMul, Policy, Tensor2};
 use perjoule_kernels::{Matrix, PackFormat};
 
@@ -72,6 +74,8 @@ pub struct Model {
     pub(crate) layers: Vec<Layer>,
     pub(crate) final_norm: Buffer,
     pub(crate) head: Linear,
+    /// Behind everything that loading submitted, on a stream that has gone.
+    pub(crate) loaded: Arc<dyn Event>,
     name: String,
     weight_bytes: u64,
 }
@@ -106,6 +110,7 @@ impl Model {
         let head_role = if geometry.tied_head { Role::Embed } else { Role::Head };
         let head = loader.linear(None, &[head_role], &[])?;
         let weight_bytes = loader.bytes;
+        let loaded = loader.finish()?;
         Ok(Model {
             device: device.clone(),
             geometry: geometry.clone(),
@@ -116,6 +121,7 @@ impl Model {
             layers,
             final_norm,
             head,
+            loaded,
             name: source.name().to_owned(),
             weight_bytes,
         })

@@ -81,10 +81,12 @@ impl Model {
             layout,
             logits: device.alloc(parallel as u64 * geometry.vocab as u64 * 4)?,
         };
+        let mut stream = device.stream()?;
+        stream.wait_for(&*self.loaded)?;
         Ok(Session {
             model: self,
             options,
-            stream: device.stream()?,
+            stream,
             state,
             steps: HashMap::new(),
             uniform: device.alloc(parallel as u64 * 4)?,
@@ -114,7 +116,8 @@ impl Session<'_> {
     /// see [`Session::logits`], [`Session::greedy`].
     ///
     /// # Errors
-    /// [`Error::Sequences`], [`Error::TokenId`], [`Error::TooLong`], [`Error::Device`]. What was refused changes nothing.
+    /// [`Error::Sequences`], [`Error::TokenId`], [`Error::TooLong`], [`Error::Device`]. What was refused changes nothing. Faults of a device
+    /// that is not [synchronous](perjoule::DeviceInfo::synchronous) may come later, with the logits.
     pub fn prefill(&mut self, ids: &[u32]) -> Result<()> {
         let tokens = self.check(ids)?;
         self.chunks(ids, tokens, false).map(drop)
@@ -157,13 +160,16 @@ impl Session<'_> {
         }
         let shape = StepShape { batch: self.options.parallel, q_len: 1, output: Output::Greedy };
         for step in 0..n {
-            if let Err(error) = self.run(shape) {
-                // it may have advanced the lengths before it failed
-                self.set_len(self.len)?;
-                return Err(error);
-            }
+            // faults of the step may come only with what it has chosen
+            let ids = match self.run(shape).and_then(|()| self.ids()) {
+                Ok(ids) => ids,
+                Err(error) => {
+                    // it may have advanced the lengths before it failed
+                    self.set_len(self.len)?;
+                    return Err(error);
+                }
+            };
             self.len += 1;
-            let ids = self.ids()?;
             if !on_token(&ids) {
                 return Ok(step + 1);
             }
@@ -192,6 +198,21 @@ impl Session<'_> {
         plan.launch(&mut *self.stream, &mut [Arg::Buf(logits), Arg::Buf(ids)])?;
         self.chosen = true;
         self.ids()
+    }
+
+    /// Makes `ids`, `[parallel]`, the input of [`Session::decode_greedy`], whoever chose them.
+    ///
+    /// # Errors
+    /// [`Error::Sequences`], [`Error::TokenId`], [`Error::Device`].
+    pub fn choose(&mut self, ids: &[u32]) -> Result<()> {
+        if ids.len() != self.options.parallel {
+            return Err(Error::Sequences { ids: ids.len(), parallel: self.options.parallel });
+        }
+        check_ids(ids, self.model.geometry().vocab)?;
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        self.stream.write(&self.state.ids, &bytes)?;
+        self.chosen = true;
+        Ok(())
     }
 
     /// Ids drawn from the last logits by `uniform`, one number in `[0, 1)` a sequence. They become the input of

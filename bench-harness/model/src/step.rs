@@ -11,7 +11,7 @@ use perjoule_kernels::op::{
     RopeStyle, Route, Tensor2,
 };
 use perjoule_kernels::plan::{EXTERNAL, plan};
-use perjoule_kernels::{KvLayout, Matrix, Rows};
+use perjoule_kernels::{Alignment, KvLayout, Matrix, PackFormat, Query, Rows};
 
 use crate::error::{Error, Result};
 use crate::load::{Layer, Linear, Model, grouped};
@@ -141,7 +141,24 @@ impl Builder<'_> {
     }
 
     fn launch(&mut self, op: impl Into<Op>, args: Vec<Place>) -> Result<()> {
-        let prepared = self.device.prepare(op)?;
+        self.launch_packed(op, None, args)
+    }
+
+    fn launch_packed(
+        &mut self,
+        op: impl Into<Op>,
+        pack: Option<&'static PackFormat>,
+        args: Vec<Place>,
+    ) -> Result<()> {
+        let most = self.device.info().arena.align;
+        let address = |place: &Place| match place {
+            // from the beginning of a place, which is aligned to that
+            Place::Value(value) => value.at,
+            Place::Buffer(buffer) => buffer.address(),
+        };
+        let each = args.iter().enumerate();
+        let alignment = each.fold(Alignment::default(), |all, (i, place)| all.with(i, address(place), most));
+        let prepared = self.device.prepare_packed(Query { op: &op.into(), alignment }, pack)?;
         self.launches.push((prepared, args));
         Ok(())
     }
@@ -283,9 +300,7 @@ impl Builder<'_> {
         args.extend(linear.bias.as_ref().map(Place::from));
         args.extend(residual.map(Place::from));
         args.push(out);
-        let prepared = self.device.prepare_packed(&op.into(), linear.pack)?;
-        self.launches.push((prepared, args));
-        Ok(())
+        self.launch_packed(op, linear.pack, args)
     }
 
     /// Everything up to and with the first residual sum.
@@ -481,8 +496,7 @@ impl Builder<'_> {
         let mut args = vec![x.into(), (&linear.weight).into(), offsets.into(), sorted.into()];
         args.extend(linear.bias.as_ref().map(Place::from));
         args.push(out.into());
-        let prepared = self.device.prepare_packed(&op.into(), linear.pack)?;
-        self.launches.push((prepared, args));
+        self.launch_packed(op, linear.pack, args)?;
         Ok(out)
     }
 }

@@ -151,6 +151,38 @@ fn verdicts_find_two_per_cent_and_invent_nothing() {
     assert!(covered >= 180, "the 95 % interval held the truth {covered} times of 200");
 }
 
+/// Samples each of which resembles the one before: the interval of independent samples holds the truth far too seldom.
+#[test]
+fn intervals_of_samples_that_resemble_their_neighbours() {
+    let (mut in_order, mut apart, mut independent) = (0, 0, 0);
+    for trial in 0..200u64 {
+        let noise = times(1000.0, 400, trial + 1);
+        let independent_ci = stats::bootstrap_median_ci95_in_order(&noise, trial).unwrap();
+        independent += u32::from(independent_ci.contains(1000.0));
+        let mut level = 0.0;
+        let correlated: Vec<f64> = noise
+            .iter()
+            .map(|x| {
+                level = 0.6 * level + (x - 1000.0);
+                1000.0 + level
+            })
+            .collect();
+        in_order +=
+            u32::from(stats::bootstrap_median_ci95_in_order(&correlated, trial).unwrap().contains(1000.0));
+        apart += u32::from(stats::bootstrap_median_ci95(&correlated, trial).unwrap().contains(1000.0));
+    }
+    assert!(independent >= 180, "independent samples: {independent} of 200 held the truth");
+    assert!(in_order >= 170, "resembling samples: {in_order} of 200");
+    assert!(apart < in_order - 15, "the plain bootstrap is no worse: {apart} of 200 against {in_order}");
+    assert_eq!(stats::bootstrap_median_ci95_in_order(&[1.0], 0), None);
+    let few = [3.0, 1.0, 2.0];
+    assert_eq!(
+        stats::bootstrap_median_ci95_in_order(&few, 7),
+        stats::bootstrap_median_ci95(&few, 7),
+        "runs of one"
+    );
+}
+
 /// A machine that slows down by a third and recovers: what both variants see drops out of the pairs, and would drown the difference
 /// of samples that are taken apart.
 #[test]
@@ -175,6 +207,43 @@ fn pairs_find_two_per_cent_on_a_machine_that_drifts() {
     assert_eq!(stats::compare_pairs(&[1.0; 3], &[1.0; 2], 0.02, 0), None, "not in pairs");
     assert_eq!(stats::compare_pairs(&[1.0, 0.0], &[1.0; 2], 0.02, 0), None, "a time of zero");
     assert_eq!(stats::compare_pairs(&[1.0; 4], &[1.0; 4], 0.02, 0).unwrap().verdict, Verdict::Same);
+}
+
+/// [`stats::compare`] spelled out: every resample drawn, sorted and kept.
+fn spelled_out(old: &[f64], new: &[f64], seed: u64) -> [f64; 2] {
+    let medians = |samples: &[f64], mut state: u64| -> Vec<f64> {
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let n = sorted.len();
+        let mut draw = || {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            sorted[((u128::from(z ^ (z >> 31)) * n as u128) >> 64) as usize]
+        };
+        (0..stats::RESAMPLES)
+            .map(|_| stats::median(&(0..n).map(|_| draw()).collect::<Vec<_>>()).unwrap())
+            .collect()
+    };
+    let ratios: Vec<f64> = medians(new, !seed).iter().zip(medians(old, seed)).map(|(n, o)| n / o).collect();
+    [0.025, 0.975].map(|p| stats::quantile(&ratios, p).unwrap())
+}
+
+#[test]
+fn many_comparisons_at_once_are_the_comparisons_one_by_one() {
+    let sizes = [(2, 2), (2, 7), (5, 20), (20, 20), (21, 60)];
+    let comparer = stats::Comparer::new(0.02, 9, sizes);
+    for (i, (n, m)) in sizes.into_iter().chain([(3, 4)]).enumerate() {
+        let (old, new) = (times(1000.0, n, i as u64), times(990.0, m, 100 + i as u64));
+        let together = comparer.compare(&old, &new).unwrap();
+        assert_eq!(Some(together), stats::compare(&old, &new, 0.02, 9));
+        let [lo, hi] = spelled_out(&old, &new, 9);
+        let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-12;
+        assert!(near(together.ci95.lo, lo) && near(together.ci95.hi, hi), "{n} {m}: {together:?} {lo} {hi}");
+    }
+    assert_eq!(comparer.compare(&[1.0], &[1.0, 2.0]), None);
+    assert_eq!(comparer.compare(&[1.0, f64::NAN], &[1.0, 2.0]), None);
 }
 
 #[test]

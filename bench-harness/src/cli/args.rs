@@ -5,6 +5,8 @@ use perjoule::DType;
 use perjoule_record::CacheState;
 use std::path::PathBuf;
 
+use super::args_compare::{COMPARE_EXAMPLES, ClassesArgs, CompareArgs};
+
 /// What a unit of energy buys: tensor kernels and models, their speed and their joules per token.
 ///
 /// Without a command, `perjoule run` is meant, and its options may follow.
@@ -23,9 +25,11 @@ const EXAMPLES: &str = "Examples:
   perjoule --only tokens --model llama-3.2-1b -p 512 -n 128
   perjoule run --format json | jq '.[].joules_per_total_token'
   perjoule kernels --op attention --shape q=1,kv=4096
+  perjoule report results/*.jsonl -o report.html  a page with charts and tables
   perjoule check                                  are the kernels right on this machine?
+  perjoule compare old.jsonl new.jsonl --fail-on 3%
 
-Exit code: 0 done, 1 a check or verification failed, 2 any other error, 130 interrupted.";
+Exit code: 0 done, 1 a check, verification or comparison failed, 2 any other error, 130 interrupted.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -38,8 +42,16 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Check the kernels of this machine, or a model's logits against a reference
     Check(CheckArgs),
+    /// List classes of hardware: what is known of them, and from where
+    Classes(ClassesArgs),
+    /// Put records and classes of hardware side by side, or find regressions between two files
+    #[command(after_help = COMPARE_EXAMPLES)]
+    Compare(Box<CompareArgs>),
     /// Generate text or token ids with a model
     Generate(GenerateArgs),
+    /// Make a page with charts and tables from records, or their tables alone
+    #[command(after_help = REPORT_EXAMPLES)]
+    Report(ReportArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -277,6 +289,46 @@ pub(crate) struct GenerateArgs {
     #[arg(long)]
     pub(crate) json: bool,
     /// No progress, no summary
+    #[arg(long)]
+    pub(crate) quiet: bool,
+}
+
+const REPORT_EXAMPLES: &str = "Examples:
+  perjoule report results/*.jsonl                           report.html, which needs no network
+  perjoule report results --title 'Before and after' -o both.html
+  perjoule report run.jsonl --class h100-sxm,mi300x         beside predictions of the catalogue
+  perjoule report run.jsonl --format md                     tables on stdout
+  perjoule report run.jsonl --format csv -o run.csv         a line for each record";
+
+/// What a report is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReportFormat {
+    /// A page with charts and tables, in one file.
+    Html,
+    /// Tables in Markdown.
+    Md,
+    /// The records, a line each.
+    Csv,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// Files of records (JSON lines), folders of them (*.jsonl), or - for stdin
+    #[arg(required = true, value_name = "FILES")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Write to this file; - for stdout [default: report.html, stdout for md and csv]
+    #[arg(short = 'o', long, value_name = "FILE|-")]
+    pub(crate) output: Option<PathBuf>,
+    /// Heading [default: made of the devices]
+    #[arg(long)]
+    pub(crate) title: Option<String>,
+    /// Add what the catalogue predicts for these classes of hardware, marked as modelled
+    #[arg(long, value_name = "ID,..", value_delimiter = ',')]
+    pub(crate) class: Vec<String>,
+    /// What is written [default: by the name of the file, else html]
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<ReportFormat>,
+    /// No notes
     #[arg(long)]
     pub(crate) quiet: bool,
 }

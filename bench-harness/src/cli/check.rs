@@ -37,6 +37,10 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Ended> {
         !interrupted()
     });
     bar.finish_and_clear();
+    ensure!(
+        interrupted() || summary.passed() + summary.failures().count() > 0,
+        "no case was run: every row refuses, or --case names none"
+    );
     let mut out = anstream::stdout();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&as_json(&summary))?)?;
@@ -45,6 +49,10 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Ended> {
         for failure in summary.failures().take(SHOWN) {
             writeln!(out, "\nFAILED {failure}")?;
         }
+        writeln!(
+            out,
+            "\nof allowed: 100 % is the tolerance itself, which rounding to the output type alone can reach"
+        )?;
         let (passed, failed, left) = (summary.passed(), summary.failures().count(), summary.left());
         let rest =
             if left > 0 { format!(", {left} left out for time (--full runs them)") } else { String::new() };
@@ -53,10 +61,6 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Ended> {
     if interrupted() {
         return Ok(Ended::Interrupted);
     }
-    ensure!(
-        summary.passed() + summary.failures().count() > 0,
-        "no case was run: every row refuses, or --case names none"
-    );
     Ok(if summary.is_ok() { Ended::Done } else { Ended::Failed })
 }
 

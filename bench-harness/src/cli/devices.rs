@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 use std::io::Write;
 
 use super::args::DevicesArgs;
-use super::{Ended, environment, open, threads_of};
+use super::{Ended, environment, threads_of};
 use crate::measure::energy::Meters;
 use crate::report::{Align, Style, Table, units};
 
 pub(crate) fn run(args: &DevicesArgs) -> Result<Ended> {
     let (found, absent) = devices();
-    let threads = open("cpu", None).map_or(1, |device| threads_of(&device));
+    let threads = found.iter().map(threads_of).max().unwrap_or(1);
     let meters = Meters::discover(&environment(), threads);
     let mut out = anstream::stdout();
     if args.json {
@@ -73,7 +73,7 @@ pub(crate) fn table(found: &[DeviceInfo]) -> Table {
 
 /// How a device's energy is measured, the meter that is used first.
 pub(crate) fn energy_lines(info: &DeviceInfo, meters: &Meters) -> Vec<String> {
-    let used = meters.of(info);
+    let used = meters.of(info).into_iter().next();
     let mut lines = Vec::new();
     for meter in meters.all_of(info) {
         let mark = if used.as_ref().is_some_and(|used| used.info().id == meter.id) { "used" } else { "also" };

@@ -58,9 +58,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<Ended> {
     let dtype = run_tokens::dtype_of(&source, args.dtype);
     let model = run_tokens::load(&device, &source, dtype, vec![1, prompt.len().min(BATCH)], args.quiet)?;
     let mut session = model.session(SessionOptions { parallel: 1, capacity, chunk: BATCH })?;
-    let gauge = Meters::discover(&environment(), threads_of(&device)).of(device.info()).map(Gauge::new);
+    let gauge = Gauge::new(Meters::discover(&environment(), threads_of(device.info())).of(device.info()));
 
-    let window = gauge.as_ref().and_then(Gauge::open);
+    let windows = gauge.as_ref().map(Gauge::open);
     let start = Instant::now();
     session.prefill(&prompt)?;
     let mut printer =
@@ -87,7 +87,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<Ended> {
         }
     }
     let decode_s = start.elapsed().as_secs_f64() - prefill_s;
-    let energy = gauge.as_ref().and_then(|gauge| gauge.close(window, 1));
+    let seen = gauge.as_ref().zip(windows).map(|(gauge, windows)| gauge.finish(windows));
+    let energy = gauge.as_ref().zip(seen).and_then(|(gauge, seen)| gauge.columns(&seen, 1));
     printer.finish()?;
 
     let joules = energy.as_ref().and_then(|e| e.joules);
@@ -106,8 +107,10 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<Ended> {
             "prefill_s": prefill_s,
             "decode_s": decode_s,
             "decode_ts": rate,
+            // of prompt and generation together
             "joules": joules,
             "joules_per_output_token": per_token,
+            "energy_ci95": energy.and_then(|e| e.energy_ci95).map(|ci| [ci.lo, ci.hi]),
             "energy_kind": energy.and_then(|e| e.energy_kind),
             "energy_source": energy.and_then(|e| e.energy_source.clone()),
             "energy_boundary": energy.and_then(|e| e.energy_boundary.clone()),
@@ -117,7 +120,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<Ended> {
     if !args.quiet {
         let prompt_rate = prompt.len() as f64 / prefill_s.max(1e-9);
         let cost = match (per_token, &energy) {
-            (Some(per), Some(energy)) => format!("{} J/token {}", si(per), kind_word(energy)),
+            (Some(per), Some(energy)) => {
+                format!("{} J ({}) a generated token, the prompt included", si(per), kind_word(energy))
+            }
             _ => "energy unknown".into(),
         };
         eprintln!(

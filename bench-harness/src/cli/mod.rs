@@ -1,22 +1,27 @@
 //! The command line: arguments, exit codes, and what every command shares.
 //!
-//! Exit codes: 0 done; 1 a check or a verification failed; 2 any other error; 130 interrupted. Errors go to stderr as one line, data to
+//! Exit codes: 0 done; 1 a check, a verification or a comparison failed; 2 any other error; 130 interrupted. Errors go to stderr as one line, data to
 //! stdout.
 
 mod args;
+mod args_compare;
 mod check;
 mod check_model;
+mod classes;
+mod compare;
+mod compare_self;
 mod devices;
 mod generate;
 mod kernels;
 mod output;
 mod progress;
+mod report;
 mod run;
 mod run_tokens;
 
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser};
-use perjoule::Device;
+use perjoule::{Device, DeviceInfo};
 use perjoule_record::Environment;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -63,7 +68,11 @@ fn dispatch(cli: Cli) -> Result<Ended> {
         Command::Run(args) => run::run(&args),
         Command::Check(args) if args.model.is_some() => check_model::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Classes(args) => classes::run(&args),
+        Command::Compare(args) if args.self_ => compare_self::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Completions { shell } => {
             // made in memory: clap_complete panics when it cannot write
             let mut script = Vec::new();
@@ -109,8 +118,8 @@ fn open(label: &str, threads: Option<usize>) -> Result<Device> {
 }
 
 /// Threads that work for a device: the lanes of the CPU's team.
-fn threads_of(device: &Device) -> usize {
-    let caps = device.info().caps::<perjoule_cpu::device::CpuCaps>();
+fn threads_of(info: &DeviceInfo) -> usize {
+    let caps = info.caps::<perjoule_cpu::device::CpuCaps>();
     caps.map_or(1, |caps| caps.threads)
 }
 

@@ -12,9 +12,9 @@ use super::args::Format;
 use crate::report::{self, Style, Table};
 
 /// Folder of the records of runs that name no file.
-const RESULTS: &str = "results";
+pub(super) const RESULTS: &str = "results";
 /// Columns that text under tables is wrapped to.
-const WIDTH: usize = 92;
+pub(super) const WIDTH: usize = 92;
 
 /// Takes records and tables.
 pub(crate) struct Output {
@@ -68,22 +68,20 @@ impl Output {
         self.invalid += u64::from(!record.valid);
         match self.format {
             Format::Table | Format::Md => {}
-            Format::Jsonl => self.stdout.write_all(to_line(record)?.as_bytes())?,
+            Format::Jsonl => self.print(&to_line(record)?)?,
             Format::Json => {
                 let open = if self.records == 0 { "[\n" } else { ",\n" };
-                write!(self.stdout, "{open}{}", to_line(record)?.trim_end())?;
+                self.print(&format!("{open}{}", to_line(record)?.trim_end()))?;
             }
             Format::Csv => {
                 let (header, row) = csv_lines(record)?;
-                if self.records == 0 {
-                    self.stdout.write_all(&header)?;
-                }
-                self.stdout.write_all(&row)?;
+                let header = if self.records == 0 { header } else { Vec::new() };
+                self.print(&String::from_utf8_lossy(&[header, row].concat()))?;
             }
         }
         self.records += 1;
-        self.stdout.flush()?;
-        if !self.quiet {
+        // tables have them below
+        if !self.quiet && !matches!(self.format, Format::Table | Format::Md) {
             for warning in report::warnings(record) {
                 eprintln!("warning: {warning}");
             }
@@ -95,11 +93,15 @@ impl Output {
     pub(crate) fn heading(&mut self, title: &str, detail: &str) -> Result<()> {
         let gap = if detail.is_empty() { "" } else { "  " };
         match self.format {
-            Format::Table => writeln!(self.stdout, "\n\u{1b}[1m{title}\u{1b}[0m{gap}{detail}")?,
-            Format::Md => writeln!(self.stdout, "\n## {title}\n\n{detail}\n")?,
-            _ => {}
+            Format::Table => self.print(&format!("\n\u{1b}[1m{title}\u{1b}[0m{gap}{detail}\n")),
+            Format::Md => self.print(&format!("\n## {title}\n\n{detail}\n\n")),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    fn print(&mut self, text: &str) -> Result<()> {
+        let written = self.stdout.write_all(text.as_bytes()).and_then(|()| self.stdout.flush());
+        written.context("cannot write to stdout")
     }
 
     /// Prints a table, where stdout carries tables.
@@ -110,22 +112,21 @@ impl Output {
             Format::Md => Style::Markdown,
             _ => return Ok(()),
         };
-        self.stdout.write_all(table.render(style).as_bytes())?;
-        Ok(())
+        self.print(&table.render(style))
     }
 
     /// Prints a line of text, where stdout carries tables.
     pub(crate) fn line(&mut self, text: &str) -> Result<()> {
         match self.format {
             Format::Table => {
-                for (i, line) in wrap(text, WIDTH).iter().enumerate() {
-                    writeln!(self.stdout, "{}{line}", if i == 0 { " " } else { "   " })?;
-                }
+                let lines = wrap(text, WIDTH);
+                let line =
+                    |(i, line): (usize, &String)| format!("{}{line}\n", if i == 0 { " " } else { "   " });
+                self.print(&lines.iter().enumerate().map(line).collect::<String>())
             }
-            Format::Md => writeln!(self.stdout, "\n{text}")?,
-            _ => {}
+            Format::Md => self.print(&format!("\n{text}\n")),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Records stored so far that must not be used.
@@ -139,8 +140,7 @@ impl Output {
             return Ok(());
         }
         if self.format == Format::Json {
-            let close = if self.records == 0 { "[]\n" } else { "\n]\n" };
-            self.stdout.write_all(close.as_bytes())?;
+            self.print(if self.records == 0 { "[]\n" } else { "\n]\n" })?;
         }
         let file = self.store.as_ref().map(|store| store.path().to_owned());
         let (n, s) = (self.records, if self.records == 1 { "" } else { "s" });
@@ -153,7 +153,6 @@ impl Output {
                 _ => eprintln!("{n} record{s} in {}", path.display()),
             }
         }
-        self.stdout.flush()?;
         if let (true, 0, Some(path)) = (self.own_file, self.records, file) {
             self.store = None;
             // an empty file of our own: nothing is lost if it stays
@@ -164,7 +163,7 @@ impl Output {
 }
 
 /// The words of `text` in lines of at most `width` characters, longer words apart.
-fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
         match lines.last_mut() {
@@ -192,7 +191,7 @@ fn refuse_format_name(path: &Path) -> Result<()> {
 }
 
 /// Column names and values of a record, each as a line of CSV. Lists are JSON within a cell, unknown values are empty.
-fn csv_lines(record: &Record) -> Result<(Vec<u8>, Vec<u8>)> {
+pub(super) fn csv_lines(record: &Record) -> Result<(Vec<u8>, Vec<u8>)> {
     let Columns(fields) = serde_json::from_str(&to_line(record)?)?;
     let cell = |value: &serde_json::Value| match value {
         serde_json::Value::Null => String::new(),

@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 use perjoule::{Choice, DType, Device, Op};
 use perjoule_model::Source;
 use perjoule_record::{CacheState, Environment, Kind, Provenance, Record};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::args::{Part, RunArgs};
 use super::output::Output;
@@ -72,6 +72,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
     ensure!(!args.parallel.contains(&0), "--parallel 0: at least one sequence is needed");
     ensure!(args.threads != Some(0), "--threads 0: at least one thread is needed");
     let parts = parts(args);
+    refuse_unused(args, &parts)?;
     let wanted = if parts.contains(&Part::Kernels) { wanted(args)? } else { Vec::new() };
     let seed = args.seed.unwrap_or(1);
     let sources = match parts.contains(&Part::Tokens) {
@@ -87,6 +88,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
         list => list.to_vec(),
     };
     ensure!(!labels.is_empty(), "no device was found; `perjoule devices` says why");
+    if let Some(twice) = labels.iter().enumerate().find(|(i, label)| labels[..*i].contains(label)) {
+        bail!("--device names {} twice", twice.1);
+    }
     let opened = labels.iter().map(|label| open(label, args.threads)).collect::<Result<Vec<_>>>()?;
     // choose the rows now: a name that is in no table is an error of the command line
     let mut tasks = Vec::new();
@@ -109,7 +113,14 @@ pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
     let environment = environment();
     let mut output = Output::open(args.format, args.output.as_deref(), args.quiet, &environment)?;
     let session = Run { args, parts: &parts, budget, seed, environment: &environment };
+    let start = Instant::now();
     let result = session.all(&opened, &tasks, &sources, &mut output);
+    let took = start.elapsed().as_secs_f64();
+    if result.is_ok() && args.budget.is_some() && took > 1.5 * budget {
+        // one call, one check or one repetition may be longer than what there was for all of them
+        let why = "checking results, loading, and at least one sample of each come on top";
+        output.line(&format!("--budget {budget} s, took {took:.0} s: {why}"))?;
+    }
     let stopped = interrupted() || result.as_ref().is_err_and(|error| error.is::<Interrupted>());
     // what is finished is kept and said to be, whatever ended the run
     let finished = output.finish(stopped);
@@ -130,32 +141,61 @@ fn parts(args: &RunArgs) -> Vec<Part> {
     }
 }
 
+/// Refuses what only a part that does not run would look at: a measurement of something else than what was asked for is no answer.
+fn refuse_unused(args: &RunArgs, parts: &[Part]) -> Result<()> {
+    let of_kernels = [
+        ("--op", args.op.is_some()),
+        ("--shape", args.shape.is_some()),
+        ("--kernel", args.kernel.is_some()),
+        ("--versus", args.versus.is_some()),
+        ("--cache", args.cache.is_some()),
+    ];
+    let of_tokens = [
+        ("--model", args.model.is_some()),
+        ("-p", !args.n_prompt.is_empty()),
+        ("-n", !args.n_gen.is_empty()),
+        ("-d", !args.n_depth.is_empty()),
+        ("--parallel", !args.parallel.is_empty()),
+        ("--batch", args.batch.is_some()),
+    ];
+    for (part, name, flags) in
+        [(Part::Kernels, "kernels", of_kernels.as_slice()), (Part::Tokens, "tokens", of_tokens.as_slice())]
+    {
+        if let (false, Some((flag, _))) = (parts.contains(&part), flags.iter().find(|(_, given)| *given)) {
+            bail!(
+                "{flag} is for {name}, which this run does not measure: leave it out, or add --only {name}"
+            );
+        }
+    }
+    Ok(())
+}
+
 fn wanted(args: &RunArgs) -> Result<Vec<Wanted>> {
     let dtypes = match args.dtype.as_slice() {
         [] => &[DType::F32, DType::BF16][..],
         list => list,
     };
-    let selected: Vec<(&str, &str)> = match (&args.op, &args.shape) {
-        (Some(op), shape) => vec![(op.as_str(), shape.as_deref().unwrap_or(""))],
-        (None, Some(shape)) => vec![("matmul", shape.as_str())],
-        // a row by its name alone: the op is what it runs
-        (None, None) => match args.kernel.as_deref().filter(|name| *name != "all").or(args.versus.as_deref())
-        {
-            Some(name) => {
-                let device = open(args.device.first().map_or("cpu", String::as_str), Some(1))?;
-                let rows = device.kernels();
-                let Some(row) = rows.iter().find(|row| row.name == name) else {
-                    bail!("no kernel {name:?} on this device; `perjoule kernels` lists them");
-                };
-                vec![(row.op, "")]
-            }
-            None => DEFAULTS.to_vec(),
-        },
+    let shape = args.shape.as_deref().unwrap_or("");
+    // a row by its name alone: the op is what it runs
+    let row = args.kernel.as_deref().filter(|name| *name != "all").or(args.versus.as_deref());
+    let selected: Vec<(&str, &str)> = match (&args.op, row) {
+        (Some(op), _) => vec![(op.as_str(), shape)],
+        (None, Some(name)) => {
+            let device = open(args.device.first().map_or("cpu", String::as_str), None)?;
+            let rows = device.kernels();
+            let Some(row) = rows.iter().find(|row| row.name == name) else {
+                bail!("no kernel {name:?} on this device; `perjoule kernels` lists them");
+            };
+            vec![(row.op, shape)]
+        }
+        (None, None) if args.shape.is_some() => vec![("matmul", shape)],
+        (None, None) => DEFAULTS.to_vec(),
     };
     let mut list = Vec::new();
     for (op, shape) in selected {
         let entry = ops::find(op)?;
         let sizes = entry.sizes(shape)?;
+        sizes.refuse_empty()?;
         list.extend(dtypes.iter().map(|&dtype| Wanted { entry, sizes: sizes.clone(), dtype }));
     }
     Ok(list)
@@ -179,13 +219,16 @@ fn choices(device: &Device, op: &Op, kernel: Option<&str>) -> Result<Vec<Choice>
 }
 
 fn named(device: &Device, op: &Op, name: &str) -> Result<Choice> {
-    let known = device.kernels().iter().any(|row| row.name == name);
-    ensure!(known, "no kernel {name:?} on {}; `perjoule kernels` lists them", device.info().label);
+    let rows = device.kernels();
+    let Some(row) = rows.iter().find(|row| row.name == name) else {
+        bail!("no kernel {name:?} on {}; `perjoule kernels` lists them", device.info().label);
+    };
+    ensure!(row.op == op.name(), "{name} runs {}, not {}", row.op, op.name());
     Ok(device.select_named(op, name)?)
 }
 
 /// Refuses an op whose operands cannot be held twice, on the host for the check and on the device, before anything is measured.
-fn fits(op: &Op) -> Result<()> {
+pub(super) fn fits(op: &Op) -> Result<()> {
     let need = op.operands().iter().fold(0u64, |sum, o| sum.saturating_add(o.bytes)).saturating_mul(2);
     if let Some(have) = perjoule_model::memory::available_memory().filter(|&have| need > have) {
         let (need, have) = (report::units::bytes(need), report::units::bytes(have));
@@ -219,11 +262,11 @@ impl Run<'_> {
         let each = self.budget / opened.len() as f64;
         let ceilings_time = (each * 0.1).min(CEILINGS);
         for (device, tasks) in opened.iter().zip(tasks) {
-            let threads = threads_of(device);
+            let threads = threads_of(device.info());
             let meters = Meters::discover(self.environment, threads);
             let bar = progress::bar(0, self.args.quiet);
             bar.set_message("idle power and ceilings");
-            let gauge = meters.of(device.info()).map(Gauge::new);
+            let gauge = Gauge::new(meters.of(device.info()));
             // kernels are held against them, so they are measured even if they are not shown
             let time = Duration::from_secs_f64(ceilings_time);
             let ceilings = ceilings(device, time)?;
@@ -280,7 +323,7 @@ impl Run<'_> {
         output.heading("Devices", "")?;
         output.table(&devices::table(&infos))?;
         for device in opened {
-            let meters = Meters::discover(e, threads_of(device));
+            let meters = Meters::discover(e, threads_of(device.info()));
             for line in devices::energy_lines(device.info(), &meters) {
                 output.line(&format!("{} energy {line}", device.info().label))?;
             }
@@ -314,7 +357,13 @@ impl Run<'_> {
     /// The lines below a table: where its joules come from, and who disturbed.
     pub(super) fn notes(&self, records: &[Record], output: &mut Output) -> Result<()> {
         report::energy_notes(records).iter().try_for_each(|note| output.line(note))?;
+        if records.iter().any(|record| record.kind != Kind::Ceiling) {
+            report::roof_note(records).iter().try_for_each(|note| output.line(note))?;
+            output.line("±: half of the 95 % interval of the median")?;
+            report::unobserved_note(records).iter().try_for_each(|note| output.line(note))?;
+        }
         report::disturbance_note(records).iter().try_for_each(|note| output.line(note))?;
+        report::warning_notes(records).iter().try_for_each(|note| output.line(note))?;
         let samples = |record: &Record| record.timing.samples_ns.as_ref().map_or(0, Vec::len);
         let asked = self.args.repetitions.filter(|_| records.iter().any(|r| r.kind != Kind::Ceiling));
         match asked.filter(|&asked| records.iter().any(|record| samples(record) < asked)) {

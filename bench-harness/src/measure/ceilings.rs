@@ -73,7 +73,7 @@ impl Ceiling {
 }
 
 /// The ceilings of one device.
-#[derive(Debug, Clone, Default)]
+#[derive(Default)]
 pub(crate) struct Ceilings {
     /// As first measured.
     pub(crate) list: Vec<Ceiling>,
@@ -81,14 +81,27 @@ pub(crate) struct Ceilings {
     pub(crate) disturbances: Option<Vec<String>>,
     /// The best arithmetic, and the best reading, of all probes so far, in 1e9 operations or bytes a second.
     best: [Option<f64>; 2],
+    /// What reading streams through: kept, since making it takes longer than reading it.
+    memory: Option<Bandwidth>,
 }
 
 impl Ceilings {
-    /// The roof for work on `dtype`: what is unknown stays null.
-    pub(crate) fn roof(&self, dtype: DType) -> Roof {
+    /// Holds `record`, whose work is on `dtype`, against the roof: what is unknown stays null. Memory is none for operands that stay in
+    /// the caches.
+    pub(crate) fn hold(&self, record: &mut Record, dtype: DType, in_cache: bool) {
         let known = self.list.iter().any(|c| c.dtype == Some(dtype));
         let [arithmetic, reading] = self.best;
-        Roof { roof_gflops: arithmetic.filter(|_| known), roof_gbps: reading, roof_fraction: None }
+        let (roof, timing) = (&mut record.roof, &record.timing);
+        *roof = Roof { roof_gflops: arithmetic.filter(|_| known), roof_gbps: reading, roof_fraction: None };
+        roof.derive_fraction(timing);
+        if in_cache {
+            let time = |amount: Option<u64>, rate: Option<f64>| Some(amount? as f64 / rate?);
+            // where memory would have been the roof, there is none that was measured
+            if time(timing.bytes, roof.roof_gbps) > time(timing.flops, roof.roof_gflops) {
+                roof.roof_fraction = None;
+            }
+            roof.roof_gbps = None;
+        }
     }
 
     /// Probes shortly, and raises the roof where the device does better than before.
@@ -100,14 +113,14 @@ impl Ceilings {
             let flops = ceiling::multiply_add(cpu, ROUNDS)?;
             self.raise(0, flops as f64 / once.elapsed().as_nanos().max(1) as f64);
         }
-        let memory = Bandwidth::new(cpu, streamed())?;
-        (0..PROBE.1).try_for_each(|_| self.read(&memory))
+        (0..PROBE.1).try_for_each(|_| self.read(device))
     }
 
     /// Reads memory once, and raises its roof where that goes faster than before.
-    pub(crate) fn read(&mut self, memory: &Bandwidth<'_>) -> Result<()> {
+    pub(crate) fn read(&mut self, device: &Device) -> Result<()> {
+        let (Some(cpu), Some(memory)) = (cpu(device), &self.memory) else { return Ok(()) };
         let once = Instant::now();
-        let bytes = memory.read()?;
+        let bytes = memory.read(cpu)?;
         self.raise(1, bytes as f64 / once.elapsed().as_nanos().max(1) as f64);
         Ok(())
     }
@@ -121,18 +134,16 @@ impl Ceilings {
 /// Measures the ceilings of `device` within `time`; none are known for backends that have no such probe.
 pub(crate) fn ceilings(device: &Device, time: Duration) -> Result<Ceilings> {
     let watch = Watch::start();
-    let list = match cpu(device) {
-        Some(cpu) => of_cpu(cpu, time)?,
-        None => Vec::new(),
+    let (list, memory) = match cpu(device) {
+        Some(cpu) => {
+            let memory = Bandwidth::new(cpu, streamed())?;
+            (of_cpu(cpu, &memory, time)?, Some(memory))
+        }
+        None => (Vec::new(), None),
     };
     let best = |op: &str| list.iter().find(|c| c.op == op).and_then(Ceiling::best);
     let best = [best("multiply_add"), best("read")];
-    Ok(Ceilings { list, disturbances: watch.finish(), best })
-}
-
-/// Memory to stream through for [`Ceilings::read`]; `None` for backends that have no such probe.
-pub(crate) fn memory(device: &Device) -> Result<Option<Bandwidth<'_>>> {
-    Ok(cpu(device).map(|cpu| Bandwidth::new(cpu, streamed())).transpose()?)
+    Ok(Ceilings { list, disturbances: watch.finish(), best, memory })
 }
 
 fn cpu(device: &Device) -> Option<&CpuDevice> {
@@ -171,7 +182,7 @@ fn sampled(probe: &dyn Fn() -> perjoule::Result<u64>, time: Duration) -> Result<
     Ok((amount, best(measure(&mut Call(probe), effort)?)))
 }
 
-fn of_cpu(cpu: &CpuDevice, time: Duration) -> Result<Vec<Ceiling>> {
+fn of_cpu(cpu: &CpuDevice, memory: &Bandwidth, time: Duration) -> Result<Vec<Ceiling>> {
     let set = ceiling::instruction_set(cpu);
     let threads = cpu.threads();
     let provenance = Provenance::Measured;
@@ -184,16 +195,16 @@ fn of_cpu(cpu: &CpuDevice, time: Duration) -> Result<Vec<Ceiling>> {
     for dtype in [DType::BF16, DType::F16, DType::F8E4M3] {
         list.push(Ceiling {
             dtype: Some(dtype),
-            how: format!("that of f32: {set} kernels widen {dtype} to f32"),
+            how: format!(
+                "that of f32, to which {set} kernels widen {dtype}; {dtype} instructions are not used"
+            ),
             provenance: Provenance::Modelled,
             ..arithmetic.clone()
         });
     }
-    let bytes = streamed();
-    let memory = Bandwidth::new(cpu, bytes)?;
-    let how = format!("{} MiB, {threads} threads, best of {BEST_OF}", bytes >> 20);
+    let how = format!("{} MiB, {threads} threads, best of {BEST_OF}", streamed() >> 20);
     let probes: [(&'static str, &dyn Fn() -> perjoule::Result<u64>); 2] =
-        [("read", &|| memory.read()), ("copy", &|| memory.copy())];
+        [("read", &|| memory.read(cpu)), ("copy", &|| memory.copy(cpu))];
     for (op, probe) in probes {
         let (amount, samples) = sampled(probe, time / 4)?;
         list.push(Ceiling { op, dtype: None, how: how.clone(), amount, provenance, samples });

@@ -104,8 +104,10 @@ impl Watch {
     /// Fills `record` with what was seen since then, and says so where its samples changed their level.
     pub(crate) fn finish(self, record: &mut Record) {
         record.disturbances = self.load.finish();
-        if let Some(drift) = record.timing.samples_ns.as_deref().and_then(super::drift) {
-            record.disturbances.get_or_insert_default().push(drift);
+        let samples = record.timing.samples_ns.as_deref().unwrap_or_default();
+        let seen: Vec<String> = super::drift(samples).into_iter().chain(super::spread(samples)).collect();
+        if !seen.is_empty() {
+            record.disturbances.get_or_insert_default().extend(seen);
         }
         let events = self.throttled.zip(self.sources.throttled()).map(|(before, now)| now - before);
         record.throttle_reasons = events.map(|events| match events > 0.0 {

@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 use perjoule_kernels::{DeviceClass, DeviceInfo};
-use perjoule_meter::{Discovery, Idle, Kind, Meter, MeterInfo, Options, Window, discover};
-use perjoule_record::{Energy, EnergyKind, Environment, Interval};
-use std::sync::Arc;
+use perjoule_meter::{Baseline, Discovery, Kind, Meter, MeterInfo, Options, Window, discover};
+use perjoule_record::{Energy, EnergyKind, Environment, Interval, Reading};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::catalogue::{Machine, cpu_power};
@@ -14,6 +14,10 @@ use crate::measure::{Interrupted, interrupted};
 const UNCERTAINTY: f64 = 0.01;
 /// Window of the idle baseline of a sensor.
 const IDLE_WINDOW: Duration = Duration::from_secs(1);
+/// Shortest window of a sensor: long enough that what else the machine does is seen in it as often as in the samples.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// Rounds of calls in a window, as far as time allows.
+const ROUNDS: u64 = 30;
 
 /// The meters of this machine.
 pub(crate) struct Meters {
@@ -33,12 +37,25 @@ impl Meters {
         Meters { found: discover(&Options { models, ..Options::default() }) }
     }
 
-    /// The meter of a device, best first; `None` where its energy cannot be told.
-    pub(crate) fn of(&self, device: &DeviceInfo) -> Option<Arc<dyn Meter>> {
-        match device.class {
+    /// The meters of a device, best first; none where its energy cannot be told. A model stands in where no sensor is found.
+    pub(crate) fn of(&self, device: &DeviceInfo) -> Vec<Arc<dyn Meter>> {
+        let best = match device.class {
             DeviceClass::Cpu => self.found.cpu().cloned(),
             _ => None,
-        }
+        };
+        let Some(best) = best else { return Vec::new() };
+        let beside = |meter: &&Arc<dyn Meter>| {
+            let info = meter.info();
+            let watches = matches!(
+                info.subject,
+                perjoule_meter::Subject::Cpu
+                    | perjoule_meter::Subject::Memory
+                    | perjoule_meter::Subject::System
+            );
+            watches && info.kind == Kind::Measured && info.id != best.info().id
+        };
+        let others: Vec<Arc<dyn Meter>> = self.found.meters.iter().filter(beside).cloned().collect();
+        std::iter::once(best).chain(others).collect()
     }
 
     /// All meters that watch a device.
@@ -53,58 +70,95 @@ impl Meters {
     }
 }
 
-/// A meter and the power at rest.
+/// The meters of a device and their power at rest.
 pub(crate) struct Gauge {
-    meter: Arc<dyn Meter>,
-    idle: Option<Idle>,
+    /// The one whose figures stand in a record's own fields, and what else watches the device.
+    meters: Vec<Arc<dyn Meter>>,
+    baseline: Mutex<Baseline>,
 }
 
+/// Open windows, one for each meter.
+pub(crate) struct Windows(Vec<Option<Window>>);
+
 impl Gauge {
-    /// Takes the idle baseline; the machine should be quiet.
-    pub(crate) fn new(meter: Arc<dyn Meter>) -> Self {
-        let window = IDLE_WINDOW.max(meter.info().min_window());
-        let idle = Idle::measure(&meter, window).ok();
-        Gauge { meter, idle }
+    /// Takes the idle baseline; the machine should be quiet. `None` without meters.
+    pub(crate) fn new(meters: Vec<Arc<dyn Meter>>) -> Option<Self> {
+        let baseline = Mutex::new(Baseline::before(&meters, IDLE_WINDOW));
+        (!meters.is_empty()).then_some(Gauge { meters, baseline })
     }
 
     /// Length that a window should have.
-    pub(crate) fn window(&self) -> Duration {
-        self.meter.info().window_for(UNCERTAINTY).max(Duration::from_millis(50))
+    fn window(&self) -> Duration {
+        self.meters[0].info().window_for(UNCERTAINTY).max(SHORTEST)
     }
 
     /// Opens a window.
-    pub(crate) fn open(&self) -> Option<Window> {
-        Window::start(self.meter.clone()).ok()
+    pub(crate) fn open(&self) -> Windows {
+        Windows(self.meters.iter().map(|meter| Window::start(meter.clone()).ok()).collect())
     }
 
-    /// Closes a window over `calls` calls. `None` when the meter cannot tell, for instance because the window is too short.
-    pub(crate) fn close(&self, window: Option<Window>, calls: u64) -> Option<Energy> {
-        let energy = window?.finish().ok()?;
-        let net = self.idle.as_ref().and_then(|idle| energy.net(idle).ok());
-        let info = self.meter.info();
-        let mut source = format!("{}: {}", energy.source, info.name);
+    /// Takes the power at rest again, now that work is done: what is closed from now on has the mean of both as its baseline.
+    pub(crate) fn rest(&self) {
+        self.baseline.lock().unwrap_or_else(PoisonError::into_inner).after();
+    }
+
+    /// Ends a window. What a meter cannot tell, for instance because the window was too short for it, is `None`.
+    pub(crate) fn finish(&self, windows: Windows) -> Vec<Option<perjoule_meter::Energy>> {
+        windows.0.into_iter().map(|window| window?.finish().ok()).collect()
+    }
+
+    /// The columns of `calls` calls. `None` when the first meter could not tell.
+    pub(crate) fn columns(&self, seen: &[Option<perjoule_meter::Energy>], calls: u64) -> Option<Energy> {
+        let baseline = self.baseline.lock().unwrap_or_else(PoisonError::into_inner);
+        let kind = |energy: &perjoule_meter::Energy| match energy.kind {
+            Kind::Measured => EnergyKind::Measured,
+            Kind::Modelled => EnergyKind::Modelled,
+        };
+        let interval = |[lo, hi]: [f64; 2]| Interval { lo, hi };
+        let idle = |meter: &Arc<dyn Meter>| Some(baseline.idle(&meter.info().id)?.ok()?.watts);
+        let reading = |(meter, energy): (&Arc<dyn Meter>, &Option<perjoule_meter::Energy>)| {
+            let energy = energy.as_ref()?;
+            Some(Reading {
+                source: energy.source.as_str().into(),
+                boundary: energy.boundary.as_str().into(),
+                kind: kind(energy),
+                meter: meter.info().name.clone(),
+                joules: energy.joules,
+                ci95: Some(interval(energy.ci95)),
+                net_joules: baseline.net(energy).ok().map(|net| net.joules),
+                idle_power_w: idle(meter),
+                window_s: energy.seconds,
+            })
+        };
+        let (meter, energy) = (&self.meters[0], seen.first()?.as_ref()?);
+        let mut source = format!("{}: {}", energy.source, meter.info().name);
         if let (Kind::Modelled, Some(note)) = (energy.kind, energy.notes.first()) {
             source.push_str(". ");
             source.push_str(note);
         }
         Some(Energy {
             joules: Some(energy.joules),
-            net_joules: net.map(|net| net.joules),
+            net_joules: baseline.net(energy).ok().map(|net| net.joules),
             joules_per_call: (calls > 0).then(|| energy.joules / calls as f64),
-            energy_kind: Some(match energy.kind {
-                Kind::Measured => EnergyKind::Measured,
-                Kind::Modelled => EnergyKind::Modelled,
-            }),
+            energy_kind: Some(kind(energy)),
             energy_source: Some(source),
             energy_boundary: Some(energy.boundary.as_str().into()),
-            energy_ci95: Some(Interval { lo: energy.ci95[0], hi: energy.ci95[1] }),
+            energy_ci95: Some(interval(energy.ci95)),
             energy_window_s: Some(energy.seconds),
             energy_period_s: Some(energy.update_period.as_secs_f64()),
             energy_calls: Some(calls),
             avg_power_w: Some(energy.watts()),
-            idle_power_w: self.idle.as_ref().map(|idle| idle.watts),
+            idle_power_w: idle(meter),
+            energies: Some(self.meters.iter().zip(seen).filter_map(reading).collect()),
             ..Energy::default()
         })
+    }
+
+    /// The columns of `calls` calls that took `seconds`, where the power is modelled as constant: then energy follows from time alone,
+    /// and a window of its own would only add the noise of other calls.
+    pub(crate) fn of_time(&self, seconds: f64, calls: u64) -> Option<Energy> {
+        let seen = self.meters.iter().map(|meter| perjoule_meter::Energy::of_constant(&**meter, seconds));
+        self.columns(&seen.collect::<Vec<_>>(), calls)
     }
 
     /// Repeats `call` (some number of calls each) until the window is long enough, but no longer than `limit`.
@@ -117,15 +171,16 @@ impl Gauge {
         if length > limit {
             return Ok(None);
         }
-        let (start, window) = (Instant::now(), self.open());
-        let mut calls = 0;
-        while calls == 0 || start.elapsed() < length {
+        let (start, windows) = (Instant::now(), self.open());
+        let (mut calls, mut rounds) = (0, 0);
+        while rounds == 0 || start.elapsed() < length || (rounds < ROUNDS && start.elapsed() < limit) {
             if interrupted() {
                 return Err(Interrupted.into());
             }
             calls += call()?;
+            rounds += 1;
         }
-        Ok(self.close(window, calls))
+        Ok(self.columns(&self.finish(windows), calls))
     }
 }
 

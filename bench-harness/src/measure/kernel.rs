@@ -2,22 +2,23 @@
 
 use anyhow::{Result, bail};
 use perjoule::{Arg, Buffer, Choice, DType, Device, Op, Prepared, Stream};
-use perjoule_cpu::ceiling::Bandwidth;
 use perjoule_kernels::Access;
-use perjoule_kernels::op::Pack;
+use perjoule_kernels::op::MAX_OPERANDS;
 use perjoule_record::{CacheState, Clock, Kind, Record, stats};
 use std::time::{Duration, Instant};
 
-use super::ceilings::{self, Ceilings};
+use super::ceilings::Ceilings;
 use super::conditions::Watch;
 use super::energy::Gauge;
-use super::{Effort, Samples, Subject, data, in_turn, measure};
+use super::{Effort, Samples, Subject, data, in_turn, last_level_cache, measure};
 
-/// Sets of operands that rotate, at most: small ops would need a great many to leave the cache.
-const SETS: usize = 1024;
+/// Sets of operands that rotate, at most: small ops need a great many to leave the cache.
+const SETS: usize = 1 << 16;
 /// What rotates is so many times the last-level cache: caches do not evict the oldest line first, and a virtual machine may be told
 /// of a part of its cache only.
 const ROTATED: u64 = 16;
+/// Difference of the time of a call within a window of energy from the median beyond which it is said.
+const APART: f64 = 0.1;
 /// Relative difference of two kernels that matters.
 const DIFFERENCE: f64 = 0.02;
 /// Samples of rotating operands last so long between two looks at the roof of memory.
@@ -39,12 +40,6 @@ pub(crate) struct Task<'a> {
     pub(crate) effort: Effort,
     pub(crate) seed: u64,
     pub(crate) threads: usize,
-}
-
-/// Last-level cache of the machine, in bytes: the host's, which is larger than that of present GPUs or near it.
-fn last_level_cache() -> u64 {
-    let caches = perjoule_cpu::features::Caches::detect();
-    caches.l3.max(caches.l2) as u64
 }
 
 /// Bytes that operands rotate through, as far as memory allows.
@@ -92,7 +87,7 @@ pub(crate) fn run(
     let samples = match ready.cache {
         // neighbours come and go: the roof is looked at in the moments in which the kernel is timed
         CacheState::Rotate => {
-            measure(&mut Probed::new(&mut ready.launches, ceilings, task.device)?, task.effort)?
+            measure(&mut Probed::new(&mut ready.launches, ceilings, task.device), task.effort)?
         }
         _ => measure(&mut ready.launches, task.effort)?,
     };
@@ -115,7 +110,7 @@ pub(crate) fn run_versus(
     let (watch, watch_other) = (Watch::start(), Watch::start());
     let (a, b) = match one.cache {
         CacheState::Rotate => {
-            let mut probed = Probed::new(&mut one.launches, ceilings, task.device)?;
+            let mut probed = Probed::new(&mut one.launches, ceilings, task.device);
             in_turn(&mut probed, &mut other.launches, task.effort)?
         }
         _ => in_turn(&mut one.launches, &mut other.launches, task.effort)?,
@@ -137,6 +132,14 @@ pub(crate) fn run_versus(
     Ok((one.finish(ceilings, gauge)?, other.finish(ceilings, gauge)?))
 }
 
+impl Launches {
+    /// Whether the operands stay in the last-level cache from call to call, so that memory is no roof.
+    fn in_cache(&self, cache: CacheState) -> bool {
+        let bytes: u64 = self.sets.iter().flatten().map(Buffer::bytes).sum();
+        cache != CacheState::Cold && bytes <= last_level_cache()
+    }
+}
+
 impl<'a> Ready<'a> {
     /// Prepares the kernel, launches it once and checks what it wrote.
     fn new(task: &'a Task<'a>, mut record: Record) -> Result<Self> {
@@ -148,7 +151,7 @@ impl<'a> Ready<'a> {
         workload.kernel = Some(task.choice.kernel.name.into());
         workload.dtype = Some(task.dtype.name().into());
         workload.shape = Some(task.shape.clone());
-        let config = task.choice.kernel.configs[task.choice.config].name;
+        let config = task.choice.config().name;
         workload.config = Some(match task.choice.pack {
             Some(pack) => format!("{config}, b packed as {}", pack.name),
             None => config.into(),
@@ -159,10 +162,14 @@ impl<'a> Ready<'a> {
 
         let before = data::operands(op, task.seed)?;
         let mut launches = Launches::new(task, &before, cache)?;
+        if cache == CacheState::Rotate && launches.in_cache(cache) {
+            // too small to leave the cache in that many copies
+            record.workload.cache_state = Some(CacheState::Hot);
+        }
         let after = launches.outputs()?;
         // what lies in a packed weight is judged by the products that read it
         if !matches!(op, Op::Pack(_)) {
-            let numerics = task.choice.kernel.numerics;
+            let numerics = launches.prepared.numerics();
             let checked =
                 perjoule_suite::verify(op, &slices(&before), &slices(&after), numerics, CHECKED, task.seed)?;
             record.verification.verified = Some(checked.passed);
@@ -186,17 +193,30 @@ impl<'a> Ready<'a> {
         timing.set_samples(samples.ns, self.task.seed);
     }
 
-    /// Holds it against the roof and takes the energy of as many calls as the meter needs.
+    /// Holds it against the roof and takes the energy: of the median call where power is modelled as constant, else of as many calls
+    /// as the meter needs.
     fn finish(self, ceilings: &Ceilings, gauge: Option<&Gauge>) -> Result<Record> {
         let Ready { task, cache, mut launches, mut record } = self;
-        record.roof = ceilings.roof(task.dtype);
-        record.roof.derive_fraction(&record.timing);
+        ceilings.hold(&mut record, task.dtype, launches.in_cache(cache));
         // cold calls have flushes between them, whose energy is not theirs
-        if let Some(gauge) = gauge.filter(|_| cache != CacheState::Cold) {
-            let calls = record.timing.calls_per_sample.unwrap_or(1);
-            let limit = task.effort.time.max(Duration::from_millis(200));
-            let energy = gauge.window_over(limit, || launches.call(calls).map(|()| calls))?;
-            record.energy = energy.unwrap_or_default();
+        let Some(gauge) = gauge.filter(|_| cache != CacheState::Cold) else { return Ok(record) };
+        let median_s = record.timing.median_ns.unwrap_or(0.0) * 1e-9;
+        if let Some(energy) = gauge.of_time(median_s, 1) {
+            record.energy = energy;
+            return Ok(record);
+        }
+        let calls = record.timing.calls_per_sample.unwrap_or(1);
+        let limit = task.effort.time.max(Duration::from_secs(2));
+        record.energy =
+            gauge.window_over(limit, || launches.call(calls).map(|()| calls))?.unwrap_or_default();
+        let energy = &record.energy;
+        if let (Some(seconds), Some(calls)) = (energy.energy_window_s, energy.energy_calls) {
+            let longer = seconds / calls.max(1) as f64 / median_s - 1.0;
+            if longer.abs() > APART {
+                let note =
+                    format!("calls took {:+.0} % of the median while energy was measured", 100.0 * longer);
+                record.disturbances.get_or_insert_default().push(note);
+            }
         }
         Ok(record)
     }
@@ -232,14 +252,10 @@ impl Launches {
         }
         for constant in op.constants() {
             let Some(format) = task.choice.pack else { break };
-            let (n, k, matrices) = (constant.n, constant.k, constant.matrices);
-            let pack = Op::from(Pack { format, matrices, n, k, b: constant.plain });
-            let choice = device.select(&pack, &[])?;
-            let plan = device.prepare_choice(&pack, choice)?;
             let plain = device.alloc(before[constant.operand].len() as u64)?;
             stream.write(&plain, &before[constant.operand])?;
-            stream.reserve(plan.scratch())?;
-            plan.launch(&mut *stream, &mut [Arg::Buf(&plain), Arg::Buf(&first[constant.operand])])?;
+            let packed = &first[constant.operand];
+            device.pack_constant_into(&mut *stream, &constant, format, Arg::Buf(&plain), packed)?;
         }
         stream.reserve(prepared.scratch())?;
         let mut sets = vec![first];
@@ -268,10 +284,9 @@ impl Launches {
     }
 
     fn launch(&mut self, set: usize) -> Result<()> {
-        // the operands of an op are few
-        let mut args: [Arg<'_>; 24] = std::array::from_fn(|_| Arg::Host(&[]));
+        let mut args: [Arg<'_>; MAX_OPERANDS] = std::array::from_fn(|_| Arg::Host(&[]));
         let buffers = &self.sets[set];
-        let Some(args) = args.get_mut(..buffers.len()) else { bail!("an op with more than 24 operands") };
+        let Some(args) = args.get_mut(..buffers.len()) else { bail!("an op with too many operands") };
         for (arg, buffer) in args.iter_mut().zip(buffers) {
             *arg = Arg::Buf(buffer);
         }
@@ -296,13 +311,13 @@ impl Launches {
 struct Probed<'s> {
     inner: &'s mut Launches,
     ceilings: &'s mut Ceilings,
-    memory: Option<Bandwidth<'s>>,
+    device: &'s Device,
     last: Instant,
 }
 
 impl<'s> Probed<'s> {
-    fn new(inner: &'s mut Launches, ceilings: &'s mut Ceilings, device: &'s Device) -> Result<Self> {
-        Ok(Probed { inner, ceilings, memory: ceilings::memory(device)?, last: Instant::now() })
+    fn new(inner: &'s mut Launches, ceilings: &'s mut Ceilings, device: &'s Device) -> Self {
+        Probed { inner, ceilings, device, last: Instant::now() }
     }
 }
 
@@ -312,8 +327,8 @@ impl Subject for Probed<'_> {
     }
 
     fn before_sample(&mut self) -> Result<()> {
-        if let Some(memory) = self.memory.as_ref().filter(|_| self.last.elapsed() >= PROBED) {
-            self.ceilings.read(memory)?;
+        if self.last.elapsed() >= PROBED {
+            self.ceilings.read(self.device)?;
             self.last = Instant::now();
         }
         self.inner.before_sample()

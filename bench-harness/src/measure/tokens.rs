@@ -5,14 +5,13 @@
 
 use anyhow::{Context, Result};
 use perjoule::DType;
-use perjoule_meter::Window;
 use perjoule_model::{Model, Session, SessionOptions};
 use perjoule_record::{CacheState, Clock, Kind, Record};
 use std::time::{Duration, Instant};
 
 use super::ceilings::Ceilings;
 use super::conditions::Watch;
-use super::energy::Gauge;
+use super::energy::{Gauge, Windows};
 use super::{Effort, Interrupted, Subject, interrupted, measure};
 
 /// Sizes of one test, in llama-bench's words.
@@ -59,6 +58,8 @@ struct Repetition<'m> {
     test: Test,
     prompt: Vec<u32>,
     start: usize,
+    /// The ids that decode starts from, the same in each repetition; none behind a prompt, which chooses them.
+    first: Vec<u32>,
 }
 
 impl<'m> Repetition<'m> {
@@ -71,10 +72,11 @@ impl<'m> Repetition<'m> {
             session.prefill(&ids(vocab, test.n_parallel * start, seed))?;
         }
         let prompt = ids(vocab, test.n_parallel * test.n_prompt, seed ^ 1);
-        let mut repetition = Repetition { session, test, prompt, start };
-        if test.n_gen > 0 && test.n_prompt == 0 {
-            repetition.session.greedy()?;
-        }
+        let first = match test.n_gen > 0 && test.n_prompt == 0 {
+            true => session.greedy()?,
+            false => Vec::new(),
+        };
+        let mut repetition = Repetition { session, test, prompt, start, first };
         repetition.rewind()?;
         Ok(repetition)
     }
@@ -82,6 +84,9 @@ impl<'m> Repetition<'m> {
     fn rewind(&mut self) -> Result<()> {
         if self.session.len() > self.start {
             self.session.rewind(self.start)?;
+        }
+        if !self.first.is_empty() {
+            self.session.choose(&self.first)?;
         }
         Ok(())
     }
@@ -183,19 +188,28 @@ impl Bench<'_> {
         workload.n_parallel = Some(test.n_parallel as u64);
         workload.n_threads = Some(self.threads as u64);
         workload.seed = Some(self.seed);
-        workload.cache_state = Some(CacheState::Rotate);
+        // the weights of other layers lie between two uses of one, unless all of them stay
+        let in_cache = model.weight_bytes() <= super::last_level_cache();
+        workload.cache_state = Some(if in_cache { CacheState::Hot } else { CacheState::Rotate });
 
         let watch = Watch::start();
-        let mut windowed = Windowed { inner: &mut repetition, gauge: self.gauge, window: None, calls: 0 };
+        let mut windowed = Windowed { inner: &mut repetition, gauge: self.gauge, windows: None, calls: 0 };
         let samples = measure(&mut windowed, effort)?;
-        let (window, mut calls) = (windowed.window.take(), windowed.calls);
-        let mut energy = self.gauge.and_then(|gauge| gauge.close(window, calls));
-        if let (Some(gauge), None) = (self.gauge, &energy) {
-            // too short for the meter: repeated until it is not
-            energy = gauge.window_over(effort.time, || {
-                repetition.before_sample()?;
-                repetition.once().map(|()| 1)
-            })?;
+        let (windows, mut calls) = (windowed.windows.take(), windowed.calls);
+        let mut energy = None;
+        if let Some(gauge) = self.gauge {
+            let seen = windows.map(|windows| gauge.finish(windows)).unwrap_or_default();
+            gauge.rest();
+            // of constant power only the sampled time counts, not the rewinding between
+            energy = gauge.of_time(samples.ns.iter().sum::<f64>() * 1e-9, samples.ns.len() as u64);
+            energy = energy.or_else(|| gauge.columns(&seen, calls));
+            if energy.is_none() {
+                // too short for the meter: repeated until it is not
+                energy = gauge.window_over(effort.time, || {
+                    repetition.before_sample()?;
+                    repetition.once().map(|()| 1)
+                })?;
+            }
             calls = energy.as_ref().and_then(|energy| energy.energy_calls).unwrap_or(0);
         }
         record.energy = energy.unwrap_or_default();
@@ -210,8 +224,7 @@ impl Bench<'_> {
         timing.set_samples(samples.ns, self.seed);
         timing.derive_token_rates(test.tokens());
         watch.finish(&mut record);
-        record.roof = ceilings.roof(model.activations());
-        record.roof.derive_fraction(&record.timing);
+        ceilings.hold(&mut record, model.activations(), in_cache);
 
         let energy = &mut record.energy;
         let per = |joules: Option<f64>, tokens: usize| {
@@ -298,7 +311,7 @@ fn record_name(test: &Test) -> String {
 struct Windowed<'s> {
     inner: &'s mut dyn Subject,
     gauge: Option<&'s Gauge>,
-    window: Option<Window>,
+    windows: Option<Windows>,
     calls: u64,
 }
 
@@ -314,7 +327,7 @@ impl Subject for Windowed<'_> {
 
     fn begin(&mut self) {
         self.calls = 0;
-        self.window = self.gauge.and_then(Gauge::open);
+        self.windows = self.gauge.map(Gauge::open);
     }
 
     fn one_call_a_sample(&self) -> bool {

@@ -2,10 +2,11 @@
 //!
 //! Every table says how its numbers were obtained, and modelled ones carry the word.
 
+pub(crate) mod page;
 mod table;
 pub(crate) mod units;
 
-pub(crate) use table::{Align, Style, Table};
+pub(crate) use table::{Align, Style, Table, markdown, one_line, printable};
 
 use perjoule_record::{Energy, EnergyKind, Provenance, Record};
 use units::{count, duration_ns, percent, si};
@@ -58,6 +59,7 @@ pub(crate) fn ceilings(records: &[Record]) -> Table {
         ("ceiling", Align::Left),
         ("rate", Align::Right),
         ("±", Align::Right),
+        ("best", Align::Right),
         ("how", Align::Left),
     ]);
     for record in records {
@@ -74,13 +76,18 @@ pub(crate) fn ceilings(records: &[Record]) -> Table {
             Provenance::Modelled => format!("modelled: {}", text(&record.workload.config)),
             _ => format!("measured: {}", text(&record.workload.config)),
         };
-        let spread = if record.provenance == Provenance::Measured { spread(record) } else { None };
+        let measured = record.provenance == Provenance::Measured;
+        let spread = if measured { spread(record) } else { None };
+        let fastest = record.timing.samples_ns.iter().flatten().copied().reduce(f64::min);
+        let amount = record.timing.flops.or(record.timing.bytes);
+        let best =
+            fastest.zip(amount).filter(|(ns, _)| measured && *ns > 0.0).map(|(ns, n)| si(n as f64 / ns));
         let device = if several_devices(records) {
             format!("{} ", text(&record.device.device))
         } else {
             String::new()
         };
-        table.row([format!("{device}{what}"), or_dash(rate), or_dash(spread), how]);
+        table.row([format!("{device}{what}"), or_dash(rate), or_dash(spread), or_dash(best), how]);
     }
     table
 }
@@ -247,6 +254,35 @@ pub(crate) fn disturbance_note(records: &[Record]) -> Option<String> {
     ))
 }
 
+/// How many of these records were too short, or on a machine that does not tell, for other load to be seen.
+pub(crate) fn unobserved_note(records: &[Record]) -> Option<String> {
+    let n = records.iter().filter(|record| record.disturbances.is_none()).count();
+    (n > 0).then(|| format!("other load was not observable for {n} of {} results", records.len()))
+}
+
+/// What "of roof" is a share of.
+pub(crate) fn roof_note(records: &[Record]) -> Option<String> {
+    let range = |rates: Vec<f64>, unit: &str| {
+        let low = rates.iter().copied().reduce(f64::min)?;
+        let high = rates.iter().copied().reduce(f64::max)?;
+        let (low, high) = (si(low), si(high));
+        Some(if low == high { format!("{low} {unit}") } else { format!("{low} to {high} {unit}") })
+    };
+    let arithmetic = range(records.iter().filter_map(|r| r.roof.roof_gflops).collect(), "GFLOP/s");
+    let memory = range(records.iter().filter_map(|r| r.roof.roof_gbps).collect(), "GB/s");
+    let parts: Vec<String> = arithmetic.into_iter().chain(memory).collect();
+    let cached = records.iter().any(|r| r.roof.roof_gflops.is_some() && r.roof.roof_gbps.is_none());
+    let caches = if cached { "; operands that stay in the caches are not held against memory" } else { "" };
+    (!parts.is_empty()).then(|| {
+        format!("roof: {}, the best of all probes in this run up to each result{caches}", parts.join(" and "))
+    })
+}
+
+/// What the numbers of these records must not be read without, a line each.
+pub(crate) fn warning_notes(records: &[Record]) -> Vec<String> {
+    records.iter().flat_map(warnings).map(|warning| format!("warning: {warning}")).collect()
+}
+
 /// What makes the numbers of a record doubtful, in a line each.
 pub(crate) fn warnings(record: &Record) -> Vec<String> {
     let what = || {
@@ -259,7 +295,7 @@ pub(crate) fn warnings(record: &Record) -> Vec<String> {
         record.invalid_reasons.iter().map(|reason| format!("{}: INVALID: {reason}", what())).collect();
     if let Some(share) = record.roof.roof_fraction.filter(|share| *share > 1.05) {
         list.push(format!(
-            "{}: {:.0} % of the roof is suspicious: operands that stayed in a cache, or a ceiling measured too low",
+            "{}: {:.0} % of the roof: operands that stayed in a cache, or a machine that was faster while this ran than at any probe",
             what(),
             100.0 * share
         ));

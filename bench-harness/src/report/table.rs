@@ -50,11 +50,11 @@ impl Table {
         table.load_style(if style == Style::Markdown { ASCII_MARKDOWN } else { RULED });
         table.set_content_arrangement(ContentArrangement::Disabled);
         let flat = |text: &str| match style {
-            // a Markdown cell is one line, and a bar would end it
+            // a Markdown cell is one line
             Style::Markdown => {
-                text.replace('|', "\\|").split('\n').map(str::trim).collect::<Vec<_>>().join(" ")
+                text.split('\n').map(|line| markdown(line.trim())).collect::<Vec<_>>().join(" ")
             }
-            _ => text.to_owned(),
+            _ => printable(text),
         };
         let side = |align: Align| match align {
             Align::Left => CellAlignment::Left,
@@ -80,9 +80,43 @@ impl Table {
     }
 }
 
+/// Text without characters that would move the cursor or change colours; line breaks stay. Names come from files of others.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+}
+
+/// [`printable`] text on one line: a line that a name begins could be a command to whoever reads logs.
+pub(crate) fn one_line(text: &str) -> String {
+    printable(text).replace('\n', "\u{fffd}")
+}
+
+/// Text as Markdown shows it, in a cell or beside a table: no markup, no HTML, one line.
+pub(crate) fn markdown(text: &str) -> String {
+    let mut out = String::new();
+    for c in printable(text).replace('\n', " ").chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '|' | '\\' | '`' | '*' | '[' | ']' => out.extend(['\\', c]),
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_names_hold_stays_text() {
+        let mut table = Table::new([("name", Align::Left)]);
+        table.row(["<script>a|b</script> [x](y) `c` *d*\u{1b}[31m".into()]);
+        let text = table.render(Style::Markdown);
+        assert!(text.contains("&lt;script&gt;a\\|b&lt;/script&gt; \\[x\\](y) \\`c\\` \\*d\\*"), "{text}");
+        assert!(!text.contains('\u{1b}') && !table.render(Style::Plain).contains('\u{1b}'));
+    }
 
     #[test]
     fn numbers_lean_right_and_markdown_stays_one_line_a_row() {

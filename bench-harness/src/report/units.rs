@@ -2,6 +2,8 @@
 
 /// Three significant digits, without an exponent between 1e-4 and 1e7.
 pub(crate) fn si(value: f64) -> String {
+    // 9.999 is 10.0, not 10.00: digits are counted once it is rounded
+    let value = rounded(value);
     let size = value.abs();
     match size {
         _ if value == 0.0 => "0".into(),
@@ -46,7 +48,14 @@ pub(crate) fn bytes(n: u64) -> String {
     scaled(n as f64, &UNITS)
 }
 
+/// To three significant digits, as far as they lie behind the point: whole numbers keep all of theirs.
+fn rounded(value: f64) -> f64 {
+    let text = if value.abs() < 1e3 { format!("{value:.2e}") } else { return value };
+    text.parse().unwrap_or(value)
+}
+
 fn scaled(value: f64, units: &[(f64, &str)]) -> String {
+    let value = rounded(value);
     let found = units.iter().find(|(size, _)| value.abs() >= *size).or(units.last());
     found.map_or_else(|| si(value), |(size, unit)| format!("{} {unit}", si(value / size)))
 }
@@ -72,5 +81,8 @@ mod tests {
         assert_eq!(count(1_235_814_400), "1.24B");
         assert_eq!(bytes(24 << 30), "24.0 GiB");
         assert_eq!(percent(0.0042), "0.4 %");
+        assert_eq!((si(9.999), si(0.09999), si(99.96)), ("10.0".into(), "0.100".into(), "100".into()));
+        assert_eq!((duration_ns(999.96), joules(0.99999)), ("1.00 µs".into(), "1.00 J".into()));
+        assert_eq!((si(1234.5), si(f64::NAN), si(-9.999)), ("1234".into(), "-".into(), "-10.0".into()));
     }
 }

@@ -1,6 +1,7 @@
 //! Element-wise addition.
 
 use super::check::{ensure_disjoint, ensure_extent, ensure_float, ensure_like, product, rows_bytes, total};
+use super::key::Key;
 use super::{Operand, Spec, Values};
 use crate::buffer::Access;
 use crate::dtype::DType;
@@ -60,6 +61,10 @@ impl Spec for Add {
 
     fn shape(&self) -> Vec<(&'static str, usize)> {
         vec![("rows", self.a.count().unwrap_or(usize::MAX)), ("len", self.a.len)]
+    }
+
+    fn tuning_key(&self) -> String {
+        Key::new(self).rows("a", &self.a).rows("b", &self.b).rows("out", &self.out).finish()
     }
 
     fn flops(&self) -> u64 {

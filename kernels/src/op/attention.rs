@@ -1,6 +1,7 @@
 //! Attention over a KV cache.
 
 use super::check::{bytes_of, ensure, ensure_disjoint, ensure_float, ensure_like, ensure_tokens, product};
+use super::key::Key;
 use super::kv::check_cache;
 use super::{Operand, Policy, Spec, Values, slots};
 use crate::buffer::Access;
@@ -195,6 +196,15 @@ impl Spec for Attention {
             ("hkv", self.kv.kv_heads),
             ("d", self.q.len),
         ]
+    }
+
+    fn tuning_key(&self) -> String {
+        let window = self.window;
+        let key = Key::new(self).rows("q", &self.q).rows("out", &self.out).cache(&self.kv);
+        let key =
+            key.varying("queries", self.q.outer).flag("ragged", self.ragged).flag("causal", self.causal);
+        let key = window.into_iter().fold(key, |key, w| key.varying("window", w));
+        key.flag("soft_cap", self.soft_cap.is_some()).policy(&self.policy).finish()
     }
 
     fn flops(&self) -> u64 {

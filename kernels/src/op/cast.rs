@@ -4,6 +4,7 @@ use super::check::{
     ensure, ensure_disjoint, ensure_extent, ensure_float, ensure_like, ensure_whole_blocks, product,
     rows_bytes, through_blocks, total,
 };
+use super::key::Key;
 use super::{Granularity, Operand, Spec, Values};
 use crate::buffer::Access;
 use crate::dtype::DType;
@@ -81,6 +82,10 @@ impl Spec for Cast {
 
     fn shape(&self) -> Vec<(&'static str, usize)> {
         vec![("rows", self.x.count().unwrap_or(usize::MAX)), ("len", self.x.len)]
+    }
+
+    fn tuning_key(&self) -> String {
+        Key::new(self).rows("x", &self.x).rows("out", &self.out).finish()
     }
 
     fn flops(&self) -> u64 {
@@ -190,6 +195,10 @@ impl Spec for Quantise {
 
     fn shape(&self) -> Vec<(&'static str, usize)> {
         vec![("rows", self.x.count().unwrap_or(usize::MAX)), ("len", self.x.len)]
+    }
+
+    fn tuning_key(&self) -> String {
+        Key::new(self).rows("x", &self.x).granularity("scale", self.scale).finish()
     }
 
     fn flops(&self) -> u64 {

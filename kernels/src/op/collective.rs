@@ -1,6 +1,7 @@
 //! Collective operations of a group of devices, with the meanings that NCCL gives them.
 
 use super::check::{bytes_of, ensure, product};
+use super::key::Key;
 use super::{Operand, Spec, Values};
 use crate::buffer::Access;
 use crate::dtype::DType;
@@ -85,6 +86,10 @@ impl Spec for Collective {
 
     fn shape(&self) -> Vec<(&'static str, usize)> {
         vec![("count", self.count), ("world", self.world)]
+    }
+
+    fn tuning_key(&self) -> String {
+        Key::new(self).variant("kind", &self.kind).finish()
     }
 
     fn flops(&self) -> u64 {

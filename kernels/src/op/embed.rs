@@ -4,6 +4,7 @@ use super::check::{
     bytes_of, ensure, ensure_countable, ensure_disjoint, ensure_float, ensure_like, product, rows_bytes,
     total,
 };
+use super::key::Key;
 use super::{Operand, Spec, Values};
 use crate::buffer::Access;
 use crate::dtype::DType;
@@ -74,6 +75,10 @@ impl Spec for Embed {
 
     fn shape(&self) -> Vec<(&'static str, usize)> {
         vec![("tokens", self.tokens), ("vocab", self.vocab), ("dim", self.dim)]
+    }
+
+    fn tuning_key(&self) -> String {
+        Key::new(self).rows("out", &self.out).flag("scaled", self.scale != 1.0).finish()
     }
 
     fn flops(&self) -> u64 {

@@ -3,6 +3,7 @@
 
 use super::check::{bytes_of, ensure, ensure_like, product, rows_bytes, total};
 use super::gated::STEEPEST;
+use super::key::Key;
 use super::kv::vector;
 use super::{Constant, Epilogue, Gated, KvAppend, MatMul, Operand, RmsNorm, Rope, Spec, Values};
 use crate::buffer::Access;
@@ -99,6 +100,12 @@ impl Spec for QkNormRopeAppend {
         let mut shape = self.append.shape();
         shape.push(("h", self.q_norm.x.inner));
         shape
+    }
+
+    fn tuning_key(&self) -> String {
+        // the parts' own words, each part's together
+        let parts: [&dyn Spec; 5] = [&self.q_norm, &self.k_norm, &self.q_rope, &self.k_rope, &self.append];
+        parts.iter().fold(Key::new(self), |key, part| key.word(part.tuning_key())).finish()
     }
 
     fn flops(&self) -> u64 {
@@ -219,6 +226,10 @@ impl Spec for GatedMatMul {
 
     fn shape(&self) -> Vec<(&'static str, usize)> {
         self.gate.shape()
+    }
+
+    fn tuning_key(&self) -> String {
+        Key::new(self).product(&self.gate).product(&self.up).word(self.gated.tuning_key()).finish()
     }
 
     fn flops(&self) -> u64 {

@@ -3,6 +3,7 @@
 use super::check::{
     FLUSHED, ensure, ensure_disjoint, ensure_extent, ensure_float, ensure_like, product, rows_bytes, total,
 };
+use super::key::Key;
 use super::{Activation, Operand, Spec, Values};
 use crate::buffer::Access;
 use crate::dtype::DType;
@@ -128,6 +129,13 @@ impl Spec for Gated {
 
     fn shape(&self) -> Vec<(&'static str, usize)> {
         vec![("rows", self.gate.count().unwrap_or(usize::MAX)), ("len", self.gate.len)]
+    }
+
+    fn tuning_key(&self) -> String {
+        let key = Key::new(self).rows("gate", &self.gate).rows("up", &self.up).rows("out", &self.out);
+        // the numbers of a variant are no work
+        let kind = format!("{:?}", self.kind);
+        key.word(kind.split([' ', '{']).next().unwrap_or_default()).finish()
     }
 
     fn flops(&self) -> u64 {

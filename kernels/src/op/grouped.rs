@@ -1,6 +1,7 @@
 //! Matrix products of the experts of a mixture, over rows sorted by expert.
 
 use super::check::{bytes_of, ensure, ensure_countable, ensure_float, ensure_output, product, total};
+use super::key::Key;
 use super::matmul::check_inputs;
 use super::slots::Segments;
 use super::{Activation, Constant, Operand, Policy, Spec, Tensor2, Values};
@@ -136,6 +137,20 @@ impl Spec for GroupedMatMul {
 
     fn shape(&self) -> Vec<(&'static str, usize)> {
         vec![("e", self.experts), ("rows", self.rows), ("n", self.n), ("k", self.k)]
+    }
+
+    fn tuning_key(&self) -> String {
+        Key::new(self)
+            .matrix("a", &self.a.strides, 1, self.a_rows, self.k)
+            .matrix("b", &self.b.strides, self.experts, self.k, self.n)
+            .flag("constant", self.b_constant)
+            .matrix("c", &self.c.strides, 1, self.c_rows, self.n)
+            .varying("a_rows", self.a_rows)
+            .varying("c_rows", self.c_rows)
+            .size("a_divisor", self.a_divisor)
+            .activation(self.activation)
+            .policy(&self.policy)
+            .finish()
     }
 
     fn flops(&self) -> u64 {

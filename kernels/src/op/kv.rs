@@ -4,6 +4,7 @@ use super::check::{
     bytes_of, ensure, ensure_countable, ensure_extent, ensure_float, ensure_like, ensure_tokens, product,
     rows_bytes, through_blocks, total,
 };
+use super::key::Key;
 use super::slots::query_rows;
 use super::{Operand, Spec, Values};
 use crate::buffer::Access;
@@ -207,6 +208,11 @@ impl Spec for KvAppend {
         ]
     }
 
+    fn tuning_key(&self) -> String {
+        let key = Key::new(self).rows("src_k", &self.src_k).rows("src_v", &self.src_v).cache(&self.kv);
+        key.varying("tokens", self.src_k.outer).flag("ragged", self.ragged).finish()
+    }
+
     fn flops(&self) -> u64 {
         0
     }
@@ -277,6 +283,10 @@ impl Spec for Advance {
 
     fn shape(&self) -> Vec<(&'static str, usize)> {
         vec![("b", self.batch), ("q", self.q_len)]
+    }
+
+    fn tuning_key(&self) -> String {
+        Key::new(self).varying("tokens", self.tokens).flag("ragged", self.ragged).finish()
     }
 
     fn flops(&self) -> u64 {

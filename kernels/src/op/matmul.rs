@@ -1,10 +1,12 @@
 //! Matrix product with an epilogue.
 
 use super::check::{bytes_of, distinct, ensure, ensure_output, product};
-use super::{Operand, Spec, Values};
+use super::key::Key;
+use super::{Operand, Pack, Spec, Values};
 use crate::buffer::Access;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::kernel::PackFormat;
 use crate::layout::Matrix;
 
 const NAME: &str = "matmul";
@@ -129,6 +131,13 @@ pub struct Constant {
     pub k: usize,
     /// Element type and strides of the plain operand.
     pub plain: Tensor2,
+}
+
+impl Constant {
+    /// The op that packs it as `format`.
+    pub fn pack(&self, format: &'static PackFormat) -> Pack {
+        Pack { format, matrices: self.matrices, n: self.n, k: self.k, b: self.plain }
+    }
 }
 
 /// `C = epilogue(A B)`, batched: A is `m x k`, B is `k x n`, C is `m x n`, each with strides of its own.
@@ -380,6 +389,10 @@ impl Spec for MatMul {
             shape.insert(0, ("batch", self.batch));
         }
         shape
+    }
+
+    fn tuning_key(&self) -> String {
+        Key::new(self).product(self).finish()
     }
 
     fn flops(&self) -> u64 {

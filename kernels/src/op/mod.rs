@@ -27,6 +27,7 @@ mod embed;
 mod fused;
 mod gated;
 mod grouped;
+mod key;
 mod kv;
 mod matmul;
 mod norm;
@@ -61,6 +62,9 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use std::fmt;
 
+/// Most operands that an op can have: arguments of a launch are kept in arrays of this length, so that nothing is allocated.
+pub const MAX_OPERANDS: usize = 24;
+
 /// One operand of an op.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operand {
@@ -72,7 +76,7 @@ pub struct Operand {
     pub elements: u64,
     /// The same in bytes.
     pub bytes: u64,
-    /// Alignment that a launch checks, in bytes.
+    /// Alignment that a launch checks, in bytes: that of an element, or more where a prepared row relies on more.
     pub align: u32,
     /// How the op touches it.
     pub access: Access,
@@ -154,6 +158,9 @@ pub trait Spec: fmt::Debug {
     fn flops(&self) -> u64;
     /// Bytes that must be moved when every operand is touched once.
     fn bytes(&self) -> u64;
+    /// What measurements of this op may be used for: ops with the same key are the same work up to the sizes that vary from call to
+    /// call, which are rounded up to powers of two. It tells apart element types, layouts, epilogues, policies, masks and paging.
+    fn tuning_key(&self) -> String;
     /// Terms of the longest sum behind an output element.
     fn reduction(&self) -> usize {
         1
@@ -269,6 +276,11 @@ impl Op {
     /// Sizes by name.
     pub fn shape(&self) -> Vec<(&'static str, usize)> {
         self.spec().shape()
+    }
+
+    /// What measurements of it may be used for: see [`Spec::tuning_key`].
+    pub fn tuning_key(&self) -> String {
+        self.spec().tuning_key()
     }
 
     /// Floating-point operations.

@@ -3,6 +3,7 @@
 use super::check::{
     bytes_of, ensure, ensure_disjoint, ensure_extent, ensure_float, ensure_like, product, rows_bytes, total,
 };
+use super::key::Key;
 use super::{Operand, Spec, Values};
 use crate::buffer::Access;
 use crate::dtype::DType;
@@ -179,6 +180,14 @@ impl Common {
         list
     }
 
+    fn key(&self, spec: &dyn Spec) -> Key {
+        let key = Key::new(spec).rows("x", &self.x).rows("out", &self.out);
+        match &self.residual {
+            Some(r) => key.rows("residual", &r.rows).rows("sum", &r.sum),
+            None => key,
+        }
+    }
+
     fn shape(&self) -> Vec<(&'static str, usize)> {
         vec![("rows", self.x.count().unwrap_or(usize::MAX)), ("len", self.x.len)]
     }
@@ -262,6 +271,10 @@ impl Spec for RmsNorm {
         self.common().shape()
     }
 
+    fn tuning_key(&self) -> String {
+        self.common().key(self).flag("offset", self.weight_offset != 0.0).finish()
+    }
+
     fn flops(&self) -> u64 {
         self.common().flops(4)
     }
@@ -312,6 +325,10 @@ impl Spec for LayerNorm {
 
     fn shape(&self) -> Vec<(&'static str, usize)> {
         self.common().shape()
+    }
+
+    fn tuning_key(&self) -> String {
+        self.common().key(self).finish()
     }
 
     fn flops(&self) -> u64 {

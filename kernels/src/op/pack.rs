@@ -1,6 +1,7 @@
 //! Packing a constant operand into the layout of a kernel row.
 
 use super::check::{bytes_of, ensure, ensure_countable, product};
+use super::key::Key;
 use super::matmul::check_blocks;
 use super::{Operand, Spec, Tensor2, Values};
 use crate::buffer::Access;
@@ -70,6 +71,11 @@ impl Spec for Pack {
 
     fn shape(&self) -> Vec<(&'static str, usize)> {
         vec![("matrices", self.matrices), ("n", self.n), ("k", self.k)]
+    }
+
+    fn tuning_key(&self) -> String {
+        let b = self.b.strides;
+        Key::new(self).matrix("b", &b, self.matrices, self.k, self.n).word(self.format.name).finish()
     }
 
     fn flops(&self) -> u64 {

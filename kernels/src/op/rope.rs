@@ -1,6 +1,7 @@
 //! Rotary position embedding (arXiv:2104.09864) and its scalings for longer contexts.
 
 use super::check::{ensure, ensure_countable, ensure_disjoint, ensure_float, product, rows_bytes};
+use super::key::Key;
 use super::{Operand, Spec, Values};
 use crate::buffer::Access;
 use crate::dtype::DType;
@@ -248,6 +249,11 @@ impl Spec for Rope {
 
     fn shape(&self) -> Vec<(&'static str, usize)> {
         vec![("tokens", self.x.outer), ("h", self.x.inner), ("d", self.x.len), ("rotary", self.rotary_dim)]
+    }
+
+    fn tuning_key(&self) -> String {
+        // factors of the scaling are computed once
+        Key::new(self).rows("x", &self.x).variant("style", &self.style).finish()
     }
 
     fn flops(&self) -> u64 {

@@ -4,6 +4,7 @@ use super::check::{
     bytes_of, ensure, ensure_countable, ensure_disjoint, ensure_extent, ensure_float, ensure_like, product,
     rows_bytes, total,
 };
+use super::key::Key;
 use super::sample::descending;
 use super::softmax::weights;
 use super::{Operand, Spec, Values};
@@ -84,6 +85,10 @@ impl Spec for Route {
 
     fn shape(&self) -> Vec<(&'static str, usize)> {
         vec![("tokens", self.tokens), ("e", self.experts), ("top_k", self.top_k)]
+    }
+
+    fn tuning_key(&self) -> String {
+        Key::new(self).variant("order", &self.order).finish()
     }
 
     fn flops(&self) -> u64 {
@@ -203,6 +208,10 @@ impl Spec for Combine {
 
     fn shape(&self) -> Vec<(&'static str, usize)> {
         vec![("tokens", self.tokens), ("top_k", self.top_k), ("len", self.x.len)]
+    }
+
+    fn tuning_key(&self) -> String {
+        Key::new(self).rows("x", &self.x).rows("out", &self.out).finish()
     }
 
     fn flops(&self) -> u64 {

@@ -1,6 +1,7 @@
 //! Choosing a token: greedily, or at random among the likely ones (top-k; top-p, arXiv:1904.09751).
 
 use super::check::{ensure, ensure_countable, ensure_extent, ensure_float, product, rows_bytes};
+use super::key::Key;
 use super::{Operand, Spec, Values};
 use crate::buffer::Access;
 use crate::dtype::DType;
@@ -66,6 +67,10 @@ impl Spec for Argmax {
 
     fn shape(&self) -> Vec<(&'static str, usize)> {
         vec![("rows", self.x.count().unwrap_or(usize::MAX)), ("len", self.x.len)]
+    }
+
+    fn tuning_key(&self) -> String {
+        Key::new(self).rows("x", &self.x).finish()
     }
 
     fn flops(&self) -> u64 {
@@ -176,6 +181,12 @@ impl Spec for Sample {
 
     fn shape(&self) -> Vec<(&'static str, usize)> {
         vec![("rows", self.x.count().unwrap_or(usize::MAX)), ("len", self.x.len)]
+    }
+
+    fn tuning_key(&self) -> String {
+        let key = Key::new(self).rows("x", &self.x).flag("greedy", self.temperature == 0.0);
+        let key = self.top_k.into_iter().fold(key, |key, k| key.varying("top_k", k));
+        key.flag("top_p", self.top_p.is_some()).finish()
     }
 
     fn flops(&self) -> u64 {

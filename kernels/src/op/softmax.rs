@@ -3,6 +3,7 @@
 use super::check::{
     FLUSHED, ensure, ensure_disjoint, ensure_extent, ensure_float, ensure_like, product, rows_bytes,
 };
+use super::key::Key;
 use super::{Operand, Spec, Values};
 use crate::buffer::Access;
 use crate::dtype::DType;
@@ -81,6 +82,10 @@ impl Spec for Softmax {
 
     fn shape(&self) -> Vec<(&'static str, usize)> {
         vec![("rows", self.x.count().unwrap_or(usize::MAX)), ("len", self.x.len)]
+    }
+
+    fn tuning_key(&self) -> String {
+        Key::new(self).rows("x", &self.x).rows("out", &self.out).flag("scaled", self.scale != 1.0).finish()
     }
 
     fn flops(&self) -> u64 {

@@ -1,10 +1,10 @@
 //! Running many cases: which rows, how long, and what came of it.
 
 use crate::case::{Case, Scope};
-use crate::cases::{cases, lacks_feature};
+use crate::cases::cases;
 use crate::place::{Buffers, Place};
 use crate::run::{Failure, Outcome, run};
-use perjoule_kernels::{Choice, Device, Reason};
+use perjoule_kernels::{Alignment, Choice, Device, Reason};
 use std::time::{Duration, Instant};
 
 /// Which rows and cases to run; an empty list means all.
@@ -33,15 +33,18 @@ impl Filter {
     }
 }
 
-/// Every row of a device with each of its configurations and pack formats, vendor rows included, in the order of the table.
+/// Every row of a device with each of its configurations and pack formats, vendor rows included, in the order of the table. Operands
+/// are vouched for like fresh allocations; where they lie then is no better than the prepared row says it needs.
 pub fn subjects(device: &dyn Device) -> Vec<Choice> {
+    let alignment = Alignment::uniform(device.info().arena.align);
     let mut list = Vec::new();
     for &kernel in device.kernels().iter() {
         for config in 0..kernel.configs.len() {
             if kernel.packs.is_empty() {
-                list.push(Choice { kernel, config, pack: None });
+                list.push(Choice::new(kernel, config, None).with_alignment(alignment));
             }
-            list.extend(kernel.packs.iter().map(|&pack| Choice { kernel, config, pack: Some(pack) }));
+            let choice = |&pack| Choice::new(kernel, config, Some(pack)).with_alignment(alignment);
+            list.extend(kernel.packs.iter().map(choice));
         }
     }
     list
@@ -74,7 +77,7 @@ impl RowSummary {
             return None;
         }
         match &self.refusal {
-            Some(reason) => (!lacks_feature(&reason.to_string())).then(|| format!("no case: {reason}")),
+            Some(reason) => (!reason.lacks_feature()).then(|| format!("no case: {reason}")),
             None => {
                 self.skipped.as_ref().map(|(count, reason)| format!("all {count} cases skipped: {reason}"))
             }

@@ -7,7 +7,7 @@
 
 use crate::case::Fill;
 use perjoule_kernels::op::{Activation, Policy, Values};
-use perjoule_kernels::{Access, DType, DeviceClass, DeviceInfo, Numerics, Op, Operand, Result, block};
+use perjoule_kernels::{Access, DType, Numerics, Op, Operand, Result, block};
 
 /// Marks elements of an output that the reference did not set: a NaN that no arithmetic gives.
 const UNSET: u64 = 0x7ff8_dead_beef_0001;
@@ -24,23 +24,23 @@ pub struct Tolerance {
 }
 
 impl Tolerance {
-    /// The bound of `numerics` for `op`.
+    /// The bound of `numerics` for `op`: see [`Numerics`].
     pub fn new(op: &Op, numerics: Numerics) -> Self {
         let relative = numerics.slack * numerics.unit * (4.0 + (op.spec().reduction() as f64).sqrt());
         // sums of products below the normal range of f32 round to multiples of its smallest subnormal
         let terms = op.spec().reduction() as f64 + 4.0;
-        let floor = if relative > 0.0 { terms * f64::from(f32::from_bits(1)) } else { 0.0 };
+        let floor = match numerics.flushes_subnormals {
+            true => terms * f64::from(f32::MIN_POSITIVE),
+            false if relative > 0.0 => terms * f64::from(f32::from_bits(1)),
+            false => 0.0,
+        };
         Tolerance { relative, exact_below: 0.0, floor }
     }
 
-    /// The same where inputs were filled as `fill` says, on that kind of device.
-    pub fn for_fill(mut self, op: &Op, fill: Fill, info: &DeviceInfo) -> Self {
+    /// The same where inputs were filled as `fill` says.
+    pub fn for_fill(mut self, op: &Op, fill: Fill) -> Self {
         if fill == Fill::Integers {
             self.exact_below = exact_below(op);
-        }
-        // WGSL allows it, and fast modes of GPUs do it; a CPU that does it has been tampered with
-        if info.class != DeviceClass::Cpu {
-            self.floor = f64::from(f32::MIN_POSITIVE) * (op.spec().reduction() as f64 + 1.0);
         }
         self
     }

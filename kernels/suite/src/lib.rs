@@ -28,7 +28,7 @@ pub mod run;
 pub mod verify;
 
 pub use case::{Case, Fill, Scope};
-pub use cases::{cases, lacks_feature};
+pub use cases::cases;
 #[cfg(not(target_arch = "wasm32"))]
 pub use check::{Filter, RowSummary, Summary, check, subjects};
 pub use inputs::inputs;

@@ -5,7 +5,6 @@ use crate::inputs::inputs;
 use crate::judge::Tolerance;
 use crate::place::{Buffers, Place, Trouble};
 use crate::verify::verify_within;
-use perjoule_kernels::op::Pack;
 use perjoule_kernels::select::select;
 use perjoule_kernels::{Access, Arg, Choice, Device, Op, Stream, prepare};
 
@@ -50,6 +49,8 @@ pub struct Failure {
     pub stage: String,
     /// What was found, a line each.
     pub lines: Vec<String>,
+    /// Whether the row is one that the program `perjoule` has too.
+    pub repeatable_by_command: bool,
 }
 
 impl std::fmt::Display for Failure {
@@ -57,6 +58,9 @@ impl std::fmt::Display for Failure {
         writeln!(f, "{} on {}: {} ({})", self.kernel, self.device, self.op, self.stage)?;
         for line in &self.lines {
             writeln!(f, "  {line}")?;
+        }
+        if !self.repeatable_by_command {
+            return write!(f, "  seed {:#x}, case {}", self.seed, self.case);
         }
         writeln!(f, "  seed {:#x}; run it again with:", self.seed)?;
         write!(f, "  perjoule check --device {} --kernel {}", self.device, self.kernel)?;
@@ -88,7 +92,8 @@ pub fn run(device: &dyn Device, choice: Choice, case: &Case, places: &[&dyn Plac
         Err(wrong) => Outcome::Failed(Failure {
             device: device.info().label.clone(),
             kernel: choice.kernel.name,
-            config: choice.kernel.configs[choice.config].name,
+            config: choice.config().name,
+            repeatable_by_command: device.built_in(choice.kernel),
             pack: choice.pack.map(|p| p.name),
             case: case.id.clone(),
             op: case.op.to_string(),
@@ -120,20 +125,14 @@ fn attempt(
     let mut before = inputs.clone();
     for constant in case.op.constants() {
         let Some(format) = choice.pack else { break };
-        let pack = Op::Pack(Pack {
-            format,
-            matrices: constant.matrices,
-            n: constant.n,
-            k: constant.k,
-            b: constant.plain,
-        });
+        let pack = constant.pack(format).into();
         before[constant.operand] = packed(device, &mut *stream, &pack, &inputs[constant.operand])
             .map_err(|e| Wrong::new("pack", e))?;
     }
     let operands = prepared.operands();
     let plain: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
-    let numerics = choice.kernel.numerics;
-    let tolerance = Tolerance::new(&case.op, numerics).for_fill(&case.op, case.fill, device.info());
+    let numerics = prepared.numerics();
+    let tolerance = Tolerance::new(&case.op, numerics).for_fill(&case.op, case.fill);
     let mut first: Option<Vec<Vec<u8>>> = None;
     let replay = Buffers { replay: true };
     let stages = places.iter().copied().chain(std::iter::once(&replay as &dyn Place));

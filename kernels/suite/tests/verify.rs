@@ -295,3 +295,15 @@ fn nonsense_in_slots_is_judged_like_anything_else() {
     assert!(freivalds(&op, &launched.slices()[..1], &launched.after, &tolerance, SEED).is_err());
     assert!(freivalds(&op, &launched.slices(), &launched.after[1..], &tolerance, SEED).is_err());
 }
+
+/// What a row may flush to zero is a property of the row, whatever the device.
+#[test]
+fn rows_that_flush_subnormals_may_lose_them() {
+    let op = Op::from(perjoule_kernels::op::Add::dense(1, 4, DType::F32));
+    let subnormal = f64::from(f32::MIN_POSITIVE) / 2.0;
+    let error = |numerics| Tolerance::new(&op, numerics).error(subnormal);
+    assert!(error(Numerics::F32) < subnormal && error(Numerics::EXACT) == 0.0);
+    for numerics in [Numerics::F32, Numerics::EXACT] {
+        assert!(error(numerics.flushing_subnormals()) >= subnormal);
+    }
+}

@@ -18,9 +18,8 @@ use crate::device::lanes;
 use crate::simd::{self, Simd};
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
-use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::{Attention, Op, slots};
-use perjoule_kernels::{Config, DType, DeviceInfo, Kernel, Launch, Numerics, Prepare, Reason, Result};
+use perjoule_kernels::{Candidate, Config, DType, Kernel, Launch, Reason, Request, Result};
 use std::ops::Range;
 
 /// Rows that a unit aims at: its queries, results and scores then stay in the second-level cache.
@@ -36,24 +35,14 @@ static CONFIGS: &[Config] = &[Config { name: "128x96", tile: &[ROWS, KEYS, 16], 
 
 /// An attention row for `S`, whose register tiles have `MR` keys (or rows).
 pub(crate) const fn row<S: Simd, const MR: usize>(name: &'static str) -> Kernel {
-    Kernel {
-        name,
-        op: "attention",
-        configs: CONFIGS,
-        packs: &[],
-        vendor: false,
-        numerics: Numerics::F32,
-        reject: reject::<S>,
-        cost: cost::<S>,
-        prepare: Prepare::new(prepare::<S, MR>),
-    }
+    Kernel::new(name, "attention", cost::<S>, prepare::<S, MR>).with_configs(CONFIGS).with_reject(reject::<S>)
 }
 
-fn reject<S: Simd>(_: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
-    simd::refusal::<S>(info)
+fn reject<S: Simd>(candidate: &Candidate<'_>) -> Option<Reason> {
+    simd::refusal::<S>(candidate.info)
 }
 
-fn cost<S: Simd>(op: &Op, _: &Config, _: &DeviceInfo) -> f32 {
+fn cost<S: Simd>(Candidate { op, .. }: &Candidate<'_>) -> f32 {
     2e-6 + op.bytes() as f32 / 20e9 + op.flops() as f32 / (3e9 * speed::<S>())
 }
 

@@ -7,30 +7,17 @@ use crate::device::lanes;
 use crate::simd::Portable;
 use crate::spmd::{Args, Out, Spmd, launch};
 use crate::team::Lane;
-use perjoule_kernels::kernel::Request;
+use perjoule_kernels::Request;
 use perjoule_kernels::op::{Attention, Op, slots};
-use perjoule_kernels::{Config, DeviceInfo, Kernel, Launch, Numerics, Prepare, Reason, Result};
+use perjoule_kernels::{Candidate, Config, Kernel, Launch, Result};
 
 static CONFIGS: &[Config] = &[Config::tile("1x1", &[1, 1, 1])];
 
 /// Its entry in the table.
-pub(crate) const ROW: Kernel = Kernel {
-    name: "attention_any_1x1_cpu_simple",
-    op: "attention",
-    configs: CONFIGS,
-    packs: &[],
-    vendor: false,
-    numerics: Numerics::F32,
-    reject: accept,
-    cost,
-    prepare: Prepare::new(prepare),
-};
+pub(crate) const ROW: Kernel =
+    Kernel::new("attention_any_1x1_cpu_simple", "attention", cost, prepare).with_configs(CONFIGS);
 
-fn accept(_: &Op, _: &Config, _: &DeviceInfo) -> Option<Reason> {
-    None
-}
-
-fn cost(op: &Op, _: &Config, _: &DeviceInfo) -> f32 {
+fn cost(Candidate { op, .. }: &Candidate<'_>) -> f32 {
     1e-5 + op.bytes() as f32 / 1e9 + op.flops() as f32 / 1e9
 }
 

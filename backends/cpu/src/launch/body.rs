@@ -3,9 +3,9 @@
 use crate::simd::{self, Simd};
 use crate::spmd::{Args, Spmd, launch};
 use crate::team::Lane;
-use perjoule_kernels::kernel::Request;
+use perjoule_kernels::kernel::Prepare;
 use perjoule_kernels::op::Op;
-use perjoule_kernels::{Config, DeviceInfo, Kernel, Launch, Numerics, Prepare, Reason, Result};
+use perjoule_kernels::{Candidate, Config, Kernel, Launch, Numerics, Reason, Request, Result};
 
 /// What a row does, apart from the instruction set: see [`Spmd`].
 pub(crate) trait Body: Send + Sync + 'static {
@@ -67,12 +67,12 @@ pub(crate) fn speed<S: Simd>() -> f32 {
     if S::LANES == simd::Portable::LANES && S::NAME == simd::Portable::NAME { 2.0 } else { S::LANES as f32 }
 }
 
-fn refuse<S: Simd>(_: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
-    simd::refusal::<S>(info)
+fn refuse<S: Simd>(candidate: &Candidate<'_>) -> Option<Reason> {
+    simd::refusal::<S>(candidate.info)
 }
 
 /// Moving bytes and computing overlap only in part: their sum keeps the order of rows that move the same bytes.
-fn stream_cost<S: Simd>(op: &Op, _: &Config, _: &DeviceInfo) -> f32 {
+fn stream_cost<S: Simd>(Candidate { op, .. }: &Candidate<'_>) -> f32 {
     1e-6 + op.bytes() as f32 / 20e9 + (op.flops() as f32 + op.bytes() as f32 / 4.0) / (1e9 * speed::<S>())
 }
 
@@ -80,18 +80,11 @@ fn stream_cost<S: Simd>(op: &Op, _: &Config, _: &DeviceInfo) -> f32 {
 pub(crate) const fn row<S: Simd>(
     name: &'static str,
     op: &'static str,
-    numerics: Numerics,
-    prepare: fn(&Request<'_>) -> Result<Box<dyn Launch>>,
+    numerics: fn(&Candidate<'_>) -> Numerics,
+    prepare: Prepare,
 ) -> Kernel {
-    Kernel {
-        name,
-        op,
-        configs: RUNS,
-        packs: &[],
-        vendor: false,
-        numerics,
-        reject: refuse::<S>,
-        cost: stream_cost::<S>,
-        prepare: Prepare::new(prepare),
-    }
+    Kernel::new(name, op, stream_cost::<S>, prepare)
+        .with_configs(RUNS)
+        .with_numerics(numerics)
+        .with_reject(refuse::<S>)
 }

@@ -7,9 +7,9 @@ use crate::device::lanes;
 use crate::simd::{E4m3, Element, Kernel as Vectors, Simd};
 use crate::spmd::{Args, Out, Spmd, launch};
 use crate::team::Lane;
-use perjoule_kernels::kernel::Request;
+use perjoule_kernels::Request;
 use perjoule_kernels::op::{Cast, Granularity, Op, Quantise};
-use perjoule_kernels::{Config, DType, DeviceInfo, Kernel, Launch, Numerics, Prepare, Reason, Result, block};
+use perjoule_kernels::{Config, DType, Kernel, Launch, Numerics, Reason, Result, block};
 use std::ops::Range;
 
 pub(crate) fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
@@ -192,20 +192,18 @@ impl Body for Quantising {
 static BYTES: &[Config] = &[Config::tile("bytes", &[1])];
 
 /// The table's entry of collectives of a group of one, which are copies.
-pub(crate) const COLLECTIVE: Kernel = Kernel {
-    name: "collective_any_cpu_alone",
-    op: "collective",
-    configs: BYTES,
-    packs: &[],
-    vendor: false,
-    numerics: Numerics::EXACT,
-    reject: |op: &Op, _: &Config, _: &DeviceInfo| match op {
-        Op::Collective(op) if op.world > 1 => Some(Reason::new("the CPU is a group of one")),
-        _ => None,
-    },
-    cost: |op: &Op, _: &Config, _: &DeviceInfo| 1e-6 + op.bytes() as f32 / 1e10,
-    prepare: Prepare::new(|request: &Request<'_>| Ok(launch(request, Copying))),
-};
+pub(crate) const COLLECTIVE: Kernel = Kernel::new(
+    "collective_any_cpu_alone",
+    "collective",
+    |candidate| 1e-6 + candidate.op.bytes() as f32 / 1e10,
+    |request| Ok(launch(request, Copying)),
+)
+.with_configs(BYTES)
+.with_numerics(|_| Numerics::EXACT)
+.with_reject(|candidate| match candidate.op {
+    Op::Collective(op) if op.world > 1 => Some(Reason::new("the CPU is a group of one")),
+    _ => None,
+});
 
 struct Copying;
 

@@ -5,7 +5,7 @@ use super::run::{Run, Source, Target, pieces, write};
 use crate::simd::Simd;
 use crate::spmd::Args;
 use crate::team::Lane;
-use perjoule_kernels::kernel::Request;
+use perjoule_kernels::Request;
 use perjoule_kernels::op::{Embed, Op};
 use perjoule_kernels::{Launch, Result};
 

@@ -10,7 +10,7 @@ use crate::device::lanes;
 use crate::simd::Simd;
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
-use perjoule_kernels::kernel::Request;
+use perjoule_kernels::Request;
 use perjoule_kernels::op::{GatedMatMul, MatMul, Op, QkNormRopeAppend, RmsNorm};
 use perjoule_kernels::{DType, Launch, Result, Rows};
 

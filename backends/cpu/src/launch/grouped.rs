@@ -9,14 +9,13 @@ use crate::launch::body::{Body, on, other_op};
 use crate::launch::matmul::driver::{BLOCK_ROWS, DEPTH, Finish, Plan, RowAt, Scales, Tiles, block};
 use crate::launch::matmul::operand::{Floats, FloatsOut, Format, Packed, Plain, Source};
 use crate::launch::matmul::tile::{MAX_ROWS, columns};
-use crate::launch::matmul::{self, blocked, refuse_a, refuse_b, widening};
+use crate::launch::matmul::{blocked, refuse_a, refuse_b, widening};
 use crate::simd::{self, Element, Simd};
 use crate::spmd::Args;
 use crate::team::Lane;
-use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::slots::Segments;
 use perjoule_kernels::op::{GroupedMatMul, Op};
-use perjoule_kernels::{Config, DeviceInfo, Error, Kernel, Launch, PackFormat, Prepare, Reason, Result};
+use perjoule_kernels::{Candidate, Config, Error, Kernel, Launch, PackFormat, Reason, Request, Result};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -26,32 +25,25 @@ pub(crate) const fn packed<S: Simd, T: Element>(
     configs: &'static [Config],
     packs: &'static [&'static PackFormat],
 ) -> Kernel {
-    Kernel {
-        op: "grouped_matmul",
-        reject: reject::<S, T>,
-        cost: cost::<S>,
-        prepare: Prepare::new(prepare::<S, Packed<T>>),
-        ..matmul::packed::<S, T>(name, configs, packs)
-    }
+    Kernel::new(name, "grouped_matmul", cost::<S>, prepare::<S, Packed<T>>)
+        .with_configs(configs)
+        .with_packs(packs)
+        .with_reject(reject::<S, T>)
 }
 
 /// A row that reads B as the op lays it out.
 pub(crate) const fn plain<S: Simd>(name: &'static str, configs: &'static [Config]) -> Kernel {
-    Kernel {
-        op: "grouped_matmul",
-        reject: reject_plain::<S>,
-        cost: cost_plain::<S>,
-        prepare: Prepare::new(prepare::<S, Plain>),
-        ..matmul::plain::<S>(name, configs)
-    }
+    Kernel::new(name, "grouped_matmul", cost_plain::<S>, prepare::<S, Plain>)
+        .with_configs(configs)
+        .with_reject(reject_plain::<S>)
 }
 
-fn reject<S: Simd, T: Element>(op: &Op, config: &Config, info: &DeviceInfo) -> Option<Reason> {
-    let Op::GroupedMatMul(grouped) = op else { return Some(Reason::new("runs grouped_matmul")) };
-    refuse_b::<T>(grouped.b.dtype).or_else(|| reject_plain::<S>(op, config, info))
+fn reject<S: Simd, T: Element>(candidate: &Candidate<'_>) -> Option<Reason> {
+    let Op::GroupedMatMul(grouped) = candidate.op else { return Some(Reason::new("runs grouped_matmul")) };
+    refuse_b::<T>(grouped.b.dtype).or_else(|| reject_plain::<S>(candidate))
 }
 
-fn reject_plain<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
+fn reject_plain<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
     let Op::GroupedMatMul(op) = op else { return Some(Reason::new("runs grouped_matmul")) };
     refuse_a(op.a.dtype).or_else(|| simd::refusal::<S>(info))
 }
@@ -61,16 +53,16 @@ fn experts(g: &GroupedMatMul) -> usize {
     g.experts.min(g.rows).max(g.rows.div_ceil(BLOCK_ROWS))
 }
 
-fn cost<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> f32 {
+fn cost<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
     let Op::GroupedMatMul(g) = op else { return f32::INFINITY };
     let each = g.rows.div_ceil(experts(g).max(1));
     blocked::<S>(op, [experts(g), each, g.n, g.k], false, lanes(info))
 }
 
-fn cost_plain<S: Simd>(op: &Op, config: &Config, info: &DeviceInfo) -> f32 {
-    let Op::GroupedMatMul(g) = op else { return f32::INFINITY };
+fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
+    let Op::GroupedMatMul(g) = candidate.op else { return f32::INFINITY };
     let elements = experts(g) as f32 * g.n.next_multiple_of(columns::<S>()) as f32 * g.k as f32;
-    cost::<S>(op, config, info) + elements * widening(&g.b) / lanes(info) as f32
+    cost::<S>(candidate) + elements * widening(&g.b) / lanes(candidate.info) as f32
 }
 
 fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>> {

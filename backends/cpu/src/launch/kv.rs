@@ -7,7 +7,7 @@ use super::run::{Run, Source, Target, runs, write};
 use crate::simd::Simd;
 use crate::spmd::{Args, Spmd, launch};
 use crate::team::Lane;
-use perjoule_kernels::kernel::Request;
+use perjoule_kernels::Request;
 use perjoule_kernels::op::slots::{self, QueryRows};
 use perjoule_kernels::op::{Advance, KvAppend, Op};
 use perjoule_kernels::{Launch, Result, Rows};

@@ -6,7 +6,7 @@ use super::run::{Run, Source, Target, runs, write};
 use crate::simd::Simd;
 use crate::spmd::Args;
 use crate::team::Lane;
-use perjoule_kernels::kernel::Request;
+use perjoule_kernels::Request;
 use perjoule_kernels::op::{LayerNorm, Op, RmsNorm};
 use perjoule_kernels::{Launch, Result};
 

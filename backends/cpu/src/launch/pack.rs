@@ -6,9 +6,8 @@ use crate::simd::Simd;
 use crate::spmd::Args;
 use crate::team::Lane;
 use bytemuck::Pod;
-use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::{Op, Pack};
-use perjoule_kernels::{Config, DType, DeviceInfo, Launch, PackFormat, Reason, Result};
+use perjoule_kernels::{Candidate, DType, Launch, PackFormat, Reason, Request, Result};
 
 const fn panels<const NR: usize>(name: &'static str, dtype: DType) -> PackFormat {
     let panel_bytes = match dtype.block_bytes() {
@@ -103,7 +102,7 @@ fn pack<T: Pod>(op: &Pack, lane: &Lane<'_>, args: &Args) {
     }
 }
 
-pub(crate) fn reject(op: &Op, _: &Config, _: &DeviceInfo) -> Option<Reason> {
+pub(crate) fn reject(Candidate { op, .. }: &Candidate<'_>) -> Option<Reason> {
     let Op::Pack(op) = op else { return Some(Reason::new("runs pack")) };
     if !FORMATS.contains(&op.format) {
         return Some(Reason::new(format!("does not know the format {}", op.format.name)));
@@ -116,7 +115,7 @@ pub(crate) fn reject(op: &Op, _: &Config, _: &DeviceInfo) -> Option<Reason> {
     })
 }
 
-pub(crate) fn cost(op: &Op, _: &Config, _: &DeviceInfo) -> f32 {
+pub(crate) fn cost(Candidate { op, .. }: &Candidate<'_>) -> f32 {
     2e-6 + op.bytes() as f32 / 2e9
 }
 

@@ -5,7 +5,7 @@ use super::run::{LEN, Run, Source, Target, read, write};
 use crate::simd::Simd;
 use crate::spmd::Args;
 use crate::team::Lane;
-use perjoule_kernels::kernel::Request;
+use perjoule_kernels::Request;
 use perjoule_kernels::op::{Op, Rope, RopeStyle};
 use perjoule_kernels::{Launch, Result};
 

@@ -7,7 +7,7 @@ use crate::device::lanes;
 use crate::simd::Simd;
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
-use perjoule_kernels::kernel::Request;
+use perjoule_kernels::Request;
 use perjoule_kernels::op::{Combine, Op, Route, RouteOrder};
 use perjoule_kernels::{Launch, Result};
 use std::cmp::Ordering;

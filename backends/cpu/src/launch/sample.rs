@@ -6,7 +6,7 @@ use crate::device::lanes;
 use crate::simd::{Simd, math};
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
-use perjoule_kernels::kernel::Request;
+use perjoule_kernels::Request;
 use perjoule_kernels::op::{Argmax, Op, Sample};
 use perjoule_kernels::{Launch, Result};
 use std::cmp::Ordering;

@@ -5,7 +5,7 @@ use super::run::{Run, Source, Target, runs, write};
 use crate::simd::{Simd, math};
 use crate::spmd::Args;
 use crate::team::Lane;
-use perjoule_kernels::kernel::Request;
+use perjoule_kernels::Request;
 use perjoule_kernels::op::{Op, Softmax};
 use perjoule_kernels::{Launch, Result};
 

@@ -24,8 +24,7 @@
 //!
 //! Do not use closures in such code: they are compiled on their own, without the instruction set, unless inlined by luck.
 //!
-//! Rows are monomorphised per instruction set: `static AVX2: Kernel = Kernel { reject: .. refusal::<Avx2>(info) .., prepare: ..
-//! token::<Avx2>() .. }`.
+//! Rows are monomorphised per instruction set: their `reject` asks `refusal::<Avx2>(info)`, their `prepare` takes `token::<Avx2>()`.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -206,7 +205,7 @@ pub(crate) fn refusal<S: Simd>(info: &DeviceInfo) -> Option<Reason> {
         return None;
     }
     let which = if S::detect().is_some() { "is masked" } else { "this CPU lacks" };
-    Some(Reason::new(format!("needs {}, which {which}", S::NAME)))
+    Some(Reason::lacking(format!("needs {}, which {which}", S::NAME)))
 }
 
 /// The token, for a row's `prepare`.

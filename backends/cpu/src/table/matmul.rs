@@ -8,7 +8,7 @@ use crate::launch::pack::{
 use crate::launch::{fused, grouped, matmul, pack};
 use crate::simd::{Avx2, Avx512, Portable};
 use half::{bf16, f16};
-use perjoule_kernels::{Config, Kernel, Numerics, Prepare};
+use perjoule_kernels::{Config, Kernel, Numerics};
 
 /// Register tile of 128-bit vectors with 16 registers.
 static TILE_6X8: &[Config] = &[Config::tile("6x8", &[6, 8, 1])];
@@ -41,17 +41,7 @@ pub(super) static ROWS: &[Kernel] = &[
     dots::row::<Portable>("matmul_dots_4x32_cpu_portable", DOTS_4X32),
     any::integers::<Avx512>("matmul_i8_1x1_cpu_avx512"),
     any::integers::<Avx2>("matmul_i8_1x1_cpu_avx2"),
-    Kernel {
-        name: "matmul_any_1x1_cpu_portable",
-        op: "matmul",
-        configs: any::CONFIGS,
-        packs: &[],
-        vendor: false,
-        numerics: Numerics::F32,
-        reject: any::reject,
-        cost: any::cost,
-        prepare: Prepare::new(any::prepare),
-    },
+    Kernel::new("matmul_any_1x1_cpu_portable", "matmul", any::cost, any::prepare).with_configs(any::CONFIGS),
     grouped::packed::<Avx512, f32>("grouped_matmul_f32_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F32]),
     grouped::packed::<Avx512, bf16>("grouped_matmul_bf16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_BF16]),
     grouped::packed::<Avx512, f16>("grouped_matmul_f16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F16]),
@@ -64,17 +54,7 @@ pub(super) static ROWS: &[Kernel] = &[
     grouped::packed::<Portable, bf16>("grouped_matmul_bf16_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_BF16]),
     grouped::packed::<Portable, f16>("grouped_matmul_f16_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_F16]),
     grouped::plain::<Portable>("grouped_matmul_mixed_6x8_cpu_portable", TILE_6X8),
-    Kernel {
-        name: "grouped_matmul_any_1x1_cpu_portable",
-        op: "grouped_matmul",
-        configs: any::CONFIGS,
-        packs: &[],
-        vendor: false,
-        numerics: Numerics::F32,
-        reject: any::reject,
-        cost: any::cost,
-        prepare: Prepare::new(any::prepare_grouped),
-    },
+    Kernel::new("grouped_matmul_any_1x1_cpu_portable", "grouped_matmul", any::cost, any::prepare_grouped).with_configs(any::CONFIGS),
     gated::packed::<Avx512, f32>("gated_matmul_f32_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F32]),
     gated::packed::<Avx512, bf16>("gated_matmul_bf16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_BF16]),
     gated::packed::<Avx512, f16>("gated_matmul_f16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F16]),
@@ -87,26 +67,9 @@ pub(super) static ROWS: &[Kernel] = &[
     gated::packed::<Portable, bf16>("gated_matmul_bf16_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_BF16]),
     gated::packed::<Portable, f16>("gated_matmul_f16_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_F16]),
     gated::plain::<Portable>("gated_matmul_mixed_6x8_cpu_portable", TILE_6X8),
-    Kernel {
-        name: "gated_matmul_any_1x1_cpu_portable",
-        op: "gated_matmul",
-        configs: any::CONFIGS,
-        packs: &[],
-        vendor: false,
-        numerics: Numerics::F32,
-        reject: any::reject,
-        cost: any::cost_gated,
-        prepare: Prepare::new(fused::prepare::<Portable>),
-    },
-    Kernel {
-        name: "pack_panels_cpu_portable",
-        op: "pack",
-        configs: PANELS,
-        packs: &[],
-        vendor: false,
-        numerics: Numerics::EXACT,
-        reject: pack::reject,
-        cost: pack::cost,
-        prepare: Prepare::new(pack::prepare),
-    },
+    Kernel::new("gated_matmul_any_1x1_cpu_portable", "gated_matmul", any::cost_gated, fused::prepare::<Portable>).with_configs(any::CONFIGS),
+    Kernel::new("pack_panels_cpu_portable", "pack", pack::cost, pack::prepare)
+        .with_configs(PANELS)
+        .with_numerics(|_| Numerics::EXACT)
+        .with_reject(pack::reject),
 ];

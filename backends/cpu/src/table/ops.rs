@@ -3,10 +3,12 @@
 use crate::launch::body::row;
 use crate::launch::{add, cast, embed, fused, gated, kv, norm, rope, route, sample, softmax};
 use crate::simd::{Avx2, Avx512, Portable};
-use perjoule_kernels::{Kernel, Numerics};
+use perjoule_kernels::{Candidate, Kernel, Numerics};
 
-const F32: Numerics = Numerics::F32;
-const EXACT: Numerics = Numerics::EXACT;
+type Rounds = fn(&Candidate<'_>) -> Numerics;
+
+const F32: Rounds = |_| Numerics::F32;
+const EXACT: Rounds = |_| Numerics::EXACT;
 
 /// Widest vectors first.
 #[rustfmt::skip]

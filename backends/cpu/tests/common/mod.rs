@@ -4,7 +4,9 @@
 
 use perjoule_cpu::{CpuDevice, Options};
 use perjoule_kernels::op::Values;
-use perjoule_kernels::{Access, Arg, Buffer, Choice, DType, Device, Kernel, Op, Operand, block, prepare};
+use perjoule_kernels::{
+    Access, Arg, Buffer, Choice, DType, Device, Kernel, Numerics, Op, Operand, block, prepare,
+};
 
 /// SplitMix64 (doi:10.1145/2714064.2660195).
 pub(crate) struct Random(pub(crate) u64);
@@ -72,7 +74,7 @@ pub(crate) fn launch(
     op: &Op,
     inputs: &[Vec<u8>],
 ) -> Vec<Vec<u8>> {
-    let prepared = prepare(device, op, Choice { kernel, config: 0, pack: None }, None).unwrap();
+    let prepared = prepare(device, op, Choice::new(kernel, 0, None), None).unwrap();
     let mut stream = device.stream().unwrap();
     stream.reserve(prepared.scratch()).unwrap();
     let buffers: Vec<Buffer> = inputs
@@ -101,13 +103,13 @@ pub(crate) fn launch(
 pub(crate) fn rows(device: &CpuDevice, op: &Op) -> Vec<&'static Kernel> {
     let all = device.kernels();
     let of_op: Vec<_> = all.iter().copied().filter(|k| k.op == op.name() && k.packs.is_empty()).collect();
-    let refusal = |k: &&Kernel| (k.reject)(op, &k.configs[0], device.info());
+    let refusal = |k: &&'static Kernel| Choice::new(k, 0, None).refusal(op, device.info());
     let runs: Vec<_> = of_op.iter().copied().filter(|k| refusal(k).is_none()).collect();
     assert!(!runs.is_empty(), "no row for {op}");
     runs
 }
 
-fn tolerance(kernel: &Kernel, op: &Op, dtype: DType, want: f64, magnitude: f64) -> f64 {
+fn tolerance(numerics: Numerics, op: &Op, dtype: DType, want: f64, magnitude: f64) -> f64 {
     // half a unit of denormals
     let smallest = match dtype {
         DType::F8E4M3 => 2f64.powi(-10),
@@ -118,7 +120,7 @@ fn tolerance(kernel: &Kernel, op: &Op, dtype: DType, want: f64, magnitude: f64) 
     };
     let reduction = (op.spec().reduction() as f64).sqrt();
     (dtype.epsilon() * want.abs()).max(smallest)
-        + kernel.numerics.slack * kernel.numerics.unit * (4.0 + reduction) * magnitude
+        + numerics.slack * numerics.unit * (4.0 + reduction) * magnitude
 }
 
 /// Runs every row on every device and compares what was written with the reference.
@@ -139,6 +141,7 @@ pub(crate) fn check_within(devices: &[CpuDevice], op: impl Into<Op>, given: Give
     for device in devices {
         for kernel in rows(device, &op) {
             let outputs = launch(device, kernel, &op, &inputs);
+            let numerics = Choice::new(kernel, 0, None).numerics(&op, device.info());
             for ((operand, bytes), truth) in operands.iter().zip(&outputs).zip(&truth) {
                 if !operand.access.writes() {
                     continue;
@@ -150,7 +153,7 @@ pub(crate) fn check_within(devices: &[CpuDevice], op: impl Into<Op>, given: Give
                         // saturates or becomes infinite
                         want = decode(operand.dtype, &encode(operand.dtype, &[want]))[0];
                     }
-                    let allowed = slack * tolerance(kernel, &op, operand.dtype, want, magnitude);
+                    let allowed = slack * tolerance(numerics, &op, operand.dtype, want, magnitude);
                     let same =
                         (got.is_nan() && want.is_nan()) || got == want || (got - want).abs() <= allowed;
                     assert!(

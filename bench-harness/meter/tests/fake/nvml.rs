@@ -1,5 +1,6 @@
-//! A stand-in for NVIDIA's management library with three GPUs: one that counts energy (200 W), one that reports
-//! instantaneous power only (120 W) and one that reports averaged power only (90 W).
+//! A stand-in for NVIDIA's management library with four GPUs: one that counts energy (200 W), one that reports
+//! instantaneous power only (120 W), one that reports averaged power only (90 W), and one whose counter (187 W) and
+//! instantaneous power (327 W) disagree.
 
 use std::ffi::{CStr, c_char, c_int, c_longlong, c_uint, c_ulonglong};
 use std::sync::OnceLock;
@@ -8,7 +9,7 @@ use std::time::Instant;
 const SUCCESS: c_int = 0;
 const NOT_SUPPORTED: c_int = 3;
 const NOT_FOUND: c_int = 6;
-const UUIDS: [&CStr; 3] = [c"GPU-counter", c"GPU-instant", c"GPU-average"];
+const UUIDS: [&CStr; 4] = [c"GPU-counter", c"GPU-instant", c"GPU-average", c"GPU-disagrees"];
 
 static START: OnceLock<Instant> = OnceLock::new();
 
@@ -76,17 +77,19 @@ pub unsafe extern "C" fn nvmlDeviceGetName(_: usize, out: *mut c_char, length: c
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetTotalEnergyConsumption(device: usize, out: *mut c_ulonglong) -> c_int {
-    if device != 1 {
-        return NOT_SUPPORTED;
-    }
+    let watts = match device {
+        1 => 200.0,
+        4 => 187.0,
+        _ => return NOT_SUPPORTED,
+    };
     let seconds = START.get_or_init(Instant::now).elapsed().as_secs_f64();
-    unsafe { *out = (200.0 * 1e3 * seconds) as c_ulonglong };
+    unsafe { *out = (watts * 1e3 * seconds) as c_ulonglong };
     SUCCESS
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetPowerUsage(device: usize, out: *mut c_uint) -> c_int {
-    unsafe { *out = [200_000, 999_000, 90_000][device - 1] };
+    unsafe { *out = [200_000, 999_000, 90_000, 327_000][device - 1] };
     SUCCESS
 }
 
@@ -97,7 +100,7 @@ pub unsafe extern "C" fn nvmlDeviceGetFieldValues(device: usize, n: c_int, value
         let known = field.field == 186 && device != 3;
         field.status = if known { SUCCESS } else { NOT_SUPPORTED };
         field.value_type = 1;
-        field.value = [200_000, 120_000, 0][device - 1];
+        field.value = [200_000, 120_000, 0, 327_000][device - 1];
     }
     SUCCESS
 }

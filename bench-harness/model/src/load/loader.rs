@@ -1,10 +1,11 @@
 //! Puts weights on a device, one product or vector at a time.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use perjoule::{Arg, Buffer, Choice, DType, Device, Op, Stream};
-use perjoule_kernels::op::{MatMul, Pack, Tensor2};
-use perjoule_kernels::{Matrix, PackFormat};
+use perjoule::{Arg, Buffer, Choice, DType, Device, Event, Op, Stream};
+use perjoule_kernels::op::{Constant, MatMul, Tensor2};
+use perjoule_kernels::{Alignment, Matrix, PackFormat, Query};
 
 use super::stacked::Stacked;
 use super::{Layer, Linear, LoadOptions, grouped};
@@ -52,6 +53,15 @@ impl<'a> Loader<'a> {
             bytes: 0,
             weights: weights.into_iter().map(|w| ((w.layer, w.role), w)).collect(),
         })
+    }
+
+    /// Ends loading. Sessions let their streams wait for the event; where the host can wait, it waits here, so that faults are those of
+    /// loading.
+    pub(super) fn finish(mut self) -> Result<Arc<dyn Event>> {
+        let loaded = self.stream.record()?;
+        #[cfg(not(target_arch = "wasm32"))]
+        self.stream.sync().wait()?;
+        Ok(loaded)
     }
 
     fn geometry(&self) -> &Geometry {
@@ -192,7 +202,9 @@ impl<'a> Loader<'a> {
             }
         };
         let ops: Vec<Op> = self.rows.iter().map(|&r| op(r)).collect();
-        Ok(self.device.select(&ops[0], &ops[1..])?)
+        // activations and weights are placed by the planner and allocated whole
+        let alignment = Alignment::uniform(self.device.info().arena.align);
+        Ok(self.device.select(Query { op: &ops[0], alignment }, &ops[1..])?)
     }
 
     /// The biases there are, one behind the other.
@@ -249,24 +261,21 @@ impl<'a> Loader<'a> {
             for (range, bytes) in stacked.pieces(matrix, per_piece) {
                 let bytes = bytes?;
                 let plain = Tensor2 { dtype, strides: Matrix::col_major(k, range.len()) };
-                let op = Pack { format, matrices: 1, n: range.len(), k, b: plain };
-                let prepared = self.device.prepare(op)?;
+                let piece = Constant { operand: 1, matrices: 1, n: range.len(), k, plain };
                 let at = matrix as u64 * one + (range.start / format.panel) as u64 * panel_bytes;
                 let size = format.bytes(range.len(), k).ok_or_else(overflow)?;
                 let target = buffer.view(at, size)?;
-                self.stream.reserve(prepared.scratch())?;
-                if self.device.info().synchronous {
-                    prepared.launch(&mut *self.stream, &mut [Arg::Host(&bytes), Arg::Buf(&target)])?;
+                let from = if self.device.info().synchronous {
+                    Arg::Host(&bytes)
                 } else {
-                    let have = staging.as_ref().map_or(0, Buffer::bytes);
-                    if have < bytes.len() as u64 {
-                        staging = Some(self.device.alloc(bytes.len() as u64)?);
-                    }
-                    if let Some(staging) = &staging {
-                        self.stream.write(staging, &bytes)?;
-                        prepared.launch(&mut *self.stream, &mut [Arg::Buf(staging), Arg::Buf(&target)])?;
-                    }
-                }
+                    let staging = match staging.take().filter(|s| s.bytes() >= bytes.len() as u64) {
+                        Some(large_enough) => staging.insert(large_enough),
+                        None => staging.insert(self.device.alloc(bytes.len() as u64)?),
+                    };
+                    self.stream.write(staging, &bytes)?;
+                    Arg::Buf(staging)
+                };
+                self.device.pack_constant_into(&mut *self.stream, &piece, format, from, &target)?;
                 self.advance((range.len() * k) as u64);
             }
         }

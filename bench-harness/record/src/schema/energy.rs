@@ -42,6 +42,32 @@ pub struct Energy {
     pub avg_power_w: Option<f64>,
     /// Power at rest, within the same boundary, in watts.
     pub idle_power_w: Option<f64>,
+    /// Every meter that watched, the one of the fields above first. Figures of different boundaries contain one another or not, and are
+    /// never added: a package beside a board, a wall around both.
+    pub energies: Option<Vec<Reading>>,
+}
+
+/// What one meter saw over the window.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Reading {
+    /// Where it comes from, such as `nvml`.
+    pub source: String,
+    /// What it contains: chip, package, board, module, wall, ..
+    pub boundary: String,
+    /// Whether it was measured.
+    pub kind: EnergyKind,
+    /// The meter's name for people.
+    pub meter: String,
+    /// Gross energy in joules.
+    pub joules: f64,
+    /// 95 % interval of `joules`.
+    pub ci95: Option<Interval>,
+    /// Energy less that at rest, in joules.
+    pub net_joules: Option<f64>,
+    /// Power at rest in watts.
+    pub idle_power_w: Option<f64>,
+    /// Length of the window in seconds.
+    pub window_s: f64,
 }
 
 /// Whether joules were measured.

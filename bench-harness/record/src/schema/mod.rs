@@ -15,11 +15,11 @@ mod workload;
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
 
-pub use energy::{Energy, EnergyKind};
+pub use energy::{Energy, EnergyKind, Reading};
 pub use number::Interval;
 pub(crate) use number::count;
 pub use timing::{Clock, Conditions, Roof, Timing, Verification, Versus};
-pub use workload::{CacheState, DeviceFields, Workload};
+pub use workload::{CacheState, DeviceFields, Phase, Workload};
 
 use crate::Environment;
 
@@ -47,6 +47,9 @@ pub struct Record {
     pub disturbances: Option<Vec<String>>,
     /// When this record was made, RFC 3339 in UTC.
     pub test_time: Option<String>,
+    /// Where an imported record comes from.
+    #[serde(flatten)]
+    pub source: Source,
     /// The device that did the work.
     #[serde(flatten)]
     pub device: DeviceFields,
@@ -89,6 +92,7 @@ impl Record {
             throttle_reasons: None,
             disturbances: None,
             test_time: crate::time::now(),
+            source: Source::default(),
             device: DeviceFields::default(),
             workload: Workload::default(),
             timing: Timing::default(),
@@ -119,6 +123,8 @@ pub enum Kind {
     Kernel,
     /// Prefill or decode of a whole model.
     Tokens,
+    /// Whole inputs of a model that are not counted in tokens, such as images or queries; so far only imported.
+    Samples,
     /// A kind that this version does not know. Stands for whatever a newer version wrote; never written for own results.
     #[serde(other)]
     Other,
@@ -138,6 +144,19 @@ pub enum Provenance {
     /// A provenance that this version does not know.
     #[serde(other)]
     Other,
+}
+
+/// The tool and the file that an imported record was taken from; all null in perjoule's own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Source {
+    /// The tool that measured, such as `llama-bench`.
+    pub source_tool: Option<String>,
+    /// That tool's own version, as its result states it.
+    pub source_version: Option<String>,
+    /// Name of the file that was imported, without its folder.
+    pub source_name: Option<String>,
+    /// Where the result is published, if the file says so.
+    pub source_url: Option<String>,
 }
 
 /// The JSON Schema (draft 2020-12) of one line, as committed in `schema/record.v1.schema.json`.

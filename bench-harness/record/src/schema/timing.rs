@@ -25,7 +25,7 @@ pub struct Timing {
     pub overhead_ns: Option<f64>,
     /// Median of the samples, nanoseconds per call.
     pub median_ns: Option<f64>,
-    /// 95 % interval of `median_ns` by bootstrap.
+    /// 95 % interval of `median_ns` by bootstrap over runs of neighbouring samples, which resemble each other.
     pub ci95_ns: Option<Interval>,
     /// Floating-point (or integer) operations of one call, multiply and add counted apart.
     #[serde(default, deserialize_with = "count")]
@@ -41,6 +41,16 @@ pub struct Timing {
     pub avg_ts: Option<f64>,
     /// Standard deviation of the tokens per second of the samples.
     pub stddev_ts: Option<f64>,
+    /// Mean time of a call where another tool states it, nanoseconds; it may keep no samples.
+    pub avg_ns: Option<f64>,
+    /// Standard deviation of a call's time where another tool states it, nanoseconds.
+    pub stddev_ns: Option<f64>,
+    /// Generated tokens per second while prompts are processed as well (serving), all sequences together. No decode rate.
+    pub avg_output_ts: Option<f64>,
+    /// Rate of what is not counted in tokens, in `throughput_unit`.
+    pub throughput: Option<f64>,
+    /// Unit of `throughput`, such as `samples/s`.
+    pub throughput_unit: Option<String>,
 }
 
 /// Ceilings of the device, measured in the same run.
@@ -119,7 +129,7 @@ impl Timing {
     /// the bootstrap.
     pub fn set_samples(&mut self, samples_ns: Vec<f64>, seed: u64) {
         self.median_ns = stats::median(&samples_ns);
-        self.ci95_ns = stats::bootstrap_median_ci95(&samples_ns, seed);
+        self.ci95_ns = stats::bootstrap_median_ci95_in_order(&samples_ns, seed);
         self.samples_ns = Some(samples_ns);
         self.derive_rates();
     }

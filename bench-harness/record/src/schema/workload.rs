@@ -16,6 +16,9 @@ pub struct DeviceFields {
     pub device_name: Option<String>,
     /// Hardware class in the catalogue, when one was recognised.
     pub device_class: Option<String>,
+    /// Devices that shared the work; power and energy are their sum. Null: one, or unknown.
+    #[serde(default, deserialize_with = "count")]
+    pub device_count: Option<u64>,
     /// Memory of the device in bytes.
     #[serde(default, deserialize_with = "count")]
     pub device_memory_bytes: Option<u64>,
@@ -36,7 +39,8 @@ pub struct Workload {
     pub dtype: Option<String>,
     /// Shape as the command line takes it, such as `m=1,n=4096,k=4096`.
     pub shape: Option<String>,
-    /// The kernel's configuration (tiles and the like), as text.
+    /// The kernel's configuration (tiles and the like), as text; for imported records the other tool's settings that
+    /// have no field of their own.
     pub config: Option<String>,
     /// Where the operands lay when a call began.
     pub cache_state: Option<CacheState>,
@@ -62,6 +66,8 @@ pub struct Workload {
     /// Tokens already in the KV cache when the measured part begins.
     #[serde(default, deserialize_with = "count")]
     pub n_depth: Option<u64>,
+    /// Prefill, decode or both, where `n_prompt` and `n_gen` cannot tell because lengths vary or are not published.
+    pub phase: Option<Phase>,
     /// Largest number of prompt tokens processed at once (prompt chunk).
     #[serde(default, deserialize_with = "count")]
     pub n_batch: Option<u64>,
@@ -76,6 +82,16 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// The phase: as stated, else as `n_prompt` and `n_gen` tell it. `None` if nothing tells it.
+    pub fn token_phase(&self) -> Option<Phase> {
+        self.phase.or(match (self.n_prompt, self.n_gen) {
+            (None, _) | (_, None) | (Some(0), Some(0)) => None,
+            (_, Some(0)) => Some(Phase::Prefill),
+            (Some(0), _) => Some(Phase::Decode),
+            _ => Some(Phase::Mixed),
+        })
+    }
+
     /// The test as llama-bench prints it: `pp512` is a prompt of 512, `tg128` 128 generated tokens, `pp512+tg128` both,
     /// with ` @ d1024` when 1024 tokens are in the KV cache before. `None` if neither prompt nor generation is known.
     pub fn token_test(&self) -> Option<String> {
@@ -85,6 +101,22 @@ impl Workload {
         let depth = part(" @ d", self.n_depth).unwrap_or_default();
         (!parts.is_empty()).then(|| parts.join("+") + &depth)
     }
+}
+
+/// What a model does with tokens in the measured part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Phase {
+    /// Prompts only.
+    Prefill,
+    /// Generation only.
+    Decode,
+    /// Both, one after the other or, as in serving, side by side. Not comparable with either.
+    Mixed,
+    /// A phase that this version does not know.
+    #[serde(other)]
+    Other,
 }
 
 /// Where the operands of a call lay when it began.
@@ -105,7 +137,23 @@ pub enum CacheState {
 
 #[cfg(test)]
 mod tests {
-    use super::Workload;
+    use super::{Phase, Workload};
+
+    #[test]
+    fn a_stated_phase_goes_before_the_lengths() {
+        for (n_prompt, n_gen, phase, expected) in [
+            (Some(512), Some(0), None, Some(Phase::Prefill)),
+            (Some(0), Some(128), None, Some(Phase::Decode)),
+            (Some(512), Some(128), None, Some(Phase::Mixed)),
+            (Some(0), Some(0), None, None),
+            (None, Some(128), None, None),
+            (None, None, Some(Phase::Mixed), Some(Phase::Mixed)),
+            (Some(0), Some(128), Some(Phase::Mixed), Some(Phase::Mixed)),
+        ] {
+            let workload = Workload { n_prompt, n_gen, phase, ..Workload::default() };
+            assert_eq!(workload.token_phase(), expected);
+        }
+    }
 
     #[test]
     fn tests_are_named_as_llama_bench_names_them() {

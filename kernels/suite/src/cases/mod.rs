@@ -21,11 +21,8 @@ const BLOCKS: [DType; 5] = [DType::Q8_0, DType::Q4_0, DType::Q4K, DType::Q6K, DT
 /// When the row refuses every case: what the device lacks, else its most frequent reason.
 pub fn cases(device: &dyn Device, choice: &Choice, scope: Scope) -> Result<Vec<Case>, Reason> {
     let (kernel, info) = (choice.kernel, device.info());
-    let config = &kernel.configs[choice.config];
-    let accept = |op: &Op| match choice.pack {
-        Some(_) if op.constants().is_empty() => Some(Reason::new("needs a constant B")),
-        _ => (kernel.reject)(op, config, info),
-    };
+    let config = choice.config();
+    let accept = |op: &Op| choice.refusal(op, info);
     let mut maker = Maker {
         accept: &accept,
         scope,
@@ -69,17 +66,12 @@ pub fn cases(device: &dyn Device, choice: &Choice, scope: Scope) -> Result<Vec<C
     }
     if maker.list.is_empty() {
         // what the device lacks explains more than a type that the row would refuse anywhere
-        let weight = |(reason, count): &(String, usize)| (lacks_feature(reason), *count);
-        let most = maker.refusals.into_iter().max_by_key(weight);
+        let weight = |(reason, count): &(Reason, usize)| (reason.lacks_feature(), *count);
+        let most = maker.refusals.into_values().max_by_key(weight);
         let none = "the suite has no cases for this op";
-        return Err(most.map_or(Reason::new(none), |(reason, _)| Reason::new(reason)));
+        return Err(most.map_or(Reason::new(none), |(reason, _)| reason));
     }
     Ok(maker.list)
-}
-
-/// Whether a row's reason is a feature that the device lacks, or that was masked, and not the op.
-pub fn lacks_feature(reason: &str) -> bool {
-    reason.contains("lacks") || reason.contains("is masked")
 }
 
 /// Collects the cases that a row does not refuse.
@@ -90,7 +82,8 @@ struct Maker<'a> {
     list: Vec<Case>,
     /// How often an id was wanted.
     ids: HashMap<String, usize>,
-    refusals: BTreeMap<String, usize>,
+    /// Reasons by their text, and how often each was given.
+    refusals: BTreeMap<String, (Reason, usize)>,
 }
 
 impl Maker<'_> {
@@ -102,7 +95,7 @@ impl Maker<'_> {
         match (self.accept)(op) {
             None => true,
             Some(reason) => {
-                *self.refusals.entry(reason.to_string()).or_default() += 1;
+                self.refusals.entry(reason.to_string()).or_insert((reason, 0)).1 += 1;
                 false
             }
         }

@@ -7,22 +7,16 @@ use crate::launch::body::{Body, on, other_op};
 use crate::simd::{self, Portable, Simd};
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
-use perjoule_kernels::kernel::Request;
+use perjoule_kernels::Request;
 use perjoule_kernels::op::slots::Segments;
 use perjoule_kernels::op::{Activation, Granularity, GroupedMatMul, MatMul, Op, Tensor2};
-use perjoule_kernels::{
-    Config, DType, DeviceInfo, Error, Kernel, Launch, Numerics, Prepare, Reason, Result, block,
-};
+use perjoule_kernels::{Candidate, Config, DType, DeviceInfo, Error, Kernel, Launch, Reason, Result, block};
 use std::ops::Range;
 
 /// The only configuration.
 pub(crate) static CONFIGS: &[Config] = &[Config::tile("1x1", &[1, 1, 1])];
 
-pub(crate) fn reject(_: &Op, _: &Config, _: &DeviceInfo) -> Option<Reason> {
-    None
-}
-
-pub(crate) fn cost(op: &Op, _: &Config, info: &DeviceInfo) -> f32 {
+pub(crate) fn cost(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
     let outputs = match op {
         Op::MatMul(m) => m.batch as f32 * m.m as f32 * m.n as f32,
         Op::GroupedMatMul(g) => g.rows as f32 * g.n as f32,
@@ -33,26 +27,18 @@ pub(crate) fn cost(op: &Op, _: &Config, info: &DeviceInfo) -> f32 {
 }
 
 /// The cost of the simple row of gated products.
-pub(crate) fn cost_gated(op: &Op, _: &Config, info: &DeviceInfo) -> f32 {
+pub(crate) fn cost_gated(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
     4e-6 + op.flops() as f32 * 1.5e-9 / lanes(info) as f32
 }
 
 /// The simple row for i8 alone on `S`, whose integer products are exact on every instruction set.
 pub(crate) const fn integers<S: Simd>(name: &'static str) -> Kernel {
-    Kernel {
-        name,
-        op: "matmul",
-        configs: CONFIGS,
-        packs: &[],
-        vendor: false,
-        numerics: Numerics::F32,
-        reject: reject_floats::<S>,
-        cost: cost_integers::<S>,
-        prepare: Prepare::new(prepare_on::<S>),
-    }
+    Kernel::new(name, "matmul", cost_integers::<S>, prepare_on::<S>)
+        .with_configs(CONFIGS)
+        .with_reject(reject_floats::<S>)
 }
 
-fn reject_floats<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
+fn reject_floats<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
     let Op::MatMul(op) = op else { return Some(Reason::new("runs matmul")) };
     let near = op.a.strides.col == 1 && op.b.strides.row == 1;
     let grouped = |scale| matches!(scale, Some(Granularity::Group(_)));
@@ -67,8 +53,8 @@ fn reject_floats<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> Option<Reas
     refused.or_else(|| simd::refusal::<S>(info))
 }
 
-fn cost_integers<S: Simd>(op: &Op, config: &Config, info: &DeviceInfo) -> f32 {
-    cost(op, config, info) / S::LANES as f32
+fn cost_integers<S: Simd>(candidate: &Candidate<'_>) -> f32 {
+    cost(candidate) / S::LANES as f32
 }
 
 pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {

@@ -16,9 +16,8 @@ use crate::launch::run::{self, read};
 use crate::simd::{self, Element, Kernel, Simd};
 use crate::spmd::Args;
 use crate::team::Lane;
-use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::{MatMul, Op, Tensor2};
-use perjoule_kernels::{Config, DType, DeviceInfo, Error, Launch, Numerics, Prepare, Reason, Result};
+use perjoule_kernels::{Candidate, Config, DType, Error, Launch, Reason, Request, Result};
 use std::ops::Range;
 
 /// Most vectors of the few.
@@ -41,17 +40,9 @@ const HEIGHT: usize = 4;
 
 /// A row that computes dot products on `S`.
 pub(crate) const fn row<S: Simd>(name: &'static str, configs: &'static [Config]) -> perjoule_kernels::Kernel {
-    perjoule_kernels::Kernel {
-        name,
-        op: "matmul",
-        configs,
-        packs: &[],
-        vendor: false,
-        numerics: Numerics::F32,
-        reject: reject::<S>,
-        cost: cost::<S>,
-        prepare: Prepare::new(prepare::<S>),
-    }
+    perjoule_kernels::Kernel::new(name, "matmul", cost::<S>, prepare::<S>)
+        .with_configs(configs)
+        .with_reject(reject::<S>)
 }
 
 /// Which side has few vectors.
@@ -78,7 +69,7 @@ fn widened(dtype: DType) -> bool {
     dtype.is_block() || dtype == DType::F8E4M3
 }
 
-fn reject<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
+fn reject<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
     let Op::MatMul(op) = op else { return Some(Reason::new("runs matmul")) };
     let shape = || {
         few(op).is_none().then(|| {
@@ -90,7 +81,7 @@ fn reject<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
     refuse_a(op.a.dtype).or_else(|| refuse_scales(op)).or_else(shape).or_else(|| simd::refusal::<S>(info))
 }
 
-fn cost<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> f32 {
+fn cost<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
     let Op::MatMul(m) = op else { return f32::INFINITY };
     let Some(side) = few(m) else { return f32::INFINITY };
     let lanes = lanes(info) as f32;

@@ -11,9 +11,8 @@ use crate::launch::gated::gated;
 use crate::simd::{self, Element, Kernel, Simd};
 use crate::spmd::Args;
 use crate::team::Lane;
-use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::{GatedKind, GatedMatMul, Op};
-use perjoule_kernels::{Config, DeviceInfo, Error, Launch, Numerics, PackFormat, Prepare, Reason, Result};
+use perjoule_kernels::{Candidate, Config, Error, Launch, PackFormat, Reason, Request, Result};
 use std::marker::PhantomData;
 
 /// A row that reads both B packed in panels of `T`.
@@ -22,13 +21,10 @@ pub(crate) const fn packed<S: Simd, T: Element>(
     configs: &'static [Config],
     packs: &'static [&'static PackFormat],
 ) -> perjoule_kernels::Kernel {
-    perjoule_kernels::Kernel {
-        packs,
-        reject: reject::<S, T>,
-        cost: cost::<S>,
-        prepare: Prepare::new(prepare::<S, Packed<T>>),
-        ..plain::<S>(name, configs)
-    }
+    perjoule_kernels::Kernel::new(name, "gated_matmul", cost::<S>, prepare::<S, Packed<T>>)
+        .with_configs(configs)
+        .with_packs(packs)
+        .with_reject(reject::<S, T>)
 }
 
 /// A row that reads both B as the op lays them out.
@@ -36,41 +32,33 @@ pub(crate) const fn plain<S: Simd>(
     name: &'static str,
     configs: &'static [Config],
 ) -> perjoule_kernels::Kernel {
-    perjoule_kernels::Kernel {
-        name,
-        op: "gated_matmul",
-        configs,
-        packs: &[],
-        vendor: false,
-        numerics: Numerics::F32,
-        reject: reject_plain::<S>,
-        cost: cost_plain::<S>,
-        prepare: Prepare::new(prepare::<S, Plain>),
-    }
+    perjoule_kernels::Kernel::new(name, "gated_matmul", cost_plain::<S>, prepare::<S, Plain>)
+        .with_configs(configs)
+        .with_reject(reject_plain::<S>)
 }
 
-fn reject<S: Simd, T: Element>(op: &Op, config: &Config, info: &DeviceInfo) -> Option<Reason> {
-    let Op::GatedMatMul(gated) = op else { return Some(Reason::new("runs gated_matmul")) };
-    refuse_b::<T>(gated.gate.b.dtype).or_else(|| reject_plain::<S>(op, config, info))
+fn reject<S: Simd, T: Element>(candidate: &Candidate<'_>) -> Option<Reason> {
+    let Op::GatedMatMul(gated) = candidate.op else { return Some(Reason::new("runs gated_matmul")) };
+    refuse_b::<T>(gated.gate.b.dtype).or_else(|| reject_plain::<S>(candidate))
 }
 
-fn reject_plain<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
+fn reject_plain<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
     let Op::GatedMatMul(op) = op else { return Some(Reason::new("runs gated_matmul")) };
     refuse_a(op.gate.a.dtype).or_else(|| simd::refusal::<S>(info))
 }
 
-fn cost<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> f32 {
+fn cost<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
     let Op::GatedMatMul(g) = op else { return f32::INFINITY };
     // as if the columns of one lay behind those of the other
     let n = 2 * g.gate.n.next_multiple_of(columns::<S>());
     blocked::<S>(op, [1, g.gate.m, n, g.gate.k], in_place(&g.gate), lanes(info))
 }
 
-fn cost_plain<S: Simd>(op: &Op, config: &Config, info: &DeviceInfo) -> f32 {
-    let Op::GatedMatMul(g) = op else { return f32::INFINITY };
+fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
+    let Op::GatedMatMul(g) = candidate.op else { return f32::INFINITY };
     let padded = g.gate.n.next_multiple_of(columns::<S>()) as f32;
     let elements = g.gate.m.div_ceil(BLOCK_ROWS) as f32 * padded * g.gate.k as f32;
-    cost::<S>(op, config, info) + elements * (widening(&g.gate.b) + widening(&g.up.b)) / lanes(info) as f32
+    cost::<S>(candidate) + elements * (widening(&g.gate.b) + widening(&g.up.b)) / lanes(candidate.info) as f32
 }
 
 fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>> {

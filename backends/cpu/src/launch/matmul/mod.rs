@@ -28,10 +28,9 @@ use crate::spmd::{Args, Out};
 use crate::team::Lane;
 use driver::{BLOCK_ROWS, DEPTH, Finish, Plan, RowAt, Scales, Tiles, block};
 use operand::{Floats, FloatsOut, Format, Packed, Plain};
-use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::{Granularity, MatMul, Op};
 use perjoule_kernels::{
-    Config, DType, DeviceInfo, Error, Kernel, Launch, Numerics, PackFormat, Prepare, Reason, Result,
+    Candidate, Config, DType, Error, Kernel, Launch, PackFormat, Reason, Request, Result,
 };
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -46,40 +45,25 @@ pub(crate) const fn packed<S: Simd, T: Element>(
     configs: &'static [Config],
     packs: &'static [&'static PackFormat],
 ) -> Kernel {
-    Kernel {
-        name,
-        op: "matmul",
-        configs,
-        packs,
-        vendor: false,
-        numerics: Numerics::F32,
-        reject: reject::<S, T>,
-        cost: cost::<S>,
-        prepare: Prepare::new(prepare::<S, Packed<T>>),
-    }
+    Kernel::new(name, "matmul", cost::<S>, prepare::<S, Packed<T>>)
+        .with_configs(configs)
+        .with_packs(packs)
+        .with_reject(reject::<S, T>)
 }
 
 /// A row that reads B as the op lays it out.
 pub(crate) const fn plain<S: Simd>(name: &'static str, configs: &'static [Config]) -> Kernel {
-    Kernel {
-        name,
-        op: "matmul",
-        configs,
-        packs: &[],
-        vendor: false,
-        numerics: Numerics::F32,
-        reject: reject_plain::<S>,
-        cost: cost_plain::<S>,
-        prepare: Prepare::new(prepare::<S, Plain>),
-    }
+    Kernel::new(name, "matmul", cost_plain::<S>, prepare::<S, Plain>)
+        .with_configs(configs)
+        .with_reject(reject_plain::<S>)
 }
 
-fn reject<S: Simd, T: Element>(op: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
+fn reject<S: Simd, T: Element>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
     let Op::MatMul(op) = op else { return Some(Reason::new("runs matmul")) };
     refuse_b::<T>(op.b.dtype).or_else(|| refuse(op)).or_else(|| simd::refusal::<S>(info))
 }
 
-fn reject_plain<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> Option<Reason> {
+fn reject_plain<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
     let Op::MatMul(op) = op else { return Some(Reason::new("runs matmul")) };
     refuse(op).or_else(|| simd::refusal::<S>(info))
 }
@@ -151,18 +135,18 @@ fn in_place(op: &MatMul) -> bool {
     op.m == 1 && op.a.dtype == DType::F32 && op.a.strides.col == 1
 }
 
-pub(crate) fn cost<S: Simd>(op: &Op, _: &Config, info: &DeviceInfo) -> f32 {
+pub(crate) fn cost<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
     let Op::MatMul(m) = op else { return f32::INFINITY };
     blocked::<S>(op, [m.batch, m.m, m.n, m.k], in_place(m), lanes(info))
 }
 
-fn cost_plain<S: Simd>(op: &Op, config: &Config, info: &DeviceInfo) -> f32 {
-    let Op::MatMul(m) = op else { return f32::INFINITY };
+fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
+    let Op::MatMul(m) = candidate.op else { return f32::INFINITY };
     let panels = m.n.div_ceil(columns::<S>());
     let blocks = m.batch as f32 * m.m.div_ceil(BLOCK_ROWS) as f32;
     let elements = blocks * (panels * columns::<S>()) as f32 * m.k as f32;
-    let busy = (blocks * panels as f32).clamp(1.0, lanes(info) as f32);
-    cost::<S>(op, config, info) + elements * widening(&m.b) / busy
+    let busy = (blocks * panels as f32).clamp(1.0, lanes(candidate.info) as f32);
+    cost::<S>(candidate) + elements * widening(&m.b) / busy
 }
 
 fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>> {

@@ -2,9 +2,7 @@
 
 use crate::device::{CpuDevice, Options};
 use perjoule_kernels::dtype::DType;
-use perjoule_kernels::op::{
-    Activation, Epilogue, Granularity, GroupedMatMul, MatMul, Op, Pack, Tensor2, Values,
-};
+use perjoule_kernels::op::{Activation, Epilogue, Granularity, GroupedMatMul, MatMul, Op, Tensor2, Values};
 use perjoule_kernels::{Arg, Buffer, Choice, Device, Kernel, Matrix, Stream, block, prepare};
 
 /// A small generator: xorshift64*.
@@ -45,7 +43,7 @@ fn run(device: &CpuDevice, kernel: &'static Kernel, op: &Op, inputs: &[Vec<u8>],
     let mut buffers: Vec<Buffer> = inputs.iter().map(|i| upload(device, &mut *stream, i)).collect();
     buffers.push(upload(device, &mut *stream, c));
     let mut launch = |kernel: &'static Kernel, pack, op: &Op, buffers: &[&Buffer]| {
-        let prepared = prepare(device, op, Choice { kernel, config: 0, pack }, None).unwrap();
+        let prepared = prepare(device, op, Choice::new(kernel, 0, pack), None).unwrap();
         stream.reserve(prepared.scratch()).unwrap();
         let mut args: Vec<Arg<'_>> = buffers.iter().map(|b| Arg::Buf(b)).collect();
         prepared.launch(&mut *stream, &mut args).unwrap();
@@ -53,7 +51,7 @@ fn run(device: &CpuDevice, kernel: &'static Kernel, op: &Op, inputs: &[Vec<u8>],
     let pack = kernel.packs.first().copied();
     for b in op.constants() {
         let Some(format) = pack else { break };
-        let pack = Pack { format, matrices: b.matrices, n: b.n, k: b.k, b: b.plain };
+        let pack = b.pack(format);
         let packed = device.alloc(pack.packed_bytes().unwrap()).unwrap();
         let rows = device.kernels();
         let row = rows.iter().find(|r| r.op == "pack").unwrap();
@@ -88,7 +86,7 @@ fn rows(device: &CpuDevice, op: &Op) -> Vec<&'static Kernel> {
     let runs = |k: &&&'static Kernel| {
         k.op == op.name()
             && (k.packs.is_empty() || !op.constants().is_empty())
-            && (k.reject)(op, &k.configs[0], device.info()).is_none()
+            && Choice::new(k, 0, k.packs.first().copied()).refusal(op, device.info()).is_none()
     };
     all.iter().filter(runs).copied().collect()
 }
@@ -114,8 +112,10 @@ fn check(device: &CpuDevice, op: &Op, inputs: &[(Vec<u8>, Values)], exact: bool)
         for (i, (g, t)) in got.iter().zip(&truth.value).enumerate() {
             let magnitude = truth.magnitude.get(i).copied().unwrap_or(0.0);
             let k = op.spec().reduction() as f64;
-            let allowed =
-                t.abs() * c.dtype.epsilon() * 1.01 + row.numerics.unit * (4.0 + k.sqrt()) * magnitude;
+            let allowed = t.abs() * c.dtype.epsilon() * 1.01
+                + Choice::new(row, 0, row.packs.first().copied()).numerics(op, device.info()).unit
+                    * (4.0 + k.sqrt())
+                    * magnitude;
             // half of the smallest number above 0
             let least = match c.dtype {
                 DType::F8E4M3 => 2f64.powi(-10),

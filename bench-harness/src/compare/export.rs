@@ -1,0 +1,333 @@
+//! Regressions in the formats that people and services read.
+
+use anyhow::Result;
+use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+use super::regression::{Line, Outcome, Report, VERDICTS, percent};
+use crate::report::units::duration_ns;
+use crate::report::{Align, Style, Table, markdown, printable};
+
+/// A format of [`export`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// For a terminal, with or without colours.
+    Table(Style),
+    /// For a pull request.
+    Markdown,
+    /// README.md beside this file describes it.
+    Json,
+    /// JUnit XML: a line is a test case.
+    Junit,
+    /// Workflow commands of GitHub Actions.
+    Github,
+}
+
+/// Lines of a table that are shown at most.
+const SHOWN: usize = 200;
+/// Up to so many lines, those without a difference are shown too.
+const FEW: usize = 40;
+
+/// The report as text. Everything that leaves this program as a comparison goes through here.
+pub(crate) fn export(report: &Report<'_>, target: Target) -> Result<String> {
+    match target {
+        Target::Table(style) => Ok(for_people(report, style)),
+        Target::Markdown => Ok(for_people(report, Style::Markdown)),
+        Target::Json => Ok(serde_json::to_string_pretty(&json(report))? + "\n"),
+        Target::Junit => junit(report),
+        Target::Github => Ok(github(report)),
+    }
+}
+
+fn median(line: &Line<'_>, new: bool) -> Option<f64> {
+    let record = if new { line.new } else { line.old };
+    record.and_then(|record| perjoule_record::stats::median(record.timing.samples_ns.as_deref()?))
+}
+
+fn p_value(p: f64) -> String {
+    if p < 0.001 { "< 0.001".into() } else { format!("{p:.3}") }
+}
+
+/// What is said of a line beyond its verdict.
+fn detail(line: &Line<'_>) -> String {
+    match &line.outcome {
+        Outcome::Compared(c) => format!(
+            "{:.3} times the old time, 95 % interval {:.3} to {:.3}, p {}",
+            c.ratio,
+            c.ci95.lo,
+            c.ci95.hi,
+            p_value(c.p_value)
+        ),
+        Outcome::Invalid(why) | Outcome::NoSamples(why) => why.clone(),
+        Outcome::OnlyOld => "the new file has no such measurement".into(),
+        Outcome::OnlyNew => "the old file has no such measurement".into(),
+    }
+}
+
+fn for_people(report: &Report<'_>, style: Style) -> String {
+    let mut table = Table::new([
+        ("measurement", Align::Left),
+        ("verdict", Align::Left),
+        ("new / old", Align::Right),
+        ("95 % interval", Align::Right),
+        ("p", Align::Right),
+        ("old", Align::Right),
+        ("new", Align::Right),
+    ]);
+    let all = report.lines.len() <= FEW;
+    let wanted: Vec<&Line<'_>> = report.lines.iter().filter(|line| all || line.verdict() != "same").collect();
+    for line in wanted.iter().take(SHOWN) {
+        let time = |new| median(line, new).map_or("-".into(), duration_ns);
+        let (ratio, interval, p) = match &line.outcome {
+            Outcome::Compared(c) => {
+                (format!("{:.3}", c.ratio), format!("{:.3}..{:.3}", c.ci95.lo, c.ci95.hi), p_value(c.p_value))
+            }
+            _ => ("-".into(), "-".into(), "-".into()),
+        };
+        let verdict = match &line.outcome {
+            _ if line.is_regression(report.threshold) => "SLOWER".into(),
+            Outcome::Invalid(why) => format!("INVALID: {why}"),
+            _ => line.verdict().to_owned(),
+        };
+        let kind = if line.kind == "ceiling" { "machine: " } else { "" };
+        table.row([format!("{kind}{}", line.label), verdict, ratio, interval, p, time(false), time(true)]);
+    }
+    let mut after = Vec::new();
+    let hidden = wanted.len().saturating_sub(SHOWN);
+    if hidden > 0 {
+        after.push(format!("{hidden} more lines: --format json has all"));
+    }
+    let same = report.lines.len() - wanted.len();
+    if same > 0 {
+        after.push(format!("{same} lines without a difference are not shown"));
+    }
+    after.extend(report.notes.iter().cloned());
+    after.push(
+        "verdicts rest on samples that were not taken in turn: what changed on the machine between the files is in them".into(),
+    );
+    let (summary, rows) = (report.summary(), table.render(style));
+    if style == Style::Markdown {
+        let notes: String = after.iter().map(|note| format!("* {}\n", markdown(note))).collect();
+        let (old, new) = (markdown(report.old), markdown(report.new));
+        format!("### perjoule: {summary}\n\n{old} → {new}\n\n{rows}\n{notes}")
+    } else {
+        let notes: String = after.iter().map(|note| format!(" {}\n", printable(note))).collect();
+        let names = printable(&format!("{} -> {}", report.old, report.new));
+        format!("{names}\n\n{rows}\n{notes}{summary}\n")
+    }
+}
+
+fn json(report: &Report<'_>) -> Value {
+    let counts: serde_json::Map<String, Value> =
+        VERDICTS.iter().map(|verdict| (verdict.replace(' ', "_"), report.count(verdict).into())).collect();
+    json!({
+        "schema": "perjoule.regression/1",
+        "old": report.old,
+        "new": report.new,
+        "threshold": report.threshold,
+        "regressions": report.regressions(),
+        "counts": counts,
+        "lines": report.lines.iter().map(|line| line_json(line, report.threshold)).collect::<Vec<_>>(),
+        "notes": report.notes,
+    })
+}
+
+fn line_json(line: &Line<'_>, threshold: f64) -> Value {
+    let compared = match &line.outcome {
+        Outcome::Compared(c) => Some(c),
+        _ => None,
+    };
+    let Some(record) = line.new.or(line.old) else { return Value::Null };
+    let w = &record.workload;
+    json!({
+        "label": line.label,
+        "kind": line.kind,
+        "device": record.device.device,
+        "op": w.op,
+        "kernel_old": line.old.and_then(|record| record.workload.kernel.as_ref()),
+        "kernel_new": line.new.and_then(|record| record.workload.kernel.as_ref()),
+        "dtype": w.dtype,
+        "shape": w.shape,
+        "model": w.model,
+        "n_prompt": w.n_prompt,
+        "n_gen": w.n_gen,
+        "n_depth": w.n_depth,
+        "n_parallel": w.n_parallel,
+        "n_threads": w.n_threads,
+        "cache_state": w.cache_state,
+        "verdict": line.verdict(),
+        "regression": line.is_regression(threshold),
+        "ratio": compared.map(|c| c.ratio),
+        "ratio_ci95": compared.map(|c| [c.ci95.lo, c.ci95.hi]),
+        "p_value": compared.map(|c| c.p_value),
+        "median_ns_old": median(line, false),
+        "median_ns_new": median(line, true),
+        "detail": detail(line),
+    })
+}
+
+/// Regressions are failures, records that must not be used are errors, what cannot be compared is skipped.
+fn junit(report: &Report<'_>) -> Result<String> {
+    let mut suite = TestSuite::new("perjoule compare");
+    for line in &report.lines {
+        let text = detail(line);
+        let non_success = |kind, what: &str| {
+            let mut status = TestCaseStatus::non_success(kind);
+            status.set_message(format!("{what}: {text}")).set_type(what);
+            status
+        };
+        let status = match &line.outcome {
+            _ if line.is_regression(report.threshold) => non_success(NonSuccessKind::Failure, "regression"),
+            Outcome::Invalid(_) => non_success(NonSuccessKind::Error, "invalid"),
+            Outcome::Compared(_) => TestCaseStatus::success(),
+            _ => {
+                let mut status = TestCaseStatus::skipped();
+                status.set_message(format!("{}: {text}", line.verdict()));
+                status
+            }
+        };
+        let mut case = TestCase::new(line.label.clone(), status);
+        case.set_classname(format!("perjoule.{}", line.kind));
+        // the time of a call, as far as a test case can have one
+        let seconds = median(line, true).and_then(|ns| Duration::try_from_secs_f64(ns * 1e-9).ok());
+        if let Some(time) = seconds {
+            case.set_time(time);
+        }
+        if matches!(line.outcome, Outcome::Compared(_)) {
+            case.set_system_out(format!("{}: {text}", line.verdict()));
+        }
+        suite.add_test_case(case);
+    }
+    let mut xml = quick_junit::Report::new(format!("{} -> {}", report.old, report.new));
+    xml.add_test_suite(suite);
+    Ok(xml.to_string()?)
+}
+
+/// Errors for regressions and invalid records, warnings for what is unclear or missing, a notice with the summary.
+fn github(report: &Report<'_>) -> String {
+    let mut text = String::new();
+    let mut command = |level: &str, title: &str, message: &str| {
+        text.push_str(&format!("::{level} title={}::{}\n", property(title), data(message)));
+    };
+    command("notice", "perjoule compare", &report.summary());
+    for line in &report.lines {
+        let message = format!("{}: {}", line.label, detail(line));
+        match &line.outcome {
+            _ if line.is_regression(report.threshold) => {
+                command("error", &format!("slower by more than {}", percent(report.threshold)), &message);
+            }
+            Outcome::Invalid(_) => command("error", "invalid record", &message),
+            Outcome::Compared(_) if line.verdict() == "unclear" => command("warning", "unclear", &message),
+            Outcome::OnlyOld | Outcome::NoSamples(_) => command("warning", line.verdict(), &message),
+            _ => {}
+        }
+    }
+    report.notes.iter().for_each(|note| command("notice", "perjoule compare", note));
+    text
+}
+
+/// Text after `::`, in which line breaks would end the command.
+fn data(text: &str) -> String {
+    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+}
+
+/// A property's value, in which colons and commas would end it too.
+fn property(text: &str) -> String {
+    data(text).replace(':', "%3A").replace(',', "%2C")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::regression::tests::{RULES, kernel};
+    use crate::compare::regression::{Rules, regression};
+    use perjoule_record::Record;
+
+    const EVIL: &str = "</td><script>x|y</script>\n::error::injected\u{1b}[31m]]>&";
+
+    fn text(old: &[Record], new: &[Record], target: Target) -> String {
+        export(&regression(("old", old), ("new", new), &RULES).unwrap(), target).unwrap()
+    }
+
+    #[test]
+    fn names_of_others_stay_names() {
+        let (old, new) = ([kernel(EVIL, 1000.0, 0.001)], [kernel(EVIL, 1100.0, 0.001)]);
+        let md = text(&old, &new, Target::Markdown);
+        assert!(md.contains("&lt;script&gt;x\\|y&lt;/script&gt;") && !md.contains("<script>"), "{md}");
+        let github = text(&old, &new, Target::Github);
+        let commands = github.lines().filter(|line| line.starts_with("::"));
+        assert_eq!(commands.count(), 2, "{github}");
+        assert!(
+            github
+                .lines()
+                .all(|line| line.starts_with("::notice ") || line.starts_with("::error title=slower"))
+        );
+        let junit = text(&old, &new, Target::Junit);
+        let read = quick_junit::Report::deserialize_from_str(&junit).unwrap();
+        assert_eq!((read.tests, read.failures), (1, 1));
+        assert!(junit.contains("&lt;script&gt;") && !junit.contains('\u{1b}'), "{junit}");
+        let table = text(&old, &new, Target::Table(Style::Plain));
+        assert!(!table.contains('\u{1b}') && table.contains("SLOWER"), "{table}");
+    }
+
+    #[test]
+    fn every_format_counts_alike() {
+        let mut invalid = kernel("c", 1.0, 0.0);
+        invalid.invalidate("wrong result");
+        let old = [
+            kernel("a", 1000.0, 0.001),
+            kernel("b", 1000.0, 0.001),
+            kernel("c", 1.0, 0.0),
+            kernel("d", 1.0, 0.0),
+        ];
+        let new = [kernel("a", 1000.0, 0.001), kernel("b", 1100.0, 0.001), invalid];
+        let json: Value = serde_json::from_str(&text(&old, &new, Target::Json)).unwrap();
+        assert_eq!(json["regressions"], 1);
+        assert_eq!(
+            json["counts"],
+            json!({"slower": 1, "faster": 0, "same": 1, "unclear": 0, "invalid": 1, "no_samples": 0, "only_old": 1, "only_new": 0})
+        );
+        let slower = &json["lines"][0];
+        assert_eq!((&slower["kernel_new"], &slower["regression"]), (&"b".into(), &true.into()));
+        assert!((slower["ratio"].as_f64().unwrap() - 1.1).abs() < 1e-9);
+        let junit = quick_junit::Report::deserialize_from_str(&text(&old, &new, Target::Junit)).unwrap();
+        assert_eq!((junit.tests, junit.failures, junit.errors), (4, 1, 1));
+        let md = text(&old, &new, Target::Markdown);
+        assert!(
+            md.starts_with(
+                "### perjoule: 1 regression beyond 3 %: 1 slower, 1 same, 1 invalid, 1 only old\n"
+            ),
+            "{md}"
+        );
+        let github = text(&old, &new, Target::Github);
+        assert_eq!(github.matches("::error ").count(), 2);
+        assert_eq!(github.matches("::warning ").count(), 1);
+    }
+
+    #[test]
+    fn numbers_that_json_has_not_become_null() {
+        let mut odd = kernel("k", 1.0, 0.0);
+        odd.timing.samples_ns = Some(vec![f64::NAN, 1e308]);
+        let (old, new) = ([kernel("k", 1e308, 0.0)], [odd]);
+        for target in [Target::Json, Target::Junit, Target::Github, Target::Markdown] {
+            let text = text(&old, &new, target);
+            assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
+        }
+        let same = text(&old, &old, Target::Junit);
+        assert!(quick_junit::Report::deserialize_from_str(&same).is_ok(), "no test takes 1e299 s");
+    }
+
+    #[test]
+    fn a_long_report_shows_what_matters() {
+        let name = |i: usize| format!("k{i}");
+        let old: Vec<Record> = (0..300).map(|i| kernel(&name(i), 1000.0, 0.001)).collect();
+        let mut new = old.clone();
+        new[7] = kernel("k7", 1100.0, 0.001);
+        let md = text(&old, &new, Target::Markdown);
+        assert_eq!(md.lines().filter(|line| line.starts_with('|')).count(), 3, "{md}");
+        assert!(md.contains("299 lines without a difference"));
+        let rules = Rules { any_kernel: true, ..RULES };
+        assert_eq!(regression(("old", &old), ("new", &new), &rules).unwrap().lines.len(), 1);
+    }
+}

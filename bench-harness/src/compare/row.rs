@@ -1,0 +1,383 @@
+//! One result: a record of tokens, or a prediction for a class of hardware.
+
+use perjoule_catalogue::{Assumptions, Catalogue, Class, Costs, Estimate, Known, WhyNot, predict};
+use perjoule_record::{Provenance, Record, stats};
+
+use super::costs::Money;
+use super::workload::{Load, Phase};
+use crate::report::{kind_word, one_line};
+
+const MILLION: f64 = 1e6;
+const JOULES_PER_KWH: f64 = 3.6e6;
+
+/// A number with its interval, where one is known: 95 % of a measurement, 90 % of a prediction.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Quantity {
+    pub(crate) value: f64,
+    pub(crate) interval: Option<[f64; 2]>,
+}
+
+impl Quantity {
+    /// `None` for what is not a positive number.
+    fn new(value: f64, interval: Option<[f64; 2]>) -> Option<Quantity> {
+        let usable = |x: f64| x.is_finite() && x >= 0.0;
+        let interval = interval.filter(|[lo, hi]| usable(*lo) && usable(*hi));
+        (usable(value) && value > 0.0).then_some(Quantity { value, interval })
+    }
+
+    fn times(self, factor: f64) -> Option<Quantity> {
+        Quantity::new(self.value * factor, self.interval.map(|ends| ends.map(|end| end * factor)))
+    }
+
+    /// One over it.
+    pub(crate) fn inverse(self) -> Option<Quantity> {
+        // an interval that reaches down to nothing has no upper end here
+        let interval = self.interval.map(|[lo, hi]| [1.0 / hi, 1.0 / lo]);
+        Quantity::new(1.0 / self.value, interval)
+    }
+
+    /// Times a figure that may be in conflict: then the interval spans all of its values.
+    fn by(self, figure: &Known<f64>) -> Option<Quantity> {
+        match figure {
+            Known::Value(value) => self.times(*value),
+            Known::Conflict { values } => {
+                let lo = values.iter().copied().fold(f64::INFINITY, f64::min);
+                let hi = values.iter().copied().fold(0.0, f64::max);
+                let [own_lo, own_hi] = self.interval.unwrap_or([self.value; 2]);
+                Quantity::new(self.value * (lo * hi).sqrt(), Some([own_lo * lo, own_hi * hi]))
+            }
+            Known::Unknown | Known::Unsupported => None,
+        }
+    }
+}
+
+impl From<Estimate> for Quantity {
+    fn from(estimate: Estimate) -> Self {
+        Quantity { value: estimate.value, interval: Some([estimate.low, estimate.high]) }
+    }
+}
+
+/// Energy of a token and how it is known.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct EnergyOf {
+    pub(crate) joules_per_token: Quantity,
+    /// `measured`, `modelled`, `imported` or `unknown`.
+    pub(crate) kind: &'static str,
+    /// What the joules contain.
+    pub(crate) boundary: String,
+    pub(crate) source: String,
+}
+
+/// One result of a comparison.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Row {
+    pub(crate) name: String,
+    /// The file that it comes from.
+    pub(crate) file: Option<String>,
+    /// Id of the class, where it is known.
+    pub(crate) class: Option<String>,
+    pub(crate) devices: u32,
+    /// `measured`, `imported` or `modelled`.
+    pub(crate) provenance: &'static str,
+    pub(crate) load: Load,
+    pub(crate) tokens_per_s: Option<Quantity>,
+    pub(crate) share_of_roof: Option<Quantity>,
+    /// What the roof is made of.
+    pub(crate) roof: String,
+    pub(crate) energy: Option<EnergyOf>,
+    /// Joules of a token at the wall, where they are modelled beside those of the boards.
+    pub(crate) wall: Option<Quantity>,
+    /// USD of a million tokens at the price per hour.
+    pub(crate) usd_hire: Option<Quantity>,
+    /// USD of their electricity.
+    pub(crate) usd_energy: Option<Quantity>,
+    /// gCO2e of their electricity.
+    pub(crate) gco2e: Option<Quantity>,
+    /// What the electricity in both contains.
+    pub(crate) energy_cost_boundary: String,
+    pub(crate) usd_h_device: Option<f64>,
+    pub(crate) price_note: String,
+    /// What a prediction was calibrated from, or the test of a record.
+    pub(crate) basis: String,
+    pub(crate) notes: Vec<String>,
+}
+
+impl Row {
+    fn empty(name: String, provenance: &'static str, load: Load) -> Row {
+        Row {
+            name,
+            file: None,
+            class: None,
+            devices: 1,
+            provenance,
+            load,
+            tokens_per_s: None,
+            share_of_roof: None,
+            roof: String::new(),
+            energy: None,
+            wall: None,
+            usd_hire: None,
+            usd_energy: None,
+            gco2e: None,
+            energy_cost_boundary: String::new(),
+            usd_h_device: None,
+            price_note: String::new(),
+            basis: String::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// Names by which `--price` may call it.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        self.class.iter().map(String::as_str).chain([self.name.as_str()]).collect()
+    }
+
+    /// A valid record of tokens.
+    pub(crate) fn of_record(record: &Record, file: &str, catalogue: &Catalogue, money: &Money) -> Row {
+        let load = Load::of(record);
+        let provenance = match record.provenance {
+            Provenance::Measured => "measured",
+            Provenance::Imported => "imported",
+            Provenance::Modelled => "modelled",
+            _ => "unknown",
+        };
+        let mut row = Row::empty(one_line(&device_name(record)), provenance, load);
+        row.file = Some(file.to_owned());
+        row.class = record.device.device_class.clone();
+        let (w, t, e) = (&record.workload, &record.timing, &record.energy);
+        row.basis = w.token_test().unwrap_or_default();
+        row.roof = "ceilings measured in the same run".into();
+        if record.roof.roof_fraction.is_some_and(|share| share > 1.05) {
+            row.notes.push(
+                "more than the roof: what it reads stayed in a cache, or the ceiling is too low".into(),
+            );
+        }
+        for list in [&record.disturbances, &record.throttle_reasons].into_iter().flatten() {
+            row.notes.extend(
+                (!list.is_empty()).then(|| format!("measured under {}: it may be faster", list.join(", "))),
+            );
+        }
+
+        let (p, n) = (w.n_prompt.unwrap_or(0) as f64, w.n_gen.unwrap_or(0) as f64);
+        let serving = row.load.phase == Some(Phase::Serving);
+        // records count prompt and generated tokens alike
+        let counted = if serving { n / (p + n) } else { 1.0 };
+        row.tokens_per_s = rate(record).and_then(|rate| rate.times(counted));
+        row.share_of_roof = record.roof.roof_fraction.and_then(|share| {
+            let ends = t.ci95_ns.zip(t.median_ns).map(|(ci, ns)| [share * ns / ci.hi, share * ns / ci.lo]);
+            Quantity::new(share, ends)
+        });
+        let joules = if n > 0.0 { e.joules_per_output_token } else { e.joules_per_total_token };
+        row.energy = joules.and_then(|joules| {
+            let ends =
+                e.energy_ci95.zip(e.joules).map(|(ci, all)| [ci.lo * joules / all, ci.hi * joules / all]);
+            let kind = kind_word(e);
+            Some(EnergyOf {
+                joules_per_token: Quantity::new(joules, ends)?,
+                // a figure of another tool's meter is as imported as its rate
+                kind: if provenance == "imported" && kind == "unknown" { "imported" } else { kind },
+                boundary: one_line(e.energy_boundary.as_deref().unwrap_or("unknown")),
+                source: e.energy_source.clone().unwrap_or_else(|| "unknown".into()),
+            })
+        });
+        let class = row.class.as_deref().and_then(|id| catalogue.get(id));
+        let assumptions = money.assumptions(&row.names(), class);
+        let energy = row.energy.as_ref().map(|energy| energy.joules_per_token);
+        row.energy_cost_boundary = row.energy.as_ref().map(|e| e.boundary.clone()).unwrap_or_default();
+        row.costs(energy, &assumptions);
+        row
+    }
+
+    fn costs(&mut self, joules: Option<Quantity>, assumptions: &Assumptions) {
+        let seconds = self.tokens_per_s.and_then(|rate| rate.inverse());
+        let hours = seconds.and_then(|s| s.times(MILLION * f64::from(self.devices) / 3600.0));
+        self.usd_hire = hours.and_then(|hours| hours.by(&assumptions.usd_h_device));
+        let kwh = joules.and_then(|joules| joules.times(MILLION / JOULES_PER_KWH));
+        let facility = kwh.and_then(|kwh| kwh.by(&assumptions.pue));
+        self.usd_energy = facility.and_then(|kwh| kwh.by(&assumptions.usd_kwh));
+        self.gco2e = facility.and_then(|kwh| kwh.by(&assumptions.gco2e_kwh));
+        self.usd_h_device = assumptions.usd_h_device.upper();
+        self.price_note = assumptions.price_note.clone();
+    }
+
+    /// What a class will do, on `devices` of it or the fewest that hold the model. Where there is no prediction, the notes say why.
+    pub(crate) fn predicted(class: &Class, devices: Option<u32>, load: &Load, money: &Money) -> Row {
+        let mut row = Row::empty(class.id.clone(), "modelled", load.clone());
+        row.class = Some(class.id.clone());
+        let work = match load.modelled() {
+            Ok(work) => work,
+            Err(error) => {
+                row.notes.push(format!("no prediction: {error}"));
+                return row;
+            }
+        };
+        let mut count = devices.unwrap_or(1);
+        let prediction = loop {
+            match predict(class, count, &work) {
+                Err(WhyNot::DoesNotFit { min_devices: Some(least), .. })
+                    if devices.is_none() && least > count =>
+                {
+                    count = least;
+                }
+                other => break other,
+            }
+        };
+        row.devices = count;
+        let prediction = match prediction {
+            Ok(prediction) => prediction,
+            Err(why) => {
+                row.notes.push(format!("no prediction: {why}"));
+                return row;
+            }
+        };
+        row.tokens_per_s = Some(prediction.tokens_per_s.into());
+        row.share_of_roof = Some(prediction.tokens_per_s.times(1.0 / prediction.roof).into());
+        row.roof = format!("published {} of the class", prediction.limit);
+        row.basis = prediction.calibration.clone();
+        row.notes = prediction.notes.clone();
+        row.energy = prediction.board.map(|power| EnergyOf {
+            joules_per_token: power.joules_per_token.into(),
+            kind: "modelled",
+            boundary: "board".into(),
+            source: "the catalogue's model of power, calibrated from published rows".into(),
+        });
+        row.wall = prediction.wall.map(|power| power.joules_per_token.into());
+        let assumptions = money.assumptions(&row.names(), Some(class));
+        row.usd_h_device = assumptions.usd_h_device.upper();
+        row.price_note = assumptions.price_note.clone();
+        let costs = Costs::new(&prediction, class, count, assumptions);
+        row.usd_hire = costs.usd_hire.map(Quantity::from);
+        row.usd_energy = costs.usd_energy.map(Quantity::from);
+        row.gco2e = costs.gco2e.map(Quantity::from);
+        row.energy_cost_boundary = if row.gco2e.is_some() { "wall".into() } else { String::new() };
+        row
+    }
+}
+
+/// The device in words: its own name and the threads that worked.
+fn device_name(record: &Record) -> String {
+    let d = &record.device;
+    let name = d.device_name.as_ref().or(record.environment.cpu_model.as_ref()).or(d.device.as_ref());
+    let mut text = name.cloned().unwrap_or_else(|| "unknown device".into());
+    if let Some(threads) = record.workload.n_threads {
+        text.push_str(&format!(", {threads} threads"));
+    }
+    text
+}
+
+/// Tokens a second as the record has them: the mean of the samples' rates with Student's 95 % interval, else from the median.
+fn rate(record: &Record) -> Option<Quantity> {
+    let t = &record.timing;
+    if let Some(mean) = t.avg_ts {
+        let n = t.samples_ns.as_ref().map_or(0, Vec::len);
+        let half = t.stddev_ts.filter(|_| n >= 2).map(|sd| student(n - 1) * sd / (n as f64).sqrt());
+        return Quantity::new(mean, half.map(|half| [(mean - half).max(0.0), mean + half]));
+    }
+    let w = &record.workload;
+    let tokens = (w.n_prompt.unwrap_or(0) + w.n_gen.unwrap_or(0)) as f64 * w.n_parallel? as f64;
+    let ns = t.median_ns.or_else(|| stats::median(t.samples_ns.as_deref()?))?;
+    let ends = t.ci95_ns.map(|ci| [tokens * 1e9 / ci.hi, tokens * 1e9 / ci.lo]);
+    Quantity::new(tokens * 1e9 / ns, ends)
+}
+
+/// Student's t at 97.5 % for degrees of freedom from 1 (any table of the distribution has these).
+fn student(freedom: usize) -> f64 {
+    const T: [f64; 30] = [
+        12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
+        2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048,
+        2.045, 2.042,
+    ];
+    // beyond the table the difference to the normal distribution falls with the degrees of freedom
+    T.get(freedom.max(1) - 1).copied().unwrap_or(1.960 + 2.46 / freedom as f64)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use perjoule_record::{EnergyKind, Environment, Interval, Kind};
+
+    pub(crate) fn money() -> Money {
+        Money::new("ohio", Some(1.2), None, &[]).unwrap()
+    }
+
+    /// 100 tokens/s, 2 J/token within the package.
+    pub(crate) fn record(model: &str, n_parallel: u64) -> Record {
+        let mut record = Record::new(Kind::Tokens, &Environment::default());
+        record.device.device_name = Some("Test CPU".into());
+        let w = &mut record.workload;
+        (w.model, w.dtype, w.n_threads) = (Some(model.into()), Some("bf16".into()), Some(2));
+        (w.n_prompt, w.n_gen, w.n_depth, w.n_parallel) = (Some(0), Some(10), Some(0), Some(n_parallel));
+        record.timing.set_samples(vec![1e8 * n_parallel as f64; 5], 1);
+        record.timing.derive_token_rates(10 * n_parallel);
+        record.energy.joules = Some(20.0);
+        record.energy.joules_per_output_token = Some(2.0);
+        record.energy.energy_ci95 = Some(Interval { lo: 10.0, hi: 40.0 });
+        record.energy.energy_kind = Some(EnergyKind::Modelled);
+        record.energy.energy_boundary = Some("package".into());
+        record
+    }
+
+    #[test]
+    fn a_record_keeps_its_numbers_and_its_words() {
+        let catalogue = Catalogue::builtin();
+        let money = Money::new("ohio", Some(1.2), Some(0.1), &["test cpu, 2 threads=3.6".into()]).unwrap();
+        let row = Row::of_record(&record("llama-3.1-8b", 1), "a.jsonl", &catalogue, &money);
+        assert_eq!((row.provenance, row.name.as_str()), ("measured", "Test CPU, 2 threads"));
+        assert!((row.tokens_per_s.unwrap().value - 100.0).abs() < 1e-9);
+        let energy = row.energy.unwrap();
+        assert_eq!((energy.kind, energy.boundary.as_str()), ("modelled", "package"));
+        assert_eq!(energy.joules_per_token, Quantity { value: 2.0, interval: Some([1.0, 4.0]) });
+        // 1e6 tokens take 1e4 s, which is 10/3.6 h; 2 MJ are 1/1.8 kWh
+        let near = |q: Option<Quantity>, value: f64| (q.unwrap().value / value - 1.0).abs() < 1e-9;
+        assert!(near(row.usd_hire, 10.0));
+        assert!(near(row.usd_energy, 1.2 * 0.1 / 1.8));
+        assert!(near(row.gco2e, 1.2 * 323.0 / 1.8));
+    }
+
+    #[test]
+    fn serving_counts_generated_tokens() {
+        let mut both = record("llama-3.1-8b", 1);
+        both.workload.n_prompt = Some(30);
+        both.timing.derive_token_rates(40);
+        let row = Row::of_record(&both, "a", &Catalogue::builtin(), &money());
+        assert_eq!(row.load.phase, Some(Phase::Serving));
+        assert!((row.tokens_per_s.unwrap().value - 100.0).abs() < 1e-9, "10 of 40 tokens are generated");
+    }
+
+    #[test]
+    fn numbers_that_are_none_give_no_cell() {
+        let mut bad = record("llama-3.1-8b", 1);
+        (bad.timing.avg_ts, bad.energy.joules_per_output_token) = (Some(f64::NAN), Some(f64::INFINITY));
+        let row = Row::of_record(&bad, "a", &Catalogue::builtin(), &money());
+        assert_eq!((row.tokens_per_s, row.energy, row.usd_hire, row.gco2e), (None, None, None, None));
+        let mut huge = record("llama-3.1-8b", 1);
+        huge.timing.avg_ts = Some(1e308);
+        let row = Row::of_record(&huge, "a", &Catalogue::builtin(), &money());
+        assert_eq!(row.tokens_per_s.unwrap().value, 1e308);
+    }
+
+    #[test]
+    fn a_class_is_given_the_fewest_devices_that_hold_the_model() {
+        let catalogue = Catalogue::builtin();
+        let class = catalogue.get("nvidia-h100-sxm").unwrap();
+        let load = |model: &str| Load { model: Some(model.into()), ..Load::of(&record("x", 1)) };
+        let row = Row::predicted(class, None, &load("llama-3.1-8b"), &money());
+        assert_eq!((row.devices, row.provenance), (1, "modelled"));
+        assert!(row.tokens_per_s.unwrap().interval.is_some() && row.usd_hire.is_some());
+        assert_eq!(row.energy.unwrap().boundary, "board");
+        assert_eq!(row.energy_cost_boundary, "wall");
+        assert_eq!(Row::predicted(class, None, &load("llama-3.1-70b"), &money()).devices, 2);
+        let tight = Row::predicted(class, Some(1), &load("llama-3.1-70b"), &money());
+        assert!(tight.tokens_per_s.is_none() && tight.notes[0].contains("2 devices hold it"), "{tight:?}");
+        let inferentia =
+            Row::predicted(catalogue.get("aws-inferentia2").unwrap(), None, &load("llama-3.1-8b"), &money());
+        assert!(inferentia.energy.is_none(), "no TDP, no energy");
+        assert!(inferentia.notes.iter().any(|note| note.contains("no power or energy")));
+    }
+
+    #[test]
+    fn student_is_that_of_the_tables() {
+        assert_eq!((student(1), student(4), student(30)), (12.706, 2.776, 2.042));
+        assert!((student(60) - 2.000).abs() < 0.002 && (student(120) - 1.980).abs() < 0.002);
+    }
+}

@@ -1,0 +1,744 @@
+//! Charts as Vega-Lite specifications that name their data; the page's script supplies it.
+//!
+//! Colours are Okabe and Ito's, each with a shape of its own; text, axes and lines take the page's colour, so that light, dark and print
+//! need no second specification. What is modelled is hollow and dashed and carries the word.
+
+use perjoule_record::{Kind, Provenance, Record};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use super::data::{self, Dataset, OTHERS, clip, rounded};
+use crate::report::units::si;
+
+const COLOURS: [&str; 7] = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C"];
+const SHAPES: [&str; 7] =
+    ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right"];
+/// Rows that a chart with a line of text for each can show.
+const ROWS: usize = 24;
+/// Marks beyond which the best of each row stand for the others.
+const MARKS: usize = 400;
+/// Charts of one kind: devices with a roofline, ops with a chart of their own.
+const CHARTS: usize = 6;
+/// What a logarithmic axis can show; the table has the rest.
+const RANGE: std::ops::Range<f64> = 1e-15..1e15;
+
+/// A chart and what stands around it.
+#[derive(Debug, Clone)]
+pub(crate) struct Chart {
+    /// Unique on the page.
+    pub(crate) id: String,
+    pub(crate) title: String,
+    /// What it shows and how to read it.
+    pub(crate) caption: String,
+    /// What it shows, for those who do not see it.
+    pub(crate) label: String,
+    /// Name of the dataset that it draws, and which of its rows.
+    pub(crate) dataset: &'static str,
+    pub(crate) rows: Vec<usize>,
+    /// Columns of its table.
+    pub(crate) columns: &'static [&'static str],
+    pub(crate) spec: Value,
+}
+
+/// Appearance shared by all charts.
+pub(crate) fn config() -> Value {
+    let ink = "currentColor";
+    json!({
+        "background": "transparent",
+        "font": "system-ui, sans-serif",
+        "view": {"stroke": null},
+        "axis": {
+            "labelColor": ink, "titleColor": ink, "domainColor": ink, "tickColor": ink, "gridColor": ink, "gridOpacity": 0.13,
+            "domainOpacity": 0.5, "tickOpacity": 0.5, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
+        },
+        "legend": {
+            "labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12, "symbolSize": 80,
+            "orient": "bottom", "direction": "vertical", "symbolStrokeWidth": 1.5, "titleLimit": 260,
+        },
+        "text": {"fontSize": 12, "fill": ink},
+        "rule": {"color": ink},
+    })
+}
+
+fn drawable(value: Option<f64>) -> bool {
+    value.is_some_and(|x| RANGE.contains(&x))
+}
+
+/// Stroke, fill and shape by a column, in the order given; hollow and dashed where `hollow` holds the word.
+fn marks(field: &str, title: Option<&str>, names: &[&str], hollow: &str) -> Value {
+    let at =
+        |name: &&str, i: usize| if *name == OTHERS { COLOURS.len() - 1 } else { i % (COLOURS.len() - 1) };
+    let indices: Vec<usize> = names.iter().enumerate().map(|(i, name)| at(name, i)).collect();
+    let pick = |list: &[&'static str]| indices.iter().map(|&i| list[i]).collect::<Vec<_>>();
+    let longest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+    let columns = if longest > 18 { 1 } else { 3 };
+    let legend = match title {
+        Some(title) => {
+            json!({"title": title, "columns": columns, "labelLimit": 270, "symbolFillColor": "transparent"})
+        }
+        None => Value::Null,
+    };
+    let colour = json!({
+        "field": field, "type": "nominal", "scale": {"domain": names, "range": pick(&COLOURS)}, "legend": legend,
+    });
+    let modelled = format!("datum.{hollow} === 'modelled'");
+    json!({
+        "stroke": colour.clone(),
+        "fill": colour,
+        "shape": {"field": field, "type": "nominal", "scale": {"domain": names, "range": pick(&SHAPES)}, "legend": legend},
+        "fillOpacity": {"condition": {"test": modelled, "value": 0}, "value": 0.75},
+        "strokeDash": {"condition": {"test": modelled, "value": [3, 1.5]}, "value": [1, 0]},
+    })
+}
+
+fn with(mut base: Value, more: Value) -> Value {
+    if let (Some(base), Value::Object(more)) = (base.as_object_mut(), more) {
+        base.extend(more);
+    }
+    base
+}
+
+fn tooltip(fields: &[(&str, &str, bool)]) -> Value {
+    let field = |&(field, title, number): &(&str, &str, bool)| match number {
+        true => json!({"field": field, "title": title, "type": "quantitative", "format": ".3~g"}),
+        false => json!({"field": field, "title": title, "type": "nominal"}),
+    };
+    fields.iter().map(field).collect()
+}
+
+/// The names of `field` in `rows`, in the order of their first row, the rest last.
+fn names<'a>(data: &'a Dataset, field: &str, rows: &[usize]) -> Vec<&'a str> {
+    let mut seen = HashSet::new();
+    let mut list: Vec<&str> = rows.iter().map(|&row| data.text(field, row)).collect();
+    list.retain(|name| seen.insert(*name));
+    list.sort_by_key(|name| *name == OTHERS);
+    list
+}
+
+/// All charts that the data has something for.
+pub(crate) fn all(records: &[Record], kernels: &Dataset, tokens: &Dataset, power: &Dataset) -> Vec<Chart> {
+    let mut charts = rooflines(records, kernels);
+    charts.extend(tokens_by_device(tokens));
+    charts.extend(sweeps(tokens));
+    charts.extend(by_shape(kernels));
+    charts.extend(power_over_time(power));
+    charts
+}
+
+// ---------------------------------------------------------------------------------------------------------------- rooflines
+
+/// An upper limit of arithmetic, for one dtype and those that are taken to equal it.
+#[derive(Debug, Clone, PartialEq)]
+struct Peak {
+    gflops: f64,
+    measured: Vec<String>,
+    modelled: Vec<String>,
+}
+
+impl Peak {
+    fn label(&self) -> String {
+        let list = |list: &[String]| list.join(", ");
+        let rate = si(self.gflops);
+        match (self.measured.is_empty(), self.modelled.is_empty()) {
+            (false, true) => format!("{} {rate} GFLOP/s", list(&self.measured)),
+            (false, false) => {
+                format!("{} {rate} GFLOP/s\nmodelled alike: {}", list(&self.measured), list(&self.modelled))
+            }
+            (true, _) => format!("{} {rate} GFLOP/s\nmodelled", list(&self.modelled)),
+        }
+    }
+}
+
+/// The ceilings of a device: the best that any probe of these records saw.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Roofs {
+    peaks: Vec<Peak>,
+    gbps: Option<f64>,
+}
+
+impl Roofs {
+    pub(crate) fn of(records: &[Record], device: &str) -> Self {
+        let usable = |value: Option<f64>| value.filter(|x| RANGE.contains(x));
+        // rates by dtype as ceilings, then what kernels were held against
+        let mut ceilings: BTreeMap<&str, (f64, bool)> = BTreeMap::new();
+        let mut held: BTreeMap<&str, f64> = BTreeMap::new();
+        let mut gbps: Option<f64> = None;
+        let raise = |best: &mut Option<f64>, value: Option<f64>| {
+            *best = best.map_or(value, |best| Some(value.map_or(best, |value| best.max(value))));
+        };
+        for record in records.iter().filter(|r| r.valid && data::device(r) == device) {
+            let dtype = record.workload.dtype.as_deref().unwrap_or("");
+            match record.kind {
+                Kind::Ceiling if record.workload.op.as_deref() == Some("multiply_add") => {
+                    if let Some(rate) = usable(record.timing.gflops) {
+                        let modelled = record.provenance == Provenance::Modelled;
+                        let entry = ceilings.entry(dtype).or_insert((rate, modelled));
+                        *entry = (entry.0.max(rate), entry.1 && modelled);
+                    }
+                }
+                Kind::Ceiling if record.workload.op.as_deref() == Some("read") => {
+                    raise(&mut gbps, usable(record.timing.gbps));
+                }
+                Kind::Kernel => {
+                    raise(&mut gbps, usable(record.roof.roof_gbps));
+                    if let Some(rate) = usable(record.roof.roof_gflops) {
+                        let entry = held.entry(dtype).or_insert(rate);
+                        *entry = entry.max(rate);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let mut peaks: Vec<Peak> = Vec::new();
+        // measured ones first: a modelled one equal to it joins it
+        for pass in [false, true] {
+            for (&dtype, &(rate, modelled)) in ceilings.iter().filter(|(_, (_, modelled))| *modelled == pass)
+            {
+                let same = |peak: &&mut Peak| (peak.gflops / rate - 1.0).abs() < 0.01;
+                let peak = match peaks.iter_mut().find(same) {
+                    Some(peak) => peak,
+                    None => {
+                        peaks.push(Peak { gflops: rate, measured: Vec::new(), modelled: Vec::new() });
+                        let last = peaks.len() - 1;
+                        &mut peaks[last]
+                    }
+                };
+                if modelled { &mut peak.modelled } else { &mut peak.measured }.push(clip(dtype));
+            }
+        }
+        for (dtype, rate) in held {
+            let shown = clip(dtype);
+            let names = |peak: &Peak| peak.measured.contains(&shown) || peak.modelled.contains(&shown);
+            let near = |peak: &Peak| (peak.gflops / rate - 1.0).abs() < 0.01;
+            if let Some(i) = peaks.iter().position(names) {
+                peaks[i].gflops = peaks[i].gflops.max(rate);
+            } else if let Some(i) = peaks.iter().position(near) {
+                peaks[i].measured.push(shown);
+            } else {
+                peaks.push(Peak { gflops: rate, measured: vec![shown], modelled: Vec::new() });
+            }
+        }
+        Roofs { peaks, gbps }
+    }
+}
+
+fn rooflines(records: &[Record], kernels: &Dataset) -> Vec<Chart> {
+    let mut by_device: Vec<(&str, Vec<usize>)> =
+        kernels.distinct("device").iter().map(|d| (d.as_str(), Vec::new())).collect();
+    let mut left = 0;
+    for row in 0..kernels.len() {
+        let shown = kernels.number("drawn", row) == Some(1.0)
+            && drawable(kernels.number("intensity", row))
+            && drawable(kernels.number("gflops", row));
+        let device = kernels.text("device", row);
+        match by_device.iter_mut().find(|(of, _)| *of == device) {
+            Some((_, rows)) if shown => rows.push(row),
+            _ => left += 1,
+        }
+    }
+    by_device.retain(|(_, rows)| !rows.is_empty());
+    by_device.sort_by_key(|(_, rows)| std::cmp::Reverse(rows.len()));
+    let devices = by_device.len();
+    let charts = by_device.into_iter().take(CHARTS).enumerate();
+    charts.map(|(i, (device, rows))| roofline(records, kernels, device, rows, i, left, devices)).collect()
+}
+
+fn roofline(
+    records: &[Record],
+    kernels: &Dataset,
+    device: &str,
+    rows: Vec<usize>,
+    index: usize,
+    left: usize,
+    devices: usize,
+) -> Chart {
+    // the dataset's device is cut to what a page shows; the records' may be longer
+    let whole = records.iter().map(data::device).find(|whole| clip(whole) == device);
+    let roofs = Roofs::of(records, whole.as_deref().unwrap_or(device));
+    let values = |key: &str| rows.iter().filter_map(|&row| kernels.number(key, row)).collect::<Vec<_>>();
+    let (xs, ys) = (values("intensity"), values("gflops"));
+    let smallest = |list: &[f64]| list.iter().copied().fold(f64::INFINITY, f64::min);
+    let largest = |list: &[f64]| list.iter().copied().fold(0.0, f64::max);
+    let peak = roofs.peaks.iter().map(|p| p.gflops).fold(0.0, f64::max);
+    let ridge = roofs.gbps.map_or(0.0, |gbps| peak / gbps);
+    let mut x = [smallest(&xs) / 2.0, (largest(&xs) * 2.0).max(ridge * 8.0)];
+    if ridge > 0.0 {
+        x[0] = x[0].min(ridge / 8.0);
+    }
+    let y = [smallest(&ys) / 2.0, largest(&ys).max(peak) * 8.0];
+    let mut lines = Vec::new();
+    let (mut labels, mut sublabels) = (Vec::new(), Vec::new());
+    let mut point = |x: f64, y: f64, roof: &str, modelled: bool| {
+        lines.push(json!({"x": rounded(x), "y": rounded(y), "roof": roof, "modelled": modelled}));
+    };
+    for p in &roofs.peaks {
+        let (label, modelled) = (p.label(), p.measured.is_empty());
+        let start = roofs.gbps.map_or(x[0], |gbps| p.gflops / gbps);
+        point(start, p.gflops, &label, modelled);
+        point(x[1], p.gflops, &label, modelled);
+        let (above, below) = label.split_once('\n').unwrap_or((&label, ""));
+        labels.push(json!({"x": x[1], "y": rounded(p.gflops), "roof": above}));
+        if !below.is_empty() {
+            sublabels.push(json!({"x": x[1], "y": rounded(p.gflops), "roof": below}));
+        }
+    }
+    let mut slope = Vec::new();
+    if let Some(gbps) = roofs.gbps {
+        let label = format!("memory read {} GB/s", si(gbps));
+        let end = if ridge > 0.0 { ridge } else { x[1] };
+        let start = x[0].max(y[0] / gbps);
+        point(start, start * gbps, &label, false);
+        point(end, end * gbps, &label, false);
+        // above the roofs there are no points to write over
+        slope.push(json!({"x": rounded(x[0]), "y": rounded(y[1] / 1.4), "roof": format!("slope: {label}")}));
+    }
+    let ops = names(kernels, "group", &rows);
+    let scale = |domain: [f64; 2]| json!({"type": "log", "domain": domain.map(rounded), "nice": false});
+    let axis = json!({"format": ".6~g", "labelOverlap": true, "tickCount": 6});
+    let xs = |field: &str| json!({"field": field, "type": "quantitative", "scale": scale(x), "axis": with(axis.clone(), json!({"title": "arithmetic intensity, flop/byte"}))});
+    let ys = |field: &str| json!({"field": field, "type": "quantitative", "scale": scale(y), "axis": with(axis.clone(), json!({"title": "GFLOP/s"}))});
+    let size = if rows.len() > 500 { 18 } else { 55 };
+    let text = |values: Vec<Value>, align: &str, baseline: &str, dx: f64, dy: f64| {
+        json!({
+            "data": {"values": values},
+            "mark": {
+                "type": "text", "align": align, "baseline": baseline, "dx": dx, "dy": dy,
+                "limit": {"expr": "width - 8"}, "fontWeight": "bold",
+            },
+            "encoding": {"x": xs("x"), "y": ys("y"), "text": {"field": "roof", "type": "nominal"}},
+        })
+    };
+    let spec = json!({
+        "width": "container",
+        "height": 380,
+        "layer": [
+            {
+                "data": {"values": lines},
+                "mark": {"type": "line", "color": "currentColor", "strokeWidth": 2, "clip": true},
+                "encoding": {
+                    "x": xs("x"), "y": ys("y"), "detail": {"field": "roof", "type": "nominal"},
+                    "strokeDash": {"condition": {"test": "datum.modelled", "value": [5, 4]}, "value": [1, 0]},
+                },
+            },
+            {
+                "data": {"name": "kernels"},
+                "mark": {"type": "point", "size": size, "strokeWidth": 1.2},
+                "encoding": with(marks("group", Some("op"), &ops, "from"), json!({
+                    "x": xs("intensity"),
+                    "y": ys("gflops"),
+                    "tooltip": tooltip(&[
+                        ("kernel", "kernel", false), ("op", "op", false), ("shape", "shape", false), ("dtype", "dtype", false),
+                        ("gflops", "GFLOP/s", true), ("intensity", "flop/byte", true), ("roof", "of roof (share)", true),
+                        ("cache", "cache", false), ("from", "time is", false), ("notes", "notes", false),
+                    ]),
+                })),
+            },
+            text(labels, "right", "bottom", -2.0, -20.0),
+            text(sublabels, "right", "bottom", -2.0, -5.0),
+            text(slope, "left", "middle", 4.0, 2.0),
+        ],
+    });
+    // what lies above its roof is suspicious, not good
+    let share = |row: usize| kernels.number("roof", row).unwrap_or(0.0);
+    let credible = rows.iter().filter(|&&row| share(row) <= 1.05);
+    let best = credible.max_by(|a, b| share(**a).total_cmp(&share(**b)));
+    let best = best.map(|&row| {
+        let (kernel, share) = (kernels.text("kernel", row), kernels.shown("roof", row));
+        format!(" Nearest to the roof: {kernel} at {share}.")
+    });
+    let best = best.unwrap_or_default();
+    let roof = match (roofs.gbps.is_some(), roofs.peaks.is_empty()) {
+        (false, true) => "No ceiling was measured, so there is no roof to hold them against.".to_owned(),
+        _ => {
+            "Lines are the ceilings: the best that any probe of these records saw; a dashed one is modelled."
+                .to_owned()
+        }
+    };
+    let mut caption = format!(
+        "Each point is a kernel on one shape, by how much it computes for each byte it must move and how fast it is. {roof} \
+         Left of the ridge memory limits, right of it arithmetic. A hollow, dashed point is modelled.{best}"
+    );
+    if left > 0 && index == 0 {
+        caption += &format!(
+            " Not drawn: {left} results that are invalid, or count no operations or no bytes; the table has them."
+        );
+    }
+    if devices > CHARTS && index == 0 {
+        caption += &format!(
+            " {CHARTS} of {devices} devices have a plot here, those with most kernels; the table has all."
+        );
+    }
+    let label = format!(
+        "Roofline plot of {device}: {} kernel results, logarithmic axes, {} ops.{best}",
+        rows.len(),
+        ops.len()
+    );
+    Chart {
+        id: format!("roofline-{}", index + 1),
+        title: format!("Roofline of {device}"),
+        caption,
+        label,
+        dataset: "kernels",
+        rows,
+        columns: &["op", "dtype", "shape", "kernel", "intensity", "gflops", "roof", "from"],
+        spec,
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ rows of labelled intervals
+
+/// What a chart of rows shows along its axis.
+struct Figure {
+    value: &'static str,
+    low: &'static str,
+    high: &'static str,
+    title: &'static str,
+    /// Column that says whether it is modelled.
+    kind: &'static str,
+}
+
+/// Which rows a chart of labelled intervals shows: at most so many labels, and the best of each where there are too many marks.
+/// The words say what was left out.
+fn chosen(
+    data: &Dataset,
+    rows: Vec<usize>,
+    value: &str,
+    by: &str,
+    better_high: bool,
+) -> (Vec<usize>, String) {
+    let labels = names(data, "where", &rows);
+    let all = labels.len();
+    let kept: HashSet<&str> = labels.into_iter().take(ROWS).collect();
+    let mut rows: Vec<usize> =
+        rows.into_iter().filter(|&row| kept.contains(data.text("where", row))).collect();
+    let mut words = String::new();
+    if all > ROWS {
+        words += &format!(" The first {ROWS} of {all} rows are drawn; the table has all.");
+    }
+    if rows.len() > MARKS {
+        let mut best: HashMap<(&str, &str), usize> = HashMap::new();
+        for &row in &rows {
+            let entry = best.entry((data.text("where", row), data.text(by, row))).or_insert(row);
+            let (a, b) = (data.number(value, row), data.number(value, *entry));
+            if if better_high { a > b } else { a < b } {
+                *entry = row;
+            }
+        }
+        let kept: BTreeSet<usize> = best.into_values().collect();
+        words += &format!(
+            " Of {} results the best of each row and kernel are drawn; the table has all.",
+            rows.len()
+        );
+        rows = kept.into_iter().collect();
+    }
+    (rows, words)
+}
+
+/// Rows of points with intervals, each row under its own line of text: long names then fit a narrow screen.
+fn intervals(data: &Dataset, name: &str, rows: &[usize], figure: &Figure, series: (&str, &str)) -> Value {
+    let values: Vec<f64> = rows.iter().filter_map(|&row| data.number(figure.value, row)).collect();
+    let ends = |key: &'static str| {
+        rows.iter().filter_map(|&row| data.number(key, row)).filter(|x| RANGE.contains(x))
+    };
+    let (low, high) = ends(figure.low)
+        .chain(ends(figure.high))
+        .chain(values.iter().copied())
+        .fold((f64::INFINITY, 0.0f64), |(low, high), x| (low.min(x), high.max(x)));
+    let scale = if high / low > 30.0 {
+        json!({"type": "log", "domain": [rounded(low / 1.5), rounded(high * 1.5)], "nice": false})
+    } else {
+        json!({"zero": true, "nice": true})
+    };
+    let x = |field: &str| {
+        json!({
+            "field": field, "type": "quantitative", "scale": scale, "title": figure.title,
+            "axis": {"format": ".6~g", "labelOverlap": true, "tickCount": 6, "orient": "top"},
+        })
+    };
+    let labels = names(data, "where", rows);
+    let y = json!({
+        "field": "where", "type": "nominal", "sort": labels, "axis": null, "scale": {"paddingInner": 0, "paddingOuter": 0},
+    });
+    let modelled = format!("datum.{} === 'modelled'", figure.kind);
+    let mut shown = names(data, series.0, rows);
+    if series.0 == "phase" {
+        // prefill has the first colour, whichever came first
+        shown.sort_by(|a, b| b.cmp(a));
+    }
+    let dash = json!({"condition": {"test": modelled, "value": [2, 2]}, "value": [1, 0]});
+    json!({
+        "width": "container",
+        // not a step: Vega-Lite warns of one beside a fitted width
+        "height": 40 * labels.len(),
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "data": {"name": name},
+        "layer": [
+            {
+                "mark": {"type": "rule", "yOffset": 8, "strokeWidth": 1.5, "opacity": 0.7, "clip": true},
+                "transform": [{"filter": format!("isValid(datum.{0}) && datum.{0} > 0", figure.low)}],
+                "encoding": {"x": x(figure.low), "x2": {"field": figure.high}, "y": y, "strokeDash": dash},
+            },
+            {
+                "mark": {"type": "point", "yOffset": 8, "size": 90, "strokeWidth": 2},
+                "encoding": with(marks(series.0, Some(series.1), &shown, figure.kind), json!({
+                    "x": x(figure.value),
+                    "y": y,
+                    "tooltip": tooltip(&[
+                        ("where", "what", false), ("kernel", "kernel", false), (figure.value, figure.title, true),
+                        (figure.low, "95 % from", true), (figure.high, "to", true), ("roof", "of roof (share)", true),
+                        (figure.kind, "figure is", false), ("notes", "notes", false),
+                    ]),
+                })),
+            },
+            {
+                "transform": [
+                    {"aggregate": [{"op": "max", "field": "is_modelled", "as": "any"}], "groupby": ["where"]},
+                    {"calculate": "datum.any ? datum.where + ' · modelled' : datum.where", "as": "words"},
+                ],
+                "mark": {"type": "text", "align": "left", "dx": 2, "yOffset": -10, "limit": {"expr": "width - 4"}},
+                "encoding": {"x": {"value": 0}, "y": y, "text": {"field": "words", "type": "nominal"}},
+            },
+        ],
+        "transform": [{"calculate": format!("{modelled} ? 1 : 0"), "as": "is_modelled"}],
+    })
+}
+
+fn by_shape(kernels: &Dataset) -> Vec<Chart> {
+    let mut by_op: Vec<(&str, Vec<usize>)> =
+        kernels.distinct("op").iter().map(|op| (op.as_str(), Vec::new())).collect();
+    for row in (0..kernels.len()).filter(|&row| kernels.number("drawn", row) == Some(1.0)) {
+        let op = kernels.text("op", row);
+        if let Some((_, rows)) = by_op.iter_mut().find(|(of, _)| *of == op) {
+            rows.push(row);
+        }
+    }
+    by_op.sort_by_key(|(_, rows)| std::cmp::Reverse(rows.len()));
+    let ops = by_op.len();
+    let charts = by_op.into_iter().take(CHARTS).enumerate();
+    charts
+        .filter_map(|(i, (op, rows))| {
+            let computes = rows.iter().any(|&row| drawable(kernels.number("gflops", row)));
+            let figure = if computes {
+                Figure { value: "gflops", low: "gflops_lo", high: "gflops_hi", title: "GFLOP/s", kind: "from" }
+            } else {
+                Figure { value: "gbps", low: "gbps_lo", high: "gbps_hi", title: "GB/s", kind: "from" }
+            };
+            let rows: Vec<usize> =
+                rows.into_iter().filter(|&row| drawable(kernels.number(figure.value, row))).collect();
+            let (rows, left) = chosen(kernels, rows, figure.value, "kernel", true);
+            if rows.is_empty() {
+                return None;
+            }
+            let best = rows.iter().copied().max_by(|&a, &b| {
+                let value = |row| kernels.number(figure.value, row).unwrap_or(0.0);
+                value(a).total_cmp(&value(b))
+            })?;
+            let best = format!(
+                " Fastest: {} at {} {} on {}.",
+                kernels.text("kernel", best),
+                kernels.shown(figure.value, best),
+                figure.title,
+                kernels.text("where", best)
+            );
+            let more = match i {
+                0 if ops > CHARTS => format!(
+                    " {CHARTS} of {ops} ops have a chart here, those with most results; the table has all."
+                ),
+                _ => String::new(),
+            };
+            let title = figure.title;
+            Some(Chart {
+                id: format!("shapes-{}", i + 1),
+                title: format!("{op}: {title} by shape"),
+                caption: format!(
+                    "A row for each shape and dtype, a point for each kernel, with the 95 % interval of its median. A hollow, dashed \
+                     point is modelled.{best}{left}{more}"
+                ),
+                label: format!("{title} of {op} by shape and kernel, {} results.{best}", rows.len()),
+                spec: intervals(kernels, "kernels", &rows, &figure, ("series", "kernel")),
+                dataset: "kernels",
+                rows,
+                columns: match computes {
+                    true => &["where", "kernel", "cache", "gflops", "gflops_lo|gflops_hi", "roof", "from"],
+                    false => &["where", "kernel", "cache", "gbps", "gbps_lo|gbps_hi", "roof", "from"],
+                },
+            })
+        })
+        .collect()
+}
+
+fn tokens_by_device(tokens: &Dataset) -> Vec<Chart> {
+    let rates = Figure { value: "ts", low: "ts_lo", high: "ts_hi", title: "tokens/s", kind: "from" };
+    let joules =
+        Figure { value: "joules", low: "joules_lo", high: "joules_hi", title: "J/token", kind: "energy" };
+    let mut charts = Vec::new();
+    for (figure, id, title, read) in [
+        (
+            rates,
+            "token-rate",
+            "Tokens per second by device",
+            "Tokens of all sequences together; a point is the mean of the repetitions, its line the 95 % interval of the median. \
+             Prefill reads prompts, many tokens at once; decode makes one token of each sequence a step.",
+        ),
+        (
+            joules,
+            "token-energy",
+            "Joules per token by device",
+            "Gross energy of a token, prompt tokens for prefill and generated ones for decode, with the interval of the meter or the \
+             band of the model. Less is better.",
+        ),
+    ] {
+        let shown = |&row: &usize| {
+            tokens.number("drawn", row) == Some(1.0) && drawable(tokens.number(figure.value, row))
+        };
+        let rows: Vec<usize> = (0..tokens.len()).filter(shown).collect();
+        let (rows, left) = chosen(tokens, rows, figure.value, "phase", figure.value == "ts");
+        if rows.is_empty() {
+            continue;
+        }
+        let modelled = rows.iter().filter(|&&row| tokens.text(figure.kind, row) == "modelled").count();
+        let words = match modelled {
+            0 => " All of them are measured.".to_owned(),
+            n if n == rows.len() => " All of them are modelled, not measured: hollow and dashed.".to_owned(),
+            n => format!(" {n} of {} are modelled, not measured: hollow and dashed.", rows.len()),
+        };
+        charts.push(Chart {
+            id: id.into(),
+            title: title.into(),
+            caption: format!("{read}{words}{left}"),
+            label: format!("{title}, prefill and decode, {} results.{words}", rows.len()),
+            spec: intervals(tokens, "tokens", &rows, &figure, ("phase", "part")),
+            dataset: "tokens",
+            rows,
+            columns: match figure.value {
+                "ts" => &["where", "phase", "ts", "ts_lo|ts_hi", "n", "roof", "from"],
+                _ => &["where", "phase", "joules", "joules_lo|joules_hi", "net", "energy"],
+            },
+        });
+    }
+    charts
+}
+
+// ------------------------------------------------------------------------------------------------------- sweeps and time
+
+/// Rates and joules against the number of sequences, where one workload was run with several.
+fn sweeps(tokens: &Dataset) -> Vec<Chart> {
+    let mut by_sweep: Vec<(&str, Vec<usize>)> = Vec::new();
+    for row in (0..tokens.len()).filter(|&row| tokens.number("drawn", row) == Some(1.0)) {
+        let name = tokens.text("sweep", row);
+        match by_sweep.iter_mut().find(|(of, _)| *of == name) {
+            Some((_, rows)) => rows.push(row),
+            None => by_sweep.push((name, vec![row])),
+        }
+    }
+    let sizes = |rows: &[usize]| {
+        rows.iter()
+            .filter_map(|&row| tokens.number("parallel", row))
+            .map(|n| n as u64)
+            .collect::<BTreeSet<_>>()
+    };
+    by_sweep.retain(|(_, rows)| sizes(rows).len() > 1);
+    let all = by_sweep.len();
+    by_sweep.truncate(CHARTS);
+    let rows: Vec<usize> = by_sweep.into_iter().flat_map(|(_, rows)| rows).collect();
+    let mut charts = Vec::new();
+    for (id, title, value, kind, axis) in [
+        ("sweep-tokens", "Tokens per second by sequences side by side", "ts", "from", "tokens/s"),
+        ("sweep-joules", "Joules per token by sequences side by side", "joules", "energy", "J/token"),
+    ] {
+        let rows: Vec<usize> =
+            rows.iter().copied().filter(|&row| drawable(tokens.number(value, row))).collect();
+        if sizes(&rows).len() < 2 || rows.len() > MARKS * 5 {
+            continue;
+        }
+        let series = names(tokens, "sweep", &rows);
+        let ticks = sizes(&rows);
+        let x = json!({
+            "field": "parallel", "type": "quantitative", "scale": {"type": "log", "base": 2, "padding": 24, "nice": false},
+            "axis": {"values": ticks, "format": "d", "labelOverlap": true}, "title": "sequences",
+        });
+        let y = |aggregate: bool| {
+            let mut y = json!({"field": value, "type": "quantitative", "scale": {"type": "log", "padding": 16, "nice": false}, "title": axis,
+                               "axis": {"format": ".6~g", "labelOverlap": true, "tickCount": 5}});
+            if aggregate {
+                y["aggregate"] = json!("mean");
+            }
+            y
+        };
+        let points = marks("sweep", Some("workload"), &series, kind);
+        let line = points["stroke"].clone();
+        let spec = json!({
+            "width": "container",
+            "height": 280,
+            "data": {"name": "tokens"},
+            "layer": [
+                {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {"x": x, "y": y(true), "stroke": line}},
+                {
+                    "mark": {"type": "point", "size": 90, "strokeWidth": 2},
+                    "encoding": with(points, json!({"x": x, "y": y(false), "tooltip": tooltip(&[
+                        ("where", "what", false), ("parallel", "sequences", true), (value, axis, true),
+                        (kind, "figure is", false), ("notes", "notes", false),
+                    ])})),
+                },
+            ],
+        });
+        let modelled = rows.iter().filter(|&&row| tokens.text(kind, row) == "modelled").count();
+        let words = match modelled {
+            0 => String::new(),
+            n => format!(" {n} of {} points are modelled, not measured: hollow and dashed.", rows.len()),
+        };
+        let more =
+            if all > CHARTS { format!(" {CHARTS} of {all} workloads are drawn.") } else { String::new() };
+        charts.push(Chart {
+            id: id.into(),
+            title: title.into(),
+            caption: format!(
+                "Several sequences share each pass over the weights, which pays as long as memory limits. Both axes are \
+                 logarithmic.{words}{more}"
+            ),
+            label: format!("{title}: {} workloads, {} results.{words}", series.len(), rows.len()),
+            dataset: "tokens",
+            rows,
+            columns: match value {
+                "ts" => &["sweep", "parallel", "ts", "ts_lo|ts_hi", "from"],
+                _ => &["sweep", "parallel", "joules", "joules_lo|joules_hi", "energy"],
+            },
+            spec,
+        });
+    }
+    charts
+}
+
+fn power_over_time(power: &Dataset) -> Option<Chart> {
+    let rows: Vec<usize> = (0..power.len()).filter(|&row| drawable(power.number("watts", row))).collect();
+    if rows.len() < 2 {
+        return None;
+    }
+    let devices = names(power, "device", &rows);
+    let x = json!({"field": "time", "type": "temporal", "scale": {"type": "utc"}, "title": "time, UTC", "axis": {"labelOverlap": true}});
+    let y =
+        json!({"field": "watts", "type": "quantitative", "title": "mean power, W", "scale": {"zero": true}});
+    let spec = json!({
+        "width": "container",
+        "height": 260,
+        "data": {"name": "power"},
+        "mark": {"type": "point", "size": 60, "strokeWidth": 1.5},
+        "encoding": with(marks("device", Some("device"), &devices, "kind"), json!({
+            "x": x, "y": y,
+            "tooltip": tooltip(&[("what", "result", false), ("watts", "W", true), ("idle", "W at rest", true), ("time", "time", false)]),
+        })),
+    });
+    let label = format!("Mean power by time of {} measured windows.", rows.len());
+    Some(Chart {
+        id: "power".into(),
+        title: "Power over time".into(),
+        caption: "Mean power of each window in which a meter was read, by the time of its result. Modelled power is not drawn here: it \
+                  says nothing about time."
+            .into(),
+        label,
+        dataset: "power",
+        rows,
+        columns: &["time", "device", "what", "watts", "idle", "source"],
+        spec,
+    })
+}

@@ -106,9 +106,9 @@ impl Vectors for Scale<'_> {
         }
         for (to, &x) in to.iter_mut().zip(from) {
             let y = if zero { 0.0 } else { x / scale };
-            // up to 2^22 adding and taking 1.5 * 2^23 rounds to nearest even; `as` saturates and makes 0 of NaN
-            let y = y.clamp(-128.0, 127.0) + 12_582_912.0 - 12_582_912.0;
-            *to = y as i32 as u8;
+            let y = if y.is_nan() { 0.0 } else { y.clamp(-128.0, 127.0) };
+            // adding 1.5 * 2^23 rounds to nearest even and leaves the integer in the low bits; a saturating `as` would stay scalar
+            *to = (y + 12_582_912.0).to_bits() as u8;
         }
     }
 }

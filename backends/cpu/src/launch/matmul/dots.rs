@@ -106,7 +106,9 @@ fn cost<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
         products + widening + short + outputs * 2e-9 + m.batch as f32 * total.div_ceil(MANY) as f32 * TASK;
     // one barrier less than the blocked rows; the few of a single matrix are packed by every lane
     let packing = if matrices == 1 { packing } else { packing / lanes };
-    OVERHEAD - 2e-7 + work.max(op.bytes() as f32 / super::BANDWIDTH) / lanes + packing
+    let seconds = OVERHEAD - 2e-7 + work.max(op.bytes() as f32 / super::BANDWIDTH) / lanes + packing;
+    // of two that are about as fast the one that reads a packed B is better, since more rows can share that copy
+    if m.b_constant && !widened(m.b.dtype) { seconds * 1.1 } else { seconds }
 }
 
 fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {

@@ -144,9 +144,13 @@ fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
     let Op::MatMul(m) = candidate.op else { return f32::INFINITY };
     let panels = m.n.div_ceil(columns::<S>());
     let blocks = m.batch as f32 * m.m.div_ceil(BLOCK_ROWS) as f32;
-    let elements = blocks * (panels * columns::<S>()) as f32 * m.k as f32;
+    // short vectors move less at a time
+    let elements = blocks * m.n as f32 * m.k as f32 * (1.0 + 4.0 / S::LANES as f32);
+    // the last vector of a row of B may be short, and is then loaded element by element
+    let short =
+        if m.b.strides.col == 1 && !m.n.is_multiple_of(S::LANES) { blocks * m.k as f32 * 8e-9 } else { 0.0 };
     let busy = (blocks * panels as f32).clamp(1.0, lanes(candidate.info) as f32);
-    cost::<S>(candidate) + elements * widening(&m.b) / busy
+    cost::<S>(candidate) + (elements * widening(&m.b) + short) / busy
 }
 
 fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>> {

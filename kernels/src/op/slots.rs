@@ -15,6 +15,41 @@ pub fn query_rows(b: usize, q_len: usize, tokens: usize, offsets: Option<&[i32]>
     start..end.min(start.saturating_add(q_len))
 }
 
+/// The query rows of all sequences in order, each as [`query_rows`] gives them, at the cost of one. Endless without offsets.
+pub struct QueryRows<'a> {
+    q_len: usize,
+    tokens: usize,
+    offsets: Option<&'a [i32]>,
+    sequence: usize,
+    /// The highest offset so far.
+    highest: i32,
+}
+
+impl<'a> QueryRows<'a> {
+    /// Those of as many sequences as there are offsets, less one.
+    pub fn new(q_len: usize, tokens: usize, offsets: Option<&'a [i32]>) -> Self {
+        QueryRows { q_len, tokens, offsets, sequence: 0, highest: 0 }
+    }
+}
+
+impl Iterator for QueryRows<'_> {
+    type Item = Range<usize>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Range<usize>> {
+        let b = self.sequence;
+        let Some(offsets) = self.offsets else {
+            self.sequence += 1;
+            return Some(query_rows(b, self.q_len, self.tokens, None));
+        };
+        let &[from, to] = offsets.get(b..b + 2)? else { return None };
+        self.sequence += 1;
+        self.highest = self.highest.max(from);
+        // the last two offsets with the highest before them stand for all
+        Some(query_rows(0, self.q_len, self.tokens, Some(&[self.highest, to])))
+    }
+}
+
 /// Keys of a sequence: at most `capacity`, and none for lengths below 0.
 #[inline]
 pub fn length(kv_len: i32, capacity: usize) -> usize {
@@ -77,6 +112,8 @@ mod tests {
             [&[0, 2, 2, 5], &[3, 1, 4, 2], &[-7, i32::MAX, 0, 9], &[i32::MIN; 4], &[9; 4]];
         for offsets in cases {
             let mut end = 0;
+            let one_by_one: Vec<_> = (0..3).map(|b| query_rows(b, 3, 5, Some(offsets))).collect();
+            assert_eq!(QueryRows::new(3, 5, Some(offsets)).collect::<Vec<_>>(), one_by_one, "{offsets:?}");
             for b in 0..3 {
                 let rows = query_rows(b, 3, 5, Some(offsets));
                 assert!(
@@ -90,6 +127,8 @@ mod tests {
         let valid: Vec<_> = (0..3).map(|b| query_rows(b, 3, 5, Some(&[0, 2, 2, 5]))).collect();
         assert_eq!(valid, [0..2, 2..2, 2..5]);
         assert_eq!(query_rows(2, 3, 9, None), 6..9);
+        assert_eq!(QueryRows::new(3, 9, None).take(3).collect::<Vec<_>>(), [0..3, 3..6, 6..9]);
+        assert_eq!(QueryRows::new(3, 9, Some(&[])).next(), None);
         // as many as the offsets say
         assert_eq!(query_rows(1, usize::MAX, 9, Some(&[0, 2, 5])), 2..5);
     }

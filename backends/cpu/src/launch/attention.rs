@@ -78,10 +78,28 @@ struct Launched<'a> {
     k: Source<'a>,
     v: Source<'a>,
     kv_len: &'a [i32],
-    offsets: Option<&'a [i32]>,
     table: &'a [i32],
     sinks: Option<&'a [f32]>,
     out: Target<'a>,
+    /// Present where sequences have different numbers of queries.
+    cuts: Option<Cuts<'a>>,
+}
+
+/// How ragged sequences are cut into blocks of queries: looked up once a launch, since each offset counts only as far as those before
+/// it allow.
+#[derive(Clone, Copy)]
+struct Cuts<'a> {
+    /// Blocks of all sequences before each one, and of all.
+    blocks: &'a [u32],
+    /// First row and number of rows of each sequence.
+    rows: &'a [[u32; 2]],
+}
+
+impl Cuts<'_> {
+    /// Numbers of a table.
+    fn len(batch: usize) -> usize {
+        batch.saturating_mul(3).saturating_add(1).saturating_add(15) / 16 * 16
+    }
 }
 
 /// A unit as the slots make it.
@@ -126,13 +144,49 @@ impl<const MR: usize> Flash<MR> {
         self.op.batch * self.op.kv.kv_heads * self.blocks
     }
 
+    /// Writes the table of [`Cuts`].
+    fn cut<'t>(&self, offsets: &[i32], table: &'t mut [u32]) -> Cuts<'t> {
+        let (blocks, rows) = table.split_at_mut(self.op.batch + 1);
+        let rows = &mut rows.as_chunks_mut::<2>().0[..self.op.batch];
+        let all = slots::QueryRows::new(self.op.q_len, self.op.q.outer, Some(offsets));
+        let mut before = 0u32;
+        for ((block, row), range) in blocks.iter_mut().zip(rows.iter_mut()).zip(all) {
+            *block = before;
+            // offsets are i32, and rows lie below them
+            *row = [range.start as u32, range.len() as u32];
+            before += range.len().div_ceil(self.queries) as u32;
+        }
+        blocks[self.op.batch] = before;
+        Cuts { blocks, rows }
+    }
+
+    /// Units of a launch.
+    fn launched(&self, l: &Launched<'_>) -> usize {
+        match l.cuts {
+            Some(cuts) => cuts.blocks[self.op.batch] as usize * self.op.kv.kv_heads,
+            None => self.units(),
+        }
+    }
+
     /// The unit with this number, if its sequence has so many queries. The last blocks of queries, which see the most keys, come
     /// first.
     fn unit(&self, number: usize, l: &Launched<'_>) -> Option<Unit> {
-        let pairs = self.op.batch * self.op.kv.kv_heads;
-        let (block, pair) = (self.blocks - 1 - number / pairs, number % pairs);
-        let (sequence, kv_head) = (pair / self.op.kv.kv_heads, pair % self.op.kv.kv_heads);
-        let rows = slots::query_rows(sequence, self.op.q_len, self.op.q.outer, l.offsets);
+        let heads = self.op.kv.kv_heads;
+        let (block, sequence, kv_head, rows) = match l.cuts {
+            Some(cuts) => {
+                let index = cuts.blocks[self.op.batch] - 1 - (number / heads) as u32;
+                // the last sequence that begins with this block or before it: those without blocks come earlier
+                let sequence = cuts.blocks.partition_point(|&first| first <= index) - 1;
+                let [first, count] = cuts.rows[sequence].map(|x| x as usize);
+                ((index - cuts.blocks[sequence]) as usize, sequence, number % heads, first..first + count)
+            }
+            None => {
+                let pairs = self.op.batch * heads;
+                let (block, pair) = (self.blocks - 1 - number / pairs, number % pairs);
+                let rows = slots::query_rows(pair / heads, self.op.q_len, self.op.q.outer, None);
+                (block, pair / heads, pair % heads, rows)
+            }
+        };
         let query = block * self.queries;
         (query < rows.len()).then(|| Unit {
             sequence,
@@ -256,25 +310,34 @@ impl<const MR: usize> Flash<MR> {
 impl<const MR: usize> Body for Flash<MR> {
     fn scratch(&self) -> u64 {
         let parts = self.part_len().saturating_mul(self.units().saturating_mul(self.splits));
-        let floats = parts.saturating_add(self.block.len().saturating_mul(self.lanes));
+        let table = self.offsets.map_or(0, |_| Cuts::len(self.op.batch));
+        let own = self.block.len().saturating_add(table);
+        let floats = parts.saturating_add(own.saturating_mul(self.lanes));
         (floats as u64).saturating_mul(4)
     }
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, lane: &Lane<'_>, args: &Args) {
         let source = |i: usize, dtype: DType| Source { bytes: args.read(i), dtype };
+        let scratch: Out<'_, f32> = args.scratch();
+        let cuts = self.offsets.map(|i| {
+            let len = Cuts::len(self.op.batch);
+            let first = self.lanes * self.block.len() + lane.index() * len;
+            // SAFETY: each lane has a table of its own behind the pieces of all lanes, which it slices once.
+            let table = unsafe { scratch.slice(first..first + len) };
+            self.cut(args.read(i), bytemuck::cast_slice_mut(table))
+        });
         let l = Launched {
             q: source(0, self.op.q_dtype),
             k: source(1, self.op.kv_dtype),
             v: source(2, self.op.kv_dtype),
             kv_len: args.read(3),
-            offsets: self.offsets.map(|i| args.read(i)),
             table: self.table.map_or(&[], |i| args.read(i)),
             sinks: self.sinks.map(|i| args.read(i)),
             out: Target { bytes: args.out(self.out), dtype: self.op.out_dtype },
+            cuts,
         };
-        let units = self.units();
-        let scratch: Out<'_, f32> = args.scratch();
+        let units = self.launched(&l);
         let own = lane.index() * self.block.len();
         // SAFETY: each lane has a piece of its own at the start of the scratch, which it slices once.
         let memory = unsafe { scratch.slice(own..own + self.block.len()) };
@@ -287,7 +350,7 @@ impl<const MR: usize> Body for Flash<MR> {
             }
             return;
         }
-        let parts = self.lanes * self.block.len();
+        let parts = self.lanes * (self.block.len() + self.offsets.map_or(0, |_| Cuts::len(self.op.batch)));
         let part = |index: usize| parts + index * self.part_len();
         while let Some(task) = lane.claim(units * self.splits) {
             let (number, split) = (task / self.splits, task % self.splits);

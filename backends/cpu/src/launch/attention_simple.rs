@@ -63,8 +63,8 @@ impl Spmd for Simple {
         let (vector, sum) = rest.split_at_mut(d);
         let group = op.q.inner / op.kv.kv_heads;
         let s = Portable;
-        for (b, &length) in kv_len.iter().enumerate().take(op.batch) {
-            let rows = slots::query_rows(b, op.q_len, op.q.outer, offsets);
+        let all = slots::QueryRows::new(op.q_len, op.q.outer, offsets);
+        for (b, (&length, rows)) in kv_len.iter().take(op.batch).zip(all).enumerate() {
             let length = if k.bytes.is_empty() { 0 } else { slots::length(length, op.kv.capacity) };
             for task in lane.split(rows.len() * op.q.inner, 1) {
                 let (i, h) = (task / op.q.inner, task % op.q.inner);

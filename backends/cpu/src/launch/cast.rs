@@ -4,11 +4,10 @@
 use super::body::{Body, on, other_op};
 use super::run::{LEN, Run, Source, Target, pieces, write};
 use crate::device::lanes;
-use crate::simd::Simd;
+use crate::simd::{E4m3, Element, Kernel as Vectors, Simd};
 use crate::spmd::{Args, Out, Spmd, launch};
 use crate::team::Lane;
 use perjoule_kernels::Request;
-use perjoule_kernels::float8::f32_to_e4m3;
 use perjoule_kernels::op::{Cast, Granularity, Op, Quantise};
 use perjoule_kernels::{Config, DType, Kernel, Launch, Numerics, Reason, Result, block};
 use std::ops::Range;
@@ -83,6 +82,37 @@ fn largest<S: Simd>(s: S, x: Source<'_>, range: Range<usize>) -> f32 {
     s.reduce_max(top)
 }
 
+/// Divides by the scale and rounds to i8 or f8e4m3.
+struct Scale<'a> {
+    from: &'a [f32],
+    scale: f32,
+    integers: bool,
+    to: &'a mut [u8],
+}
+
+impl Vectors for Scale<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Scale { from, scale, integers, to } = self;
+        // elements of a group whose maximum is 0 are 0 or NaN
+        let zero = scale == 0.0;
+        if !integers {
+            for (to, &x) in to.iter_mut().zip(from) {
+                *to = E4m3::narrow(if zero && !x.is_nan() { 0.0 } else { x / scale }).0;
+            }
+            return;
+        }
+        for (to, &x) in to.iter_mut().zip(from) {
+            let y = if zero { 0.0 } else { x / scale };
+            let y = if y.is_nan() { 0.0 } else { y.clamp(-128.0, 127.0) };
+            // adding 1.5 * 2^23 rounds to nearest even and leaves the integer in the low bits; a saturating `as` would stay scalar
+            *to = (y + 12_582_912.0).to_bits() as u8;
+        }
+    }
+}
+
 /// Divides the elements `range` by `scale` and stores them as i8 or f8e4m3.
 ///
 /// # Safety
@@ -95,11 +125,7 @@ unsafe fn scaled<S: Simd>(s: S, x: Source<'_>, range: Range<usize>, scale: f32, 
         run.read(s, x, first, n, 0.0);
         // SAFETY: by the contract.
         let to = unsafe { out.bytes.slice(first..first + n) };
-        for (to, &x) in to.iter_mut().zip(&run.0[..n]) {
-            let y = if scale == 0.0 && !x.is_nan() { 0.0 } else { x / scale };
-            // `as` saturates and makes 0 of NaN
-            *to = if out.dtype == DType::I8 { y.round_ties_even() as i8 as u8 } else { f32_to_e4m3(y) };
-        }
+        s.vectorise(Scale { from: &run.0[..n], scale, integers: out.dtype == DType::I8, to });
     }
 }
 

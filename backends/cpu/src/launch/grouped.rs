@@ -6,10 +6,10 @@
 
 use crate::device::lanes;
 use crate::launch::body::{Body, on, other_op};
-use crate::launch::matmul::driver::{BLOCK_ROWS, Finish, Plan, RowAt, Tiles, block};
+use crate::launch::matmul::driver::{BLOCK_ROWS, DEPTH, Finish, Plan, RowAt, Scales, Tiles, block};
 use crate::launch::matmul::operand::{Floats, FloatsOut, Format, Packed, Plain, Source};
 use crate::launch::matmul::tile::{MAX_ROWS, columns};
-use crate::launch::matmul::{cost, refuse_a, refuse_b, widening};
+use crate::launch::matmul::{blocked, refuse_a, refuse_b, widening};
 use crate::simd::{self, Element, Simd};
 use crate::spmd::Args;
 use crate::team::Lane;
@@ -48,10 +48,20 @@ fn reject_plain<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<R
     refuse_a(op.a.dtype).or_else(|| simd::refusal::<S>(info))
 }
 
+/// Experts that have rows, at most, each of them several times where its rows are many blocks.
+fn experts(g: &GroupedMatMul) -> usize {
+    g.experts.min(g.rows).max(g.rows.div_ceil(BLOCK_ROWS))
+}
+
+fn cost<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
+    let Op::GroupedMatMul(g) = op else { return f32::INFINITY };
+    let each = g.rows.div_ceil(experts(g).max(1));
+    blocked::<S>(op, [experts(g), each, g.n, g.k], false, lanes(info))
+}
+
 fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
     let Op::GroupedMatMul(g) = candidate.op else { return f32::INFINITY };
-    let experts = g.experts.min(g.rows).max(g.rows.div_ceil(BLOCK_ROWS));
-    let elements = experts as f32 * g.n as f32 * g.k as f32;
+    let elements = experts(g) as f32 * g.n.next_multiple_of(columns::<S>()) as f32 * g.k as f32;
     cost::<S>(candidate) + elements * widening(&g.b) / lanes(candidate.info) as f32
 }
 
@@ -83,7 +93,7 @@ impl<F: Format> Body for Grouped<F> {
             return;
         }
         let Some(a) = Floats::of(args, 0, op.a.dtype) else { return };
-        let Some(b) = F::source(args, op.b, op.n, op.k) else { return };
+        let Some(b) = F::source(args, 1, op.b, op.n, op.k) else { return };
         let Some(finish) = self.finish(args) else { return };
         let used = Segments::new(args.read::<i32>(2), op.rows).last().map_or(0, |(_, r)| r.end);
         for first in (0..used).step_by(self.plan.round.max(1)) {
@@ -114,7 +124,7 @@ impl<F: Format> Grouped<F> {
         };
         let out = FloatsOut::of(args, 4 + usize::from(bias.is_some()), op.c.dtype)?;
         let (strides, activation) = (op.c.strides, op.activation);
-        Some(Finish { out, strides, scale: 1.0, activation, bias, residual: None })
+        Some(Finish { out, strides, scale: 1.0, activation, bias, residual: None, scales: Scales::default() })
     }
 
     /// Packs the rows of A behind the positions of `window`, tile by tile.
@@ -176,12 +186,13 @@ impl<F: Format> Grouped<F> {
                     let at = (first - window.start) * op.k;
                     // SAFETY: packed before the barrier, and not written before the next.
                     let a = unsafe { scratch.shared(at..at + height * op.k) };
-                    let sums = block(s, b, expert, chunk.clone(), op.k, a, all, tiles, own);
+                    let (widened, sums) = own.split_at_mut(DEPTH * nr);
+                    let sums = block(s, b, expert, chunk.clone(), op.k, a, all, tiles, widened, sums);
                     for (panel, sums) in chunk.clone().zip(sums.chunks_exact(height * nr)) {
                         for (slot, sums) in order[first..first + height].iter().zip(sums.chunks_exact(nr)) {
                             let Some((_, row)) = op.rows_of(i64::from(*slot)) else { continue };
                             let out = op.c.strides.at(0, row, 0);
-                            let at = RowAt { out, residual: 0, bias: expert * op.n };
+                            let at = RowAt { out, residual: 0, bias: expert * op.n, a_scale: 0, b_scale: 0 };
                             // SAFETY: columns of C are one task's, and elements of C do not coincide.
                             unsafe { finish.row(s, at, panel * nr, op.n, sums) }
                         }

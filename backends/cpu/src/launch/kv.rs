@@ -8,7 +8,8 @@ use crate::simd::Simd;
 use crate::spmd::{Args, Spmd, launch};
 use crate::team::Lane;
 use perjoule_kernels::Request;
-use perjoule_kernels::op::{Advance, KvAppend, Op, slots};
+use perjoule_kernels::op::slots::{self, QueryRows};
+use perjoule_kernels::op::{Advance, KvAppend, Op};
 use perjoule_kernels::{Launch, Result, Rows};
 
 pub(crate) fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
@@ -50,8 +51,8 @@ pub(crate) fn append<S: Simd>(
     cache: Target<'_>,
 ) {
     let mut run = Run::ZERO;
-    for b in 0..op.batch {
-        let tokens = slots::query_rows(b, op.q_len, rows.outer, slots.offsets);
+    let all = QueryRows::new(op.q_len, rows.outer, slots.offsets);
+    for (b, tokens) in all.take(op.batch).enumerate() {
         let length = i64::from(slots.kv_len[b]);
         for (i, token) in tokens.clone().enumerate() {
             let position = length - tokens.len() as i64 + i as i64;
@@ -95,8 +96,7 @@ impl Spmd for Advancing {
             (args.out::<i32>(first).slice(0..op.batch), args.out::<i32>(first + 1).slice(0..op.tokens))
         };
         positions.fill(0);
-        for (b, length) in kv_len.iter_mut().enumerate() {
-            let rows = slots::query_rows(b, op.q_len, op.tokens, offsets);
+        for (length, rows) in kv_len.iter_mut().zip(QueryRows::new(op.q_len, op.tokens, offsets)) {
             let before = *length;
             *length = before.saturating_add(rows.len() as i32);
             for (i, position) in positions[rows].iter_mut().enumerate() {

@@ -29,11 +29,28 @@ struct Routing {
     lanes: usize,
 }
 
-/// The expert that comes next behind `last` when they are ordered by logit.
-fn next(logits: &[f32], last: Option<usize>) -> usize {
-    let order = |a: usize, b: usize| descending(logits[a], logits[b]).then(a.cmp(&b));
-    let left = (0..logits.len()).filter(|&e| last.is_none_or(|last| order(last, e) == Ordering::Less));
-    left.min_by(|&a, &b| order(a, b)).unwrap_or(0)
+/// The experts with the largest logits in order, as many as `chosen` has room for.
+fn choose(logits: &[f32], chosen: &mut [i32]) {
+    let before = |a: usize, b: i32| descending(logits[a], logits[b as usize]) == Ordering::Less;
+    let mut count = 0;
+    for (expert, &logit) in logits.iter().enumerate() {
+        if count == chosen.len() {
+            let Some(&last) = chosen.last() else { return };
+            // as a rule it is one of the many that are not chosen; a NaN is looked at below
+            if logit <= logits[last as usize] || !before(expert, last) {
+                continue;
+            }
+        } else {
+            count += 1;
+        }
+        // behind those that are as large, whose indices are lower
+        let mut at = count - 1;
+        while at > 0 && before(expert, chosen[at - 1]) {
+            chosen[at] = chosen[at - 1];
+            at -= 1;
+        }
+        chosen[at] = expert as i32;
+    }
 }
 
 /// Weights of the chosen experts of one token.
@@ -72,11 +89,7 @@ impl Body for Routing {
             let range = token * top_k..(token + 1) * top_k;
             // SAFETY: lanes have different tokens.
             let (weights, chosen) = unsafe { (weights.slice(range.clone()), chosen.slice(range)) };
-            let mut last = None;
-            for expert in chosen.iter_mut() {
-                let found = next(logits, last);
-                (last, *expert) = (Some(found), found as i32);
-            }
+            choose(logits, chosen);
             weigh(order, logits, chosen, weights);
         }
         lane.barrier();

@@ -135,6 +135,7 @@ impl Kernel for Write<'_> {
                 DType::BF16 => narrow::<S, bf16>(s, from, to.bytes, at),
                 DType::F16 => narrow::<S, f16>(s, from, to.bytes, at),
                 DType::F8E4M3 => narrow::<S, E4m3>(s, from, to.bytes, at),
+                DType::Q8_0 => q8_0(from, to.bytes, at),
                 dtype => encode(dtype, from, to.bytes, at),
             }
         }
@@ -164,11 +165,42 @@ unsafe fn encode(dtype: DType, from: &[f32], out: Out<'_, u8>, at: usize) {
     }
     // block by block: `block::encode` explains what it refuses, which would allocate
     match dtype {
-        DType::Q8_0 => blocks(from, to, block::q8_0::quantise_block),
         DType::Q4_0 => blocks(from, to, block::q4_0::quantise_block),
         DType::Q4K => blocks(from, to, block::q4_k::quantise_block),
         DType::Q6K => blocks(from, to, block::q6_k::quantise_block),
         _ => blocks(from, to, block::mxfp4::quantise_block),
+    }
+}
+
+/// As [`block::q8_0::quantise_block`], of which `f32::round` is a call for each element.
+///
+/// # Safety
+/// As [`write`].
+#[inline(always)]
+unsafe fn q8_0(from: &[f32], out: Out<'_, u8>, at: usize) {
+    const LEN: usize = block::q8_0::LEN;
+    const BYTES: usize = block::q8_0::BYTES;
+    // SAFETY: the caller's contract.
+    let to = unsafe { out.slice(at / LEN * BYTES..(at + from.len()) / LEN * BYTES) };
+    for (values, bytes) in from.as_chunks::<LEN>().0.iter().zip(to.as_chunks_mut::<BYTES>().0) {
+        let mut finite = [0.0f32; LEN];
+        let mut largest = 0u32;
+        for (y, &x) in finite.iter_mut().zip(values) {
+            *y = if x.abs() < f32::INFINITY { x } else { 0.0 };
+            // magnitudes sort as their bits do
+            largest = largest.max(y.abs().to_bits());
+        }
+        let scale = f32::from_bits(largest) / 127.0;
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        bytes[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+        for (code, y) in bytes[2..].iter_mut().zip(&finite) {
+            let y = (y * inverse).clamp(-200.0, 200.0);
+            // halves away from 0; `as` saturates and makes 0 of NaN
+            let whole = y as i32;
+            let rest = y - whole as f32;
+            let rounded = whole + i32::from(rest >= 0.5) - i32::from(rest <= -0.5);
+            *code = rounded.clamp(-128, 127) as u8;
+        }
     }
 }
 

@@ -202,3 +202,17 @@ fn arithmetic_is_lane_by_lane() {
 }
 
 use perjoule_kernels::op::Activation;
+
+#[test]
+fn f8_is_converted_as_it_is_defined() {
+    use perjoule_kernels::float8::{e4m3_to_f32, f32_to_e4m3};
+    for code in 0..=255u8 {
+        let (got, right) = (E4m3(code).widen(), e4m3_to_f32(code));
+        assert!(got.to_bits() == right.to_bits() || (got.is_nan() && right.is_nan()), "{code}: {got}");
+    }
+    // every exponent and sign with all roundings of the fraction
+    for bits in (0..=u32::MAX >> 8).map(|high| high << 8).chain((0..=u32::MAX).step_by(4093)) {
+        let x = f32::from_bits(bits);
+        assert_eq!(E4m3::narrow(x).0, f32_to_e4m3(x), "{x} {bits:#x}");
+    }
+}

@@ -1,11 +1,11 @@
-//! Rows of matmul, grouped_matmul and pack.
+//! Rows of matmul, grouped_matmul, gated_matmul and pack.
 
-use crate::launch::matmul::any;
+use crate::launch::matmul::{any, dots, gated};
 use crate::launch::pack::{
     PANEL8_BF16, PANEL8_F16, PANEL8_F32, PANEL16_BF16, PANEL16_F16, PANEL16_F32, PANEL32_BF16, PANEL32_F16,
     PANEL32_F32,
 };
-use crate::launch::{grouped, matmul, pack};
+use crate::launch::{fused, grouped, matmul, pack};
 use crate::simd::{Avx2, Avx512, Portable};
 use half::{bf16, f16};
 use perjoule_kernels::{Config, Kernel, Numerics};
@@ -16,6 +16,8 @@ static TILE_6X8: &[Config] = &[Config::tile("6x8", &[6, 8, 1])];
 static TILE_6X16: &[Config] = &[Config::tile("6x16", &[6, 16, 1])];
 /// Register tile of 512-bit vectors with 32 registers.
 static TILE_14X32: &[Config] = &[Config::tile("14x32", &[14, 32, 1])];
+/// Register tile of dot products: vectors of the few, and of the many in a task.
+static DOTS_4X32: &[Config] = &[Config::tile("4x32", &[4, 32, 32])];
 /// A panel, the unit of packing.
 static PANELS: &[Config] = &[Config::tile("panel", &[16])];
 
@@ -26,14 +28,19 @@ pub(super) static ROWS: &[Kernel] = &[
     matmul::packed::<Avx512, bf16>("matmul_bf16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_BF16]),
     matmul::packed::<Avx512, f16>("matmul_f16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F16]),
     matmul::plain::<Avx512>("matmul_mixed_14x32_cpu_avx512", TILE_14X32),
+    dots::row::<Avx512>("matmul_dots_4x32_cpu_avx512", DOTS_4X32),
     matmul::packed::<Avx2, f32>("matmul_f32_6x16_cpu_avx2_packed", TILE_6X16, &[&PANEL16_F32]),
     matmul::packed::<Avx2, bf16>("matmul_bf16_6x16_cpu_avx2_packed", TILE_6X16, &[&PANEL16_BF16]),
     matmul::packed::<Avx2, f16>("matmul_f16_6x16_cpu_avx2_packed", TILE_6X16, &[&PANEL16_F16]),
     matmul::plain::<Avx2>("matmul_mixed_6x16_cpu_avx2", TILE_6X16),
+    dots::row::<Avx2>("matmul_dots_4x32_cpu_avx2", DOTS_4X32),
     matmul::packed::<Portable, f32>("matmul_f32_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_F32]),
     matmul::packed::<Portable, bf16>("matmul_bf16_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_BF16]),
     matmul::packed::<Portable, f16>("matmul_f16_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_F16]),
     matmul::plain::<Portable>("matmul_mixed_6x8_cpu_portable", TILE_6X8),
+    dots::row::<Portable>("matmul_dots_4x32_cpu_portable", DOTS_4X32),
+    any::integers::<Avx512>("matmul_i8_1x1_cpu_avx512"),
+    any::integers::<Avx2>("matmul_i8_1x1_cpu_avx2"),
     Kernel::new("matmul_any_1x1_cpu_portable", "matmul", any::cost, any::prepare).with_configs(any::CONFIGS),
     grouped::packed::<Avx512, f32>("grouped_matmul_f32_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F32]),
     grouped::packed::<Avx512, bf16>("grouped_matmul_bf16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_BF16]),
@@ -48,6 +55,19 @@ pub(super) static ROWS: &[Kernel] = &[
     grouped::packed::<Portable, f16>("grouped_matmul_f16_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_F16]),
     grouped::plain::<Portable>("grouped_matmul_mixed_6x8_cpu_portable", TILE_6X8),
     Kernel::new("grouped_matmul_any_1x1_cpu_portable", "grouped_matmul", any::cost, any::prepare_grouped).with_configs(any::CONFIGS),
+    gated::packed::<Avx512, f32>("gated_matmul_f32_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F32]),
+    gated::packed::<Avx512, bf16>("gated_matmul_bf16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_BF16]),
+    gated::packed::<Avx512, f16>("gated_matmul_f16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F16]),
+    gated::plain::<Avx512>("gated_matmul_mixed_14x32_cpu_avx512", TILE_14X32),
+    gated::packed::<Avx2, f32>("gated_matmul_f32_6x16_cpu_avx2_packed", TILE_6X16, &[&PANEL16_F32]),
+    gated::packed::<Avx2, bf16>("gated_matmul_bf16_6x16_cpu_avx2_packed", TILE_6X16, &[&PANEL16_BF16]),
+    gated::packed::<Avx2, f16>("gated_matmul_f16_6x16_cpu_avx2_packed", TILE_6X16, &[&PANEL16_F16]),
+    gated::plain::<Avx2>("gated_matmul_mixed_6x16_cpu_avx2", TILE_6X16),
+    gated::packed::<Portable, f32>("gated_matmul_f32_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_F32]),
+    gated::packed::<Portable, bf16>("gated_matmul_bf16_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_BF16]),
+    gated::packed::<Portable, f16>("gated_matmul_f16_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_F16]),
+    gated::plain::<Portable>("gated_matmul_mixed_6x8_cpu_portable", TILE_6X8),
+    Kernel::new("gated_matmul_any_1x1_cpu_portable", "gated_matmul", any::cost_gated, fused::prepare::<Portable>).with_configs(any::CONFIGS),
     Kernel::new("pack_panels_cpu_portable", "pack", pack::cost, pack::prepare)
         .with_configs(PANELS)
         .with_numerics(|_| Numerics::EXACT)

@@ -53,6 +53,10 @@ pub(super) static ROWS: &[Kernel] = &[
     row::<Avx2>("argmax_any_256_cpu_avx2", "argmax", EXACT, sample::prepare::<Avx2>),
     row::<Portable>("argmax_any_256_cpu_portable", "argmax", EXACT, sample::prepare::<Portable>),
 
+    row::<Avx512>("sample_any_64_cpu_avx512", "sample", EXACT, sample::prepare::<Avx512>),
+    row::<Avx2>("sample_any_64_cpu_avx2", "sample", EXACT, sample::prepare::<Avx2>),
+    row::<Portable>("sample_any_64_cpu_portable", "sample", EXACT, sample::prepare::<Portable>),
+
     row::<Avx512>("cast_any_256_cpu_avx512", "cast", EXACT, cast::prepare::<Avx512>),
     row::<Avx2>("cast_any_256_cpu_avx2", "cast", EXACT, cast::prepare::<Avx2>),
     row::<Portable>("cast_any_256_cpu_portable", "cast", EXACT, cast::prepare::<Portable>),
@@ -65,9 +69,7 @@ pub(super) static ROWS: &[Kernel] = &[
     row::<Avx2>("qk_norm_rope_append_any_256_cpu_avx2", "qk_norm_rope_append", F32, fused::prepare::<Avx2>),
     row::<Portable>("qk_norm_rope_append_any_256_cpu_portable", "qk_norm_rope_append", F32, fused::prepare::<Portable>),
 
-    row::<Portable>("gated_matmul_any_1x1_cpu_portable", "gated_matmul", F32, fused::prepare::<Portable>),
     row::<Portable>("route_any_1_cpu_portable", "route", F32, route::prepare::<Portable>),
-    row::<Portable>("sample_any_1_cpu_portable", "sample", EXACT, sample::prepare::<Portable>),
     row::<Portable>("advance_i32_1_cpu_portable", "advance", EXACT, kv::prepare::<Portable>),
     cast::COLLECTIVE,
 ];

@@ -4,26 +4,67 @@
 
 use crate::device::lanes;
 use crate::launch::body::{Body, on, other_op};
-use crate::simd::{Portable, Simd};
+use crate::simd::{self, Portable, Simd};
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
 use perjoule_kernels::Request;
 use perjoule_kernels::op::slots::Segments;
 use perjoule_kernels::op::{Activation, Granularity, GroupedMatMul, MatMul, Op, Tensor2};
-use perjoule_kernels::{Candidate, Config, DType, DeviceInfo, Error, Launch, Result, block};
+use perjoule_kernels::{Candidate, Config, DType, DeviceInfo, Error, Kernel, Launch, Reason, Result, block};
 use std::ops::Range;
 
 /// The only configuration.
 pub(crate) static CONFIGS: &[Config] = &[Config::tile("1x1", &[1, 1, 1])];
 
 pub(crate) fn cost(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
-    1e-6 + op.flops() as f32 * 1.5e-9 / lanes(info) as f32
+    let outputs = match op {
+        Op::MatMul(m) => m.batch as f32 * m.m as f32 * m.n as f32,
+        Op::GroupedMatMul(g) => g.rows as f32 * g.n as f32,
+        _ => return f32::INFINITY,
+    };
+    // elements are read, finished and stored one by one: as a rule whatever else accepts the product is faster
+    4e-6 + (op.flops() as f32 * 1.5e-9 + outputs * 3e-8) / lanes(info) as f32
+}
+
+/// The cost of the simple row of gated products.
+pub(crate) fn cost_gated(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
+    4e-6 + op.flops() as f32 * 1.5e-9 / lanes(info) as f32
+}
+
+/// The simple row for i8 alone on `S`, whose integer products are exact on every instruction set.
+pub(crate) const fn integers<S: Simd>(name: &'static str) -> Kernel {
+    Kernel::new(name, "matmul", cost_integers::<S>, prepare_on::<S>)
+        .with_configs(CONFIGS)
+        .with_reject(reject_floats::<S>)
+}
+
+fn reject_floats<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
+    let Op::MatMul(op) = op else { return Some(Reason::new("runs matmul")) };
+    let near = op.a.strides.col == 1 && op.b.strides.row == 1;
+    let grouped = |scale| matches!(scale, Some(Granularity::Group(_)));
+    let refused = match () {
+        () if op.a.dtype != DType::I8 => Some(Reason::new("multiplies i8")),
+        () if !near => Some(Reason::new("reads operands that are contiguous along k")),
+        () if grouped(op.a_scale) || grouped(op.b_scale) => {
+            Some(Reason::new("takes no scales of groups along k"))
+        }
+        () => None,
+    };
+    refused.or_else(|| simd::refusal::<S>(info))
+}
+
+fn cost_integers<S: Simd>(candidate: &Candidate<'_>) -> f32 {
+    cost(candidate) / S::LANES as f32
 }
 
 pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    prepare_on::<Portable>(request)
+}
+
+fn prepare_on<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::MatMul(op) = request.op else { return Err(other_op(request.op)) };
     let scratch = columns(op.k, request.info)?;
-    on::<Portable>(request, Any { op: *op, scratch })
+    on::<S>(request, Any { op: *op, scratch })
 }
 
 pub(crate) fn prepare_grouped(request: &Request<'_>) -> Result<Box<dyn Launch>> {
@@ -64,6 +105,12 @@ fn read_column(b: &Tensor2, bytes: &[u8], matrix: usize, col: usize, out: &mut [
     }
 }
 
+/// Column `col` of an i8 B whose elements are neighbours.
+fn whole<'b>(b: &Tensor2, bytes: &'b [u8], matrix: usize, col: usize, k: usize) -> Option<&'b [i8]> {
+    let near = b.dtype == DType::I8 && b.strides.row == 1 && k > 0;
+    near.then(|| bytemuck::cast_slice(&bytes[b.strides.at(matrix, 0, col)..][..k]))
+}
+
 /// Stores a number as element `at` of C.
 ///
 /// # Safety
@@ -75,8 +122,41 @@ unsafe fn store(dtype: DType, c: Out<'_, u8>, at: usize, value: f32) {
     let _ = block::encode(dtype, &[value], to); // the length is that of one element
 }
 
-/// A sum of products of i8 fits in i64, and wraps to i32 as the result does.
-fn dot_integers(a: &Tensor2, bytes: &[u8], start: usize, b: &[f32]) -> i64 {
+/// Exact sums of products of neighbouring i8.
+struct DotIntegers<'d> {
+    a: &'d [i8],
+    b: &'d [i8],
+}
+
+impl simd::Kernel for DotIntegers<'_> {
+    type Output = i64;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> i64 {
+        let mut sum = 0;
+        // 2^16 products of at most 2^14 fit in an i32; the loop over them becomes multiplications of pairs of i16
+        for (a, b) in self.a.chunks(1 << 16).zip(self.b.chunks(1 << 16)) {
+            let part: i32 = a.iter().zip(b).map(|(&x, &y)| i32::from(x) * i32::from(y)).sum();
+            sum += i64::from(part);
+        }
+        sum
+    }
+}
+
+/// A sum of products of i8 fits in i64, and wraps to i32 as the result does. `b` holds the column once more where it lies in one piece.
+#[inline(always)]
+fn dot_integers<S: Simd>(
+    s: S,
+    a: &Tensor2,
+    bytes: &[u8],
+    start: usize,
+    b: &[f32],
+    whole: Option<&[i8]>,
+) -> i64 {
+    if let (Some(b), 1) = (whole, a.strides.col) {
+        let a = bytemuck::cast_slice(&bytes[start..start + b.len()]);
+        return s.vectorise(DotIntegers { a, b });
+    }
     let mut sum = 0;
     for (k, y) in b.iter().enumerate() {
         sum += element(a.dtype, bytes, start + k * a.strides.col) as i64 * *y as i64;
@@ -107,7 +187,15 @@ struct Any {
 
 impl Any {
     /// The product's part of one element: a sum over k with the scales in it.
-    fn sum(&self, a: &[u8], b: &[f32], scales: [Option<&[f32]>; 2], at: [usize; 3]) -> f32 {
+    #[inline(always)]
+    fn sum<S: Simd>(
+        &self,
+        s: S,
+        a: &[u8],
+        (b, whole): (&[f32], Option<&[i8]>),
+        scales: [Option<&[f32]>; 2],
+        at: [usize; 3],
+    ) -> f32 {
         let (op, [batch, row, col]) = (&self.op, at);
         // a scale that is the same for the whole sum, or the scale at a step of k
         let scale =
@@ -123,7 +211,7 @@ impl Any {
         let grouped = |g| matches!(g, Some(Granularity::Group(_)));
         if !grouped(op.a_scale) && !grouped(op.b_scale) {
             let sum = match op.a.dtype {
-                DType::I8 => dot_integers(&op.a, a, start, b) as f32,
+                DType::I8 => dot_integers(s, &op.a, a, start, b, whole) as f32,
                 _ => dot(&op.a, a, start, b),
             };
             return sum * scale(op.a_scale, a_scale, op.m, row, 0) * scale(op.b_scale, b_scale, op.n, col, 0);
@@ -143,7 +231,8 @@ impl Body for Any {
         self.scratch
     }
 
-    fn run<S: Simd>(&self, _: S, lane: &Lane<'_>, args: &Args) {
+    #[inline(always)]
+    fn run<S: Simd>(&self, s: S, lane: &Lane<'_>, args: &Args) {
         let op = &self.op;
         let (a, b) = (args.read::<u8>(0), args.read::<u8>(1));
         let mut next = 1;
@@ -163,17 +252,22 @@ impl Body for Any {
             if op.m == 0 {
                 return;
             }
-            read_column(&op.b, b, batch, col, column);
+            let whole = whole(&op.b, b, batch, col, op.k).filter(|_| op.a.strides.col == 1);
+            let grouped = |scale| matches!(scale, Some(Granularity::Group(_)));
+            if whole.is_none() || grouped(op.a_scale) || grouped(op.b_scale) {
+                read_column(&op.b, b, batch, col, column);
+            }
             for row in 0..op.m {
                 let at = op.c.strides.at(batch, row, col);
                 if op.c.dtype == DType::I32 {
                     let start = op.a.strides.at(batch, row, 0);
-                    let sum = dot_integers(&op.a, a, start, column) as i32;
+                    let sum = dot_integers(s, &op.a, a, start, column, whole) as i32;
                     // SAFETY: a column of C is this lane's.
                     unsafe { c.slice(at * 4..at * 4 + 4) }.copy_from_slice(&sum.to_le_bytes());
                     continue;
                 }
-                let mut v = self.sum(a, column, [a_scale, b_scale], [batch, row, col]) * op.epilogue.scale;
+                let mut v = self.sum(s, a, (column, whole), [a_scale, b_scale], [batch, row, col])
+                    * op.epilogue.scale;
                 if let Some((dtype, bias)) = bias {
                     v += element(dtype, bias, col);
                 }
@@ -209,6 +303,7 @@ impl Body for AnyGrouped {
         for col in lane.split(op.n, 1) {
             for (expert, positions) in Segments::new(offsets, op.rows) {
                 read_column(&op.b, b, expert, col, column);
+                let column = (&*column, whole(&op.b, b, expert, col, op.k));
                 self.positions((a, c, bias), order, expert, positions, col, column);
             }
         }
@@ -226,20 +321,20 @@ impl AnyGrouped {
         expert: usize,
         positions: Range<usize>,
         col: usize,
-        column: &[f32],
+        (column, whole): (&[f32], Option<&[i8]>),
     ) {
         let op = &self.op;
         for &slot in &order[positions] {
             let Some((a_row, row)) = op.rows_of(i64::from(slot)) else { continue };
             let (start, at) = (op.a.strides.at(0, a_row, 0), op.c.strides.at(0, row, col));
             if op.c.dtype == DType::I32 {
-                let sum = dot_integers(&op.a, a, start, column) as i32;
+                let sum = dot_integers(Portable, &op.a, a, start, column, whole) as i32;
                 // SAFETY: a column of C is this lane's.
                 unsafe { c.slice(at * 4..at * 4 + 4) }.copy_from_slice(&sum.to_le_bytes());
                 continue;
             }
             let mut v = match op.a.dtype {
-                DType::I8 => dot_integers(&op.a, a, start, column) as f32,
+                DType::I8 => dot_integers(Portable, &op.a, a, start, column, whole) as f32,
                 _ => dot(&op.a, a, start, column),
             };
             if let Some((dtype, bias)) = bias {

@@ -117,14 +117,26 @@ pub(crate) struct Finish<'a> {
     pub(crate) bias: Option<Floats<'a>>,
     /// A matrix like C.
     pub(crate) residual: Option<(Floats<'a>, Matrix)>,
+    pub(crate) scales: Scales<'a>,
 }
 
-/// Where a row of the block lies in C and in the residual, and where its bias begins.
+/// Scales of A and B that factor out of the sums.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Scales<'a> {
+    pub(crate) a: Option<&'a [f32]>,
+    pub(crate) b: Option<&'a [f32]>,
+    /// Whether every column has a scale of its own, or the matrix has one.
+    pub(crate) columns: bool,
+}
+
+/// Where a row of the block lies in C and in the residual, and where its bias and its scales begin.
 #[derive(Clone, Copy)]
 pub(crate) struct RowAt {
     pub(crate) out: usize,
     pub(crate) residual: usize,
     pub(crate) bias: usize,
+    pub(crate) a_scale: usize,
+    pub(crate) b_scale: usize,
 }
 
 impl Finish<'_> {
@@ -159,6 +171,16 @@ impl Kernel for FinishRow<'_> {
             }
             let count = n - column;
             let mut v = s.load(&sums[half * S::LANES..]);
+            if let Some(a) = finish.scales.a {
+                v = s.mul(v, s.splat(a[at.a_scale]));
+            }
+            if let Some(b) = finish.scales.b {
+                let b = match finish.scales.columns {
+                    true => Floats::F32(b).load(s, at.b_scale + column, 1, count),
+                    false => s.splat(b[at.b_scale]),
+                };
+                v = s.mul(v, b);
+            }
             if finish.scale != 1.0 {
                 v = s.mul(v, s.splat(finish.scale));
             }
@@ -178,11 +200,11 @@ impl Kernel for FinishRow<'_> {
     }
 }
 
-/// Computes the tiles `tiles` of A times the panels `panels` of B into `own`, the lane's scratch, and returns the results:
-/// `[panel][row][NR]`.
+/// Computes the tiles `tiles` of A times the panels `panels` of B into `c`, of the lane's scratch, and returns the results:
+/// `[panel][row][NR]`. `widened` is room for a panel of [`DEPTH`] steps.
 ///
 /// `a` holds those tiles, packed, from the first one's on.
-#[allow(clippy::too_many_arguments, reason = "the loop's six bounds and four operands")]
+#[allow(clippy::too_many_arguments, reason = "the loop's six bounds and five operands")]
 pub(crate) fn block<'o, S: Simd, B: Source>(
     s: S,
     b: &B,
@@ -192,10 +214,10 @@ pub(crate) fn block<'o, S: Simd, B: Source>(
     a: &[f32],
     all: Tiles,
     tiles: Range<usize>,
-    own: &'o mut [f32],
+    widened: &mut [f32],
+    c: &'o mut [f32],
 ) -> &'o [f32] {
     let nr = columns::<S>();
-    let (widened, c) = own.split_at_mut(DEPTH * nr);
     let first = all.start(tiles.start);
     let rows = all.start(tiles.end) - first;
     let c = &mut c[..panels.len() * rows * nr];

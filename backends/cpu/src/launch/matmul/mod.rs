@@ -7,11 +7,15 @@
 //! |---|---|
 //! | [`tile`] | the micro-kernel |
 //! | [`driver`] | the blocked loop around it, and the epilogue |
+//! | [`dots`] | rows without panels, for few rows or columns |
+//! | [`gated`] | two products with a gated activation between them |
 //! | [`operand`] | A, B and what surrounds C, by element type |
 //! | [`any`] | the simple portable row |
 
 pub(crate) mod any;
+pub(crate) mod dots;
 pub(crate) mod driver;
+pub(crate) mod gated;
 pub(crate) mod operand;
 #[cfg(test)]
 mod tests;
@@ -20,15 +24,16 @@ pub(crate) mod tile;
 use crate::device::lanes;
 use crate::launch::body::{Body, on, other_op};
 use crate::simd::{self, Element, Simd};
-use crate::spmd::Args;
+use crate::spmd::{Args, Out};
 use crate::team::Lane;
-use driver::{BLOCK_ROWS, Finish, Plan, RowAt, Tiles, block};
+use driver::{BLOCK_ROWS, DEPTH, Finish, Plan, RowAt, Scales, Tiles, block};
 use operand::{Floats, FloatsOut, Format, Packed, Plain};
-use perjoule_kernels::op::{MatMul, Op};
+use perjoule_kernels::op::{Granularity, MatMul, Op};
 use perjoule_kernels::{
     Candidate, Config, DType, Error, Kernel, Launch, PackFormat, Reason, Request, Result,
 };
 use std::marker::PhantomData;
+use std::ops::Range;
 use tile::{MAX_ROWS, columns};
 
 /// Steps of k of a tile of A that one lane packs at a time.
@@ -64,9 +69,13 @@ fn reject_plain<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<R
 }
 
 fn refuse(op: &MatMul) -> Option<Reason> {
-    let scaled =
-        || (op.a_scale.is_some() || op.b_scale.is_some()).then(|| Reason::new("takes no a_scale or b_scale"));
-    refuse_a(op.a.dtype).or_else(scaled)
+    refuse_a(op.a.dtype).or_else(|| refuse_scales(op))
+}
+
+/// Why no row that scales whole sums runs such a product.
+fn refuse_scales(op: &MatMul) -> Option<Reason> {
+    let grouped = |scale: Option<Granularity>| matches!(scale, Some(Granularity::Group(_)));
+    (grouped(op.a_scale) || grouped(op.b_scale)).then(|| Reason::new("takes no scales of groups along k"))
 }
 
 /// Why no blocked row multiplies such an A.
@@ -92,24 +101,56 @@ const BANDWIDTH: f32 = 1e10;
 /// Seconds to begin and end a launch with two barriers.
 const OVERHEAD: f32 = 3e-6;
 
+/// Seconds to claim a task and to go through its loops.
+const TASK: f32 = 6e-8;
+
 /// Seconds for an element of B that is widened into a panel: contiguous along n, along k, in blocks.
 pub(crate) fn widening(b: &perjoule_kernels::op::Tensor2) -> f32 {
     match () {
-        () if b.dtype.is_block() => 2e-9,
-        () if b.strides.col == 1 => 3e-10,
+        () if b.dtype.is_block() => 7e-10,
+        () if b.strides.col == 1 => 2e-10,
+        () if b.strides.row == 1 => 4e-10,
         () => 1.2e-9,
     }
 }
 
+/// Seconds of `batch` products of `m` rows in the blocked loop. It computes whole panels, and packs the rows of A.
+pub(crate) fn blocked<S: Simd>(op: &Op, [batch, m, n, k]: [usize; 4], in_place: bool, lanes: usize) -> f32 {
+    let nr = columns::<S>();
+    let panels = n.div_ceil(nr);
+    let blocks = batch as f32 * m.div_ceil(BLOCK_ROWS) as f32;
+    let rows = batch as f32 * m as f32;
+    let computed = rows * (panels * nr) as f32 * k as f32 / rate::<S>();
+    let packing = if in_place { 0.0 } else { rows * k as f32 * 5e-10 };
+    // a panel has one lane
+    let busy = (blocks * panels as f32).clamp(1.0, lanes as f32);
+    let finishing = rows * panels as f32 * 1e-8 + blocks * TASK;
+    OVERHEAD
+        + (computed + finishing).max(op.bytes() as f32 / BANDWIDTH * (busy / lanes as f32)) / busy
+        + packing / lanes as f32
+}
+
+/// Whether a single row of A is read where it lies, being packed as it is.
+fn in_place(op: &MatMul) -> bool {
+    op.m == 1 && op.a.dtype == DType::F32 && op.a.strides.col == 1
+}
+
 pub(crate) fn cost<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
-    let lanes = lanes(info) as f32;
-    OVERHEAD + (op.flops() as f32 / 2.0 / rate::<S>()).max(op.bytes() as f32 / BANDWIDTH) / lanes
+    let Op::MatMul(m) = op else { return f32::INFINITY };
+    blocked::<S>(op, [m.batch, m.m, m.n, m.k], in_place(m), lanes(info))
 }
 
 fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
     let Op::MatMul(m) = candidate.op else { return f32::INFINITY };
-    let elements = m.batch as f32 * m.n as f32 * m.k as f32 * m.m.div_ceil(BLOCK_ROWS) as f32;
-    cost::<S>(candidate) + elements * widening(&m.b) / lanes(candidate.info) as f32
+    let panels = m.n.div_ceil(columns::<S>());
+    let blocks = m.batch as f32 * m.m.div_ceil(BLOCK_ROWS) as f32;
+    // short vectors move less at a time
+    let elements = blocks * m.n as f32 * m.k as f32 * (1.0 + 4.0 / S::LANES as f32);
+    // the last vector of a row of B may be short, and is then loaded element by element
+    let short =
+        if m.b.strides.col == 1 && !m.n.is_multiple_of(S::LANES) { blocks * m.k as f32 * 8e-9 } else { 0.0 };
+    let busy = (blocks * panels as f32).clamp(1.0, lanes(candidate.info) as f32);
+    cost::<S>(candidate) + (elements * widening(&m.b) + short) / busy
 }
 
 fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
@@ -117,10 +158,77 @@ fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>>
     let overflow = Error::Overflow { op: "matmul", what: "the scratch" };
     let rows = op.batch.checked_mul(op.m).ok_or(overflow.clone())?;
     let plan = Plan::new::<S>(rows, op.n, op.k, lanes(request.info));
-    let in_place = op.m == 1 && op.a.dtype == DType::F32 && op.a.strides.col == 1;
-    let packed = if in_place { 0 } else { plan.round };
+    let packed = if in_place(op) { 0 } else { plan.round };
     let scratch = plan.scratch(packed).ok_or(overflow)?;
     on::<S>(request, Product::<F> { op: *op, plan, packed, scratch, format: PhantomData })
+}
+
+/// What happens to the sums of a product; `None` for dtypes that `reject` rules out.
+fn finish<'a>(op: &MatMul, args: &'a Args) -> Option<Finish<'a>> {
+    let mut next = 1;
+    let mut operand = |present: bool| {
+        next += usize::from(present);
+        present.then_some(next)
+    };
+    let a_scale = operand(op.a_scale.is_some()).map(|i| args.read::<f32>(i));
+    let b_scale = operand(op.b_scale.is_some()).map(|i| args.read::<f32>(i));
+    let bias = match op.epilogue.bias {
+        Some(dtype) => Some(Floats::of(args, operand(true)?, dtype)?),
+        None => None,
+    };
+    let residual = match op.epilogue.residual {
+        Some(r) => Some((Floats::of(args, operand(true)?, r.dtype)?, r.strides)),
+        None => None,
+    };
+    let (scale, activation) = (op.epilogue.scale, op.epilogue.activation);
+    let out = FloatsOut::of(args, next + 1, op.c.dtype)?;
+    let scales = Scales { a: a_scale, b: b_scale, columns: op.b_scale == Some(Granularity::Vector) };
+    Some(Finish { out, strides: op.c.strides, scale, activation, bias, residual, scales })
+}
+
+/// Where a row of C lies, and what surrounds it.
+fn row_at(op: &MatMul, finish: &Finish<'_>, batch: usize, row: usize) -> RowAt {
+    let at = |granularity: Option<Granularity>, vectors: usize, vector: usize| {
+        granularity.map_or(0, |g| op.scale_index(g, vectors, batch, vector, 0))
+    };
+    RowAt {
+        out: op.c.strides.at(batch, row, 0),
+        residual: finish.residual.as_ref().map_or(0, |(_, m)| m.at(batch, row, 0)),
+        bias: 0,
+        a_scale: at(op.a_scale, op.m, row),
+        b_scale: at(op.b_scale, op.n, 0),
+    }
+}
+
+/// Packs the rows of the tiles `tiles` of each matrix in `batch` into the beginning of the scratch, one tile after the other.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "the operand, its tiles and where they go")]
+fn pack<S: Simd>(
+    s: S,
+    lane: &Lane<'_>,
+    op: &MatMul,
+    a: &Floats<'_>,
+    all: Tiles,
+    batch: Range<usize>,
+    tiles: Range<usize>,
+    scratch: Out<'_, f32>,
+) {
+    let slices = op.k.div_ceil(PACK_DEPTH);
+    let first_row = all.start(tiles.start);
+    let rows = all.start(tiles.end) - first_row;
+    for item in lane.split(batch.len() * tiles.len() * slices, 1) {
+        let (index, k0) = (item / slices, item % slices * PACK_DEPTH);
+        let (matrix, tile) = (index / tiles.len(), all.rows(tiles.start + index % tiles.len()));
+        let ks = k0..(k0 + PACK_DEPTH).min(op.k);
+        let at = (matrix * rows + tile.start - first_row) * op.k;
+        // SAFETY: steps of k of a tile are one range, and every item is one lane's.
+        let part = unsafe { scratch.slice(at + ks.start * tile.len()..at + ks.end * tile.len()) };
+        let mut starts = [None; MAX_ROWS];
+        for (start, row) in starts.iter_mut().zip(tile.clone()) {
+            *start = Some(op.a.strides.at(batch.start + matrix, row, 0));
+        }
+        a.pack(s, &starts[..tile.len()], op.a.strides.col, ks, part);
+    }
 }
 
 /// The body of the blocked rows.
@@ -145,7 +253,7 @@ impl<F: Format> Body for Product<F> {
             return;
         }
         let a = Floats::of(args, 0, op.a.dtype);
-        let (Some(a), Some(b), Some(finish)) = (a, F::source(args, op.b, op.n, op.k), self.finish(args))
+        let (Some(a), Some(b), Some(finish)) = (a, F::source(args, 1, op.b, op.n, op.k), finish(op, args))
         else {
             return;
         };
@@ -174,33 +282,10 @@ struct Round<'r, 'a, B> {
     b: &'r B,
     finish: &'r Finish<'a>,
     tiles: Tiles,
-    batch: std::ops::Range<usize>,
+    batch: Range<usize>,
 }
 
 impl<F: Format> Product<F> {
-    /// What happens to the sums; `None` for dtypes that `reject` rules out.
-    fn finish<'a>(&self, args: &'a Args) -> Option<Finish<'a>> {
-        let op = &self.op;
-        let mut next = 2;
-        let bias = match op.epilogue.bias {
-            Some(dtype) => {
-                next += 1;
-                Some(Floats::of(args, next - 1, dtype)?)
-            }
-            None => None,
-        };
-        let residual = match op.epilogue.residual {
-            Some(r) => {
-                next += 1;
-                Some((Floats::of(args, next - 1, r.dtype)?, r.strides))
-            }
-            None => None,
-        };
-        let (scale, activation) = (op.epilogue.scale, op.epilogue.activation);
-        let out = FloatsOut::of(args, next, op.c.dtype)?;
-        Some(Finish { out, strides: op.c.strides, scale, activation, bias, residual })
-    }
-
     /// The blocks `blocks` of each matrix of the round's batch.
     fn round<S: Simd, B: operand::Source>(
         &self,
@@ -208,7 +293,7 @@ impl<F: Format> Product<F> {
         lane: &Lane<'_>,
         args: &Args,
         round: Round<'_, '_, B>,
-        blocks: std::ops::Range<usize>,
+        blocks: Range<usize>,
     ) {
         let (op, plan, all) = (&self.op, &self.plan, round.tiles);
         let tiles = all.block(blocks.start).start..all.block(blocks.end - 1).end;
@@ -216,20 +301,7 @@ impl<F: Format> Product<F> {
         let rows = all.start(tiles.end) - first_row;
         let scratch = args.scratch::<f32>();
         if self.packed > 0 {
-            let slices = op.k.div_ceil(PACK_DEPTH);
-            for item in lane.split(round.batch.len() * tiles.len() * slices, 1) {
-                let (index, k0) = (item / slices, item % slices * PACK_DEPTH);
-                let (matrix, tile) = (index / tiles.len(), all.rows(tiles.start + index % tiles.len()));
-                let ks = k0..(k0 + PACK_DEPTH).min(op.k);
-                let at = (matrix * rows + tile.start - first_row) * op.k;
-                // SAFETY: steps of k of a tile are one range, and every item is one lane's.
-                let part = unsafe { scratch.slice(at + ks.start * tile.len()..at + ks.end * tile.len()) };
-                let mut starts = [None; MAX_ROWS];
-                for (start, row) in starts.iter_mut().zip(tile.clone()) {
-                    *start = Some(op.a.strides.at(round.batch.start + matrix, row, 0));
-                }
-                round.a.pack(s, &starts[..tile.len()], op.a.strides.col, ks, part);
-            }
+            pack(s, lane, op, round.a, all, round.batch.clone(), tiles.clone(), scratch);
             lane.barrier();
         }
         // SAFETY: the lane's own part.
@@ -257,11 +329,11 @@ impl<F: Format> Product<F> {
                 }
             };
             let b_matrix = if op.b.strides.batch == 0 { 0 } else { batch };
-            let sums = block(s, round.b, b_matrix, chunk.clone(), op.k, packed, all, tiles, own);
+            let (widened, sums) = own.split_at_mut(DEPTH * columns::<S>());
+            let sums = block(s, round.b, b_matrix, chunk.clone(), op.k, packed, all, tiles, widened, sums);
             for (panel, sums) in chunk.zip(sums.chunks_exact(height * columns::<S>())) {
                 for (row, sums) in (row0..).zip(sums.chunks_exact(columns::<S>())) {
-                    let residual = round.finish.residual.as_ref().map_or(0, |(_, m)| m.at(batch, row, 0));
-                    let at = RowAt { out: op.c.strides.at(batch, row, 0), residual, bias: 0 };
+                    let at = row_at(op, round.finish, batch, row);
                     // SAFETY: a row of a panel belongs to one task, and elements of C do not coincide.
                     unsafe { round.finish.row(s, at, panel * columns::<S>(), op.n, sums) }
                 }

@@ -19,6 +19,8 @@ macro_rules! typed {
     };
 }
 
+pub(crate) use typed;
+
 /// An operand of a plain float type.
 #[derive(Clone, Copy)]
 pub(crate) enum Floats<'a> {
@@ -207,8 +209,8 @@ pub(crate) trait Source: Copy {
 pub(crate) trait Format: Send + Sync + 'static {
     /// What it is during a launch.
     type Source<'a>: Source;
-    /// Makes it from the arguments; `None` when the operand is of another kind, which `reject` rules out.
-    fn source(args: &Args, b: Tensor2, n: usize, k: usize) -> Option<Self::Source<'_>>;
+    /// Makes it from operand `index`; `None` when the operand is of another kind, which `reject` rules out.
+    fn source(args: &Args, index: usize, b: Tensor2, n: usize, k: usize) -> Option<Self::Source<'_>>;
 }
 
 /// B packed as `panel{NR}_{T}`.
@@ -224,8 +226,8 @@ pub(crate) struct PackedSource<'a, T> {
 
 impl<T: Element> Format for Packed<T> {
     type Source<'a> = PackedSource<'a, T>;
-    fn source(args: &Args, _: Tensor2, n: usize, k: usize) -> Option<PackedSource<'_, T>> {
-        Some(PackedSource { data: args.read(1), n, k })
+    fn source(args: &Args, index: usize, _: Tensor2, n: usize, k: usize) -> Option<PackedSource<'_, T>> {
+        Some(PackedSource { data: args.read(index), n, k })
     }
 }
 
@@ -280,10 +282,10 @@ enum PlainData<'a> {
 
 impl Format for Plain {
     type Source<'a> = PlainSource<'a>;
-    fn source(args: &Args, b: Tensor2, n: usize, _: usize) -> Option<PlainSource<'_>> {
-        let data = match Floats::of(args, 1, b.dtype) {
+    fn source(args: &Args, index: usize, b: Tensor2, n: usize, _: usize) -> Option<PlainSource<'_>> {
+        let data = match Floats::of(args, index, b.dtype) {
             Some(floats) => PlainData::Floats(floats),
-            None if b.dtype.is_block() => PlainData::Blocks(args.read(1)),
+            None if b.dtype.is_block() => PlainData::Blocks(args.read(index)),
             None => return None,
         };
         Some(PlainSource { data, b, n })
@@ -339,9 +341,14 @@ impl Kernel for WidenPlain<'_> {
             PlainData::Floats(floats) => {
                 pad(out, nr, columns.len());
                 typed!(floats, x => {
-                    for (i, column) in columns.enumerate() {
-                        let at = strides.at(matrix, ks.start, column);
-                        spread(s, x, at, strides.row, ks.len(), &mut out[i..], nr);
+                    // a few steps of all columns at a time, so that what is written stays in L1
+                    for (index, out) in out.chunks_mut(S::LANES * nr).enumerate() {
+                        let count = out.len() / nr;
+                        let k0 = ks.start + index * S::LANES;
+                        for (i, column) in columns.clone().enumerate() {
+                            let at = strides.at(matrix, k0, column);
+                            spread(s, x, at, strides.row, count, &mut out[i..], nr);
+                        }
                     }
                 })
             }

@@ -11,6 +11,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// Whoever watched the progress of loading ended it.
+    #[error("loading was stopped")]
+    Stopped,
     /// The operating system refused to open or read a file, or the file ended early.
     #[error("cannot read {}: {source}", .path.display())]
     Io {

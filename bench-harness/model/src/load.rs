@@ -22,8 +22,8 @@ pub struct LoadOptions<'a> {
     pub dtype: DType,
     /// Numbers of rows that products will have, the most important first: a packed layout is chosen that serves them all.
     pub rows: Vec<usize>,
-    /// Called with the bytes loaded so far and in all.
-    pub progress: Option<&'a (dyn Fn(u64, u64) + Sync)>,
+    /// Called with the elements loaded so far and in all; loading ends as [`Error::Stopped`] when it gives false.
+    pub progress: Option<&'a (dyn Fn(u64, u64) -> bool + Sync)>,
 }
 
 impl LoadOptions<'_> {

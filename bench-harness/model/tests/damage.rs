@@ -40,6 +40,22 @@ fn load(dir: &Path, dtype: DType) -> Result<Model> {
     Model::load(&perjoule::open("cpu").unwrap(), &Source::checkpoint(dir)?, &LoadOptions::new(dtype))
 }
 
+#[test]
+fn loading_ends_when_whoever_watches_it_says_so() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let source = Source::checkpoint(&golden("llama")).unwrap();
+    let seen = AtomicU64::new(0);
+    let progress = |done: u64, total: u64| {
+        seen.fetch_max(done, Ordering::Relaxed);
+        done * 4 < total
+    };
+    let options = LoadOptions { progress: Some(&progress), ..LoadOptions::new(DType::F32) };
+    let cpu = perjoule::open("cpu").unwrap();
+    assert!(matches!(Model::load(&cpu, &source, &options), Err(Error::Stopped)));
+    let total = source.geometry().n_params();
+    assert!(seen.into_inner() < total, "it goes on to the end");
+}
+
 /// The error that loading gives, which must be of one line.
 fn refused(dir: &Path, dtype: DType) -> String {
     let message = load(dir, dtype).err().expect("an error").to_string();

@@ -40,6 +40,8 @@ pub(crate) enum Command {
     /// Measure ceilings, kernels, and the tokens of a model (the default command)
     #[command(after_help = RUN_EXAMPLES)]
     Run(Box<RunArgs>),
+    /// Turn other tools' results (llama-bench, ML.ENERGY, MLPerf) into records
+    Import(ImportArgs),
     /// Check the kernels of this machine, or a model's logits against a reference
     Check(CheckArgs),
     /// List classes of hardware: what is known of them, and from where
@@ -209,6 +211,22 @@ const RUN_EXAMPLES: &str = "Examples:
   perjoule run --only tokens --model ./Llama-3.2-1B -p 512 -n 128 -r 5
   perjoule run --only tokens --model qwen3-0.6b -n 32 --parallel 1,4,16
   perjoule run --format jsonl -o results/mine.jsonl";
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// Files to read; - for stdin
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Format of all of them [default: what their content says]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) from: Option<String>,
+    /// Append the records to this file [default: JSON lines on stdout]
+    #[arg(short = 'o', long, value_name = "FILE|-")]
+    pub(crate) output: Option<PathBuf>,
+    /// Only warnings
+    #[arg(long)]
+    pub(crate) quiet: bool,
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {

@@ -12,6 +12,7 @@ mod compare;
 mod compare_self;
 mod devices;
 mod generate;
+mod import;
 mod kernels;
 mod output;
 mod progress;
@@ -72,6 +73,7 @@ fn dispatch(cli: Cli) -> Result<Ended> {
         Command::Compare(args) if args.self_ => compare_self::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Completions { shell } => {
             // made in memory: clap_complete panics when it cannot write

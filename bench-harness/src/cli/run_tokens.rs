@@ -11,6 +11,7 @@ use super::args::RunArgs;
 use super::output::Output;
 use super::progress;
 use super::run::{Run, Target};
+use crate::measure::interrupted;
 use crate::measure::tokens::{Bench, Test, pace, size_within};
 use crate::report;
 
@@ -42,6 +43,7 @@ pub(super) fn load(
     let report = |done: u64, total: u64| {
         bar.set_length(total);
         bar.set_position(done);
+        !interrupted()
     };
     let model = Model::load(device, source, &LoadOptions { dtype, rows, progress: Some(&report) });
     bar.finish_and_clear();

@@ -25,7 +25,7 @@ pub(super) struct Loader<'a> {
     dtype: DType,
     activations: DType,
     rows: Vec<usize>,
-    progress: Option<&'a (dyn Fn(u64, u64) + Sync)>,
+    progress: Option<&'a (dyn Fn(u64, u64) -> bool + Sync)>,
     done: u64,
     total: u64,
     /// Bytes of what was loaded so far.
@@ -76,10 +76,11 @@ impl<'a> Loader<'a> {
         self.find(layer, role).ok_or_else(|| Error::Config(vec![format!("the geometry has no {role:?}")]))
     }
 
-    fn advance(&mut self, elements: u64) {
+    fn advance(&mut self, elements: u64) -> Result<()> {
         self.done += elements;
-        if let Some(progress) = self.progress {
-            progress(self.done, self.total);
+        match self.progress {
+            Some(progress) if !progress(self.done, self.total) => Err(Error::Stopped),
+            _ => Ok(()),
         }
     }
 
@@ -145,7 +146,7 @@ impl<'a> Loader<'a> {
                 *value = f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
             }
         }
-        self.advance(weight.elements());
+        self.advance(weight.elements())?;
         Ok(values)
     }
 
@@ -240,7 +241,7 @@ impl<'a> Loader<'a> {
                 let bytes = bytes?;
                 let at = (matrix * stacked.n + range.start) as u64 * row_bytes as u64;
                 self.stream.write(&buffer.view(at, bytes.len() as u64)?, &bytes)?;
-                self.advance((range.len() * stacked.k) as u64);
+                self.advance((range.len() * stacked.k) as u64)?;
             }
         }
         self.bytes += total;
@@ -276,7 +277,7 @@ impl<'a> Loader<'a> {
                     Arg::Buf(staging)
                 };
                 self.device.pack_constant_into(&mut *self.stream, &piece, format, from, &target)?;
-                self.advance((range.len() * k) as u64);
+                self.advance((range.len() * k) as u64)?;
             }
         }
         self.bytes += total;

@@ -4,7 +4,7 @@
 //! power is sampled and integrated: the instantaneous field if the driver has it, else `PowerUsage`, which on
 //! Ampere and later (GA100 apart) is a mean over one second. GPUs are named by UUID, since NVML's order is not
 //! CUDA's. A GPU with both the counter and the instantaneous field is read both ways: counters that were far off the
-//! integral of the power have been reported (187 J against 327 J, ml-energy/zeus issue 181), and a window then says so.
+//! integral of the power have been reported (187 J against 327 J, ml-energy/zeus#181), and a window then says so.
 //!
 //! Accuracy: NVIDIA's API reference gives 5 % of the current draw. Yang et al. (arXiv 2312.02741) confirm a
 //! gain error of that size against an external meter, an update period of about 100 ms, and that the sensors of

@@ -43,7 +43,11 @@ impl NeuronMaximum {
         NeuronMaximum { watts, band: Band { low: 0.5, high: 1.3 } }
     }
 
-    fn validate(&self) -> Result<()> {
+    /// Refuses watts and bands that no device has.
+    ///
+    /// # Errors
+    /// [`MeterError::Parameter`] with what is expected.
+    pub fn check(&self) -> Result<()> {
         let check = |name, value: f64, ok: bool, expected| {
             if ok { Ok(()) } else { Err(MeterError::Parameter { name, value: value.to_string(), expected }) }
         };
@@ -170,7 +174,7 @@ impl Neuron {
     }
 
     fn new(name: &str, period: Duration, maximum: NeuronMaximum, percent: Percent) -> Result<Neuron> {
-        maximum.validate()?;
+        maximum.check()?;
         let id = format!("{}:{name}", Source::ModelledNeuron);
         let mut info = MeterInfo::new(id, Source::ModelledNeuron, Boundary::Chip, Subject::Gpu);
         info.name = format!("AWS Neuron {name}");

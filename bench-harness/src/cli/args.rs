@@ -6,6 +6,7 @@ use perjoule_record::CacheState;
 use std::path::PathBuf;
 
 use super::args_compare::{COMPARE_EXAMPLES, ClassesArgs, CompareArgs};
+use super::meters::MeterArgs;
 
 /// What a unit of energy buys: tensor kernels and models, their speed and their joules per token.
 ///
@@ -65,6 +66,8 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct DevicesArgs {
+    #[command(flatten)]
+    pub(crate) meters: MeterArgs,
     /// Print a JSON array
     #[arg(long)]
     pub(crate) json: bool,
@@ -192,6 +195,8 @@ pub(crate) struct RunArgs {
     /// Where operands lie when a call begins [default: rotate up to 64 rows, else hot]
     #[arg(long, value_enum, help_heading = "How")]
     pub(crate) cache: Option<Cache>,
+    #[command(flatten)]
+    pub(crate) meters: MeterArgs,
     /// No progress, no notes
     #[arg(long, help_heading = "Output")]
     pub(crate) quiet: bool,
@@ -297,6 +302,8 @@ pub(crate) struct GenerateArgs {
     /// Seed of the draws, and of random weights
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) meters: MeterArgs,
     /// Go on after an end-of-sequence token
     #[arg(long)]
     pub(crate) ignore_eos: bool,

@@ -13,7 +13,7 @@ use crate::report::{Align, Style, Table, units};
 pub(crate) fn run(args: &DevicesArgs) -> Result<Ended> {
     let (found, absent) = devices();
     let threads = found.iter().map(threads_of).max().unwrap_or(1);
-    let meters = Meters::discover(&environment(), threads);
+    let meters = args.meters.discover(&environment(), threads)?;
     let mut out = anstream::stdout();
     if args.json {
         let list: Vec<Value> = found.iter().map(|info| describe(info, &meters)).collect();

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use super::args::GenerateArgs;
 use super::{Ended, environment, open, parse_ids, run_tokens, threads_of};
-use crate::measure::energy::{Gauge, Meters};
+use crate::measure::energy::Gauge;
 use crate::measure::interrupted;
 use crate::report::{kind_word, units::si};
 
@@ -58,7 +58,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<Ended> {
     let dtype = run_tokens::dtype_of(&source, args.dtype);
     let model = run_tokens::load(&device, &source, dtype, vec![1, prompt.len().min(BATCH)], args.quiet)?;
     let mut session = model.session(SessionOptions { parallel: 1, capacity, chunk: BATCH })?;
-    let gauge = Gauge::new(Meters::discover(&environment(), threads_of(device.info())).of(device.info()));
+    let gauge =
+        Gauge::new(args.meters.discover(&environment(), threads_of(device.info()))?.of(device.info()));
 
     let windows = gauge.as_ref().map(Gauge::open);
     let start = Instant::now();

@@ -14,6 +14,7 @@ mod devices;
 mod generate;
 mod import;
 mod kernels;
+mod meters;
 mod output;
 mod progress;
 mod report;

@@ -258,12 +258,14 @@ impl Run<'_> {
         sources: &[Source],
         output: &mut Output,
     ) -> Result<()> {
-        self.introduce(opened, output)?;
+        // once for all devices: what an external meter sends comes only once
+        let threads = opened.iter().map(|device| threads_of(device.info())).max().unwrap_or(1);
+        let meters = self.args.meters.discover(self.environment, threads)?;
+        self.introduce(opened, &meters, output)?;
         let each = self.budget / opened.len() as f64;
         let ceilings_time = (each * 0.1).min(CEILINGS);
         for (device, tasks) in opened.iter().zip(tasks) {
             let threads = threads_of(device.info());
-            let meters = Meters::discover(self.environment, threads);
             let bar = progress::bar(0, self.args.quiet);
             bar.set_message("idle power and ceilings");
             let gauge = Gauge::new(meters.of(device.info()));
@@ -313,7 +315,7 @@ impl Run<'_> {
         record
     }
 
-    fn introduce(&self, opened: &[Device], output: &mut Output) -> Result<()> {
+    fn introduce(&self, opened: &[Device], meters: &Meters, output: &mut Output) -> Result<()> {
         let e = self.environment;
         let machine = if e.virtualized == Some(true) { ", virtual machine" } else { "" };
         let text = |field: &Option<String>| field.clone().unwrap_or_else(|| "unknown".into());
@@ -323,8 +325,7 @@ impl Run<'_> {
         output.heading("Devices", "")?;
         output.table(&devices::table(&infos))?;
         for device in opened {
-            let meters = Meters::discover(e, threads_of(device.info()));
-            for line in devices::energy_lines(device.info(), &meters) {
+            for line in devices::energy_lines(device.info(), meters) {
                 output.line(&format!("{} energy {line}", device.info().label))?;
             }
         }

@@ -2,7 +2,10 @@
 
 use anyhow::Result;
 use perjoule_kernels::{DeviceClass, DeviceInfo};
-use perjoule_meter::{Baseline, Discovery, Kind, Meter, MeterInfo, Options, Window, discover};
+use perjoule_meter::{
+    Baseline, Discovery, ExternalSource, Kind, Meter, MeterInfo, NeuronMaximum, Options, Source, Subject,
+    Unavailable, Window, discover,
+};
 use perjoule_record::{Energy, EnergyKind, Environment, Interval, Reading};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +22,15 @@ const SHORTEST: Duration = Duration::from_secs(1);
 /// Rounds of calls in a window, as far as time allows.
 const ROUNDS: u64 = 30;
 
+/// What the user names beside the sensors of the machine.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Added {
+    /// Meters outside the machine.
+    pub(crate) external: Vec<ExternalSource>,
+    /// What a Neuron device draws at 100 %.
+    pub(crate) neuron: Option<NeuronMaximum>,
+}
+
 /// The meters of this machine.
 pub(crate) struct Meters {
     found: Discovery,
@@ -26,48 +38,95 @@ pub(crate) struct Meters {
 
 impl Meters {
     /// Looks for sensors; the CPU also gets a model, for where it has none. `threads` is how many of its threads work.
-    pub(crate) fn discover(environment: &Environment, threads: usize) -> Self {
+    pub(crate) fn discover(environment: &Environment, threads: usize, added: &Added) -> Self {
         let machine = Machine {
             cpu: environment.cpu_model.as_deref().unwrap_or("unknown CPU"),
             processors: environment.cpu_count.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
             virtualized: environment.virtualized.unwrap_or(false),
             threads: u32::try_from(threads).unwrap_or(u32::MAX),
         };
-        let models = cpu_power(machine).into_iter().collect();
-        Meters { found: discover(&Options { models, ..Options::default() }) }
+        let options = Options {
+            models: cpu_power(machine).into_iter().collect(),
+            external: added.external.clone(),
+            neuron: added.neuron,
+            ..Options::default()
+        };
+        Meters { found: discover(&options) }
     }
 
-    /// The meters of a device, best first; none where its energy cannot be told. A model stands in where no sensor is found.
+    /// All that were found.
+    pub(crate) fn found(&self) -> &Discovery {
+        &self.found
+    }
+
+    /// The meters of a device, best first; none where its energy cannot be told. The device's own sensor comes first, then what the user
+    /// has attached, then sensors of the whole machine; a model stands in only where nothing is measured.
     pub(crate) fn of(&self, device: &DeviceInfo) -> Vec<Arc<dyn Meter>> {
-        let best = match device.class {
-            DeviceClass::Cpu => self.found.cpu().cloned(),
-            _ => None,
-        };
-        let Some(best) = best else { return Vec::new() };
-        let beside = |meter: &&Arc<dyn Meter>| {
+        let own = self.own(device);
+        let is_own = |meter: &Arc<dyn Meter>| own.is_some_and(|own| own.info().id == meter.info().id);
+        let rank = |meter: &Arc<dyn Meter>| {
             let info = meter.info();
-            let watches = matches!(
-                info.subject,
-                perjoule_meter::Subject::Cpu
-                    | perjoule_meter::Subject::Memory
-                    | perjoule_meter::Subject::System
-            );
-            watches && info.kind == Kind::Measured && info.id != best.info().id
+            match (is_own(meter), info.kind, info.source, info.subject) {
+                (true, Kind::Measured, ..) => Some(0),
+                (_, Kind::Measured, Source::External, _) if watches(info, device) => Some(1),
+                (_, Kind::Measured, _, Subject::System) => Some(2),
+                (_, Kind::Measured, ..) if watches(info, device) => Some(3),
+                (true, ..) => Some(4),
+                _ => None,
+            }
         };
-        let others: Vec<Arc<dyn Meter>> = self.found.meters.iter().filter(beside).cloned().collect();
-        std::iter::once(best).chain(others).collect()
+        let mut ranked: Vec<_> =
+            self.found.meters.iter().filter_map(|m| Some((rank(m)?, m.clone()))).collect();
+        ranked.sort_by_key(|(rank, _)| *rank);
+        let measured = ranked.iter().any(|(rank, _)| *rank < 4);
+        ranked.into_iter().filter(|(rank, _)| *rank < 4 || !measured).map(|(_, meter)| meter).collect()
+    }
+
+    /// The sensor, or the model, that watches this device and nothing else.
+    fn own(&self, device: &DeviceInfo) -> Option<&Arc<dyn Meter>> {
+        match device.class {
+            DeviceClass::Cpu => self.found.cpu(),
+            // indices are no names: drivers count differently
+            _ => [&device.uuid, &device.pci].into_iter().flatten().find_map(|name| self.found.device(name)),
+        }
     }
 
     /// All meters that watch a device.
     pub(crate) fn all_of(&self, device: &DeviceInfo) -> Vec<&MeterInfo> {
-        let cpu = device.class == DeviceClass::Cpu;
-        let watches = |info: &MeterInfo| match info.subject {
-            perjoule_meter::Subject::Cpu | perjoule_meter::Subject::Memory => cpu,
-            perjoule_meter::Subject::System => true,
-            _ => false,
-        };
-        self.found.meters.iter().map(|meter| meter.info()).filter(|info| watches(info)).collect()
+        self.found.meters.iter().map(|meter| meter.info()).filter(|info| watches(info, device)).collect()
     }
+
+    /// Why meters that the user named cannot be used.
+    pub(crate) fn refused(&self) -> Vec<String> {
+        let named = |missing: &&Unavailable| missing.origin == Source::External;
+        self.found.unavailable.iter().filter(named).map(describe).collect()
+    }
+
+    /// A line for each meter that exists or might exist and cannot be used, with what would make it usable.
+    pub(crate) fn missing(&self) -> Vec<String> {
+        self.found.unavailable.iter().map(describe).collect()
+    }
+}
+
+/// Whether what a meter sees contains the work of a device.
+fn watches(info: &MeterInfo, device: &DeviceInfo) -> bool {
+    let cpu = device.class == DeviceClass::Cpu;
+    match (info.subject, &info.device) {
+        (Subject::System, _) => true,
+        (Subject::Cpu | Subject::Memory, _) => cpu,
+        (Subject::Gpu, Some(name)) => {
+            let plain = |name: &str| name.trim_start_matches("GPU-").to_ascii_lowercase();
+            let is = |own: &String| plain(own) == plain(name);
+            !cpu && [&device.uuid, &device.pci].into_iter().flatten().any(is)
+        }
+        _ => false,
+    }
+}
+
+/// A meter that cannot be used: why, and what would make it usable.
+fn describe(missing: &Unavailable) -> String {
+    let fix = missing.fix.as_ref().map_or(String::new(), |fix| format!("; to use it: {fix}"));
+    format!("{} for {}: {}{fix}", missing.origin, missing.what, missing.reason)
 }
 
 /// The meters of a device and their power at rest.
@@ -181,16 +240,5 @@ impl Gauge {
             rounds += 1;
         }
         Ok(self.columns(&self.finish(windows), calls))
-    }
-}
-
-impl Meters {
-    /// A line for each meter that exists or might exist and cannot be used, with what would make it usable.
-    pub(crate) fn missing(&self) -> Vec<String> {
-        let line = |missing: &perjoule_meter::Unavailable| {
-            let fix = missing.fix.as_ref().map_or(String::new(), |fix| format!("; to use it: {fix}"));
-            format!("{} for {}: {}{fix}", missing.origin, missing.what, missing.reason)
-        };
-        self.found.unavailable.iter().map(line).collect()
     }
 }

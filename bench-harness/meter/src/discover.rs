@@ -164,11 +164,9 @@ pub fn discover(options: &Options) -> Discovery {
     for source in &options.external {
         match External::open(source, options.external_patience) {
             Ok(meter) => found.meters.push(Arc::new(meter)),
-            Err(error) => found.unavailable.push(Unavailable::from_error(
-                Source::External,
-                format!("{source:?}"),
-                &error,
-            )),
+            Err(error) => {
+                found.unavailable.push(Unavailable::from_error(Source::External, source.to_string(), &error))
+            }
         }
     }
     found.extend(Neuron::discover(&options.neuron_root, options.neuron));

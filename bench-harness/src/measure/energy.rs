@@ -3,8 +3,8 @@
 use anyhow::Result;
 use perjoule_kernels::{DeviceClass, DeviceInfo};
 use perjoule_meter::{
-    Baseline, Discovery, ExternalSource, Kind, Meter, MeterInfo, NeuronMaximum, Options, Source, Subject,
-    Unavailable, Window, discover,
+    Baseline, Discovery, ExternalSource, Kind, Meter, MeterError, MeterInfo, NeuronMaximum, Options, Source,
+    Subject, Unavailable, Window, discover,
 };
 use perjoule_record::{Energy, EnergyKind, Environment, Interval, Reading};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,8 +13,11 @@ use std::time::{Duration, Instant};
 use crate::catalogue::{Machine, cpu_power};
 use crate::measure::{Interrupted, interrupted};
 
-/// Relative sampling uncertainty that windows aim at.
+/// Relative sampling uncertainty that windows aim at, and the one that they are stretched for beyond the time of the measurement.
 const UNCERTAINTY: f64 = 0.01;
+const COARSE: f64 = 0.05;
+/// Longest window, and longest pause, that is stretched for a slow meter.
+const LONGEST: Duration = Duration::from_secs(10);
 /// Window of the idle baseline of a sensor.
 const IDLE_WINDOW: Duration = Duration::from_secs(1);
 /// Shortest window of a sensor: long enough that what else the machine does is seen in it as often as in the samples.
@@ -136,24 +139,38 @@ pub(crate) struct Gauge {
     baseline: Mutex<Baseline>,
 }
 
+/// What one meter saw, or why it could not tell.
+type Seen = perjoule_meter::Result<perjoule_meter::Energy>;
+
 /// Open windows, one for each meter.
-pub(crate) struct Windows(Vec<Option<Window>>);
+pub(crate) struct Windows(Vec<perjoule_meter::Result<Window>>);
+
+/// The columns where joules are not known.
+fn unknown(reason: &MeterError) -> Energy {
+    Energy { energy_unknown: Some(reason.to_string()), ..Energy::default() }
+}
 
 impl Gauge {
     /// Takes the idle baseline; the machine should be quiet. `None` without meters.
     pub(crate) fn new(meters: Vec<Arc<dyn Meter>>) -> Option<Self> {
-        let baseline = Mutex::new(Baseline::before(&meters, IDLE_WINDOW));
+        // a meter that tells something once a minute would hold the run up for many: its net joules stay unknown
+        let quick = |meter: &&Arc<dyn Meter>| 2 * meter.info().min_window() <= LONGEST;
+        let quick: Vec<Arc<dyn Meter>> = meters.iter().filter(quick).cloned().collect();
+        let baseline = Mutex::new(Baseline::before(&quick, IDLE_WINDOW));
         (!meters.is_empty()).then_some(Gauge { meters, baseline })
     }
 
-    /// Length that a window should have.
-    fn window(&self) -> Duration {
-        self.meters[0].info().window_for(UNCERTAINTY).max(SHORTEST)
+    /// Length that a window has where the measurement leaves `limit` for it: what the meter needs for a narrow interval, at least what it
+    /// needs for a coarse one, but no more than [`LONGEST`] beyond the limit.
+    fn window(&self, limit: Duration) -> Duration {
+        let info = self.meters[0].info();
+        let coarse = info.window_for(COARSE).min(limit.max(LONGEST));
+        info.window_for(UNCERTAINTY).min(limit).max(coarse).max(SHORTEST)
     }
 
     /// Opens a window.
     pub(crate) fn open(&self) -> Windows {
-        Windows(self.meters.iter().map(|meter| Window::start(meter.clone()).ok()).collect())
+        Windows(self.meters.iter().map(|meter| Window::start(meter.clone())).collect())
     }
 
     /// Takes the power at rest again, now that work is done: what is closed from now on has the mean of both as its baseline.
@@ -161,13 +178,18 @@ impl Gauge {
         self.baseline.lock().unwrap_or_else(PoisonError::into_inner).after();
     }
 
-    /// Ends a window. What a meter cannot tell, for instance because the window was too short for it, is `None`.
-    pub(crate) fn finish(&self, windows: Windows) -> Vec<Option<perjoule_meter::Energy>> {
-        windows.0.into_iter().map(|window| window?.finish().ok()).collect()
+    /// Ends a window. What a meter cannot tell, for instance because the window was too short for it, is an error.
+    pub(crate) fn finish(&self, windows: Windows) -> Vec<Seen> {
+        windows.0.into_iter().map(|window| window.and_then(Window::finish)).collect()
     }
 
-    /// The columns of `calls` calls. `None` when the first meter could not tell.
-    pub(crate) fn columns(&self, seen: &[Option<perjoule_meter::Energy>], calls: u64) -> Option<Energy> {
+    /// The columns of `calls` calls: joules, or why the first meter could not tell.
+    pub(crate) fn columns(&self, seen: &[Seen], calls: u64) -> Energy {
+        let energy = match seen.first() {
+            Some(Ok(energy)) => energy,
+            Some(Err(error)) => return unknown(error),
+            None => return Energy::default(),
+        };
         let baseline = self.baseline.lock().unwrap_or_else(PoisonError::into_inner);
         let kind = |energy: &perjoule_meter::Energy| match energy.kind {
             Kind::Measured => EnergyKind::Measured,
@@ -175,8 +197,8 @@ impl Gauge {
         };
         let interval = |[lo, hi]: [f64; 2]| Interval { lo, hi };
         let idle = |meter: &Arc<dyn Meter>| Some(baseline.idle(&meter.info().id)?.ok()?.watts);
-        let reading = |(meter, energy): (&Arc<dyn Meter>, &Option<perjoule_meter::Energy>)| {
-            let energy = energy.as_ref()?;
+        let reading = |(meter, energy): (&Arc<dyn Meter>, &Seen)| {
+            let energy = energy.as_ref().ok()?;
             Some(Reading {
                 source: energy.source.as_str().into(),
                 boundary: energy.boundary.as_str().into(),
@@ -189,13 +211,13 @@ impl Gauge {
                 window_s: energy.seconds,
             })
         };
-        let (meter, energy) = (&self.meters[0], seen.first()?.as_ref()?);
+        let meter = &self.meters[0];
         let mut source = format!("{}: {}", energy.source, meter.info().name);
         if let (Kind::Modelled, Some(note)) = (energy.kind, energy.notes.first()) {
             source.push_str(". ");
             source.push_str(note);
         }
-        Some(Energy {
+        Energy {
             joules: Some(energy.joules),
             net_joules: baseline.net(energy).ok().map(|net| net.joules),
             joules_per_call: (calls > 0).then(|| energy.joules / calls as f64),
@@ -210,25 +232,29 @@ impl Gauge {
             idle_power_w: idle(meter),
             energies: Some(self.meters.iter().zip(seen).filter_map(reading).collect()),
             ..Energy::default()
-        })
+        }
     }
 
     /// The columns of `calls` calls that took `seconds`, where the power is modelled as constant: then energy follows from time alone,
     /// and a window of its own would only add the noise of other calls.
     pub(crate) fn of_time(&self, seconds: f64, calls: u64) -> Option<Energy> {
-        let seen = self.meters.iter().map(|meter| perjoule_meter::Energy::of_constant(&**meter, seconds));
-        self.columns(&seen.collect::<Vec<_>>(), calls)
+        let first = perjoule_meter::Energy::of_constant(&*self.meters[0], seconds)?;
+        Some(self.columns(&[Ok(first)], calls))
     }
 
-    /// Repeats `call` (some number of calls each) until the window is long enough, but no longer than `limit`.
+    /// Repeats `call` (some number of calls each) until the window is long enough for the meter, and takes the power at rest after it.
+    /// `limit` is what there is time for; a slow meter stretches it, within reason.
     pub(crate) fn window_over(
         &self,
         limit: Duration,
         mut call: impl FnMut() -> Result<u64>,
-    ) -> Result<Option<Energy>> {
-        let length = self.window();
-        if length > limit {
-            return Ok(None);
+    ) -> Result<Energy> {
+        let length = self.window(limit);
+        let info = self.meters[0].info();
+        if info.min_window() > length {
+            let (meter, seconds, needed) =
+                (info.id.clone(), length.as_secs_f64(), info.min_window().as_secs_f64());
+            return Ok(unknown(&MeterError::TooShort { meter, seconds, needed }));
         }
         let (start, windows) = (Instant::now(), self.open());
         let (mut calls, mut rounds) = (0, 0);
@@ -239,6 +265,8 @@ impl Gauge {
             calls += call()?;
             rounds += 1;
         }
-        Ok(self.columns(&self.finish(windows), calls))
+        let seen = self.finish(windows);
+        self.rest();
+        Ok(self.columns(&seen, calls))
     }
 }

@@ -207,8 +207,7 @@ impl<'a> Ready<'a> {
         }
         let calls = record.timing.calls_per_sample.unwrap_or(1);
         let limit = task.effort.time.max(Duration::from_secs(2));
-        record.energy =
-            gauge.window_over(limit, || launches.call(calls).map(|()| calls))?.unwrap_or_default();
+        record.energy = gauge.window_over(limit, || launches.call(calls).map(|()| calls))?;
         let energy = &record.energy;
         if let (Some(seconds), Some(calls)) = (energy.energy_window_s, energy.energy_calls) {
             let longer = seconds / calls.max(1) as f64 / median_s - 1.0;

@@ -228,6 +228,9 @@ pub(crate) fn energy_notes(records: &[Record]) -> Vec<String> {
     let mut notes = Vec::new();
     for record in records {
         let e = &record.energy;
+        let unknown =
+            e.energy_unknown.as_ref().map(|reason| format!("energy unknown: {}", printable(reason)));
+        notes.extend(unknown.filter(|note| !notes.contains(note)));
         if let Some(source) = &e.energy_source {
             let (boundary, source) = (text(&e.energy_boundary), source.split(':').next().unwrap_or_default());
             let note = format!(

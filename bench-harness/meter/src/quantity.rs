@@ -29,6 +29,8 @@ pub enum Source {
     RaplPerf,
     /// NVIDIA's management library.
     Nvml,
+    /// The table of metrics of Linux's amdgpu driver, which AMD SMI reads, too.
+    AmdGpuMetrics,
     /// Linux hardware monitoring sysfs.
     Hwmon,
     /// INA3221 supply monitors of NVIDIA Jetson modules.
@@ -54,6 +56,7 @@ impl Source {
             Source::RaplPowercap => "rapl-powercap",
             Source::RaplPerf => "rapl-perf",
             Source::Nvml => "nvml",
+            Source::AmdGpuMetrics => "amdgpu-metrics",
             Source::Hwmon => "hwmon",
             Source::Ina3221 => "ina3221",
             Source::Battery => "battery",

@@ -2,13 +2,13 @@
 
 use anyhow::{Result, bail, ensure};
 use perjoule_catalogue::{Catalogue, Class};
-use perjoule_record::{Kind, Record, read_file};
+use perjoule_record::{Kind, Record};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use super::args_compare::{CompareArgs, CompareFormat};
 use super::output::{RESULTS, WIDTH, wrap};
-use super::{Ended, classes, environment};
+use super::{Ended, classes, environment, inputs};
 use crate::compare::costs::Money;
 use crate::compare::export::{Target, export};
 use crate::compare::regression::{FAIL_ON, Rules, parse_threshold, regression};
@@ -29,8 +29,6 @@ const CLASSES: [&str; 7] = [
 ];
 /// Files of results that are looked through for this machine's newest.
 const NEWEST: usize = 50;
-/// Damaged lines of a file that are named.
-const NAMED: usize = 5;
 
 pub(crate) fn run(args: &CompareArgs) -> Result<Ended> {
     if args.regression || args.fail_on.is_some() {
@@ -44,16 +42,11 @@ fn style() -> Style {
     if std::io::stdout().is_terminal() { Style::Colour } else { Style::Plain }
 }
 
-/// The records of a file; damaged lines are warnings.
+/// The records of a file; what could not be read is a warning.
 fn read(path: &Path) -> Result<Vec<Record>> {
-    let (records, warnings) = read_file(path)?;
-    for warning in warnings.iter().take(NAMED) {
-        eprintln!("warning: {}: {warning}", path.display());
-    }
-    if warnings.len() > NAMED {
-        eprintln!("warning: {}: {} more damaged lines", path.display(), warnings.len() - NAMED);
-    }
-    Ok(records)
+    let input = inputs::read(path)?;
+    input.warn();
+    Ok(input.records)
 }
 
 fn regressions(args: &CompareArgs) -> Result<Ended> {
@@ -298,7 +291,7 @@ fn newest(folder: &Path, remarks: &mut Vec<String>) -> Vec<Source> {
     files.sort_by(|a, b| b.cmp(a));
     let here = environment();
     for (_, path) in files.iter().take(NEWEST) {
-        let Ok((records, _)) = read_file(path) else { continue };
+        let Ok(inputs::Input { records, .. }) = inputs::read(path) else { continue };
         let ours = |record: &Record| {
             record.kind == Kind::Tokens
                 && record.valid

@@ -13,6 +13,7 @@ mod compare_self;
 mod devices;
 mod generate;
 mod import;
+mod inputs;
 mod kernels;
 mod meters;
 mod output;

@@ -1,11 +1,11 @@
 //! `perjoule report`: a page, tables or CSV from records.
 
-use anyhow::{Context, Result, bail};
-use perjoule_record::{Kind, Reader, Record};
+use anyhow::{Result, bail};
+use perjoule_record::{Kind, Record};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use super::Ended;
+use super::{Ended, inputs};
 use super::args::{ReportArgs, ReportFormat};
 use super::output::csv_lines;
 use crate::report::{self, Style, page};
@@ -74,39 +74,13 @@ fn shown(files: &[PathBuf]) -> String {
 fn read(files: &[PathBuf]) -> Result<(Vec<Record>, Vec<String>)> {
     let (mut records, mut warnings) = (Vec::new(), Vec::new());
     for path in files {
-        if path == Path::new("-") {
-            let (list, skipped) = Reader::new(std::io::stdin().lock()).read_all();
-            records.extend(list);
-            warnings.extend(skipped.iter().map(|warning| format!("stdin: {warning}")));
-            continue;
-        }
-        for file in folder(path)? {
-            let (list, skipped) = perjoule_record::read_file(&file)?;
-            records.extend(list);
-            warnings.extend(skipped.iter().map(|warning| format!("{}: {warning}", file.display())));
+        for file in inputs::files(path)? {
+            let input = inputs::read(&file)?;
+            warnings.extend(input.warnings.iter().map(|warning| format!("{}: {warning}", input.name)));
+            records.extend(input.records);
         }
     }
     Ok((records, warnings))
-}
-
-/// The file itself, or a folder's files of records by name.
-fn folder(path: &Path) -> Result<Vec<PathBuf>> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let named = || format!("cannot read {}", path.display());
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(path).with_context(named)? {
-        let file = entry.with_context(named)?.path();
-        if file.extension().is_some_and(|name| name == "jsonl") && file.is_file() {
-            files.push(file);
-        }
-    }
-    files.sort();
-    if files.is_empty() {
-        bail!("no *.jsonl in {}", path.display());
-    }
-    Ok(files)
 }
 
 fn title(records: &[Record]) -> String {

@@ -1,51 +1,21 @@
 //! Two files of records, line by line: what became faster or slower.
 //!
-//! Lines match when everything that was asked for is equal: kind, device, op, kernel, dtype, shape, cache state, model, sizes and threads.
-//! How a kernel is configured may differ: that is what changes. Verdicts are those of [`stats::compare`]: samples of two files were
+//! Lines match when they are the same measurement: [`Identity`]. Verdicts are those of [`stats::compare`]: samples of two files were
 //! not taken in turn, so whatever changed on the machine meanwhile is in them.
 
 use anyhow::{Result, bail, ensure};
 use perjoule_record::stats::{Comparer, Comparison, Verdict};
-use perjoule_record::{CacheState, Kind, Provenance, Record};
+use perjoule_record::{Kind, Provenance, Record};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::workload::{Identity, cache_name, kind_name};
 use crate::report::one_line;
 
 /// Seed of the bootstrap.
 const SEED: u64 = 1;
 /// Threshold when none is given.
 pub(crate) const FAIL_ON: f64 = 0.03;
-
-/// What makes two lines the same measurement.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Key<'a> {
-    kind: &'static str,
-    provenance: &'static str,
-    machine: Option<Machine<'a>>,
-    /// Device, op, kernel, dtype, shape, model, configuration of a ceiling, cache state.
-    texts: [Option<&'a str>; 8],
-    /// Prompt, generated, depth, chunk, sequences, threads.
-    sizes: [Option<u64>; 6],
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Machine<'a> {
-    cpu_model: Option<&'a str>,
-    cpu_features: BTreeSet<&'a str>,
-    device_name: Option<&'a str>,
-}
-
-impl<'a> Machine<'a> {
-    fn of(record: &'a Record) -> Self {
-        let e = &record.environment;
-        Machine {
-            cpu_model: e.cpu_model.as_deref(),
-            cpu_features: e.cpu_features.iter().flatten().map(String::as_str).collect(),
-            device_name: record.device.device_name.as_deref(),
-        }
-    }
-}
 
 /// How lines are matched.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,44 +29,12 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
-    fn key<'a>(&self, record: &'a Record) -> Key<'a> {
-        let w = &record.workload;
-        let kind = match record.kind {
-            Kind::Ceiling => "ceiling",
-            Kind::Kernel => "kernel",
-            Kind::Tokens => "tokens",
-            _ => "other",
-        };
-        let kernel = w.kernel.as_deref().filter(|_| !self.any_kernel);
-        let config = w.config.as_deref().filter(|_| record.kind == Kind::Ceiling);
-        let cache = w.cache_state.map(|state| match state {
-            CacheState::Rotate => "rotate",
-            CacheState::Hot => "hot",
-            CacheState::Cold => "cold",
-            _ => "other",
-        });
-        let threads = w.n_threads.filter(|_| !self.any_machine);
-        Key {
-            kind,
-            provenance: match record.provenance {
-                Provenance::Measured => "measured",
-                Provenance::Imported => "imported",
-                Provenance::Modelled => "modelled",
-                _ => "unknown",
-            },
-            machine: (!self.any_machine).then(|| Machine::of(record)),
-            texts: [
-                record.device.device.as_deref(),
-                w.op.as_deref(),
-                kernel,
-                w.dtype.as_deref(),
-                w.shape.as_deref(),
-                w.model.as_deref(),
-                config,
-                cache,
-            ],
-            sizes: [w.n_prompt, w.n_gen, w.n_depth, w.n_batch, w.n_parallel, threads],
+    fn key<'a>(&self, record: &'a Record) -> Identity<'a> {
+        let mut key = Identity::of(record);
+        if self.any_kernel {
+            key = key.any_kernel();
         }
+        if self.any_machine { key.any_machine() } else { key }
     }
 }
 
@@ -224,9 +162,9 @@ pub(crate) fn parse_threshold(text: &str) -> Result<f64> {
 }
 
 /// The newest record of each key, in order, and how many older ones stand behind them.
-fn newest<'a>(records: &'a [Record], rules: &Rules) -> (Vec<(Key<'a>, &'a Record)>, usize) {
-    let mut place: BTreeMap<Key<'a>, usize> = BTreeMap::new();
-    let mut list: Vec<(Key<'a>, &'a Record)> = Vec::new();
+fn newest<'a>(records: &'a [Record], rules: &Rules) -> (Vec<(Identity<'a>, &'a Record)>, usize) {
+    let mut place: BTreeMap<Identity<'a>, usize> = BTreeMap::new();
+    let mut list: Vec<(Identity<'a>, &'a Record)> = Vec::new();
     let mut older = 0;
     for record in records {
         let key = rules.key(record);
@@ -273,8 +211,8 @@ pub(crate) fn regression<'a>(
     }
     sides.iter_mut().for_each(|(list, _)| list.retain(|(_, record)| !derived(record)));
     let [(old_list, _), (new_list, _)] = &sides;
-    let by_key: BTreeMap<&Key<'_>, &Record> = old_list.iter().map(|(key, record)| (key, *record)).collect();
-    let matched: BTreeSet<&Key<'_>> = new_list.iter().map(|(key, _)| key).collect();
+    let by_key: BTreeMap<&Identity<'_>, &Record> = old_list.iter().map(|(key, record)| (key, *record)).collect();
+    let matched: BTreeSet<&Identity<'_>> = new_list.iter().map(|(key, _)| key).collect();
     let both: Vec<(Option<&Record>, Option<&Record>)> = new_list
         .iter()
         .map(|(key, record)| (by_key.get(key).copied(), Some(*record)))
@@ -314,12 +252,7 @@ fn samples(record: &Record) -> &[f64] {
 
 fn line<'a>(comparer: &Comparer, old: Option<&'a Record>, new: Option<&'a Record>) -> Option<Line<'a>> {
     let some = new.or(old)?;
-    let kind = match some.kind {
-        Kind::Ceiling => "ceiling",
-        Kind::Kernel => "kernel",
-        Kind::Tokens => "tokens",
-        _ => "other",
-    };
+    let kind = kind_name(some.kind);
     let invalid = |side: &str, record: &Record| {
         if !record.valid {
             let reasons = record.invalid_reasons.join("; ");
@@ -348,7 +281,7 @@ fn line<'a>(comparer: &Comparer, old: Option<&'a Record>, new: Option<&'a Record
 }
 
 /// What was measured, in words.
-fn label(record: &Record) -> String {
+pub(crate) fn label(record: &Record) -> String {
     let w = &record.workload;
     let mut words: Vec<String> = Vec::new();
     let mut push = |text: Option<String>| words.extend(text.filter(|text| !text.is_empty()));
@@ -359,12 +292,7 @@ fn label(record: &Record) -> String {
     push(w.token_test());
     push(w.n_parallel.filter(|n| *n > 1).map(|n| format!("x{n}")));
     push(w.kernel.clone());
-    push(w.cache_state.map(|state| match state {
-        CacheState::Rotate => "rotate".into(),
-        CacheState::Hot => "hot".into(),
-        CacheState::Cold => "cold".into(),
-        _ => "other cache state".into(),
-    }));
+    push(w.cache_state.map(|state| cache_name(state).into()));
     push(w.n_threads.map(|n| format!("{n} threads")));
     if record.kind == Kind::Ceiling {
         push(w.config.clone());
@@ -415,7 +343,7 @@ fn same_machine(old: (&str, &[Record]), new: (&str, &[Record])) -> Result<()> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use perjoule_record::Environment;
+    use perjoule_record::{CacheState, Environment};
 
     /// A kernel whose samples scatter by `noise` around `centre`.
     pub(crate) fn kernel(name: &str, centre: f64, noise: f64) -> Record {

@@ -7,12 +7,16 @@
 //! | `measure` | the measuring engine, ceilings, kernels, tokens, energy windows |
 //! | `compare` | records and classes side by side, and regressions between two files |
 //! | `catalogue` | published facts about hardware |
+//! | `history` | records over time, found through an index |
+//! | `inputs` | files of results, of perjoule and of other tools |
 //! | `report` | tables and formats made from records |
 //! | `signals` | what the process does on Ctrl-C, a closed pipe and a full file |
 
 mod catalogue;
 mod cli;
 mod compare;
+mod history;
+mod inputs;
 mod measure;
 mod ops;
 mod report;

@@ -122,6 +122,49 @@ fn llama_bench_lines_have_its_fields() {
 }
 
 #[test]
+fn every_output_of_llama_bench_reads_back() {
+    let mut named = measured();
+    (named.workload.model, named.workload.model_type) = (Some("l'ama, \"1b\"".into()), Some("a;b\\".into()));
+    let records = [named, decode(), invalid()];
+    for format in [
+        Format::LlamaBenchJson,
+        Format::LlamaBenchJsonl,
+        Format::LlamaBenchCsv,
+        Format::LlamaBenchSql,
+    ] {
+        let exported = export(&records, format).unwrap();
+        assert_eq!((exported.left_out.len(), exported.left_out[0].index), (1, 2), "{format}");
+        let imported = import(exported.text.as_bytes(), "x", None).unwrap();
+        assert_eq!((imported.format, &*imported.warnings), (format, &[][..]));
+        assert_eq!(imported.records.len(), 2);
+        for (back, record) in imported.records.iter().zip(&records) {
+            let mut expected = record.workload.clone();
+            expected.config = back.workload.config.clone();
+            assert_eq!(back.workload, expected, "{format}");
+            assert_eq!(back.timing.avg_ts, record.timing.avg_ts);
+            assert_eq!(back.energy.joules_per_output_token, record.energy.joules_per_output_token);
+            assert_eq!(back.energy.energy_kind, record.energy.energy_kind);
+            assert_eq!(back.energy.energy_boundary, record.energy.energy_boundary);
+        }
+        let none = export(&[], format).unwrap().text;
+        assert!(!none.contains("null") && !none.contains("INSERT"), "{format}: {none}");
+    }
+}
+
+/// What scripts look for in the last line: `build: COMMIT (NUMBER)`.
+#[test]
+fn the_build_is_written_as_llama_bench_writes_it() {
+    let last = |record: Record| text(&[record], Format::LlamaBenchMarkdown).lines().last().unwrap().to_owned();
+    let mut record = decode();
+    record.environment.build_commit = Some("0123456789ab".into());
+    assert_eq!(last(record.clone()), "build: 0123456789ab (0)");
+    record.source.source_version = Some("8cf427ff (5163)".into());
+    assert_eq!(last(record.clone()), "build: 8cf427ff (5163)");
+    (record.source.source_version, record.environment.build_commit) = (None, None);
+    assert_eq!(last(record), "build: unknown (0)");
+}
+
+#[test]
 fn llama_bench_table() {
     let records = [measured(), decode(), invalid()];
     let table = text(&records, Format::LlamaBenchMarkdown);

@@ -41,6 +41,9 @@ pub(crate) enum Command {
     /// Measure ceilings, kernels, and the tokens of a model (the default command)
     #[command(after_help = RUN_EXAMPLES)]
     Run(Box<RunArgs>),
+    /// List runs, or follow a kernel or model over commits and machines
+    #[command(after_help = super::history::EXAMPLES)]
+    History(Box<super::history::HistoryArgs>),
     /// Turn other tools' results (llama-bench, ML.ENERGY, MLPerf) into records
     Import(ImportArgs),
     /// Check the kernels of this machine, or a model's logits against a reference
@@ -50,11 +53,16 @@ pub(crate) enum Command {
     /// Put records and classes of hardware side by side, or find regressions between two files
     #[command(after_help = COMPARE_EXAMPLES)]
     Compare(Box<CompareArgs>),
+    /// Write records in the format of another tool
+    #[command(after_help = super::export::EXAMPLES)]
+    Export(super::export::ExportArgs),
     /// Generate text or token ids with a model
     Generate(GenerateArgs),
     /// Make a page with charts and tables from records, or their tables alone
     #[command(after_help = REPORT_EXAMPLES)]
     Report(ReportArgs),
+    /// Print the JSON Schema of a record
+    Schema,
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -116,6 +124,12 @@ pub(crate) enum Format {
     Jsonl,
     /// Records as comma-separated values
     Csv,
+    /// llama-bench's table, for tokens
+    LlamaBench,
+    /// llama-bench's JSON lines, for tokens
+    LlamaBenchJsonl,
+    /// OpenMetrics text, for Prometheus
+    Openmetrics,
 }
 
 /// `--cache`.
@@ -206,6 +220,10 @@ pub(crate) struct RunArgs {
     /// Append JSON lines to this file instead of results/; - for stdout
     #[arg(short = 'o', long, value_name = "FILE|-", help_heading = "Output")]
     pub(crate) output: Option<PathBuf>,
+    /// Write the figures of this run as OpenMetrics text to this file when it ends, whole or not at all, for the textfile
+    /// collector of Prometheus's node exporter (which reads *.prom)
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) openmetrics: Option<PathBuf>,
 }
 
 const RUN_EXAMPLES: &str = "Examples:
@@ -215,6 +233,8 @@ const RUN_EXAMPLES: &str = "Examples:
   perjoule run --op rms_norm --versus rms_norm_any_256_cpu_avx2  the chosen kernel against that one
   perjoule run --only tokens --model ./Llama-3.2-1B -p 512 -n 128 -r 5
   perjoule run --only tokens --model qwen3-0.6b -n 32 --parallel 1,4,16
+  perjoule run --only tokens --format llama-bench           llama-bench's table, for scripts that read it
+  perjoule run --openmetrics /var/lib/node_exporter/perjoule.prom
   perjoule run --format jsonl -o results/mine.jsonl";
 
 #[derive(Debug, Args)]

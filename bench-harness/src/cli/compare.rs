@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 
 use super::args_compare::{CompareArgs, CompareFormat};
 use super::output::{RESULTS, WIDTH, wrap};
-use super::{Ended, classes, environment, inputs};
+use super::{Ended, classes, environment};
 use crate::compare::costs::Money;
 use crate::compare::export::{Target, export};
 use crate::compare::regression::{FAIL_ON, Rules, parse_threshold, regression};
 use crate::compare::row::Row;
 use crate::compare::side::{self, Group};
 use crate::compare::workload::{Load, Loose, Wanted};
+use crate::inputs;
 use crate::report::{Style, markdown, printable};
 
 /// Classes of the comparison that names none.

@@ -5,15 +5,17 @@
 
 mod args;
 mod args_compare;
+mod atomic;
 mod check;
 mod check_model;
 mod classes;
 mod compare;
 mod compare_self;
 mod devices;
+mod export;
 mod generate;
+mod history;
 mod import;
-mod inputs;
 mod kernels;
 mod meters;
 mod output;
@@ -21,6 +23,7 @@ mod progress;
 mod report;
 mod run;
 mod run_tokens;
+mod schema;
 
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser};
@@ -74,9 +77,12 @@ fn dispatch(cli: Cli) -> Result<Ended> {
         Command::Classes(args) => classes::run(&args),
         Command::Compare(args) if args.self_ => compare_self::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::History(args) => history::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Schema => schema::run(),
         Command::Completions { shell } => {
             // made in memory: clap_complete panics when it cannot write
             let mut script = Vec::new();

@@ -2,12 +2,13 @@
 
 use anyhow::{Result, bail};
 use perjoule_record::{Kind, Record};
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::{Ended, inputs};
+use super::{Ended, atomic};
 use super::args::{ReportArgs, ReportFormat};
 use super::output::csv_lines;
+use crate::inputs;
 use crate::report::{self, Style, page};
 
 pub(super) fn run(args: &ReportArgs) -> Result<Ended> {
@@ -39,7 +40,7 @@ pub(super) fn run(args: &ReportArgs) -> Result<Ended> {
     match args.output.clone().or(default).filter(|path| path != Path::new("-")) {
         None => std::io::stdout().write_all(text.as_bytes())?,
         Some(path) => {
-            write(&path, text.as_bytes())?;
+            atomic::write(&path, text.as_bytes())?;
             if !args.quiet {
                 let s = if found == 1 { "" } else { "s" };
                 let size = report::units::bytes(text.len() as u64);
@@ -134,73 +135,4 @@ fn csv(records: &[Record]) -> Result<String> {
         text.extend(row);
     }
     Ok(String::from_utf8(text)?)
-}
-
-/// Writes the whole file or nothing: a reader never sees a half of it, and an older one stays until the new one is complete.
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let named = |error: std::io::Error| {
-        let advice = match error.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; free some space or choose another file",
-            ErrorKind::FileTooLarge => "; raise the file-size limit (ulimit -f) or choose another file",
-            ErrorKind::NotFound => "; the folder must exist",
-            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::IsADirectory => {
-                "; choose a file that you may write to"
-            }
-            _ => "",
-        };
-        // the path once: errors of temporary files name theirs
-        let why = std::io::Error::from(error.kind());
-        let why = error.raw_os_error().map_or(why, std::io::Error::from_raw_os_error);
-        anyhow::anyhow!("cannot write {}: {why}{advice}", path.display())
-    };
-    // a link stays a link; a device or a pipe is written as it is
-    let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    match std::fs::metadata(&target) {
-        Ok(what) if what.is_dir() => return Err(named(ErrorKind::IsADirectory.into())),
-        Ok(what) if !what.is_file() => {
-            let mut file = std::fs::OpenOptions::new().write(true).open(&target).map_err(named)?;
-            return file.write_all(bytes).and_then(|()| file.flush()).map_err(named);
-        }
-        _ => {}
-    }
-    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".perjoule-report-");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // as the user's umask has it, and not for the owner alone
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(folder).map_err(named)?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(named)?;
-    file.persist(&target).map_err(|error| named(error.error))?;
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_is_replaced_whole_and_errors_name_it_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("report.html");
-        write(&path, b"one").unwrap();
-        write(&path, b"two").unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"two");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing temporary stays");
-        let error = write(&folder.path().join("no/where.html"), b"x").unwrap_err().to_string();
-        assert_eq!(error.matches("where.html").count(), 1, "{error}");
-        assert!(error.contains("folder must exist"), "{error}");
-        assert!(write(folder.path(), b"x").unwrap_err().to_string().contains("may write to"));
-        #[cfg(target_os = "linux")]
-        {
-            let error = write(Path::new("/dev/full"), b"x").unwrap_err().to_string();
-            assert!(
-                error.starts_with("cannot write /dev/full") && error.contains("free some space"),
-                "{error}"
-            );
-        }
-    }
 }

@@ -281,7 +281,16 @@ fn line<'a>(comparer: &Comparer, old: Option<&'a Record>, new: Option<&'a Record
 }
 
 /// What was measured, in words.
-pub(crate) fn label(record: &Record) -> String {
+fn label(record: &Record) -> String {
+    words(record, record.workload.n_threads.map(|n| format!("{n} threads")))
+}
+
+/// What was measured, in words, whatever the number of threads.
+pub(crate) fn what(record: &Record) -> String {
+    words(record, None)
+}
+
+fn words(record: &Record, threads: Option<String>) -> String {
     let w = &record.workload;
     let mut words: Vec<String> = Vec::new();
     let mut push = |text: Option<String>| words.extend(text.filter(|text| !text.is_empty()));
@@ -293,11 +302,14 @@ pub(crate) fn label(record: &Record) -> String {
     push(w.n_parallel.filter(|n| *n > 1).map(|n| format!("x{n}")));
     push(w.kernel.clone());
     push(w.cache_state.map(|state| cache_name(state).into()));
-    push(w.n_threads.map(|n| format!("{n} threads")));
+    push(threads);
     if record.kind == Kind::Ceiling {
         push(w.config.clone());
     }
     push(record.device.device.clone().filter(|device| device != "cpu"));
+    if words.is_empty() {
+        words.extend([&record.source.source_tool, &record.source.source_name].into_iter().flatten().cloned());
+    }
     if words.is_empty() { "a record without a name".into() } else { one_line(&words.join(" ")) }
 }
 

@@ -19,7 +19,7 @@ pub(crate) struct Quantity {
 
 impl Quantity {
     /// `None` for what is not a positive number.
-    fn new(value: f64, interval: Option<[f64; 2]>) -> Option<Quantity> {
+    pub(crate) fn new(value: f64, interval: Option<[f64; 2]>) -> Option<Quantity> {
         let usable = |x: f64| x.is_finite() && x >= 0.0;
         let interval = interval.filter(|[lo, hi]| usable(*lo) && usable(*hi));
         (usable(value) && value > 0.0).then_some(Quantity { value, interval })

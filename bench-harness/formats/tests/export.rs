@@ -500,6 +500,20 @@ proptest! {
                         serde_json::from_str::<Value>(line).unwrap();
                     }
                 }
+                Format::LlamaBenchCsv => {
+                    for row in csv::Reader::from_reader(text.as_bytes()).records() {
+                        prop_assert!(row.is_ok(), "{:?}", row);
+                    }
+                }
+                Format::LlamaBenchSql => {
+                    let statements = text.lines().skip_while(|line| *line != ");").skip(2);
+                    for line in statements {
+                        // quotes within values are doubled, so outside of them stands nothing of the record
+                        let outside: String = line.split('\'').step_by(2).collect();
+                        prop_assert!(line.starts_with("INSERT INTO llama_bench (") && line.ends_with(");"), "{}", line);
+                        prop_assert!(outside.chars().all(|c| c.is_ascii_alphanumeric() || "_(), ;".contains(c)), "{}", outside);
+                    }
+                }
                 _ => {
                     serde_json::from_str::<Value>(&text).unwrap();
                 }

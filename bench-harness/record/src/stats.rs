@@ -6,11 +6,15 @@
 mod compare;
 mod dependence;
 mod mann_whitney;
+mod many;
+mod welch;
 mod wilcoxon;
 
 pub use compare::{Comparer, Comparison, Verdict, compare, compare_pairs};
 pub use dependence::{Dependence, dependence};
 pub use mann_whitney::{MannWhitney, mann_whitney};
+pub use many::benjamini_hochberg;
+pub use welch::welch;
 pub use wilcoxon::{Wilcoxon, wilcoxon};
 
 use crate::Interval;

@@ -52,13 +52,16 @@ fn p_value(p: f64) -> String {
 /// What is said of a line beyond its verdict.
 fn detail(line: &Line<'_>) -> String {
     match &line.outcome {
-        Outcome::Compared(c) => format!(
-            "{:.3} times the old time, 95 % interval {:.3} to {:.3}, p {}",
-            c.ratio,
-            c.ci95.lo,
-            c.ci95.hi,
-            p_value(c.p_value)
-        ),
+        Outcome::Compared(c, among) => {
+            let chance = if among.chance { ", may be chance among so many lines" } else { "" };
+            format!(
+                "{:.3} times the old time, 95 % interval {:.3} to {:.3}, p {}{chance}",
+                c.ratio,
+                c.ci95.lo,
+                c.ci95.hi,
+                p_value(c.p_value)
+            )
+        }
         Outcome::Invalid(why) | Outcome::NoSamples(why) => why.clone(),
         Outcome::OnlyOld => "the new file has no such measurement".into(),
         Outcome::OnlyNew => "the old file has no such measurement".into(),
@@ -80,7 +83,7 @@ fn for_people(report: &Report<'_>, style: Style) -> String {
     for line in wanted.iter().take(SHOWN) {
         let time = |new| median(line, new).map_or("-".into(), duration_ns);
         let (ratio, interval, p) = match &line.outcome {
-            Outcome::Compared(c) => {
+            Outcome::Compared(c, _) => {
                 (format!("{:.3}", c.ratio), format!("{:.3}..{:.3}", c.ci95.lo, c.ci95.hi), p_value(c.p_value))
             }
             _ => ("-".into(), "-".into(), "-".into()),
@@ -135,7 +138,7 @@ fn json(report: &Report<'_>) -> Value {
 
 fn line_json(line: &Line<'_>, threshold: f64) -> Value {
     let compared = match &line.outcome {
-        Outcome::Compared(c) => Some(c),
+        Outcome::Compared(c, among) => Some((c, among)),
         _ => None,
     };
     let Some(record) = line.new.or(line.old) else { return Value::Null };
@@ -158,9 +161,10 @@ fn line_json(line: &Line<'_>, threshold: f64) -> Value {
         "cache_state": w.cache_state,
         "verdict": line.verdict(),
         "regression": line.is_regression(threshold),
-        "ratio": compared.map(|c| c.ratio),
-        "ratio_ci95": compared.map(|c| [c.ci95.lo, c.ci95.hi]),
-        "p_value": compared.map(|c| c.p_value),
+        "ratio": compared.map(|(c, _)| c.ratio),
+        "ratio_ci95": compared.map(|(c, _)| [c.ci95.lo, c.ci95.hi]),
+        "p_value": compared.map(|(c, _)| c.p_value),
+        "q_value": compared.map(|(_, among)| among.q_value),
         "median_ns_old": median(line, false),
         "median_ns_new": median(line, true),
         "detail": detail(line),
@@ -180,7 +184,7 @@ fn junit(report: &Report<'_>) -> Result<String> {
         let status = match &line.outcome {
             _ if line.is_regression(report.threshold) => non_success(NonSuccessKind::Failure, "regression"),
             Outcome::Invalid(_) => non_success(NonSuccessKind::Error, "invalid"),
-            Outcome::Compared(_) => TestCaseStatus::success(),
+            Outcome::Compared(..) => TestCaseStatus::success(),
             _ => {
                 let mut status = TestCaseStatus::skipped();
                 status.set_message(format!("{}: {text}", line.verdict()));
@@ -194,7 +198,7 @@ fn junit(report: &Report<'_>) -> Result<String> {
         if let Some(time) = seconds {
             case.set_time(time);
         }
-        if matches!(line.outcome, Outcome::Compared(_)) {
+        if matches!(line.outcome, Outcome::Compared(..)) {
             case.set_system_out(format!("{}: {text}", line.verdict()));
         }
         suite.add_test_case(case);
@@ -218,7 +222,7 @@ fn github(report: &Report<'_>) -> String {
                 command("error", &format!("slower by more than {}", percent(report.threshold)), &message);
             }
             Outcome::Invalid(_) => command("error", "invalid record", &message),
-            Outcome::Compared(_) if line.verdict() == "unclear" => command("warning", "unclear", &message),
+            Outcome::Compared(..) if line.verdict() == "unclear" => command("warning", "unclear", &message),
             Outcome::OnlyOld | Outcome::NoSamples(_) => command("warning", line.verdict(), &message),
             _ => {}
         }

@@ -4,8 +4,8 @@
 //! carries its unit in its name. The doc comment of a field is its description in the JSON Schema.
 //!
 //! Compatibility: a field is only ever added within a schema version, and readers ignore fields they do not know, so
-//! files of an older and of a newer perjoule of the same schema version can be mixed. A changed meaning or unit gets a
-//! new name or a new [`SCHEMA_VERSION`].
+//! files of an older and of a newer perjoule of the same schema version can be mixed; each addition raises
+//! [`SCHEMA_MINOR`]. A changed meaning or unit gets a new name or a new [`SCHEMA_VERSION`]. `schema/README.md` has the rules.
 
 mod energy;
 mod number;
@@ -25,6 +25,9 @@ use crate::Environment;
 
 /// The version that this crate writes. Readers accept every version from 1 up.
 pub const SCHEMA_VERSION: u32 = 1;
+
+/// What was added within that version so far: raised with every new field or word. Not part of a record; `x-version` of the schema.
+pub const SCHEMA_MINOR: u32 = 0;
 
 /// One measurement: one line of a results file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -166,5 +169,6 @@ pub fn json_schema() -> serde_json::Value {
     let mut schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Record>();
     schema.insert("$id".into(), "urn:perjoule:record:v1".into());
     schema.insert("title".into(), "perjoule record".into());
+    schema.insert("x-version".into(), format!("{SCHEMA_VERSION}.{SCHEMA_MINOR}.0").into());
     schema.to_value()
 }

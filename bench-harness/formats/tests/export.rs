@@ -126,12 +126,9 @@ fn every_output_of_llama_bench_reads_back() {
     let mut named = measured();
     (named.workload.model, named.workload.model_type) = (Some("l'ama, \"1b\"".into()), Some("a;b\\".into()));
     let records = [named, decode(), invalid()];
-    for format in [
-        Format::LlamaBenchJson,
-        Format::LlamaBenchJsonl,
-        Format::LlamaBenchCsv,
-        Format::LlamaBenchSql,
-    ] {
+    for format in
+        [Format::LlamaBenchJson, Format::LlamaBenchJsonl, Format::LlamaBenchCsv, Format::LlamaBenchSql]
+    {
         let exported = export(&records, format).unwrap();
         assert_eq!((exported.left_out.len(), exported.left_out[0].index), (1, 2), "{format}");
         let imported = import(exported.text.as_bytes(), "x", None).unwrap();
@@ -154,7 +151,8 @@ fn every_output_of_llama_bench_reads_back() {
 /// What scripts look for in the last line: `build: COMMIT (NUMBER)`.
 #[test]
 fn the_build_is_written_as_llama_bench_writes_it() {
-    let last = |record: Record| text(&[record], Format::LlamaBenchMarkdown).lines().last().unwrap().to_owned();
+    let last =
+        |record: Record| text(&[record], Format::LlamaBenchMarkdown).lines().last().unwrap().to_owned();
     let mut record = decode();
     record.environment.build_commit = Some("0123456789ab".into());
     assert_eq!(last(record.clone()), "build: 0123456789ab (0)");

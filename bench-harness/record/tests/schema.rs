@@ -62,7 +62,10 @@ fn the_schema_changes_only_with_its_version() {
     assert!(self::published(SCHEMA_MINOR + 1).is_none(), "a version beyond SCHEMA_MINOR is published");
     assert_eq!(json_schema()["x-version"], format!("{SCHEMA_VERSION}.{SCHEMA_MINOR}.0"));
     let readme = include_str!("../schema/README.md");
-    assert!(readme.contains(&format!("**{SCHEMA_VERSION}.{SCHEMA_MINOR}**")), "no line about this version in schema/README.md");
+    assert!(
+        readme.contains(&format!("**{SCHEMA_VERSION}.{SCHEMA_MINOR}**")),
+        "no line about this version in schema/README.md"
+    );
 }
 
 /// What a newer schema must not do to an older one of the same major, in words; empty when it only adds.

@@ -210,7 +210,8 @@ impl Output {
         }
         // an older file stays where nothing was measured
         if let (Some(path), false) = (&self.openmetrics, kept.is_empty()) {
-            atomic::write(path, export(&kept, Foreign::OpenMetrics)?.text.as_bytes()).context("--openmetrics")?;
+            atomic::write(path, export(&kept, Foreign::OpenMetrics)?.text.as_bytes())
+                .context("--openmetrics")?;
         }
         let file = self.store.as_ref().map(|store| store.path().to_owned());
         let (n, s) = (self.records, if self.records == 1 { "" } else { "s" });

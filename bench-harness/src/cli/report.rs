@@ -5,9 +5,9 @@ use perjoule_record::{Kind, Record};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::{Ended, atomic};
 use super::args::{ReportArgs, ReportFormat};
 use super::output::csv_lines;
+use super::{Ended, atomic};
 use crate::inputs;
 use crate::report::{self, Style, page};
 

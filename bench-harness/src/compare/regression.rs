@@ -225,7 +225,8 @@ pub(crate) fn regression<'a>(
     }
     sides.iter_mut().for_each(|(list, _)| list.retain(|(_, record)| !derived(record)));
     let [(old_list, _), (new_list, _)] = &sides;
-    let by_key: BTreeMap<&Identity<'_>, &Record> = old_list.iter().map(|(key, record)| (key, *record)).collect();
+    let by_key: BTreeMap<&Identity<'_>, &Record> =
+        old_list.iter().map(|(key, record)| (key, *record)).collect();
     let matched: BTreeSet<&Identity<'_>> = new_list.iter().map(|(key, _)| key).collect();
     let both: Vec<(Option<&Record>, Option<&Record>)> = new_list
         .iter()
@@ -491,7 +492,13 @@ pub(crate) mod tests {
     }
 
     /// Lines whose `samples` scatter like a machine's: log-normally by `noise`. `slow` says which are 5 % slower.
-    fn file(lines: usize, samples: usize, noise: f64, state: &mut u64, slow: impl Fn(usize) -> bool) -> Vec<Record> {
+    fn file(
+        lines: usize,
+        samples: usize,
+        noise: f64,
+        state: &mut u64,
+        slow: impl Fn(usize) -> bool,
+    ) -> Vec<Record> {
         let record = |i: usize, state: &mut u64| {
             let mut record = kernel(&format!("k{i}"), 1.0, 0.0);
             let centre = 1000.0 * if slow(i) { 1.05 } else { 1.0 };

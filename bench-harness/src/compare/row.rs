@@ -303,6 +303,7 @@ fn student(freedom: usize) -> f64 {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::super::workload::Phase;
     use super::*;
     use perjoule_record::{EnergyKind, Environment, Interval, Kind};
 

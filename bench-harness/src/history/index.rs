@@ -102,7 +102,8 @@ impl Sources {
         if !self.files.iter().all(regular) {
             return Vec::new(); // what stdin or a pipe brings comes once
         }
-        let own = self.folder.iter().map(|folder| Place { file: folder.join(NAME), folder: Some(folder.clone()) });
+        let own =
+            self.folder.iter().map(|folder| Place { file: folder.join(NAME), folder: Some(folder.clone()) });
         let cache = etcetera::choose_base_strategy().ok().map(|base| base.cache_dir().join("perjoule"));
         own.chain(cache.map(|cache| Place { file: cache.join("index.sqlite"), folder: None })).collect()
     }
@@ -126,7 +127,8 @@ impl Sources {
                     Ok(answer) => return Ok(answer),
                     Err(error) => error,
                 };
-                let Some(why) = error.chain().find_map(|cause| cause.downcast_ref::<rusqlite::Error>()) else {
+                let Some(why) = error.chain().find_map(|cause| cause.downcast_ref::<rusqlite::Error>())
+                else {
                     return Err(error);
                 };
                 let elsewhere = [
@@ -219,14 +221,18 @@ impl Index {
     fn prepare(mut db: Connection, folder: Option<PathBuf>) -> Result<Index> {
         db.busy_timeout(PATIENCE)?;
         // without waiting for the disk: the death of the process harms nothing, and after a loss of power the index is made again
-        db.execute_batch("PRAGMA synchronous = OFF; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;")?;
+        db.execute_batch(
+            "PRAGMA synchronous = OFF; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;",
+        )?;
         db.set_prepared_statement_cache_capacity(32);
         let version = |db: &Connection| db.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
         if version(&db)? != VERSION {
             let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
             if version(&tx)? != VERSION {
                 let names: Vec<String> = tx
-                    .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")?
+                    .prepare(
+                        "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'",
+                    )?
                     .query_map([], |row| row.get(0))?
                     .collect::<Result<_, _>>()?;
                 for name in names {
@@ -518,8 +524,19 @@ impl Writer<'_> {
              ON CONFLICT (identity) DO UPDATE SET identity = excluded.identity RETURNING id",
         )?;
         let fields = params![
-            identity, s.kind, s.provenance, s.what, s.op, s.kernel, s.shape, s.dtype, s.model, s.test, s.device,
-            s.machine, s.unit
+            identity,
+            s.kind,
+            s.provenance,
+            s.what,
+            s.op,
+            s.kernel,
+            s.shape,
+            s.dtype,
+            s.model,
+            s.test,
+            s.device,
+            s.machine,
+            s.unit
         ];
         let id = insert.query_row(fields, |row| row.get(0))?;
         self.series.insert(identity, id);

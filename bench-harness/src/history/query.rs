@@ -33,7 +33,8 @@ impl Selection {
             Some(wanted) => of.to_lowercase().contains(&wanted.to_lowercase()),
             None => true,
         };
-        let same = |wanted: Option<String>, of: &str| wanted.is_none_or(|wanted| of.eq_ignore_ascii_case(&wanted));
+        let same =
+            |wanted: Option<String>, of: &str| wanted.is_none_or(|wanted| of.eq_ignore_ascii_case(&wanted));
         let sizes = |text: &str| text.split(',').map(|size| size.trim().to_owned()).collect::<Vec<_>>();
         let model = self.model.as_deref().map(canonical_model);
         self.kind.is_none_or(|kind| series.kind == kind)
@@ -259,7 +260,16 @@ mod tests {
         assert_eq!(of("2026-11-25 07:36Z").unwrap(), "2026-11-25T07:36");
         assert_eq!(of("1d").unwrap(), "2027-01-14T08:00:00");
         assert_eq!(of("999999999w").unwrap(), "1970-01-01T00:00:00");
-        for text in ["", "yesterday", "25.11.2026", "2026-1-2", "2026-11-2", "-1d", "99999999999999999999w", "2026-11-25T07:36:00+01:00"] {
+        for text in [
+            "",
+            "yesterday",
+            "25.11.2026",
+            "2026-1-2",
+            "2026-11-2",
+            "-1d",
+            "99999999999999999999w",
+            "2026-11-25T07:36:00+01:00",
+        ] {
             assert!(of(text).unwrap_err().to_string().contains("7d"), "{text}");
         }
     }
@@ -279,7 +289,11 @@ mod tests {
         let takes = |selection: Selection| selection.takes(&series);
         assert!(takes(Selection::default()));
         assert!(takes(Selection { kernel: some("BF16"), machine: some("epyc"), ..Selection::default() }));
-        assert!(takes(Selection { shape: some("k=4096, m=1"), dtype: some("bfloat16"), ..Selection::default() }));
+        assert!(takes(Selection {
+            shape: some("k=4096, m=1"),
+            dtype: some("bfloat16"),
+            ..Selection::default()
+        }));
         assert!(!takes(Selection { shape: some("m=16"), ..Selection::default() }));
         assert!(!takes(Selection { op: some("mat"), ..Selection::default() }), "an op is named in full");
         assert!(!takes(Selection { kind: Some("tokens"), ..Selection::default() }));

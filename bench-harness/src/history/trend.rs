@@ -79,7 +79,12 @@ mod tests {
             (Metric::Time, figure(100.0, 20.0), figure(110.0, 20.0), "unclear"),
             (Metric::Gflops, figure(100.0, 1.0), figure(90.0, 1.0), "slower"),
             (Metric::Time, Quantity { value: 100.0, interval: None }, figure(200.0, 1.0), "unclear"),
-            (Metric::Tokens, Quantity { value: 1.0, interval: Some([0.0, 2.0]) }, figure(2.0, 0.1), "unclear"),
+            (
+                Metric::Tokens,
+                Quantity { value: 1.0, interval: Some([0.0, 2.0]) },
+                figure(2.0, 0.1),
+                "unclear",
+            ),
         ] {
             assert_eq!(change(metric, old, new).word, word, "{metric:?} {old:?} {new:?}");
         }

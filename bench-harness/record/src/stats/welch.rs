@@ -82,10 +82,15 @@ mod tests {
     #[test]
     fn samples() {
         // Equal variances and numbers: Student's own test, t = 1 / (sqrt(2.5 / 5 * 2)) = 1 with 8 degrees of freedom.
-        near(welch(&[1.0, 2.0, 3.0, 4.0, 5.0], &[2.0, 3.0, 4.0, 5.0, 6.0]).unwrap(), student_two_sided(1.0, 8.0));
+        near(
+            welch(&[1.0, 2.0, 3.0, 4.0, 5.0], &[2.0, 3.0, 4.0, 5.0, 6.0]).unwrap(),
+            student_two_sided(1.0, 8.0),
+        );
         assert_eq!(welch(&[1.0, 1.0], &[1.0, 1.0]), Some(1.0));
         assert_eq!(welch(&[1.0, 1.0], &[2.0, 2.0]), Some(0.0));
-        assert!(welch(&[100.0, 101.0, 99.0, 100.5, 99.5], &[150.0, 151.0, 149.0, 150.5, 149.5]).unwrap() < 1e-9);
+        assert!(
+            welch(&[100.0, 101.0, 99.0, 100.5, 99.5], &[150.0, 151.0, 149.0, 150.5, 149.5]).unwrap() < 1e-9
+        );
         for bad in [&[1.0][..], &[], &[1.0, f64::NAN], &[f64::INFINITY, 1.0]] {
             assert_eq!(welch(bad, &[1.0, 2.0]), None);
         }

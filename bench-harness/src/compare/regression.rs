@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 use perjoule_record::stats::{Comparer, Comparison, Verdict, benjamini_hochberg, welch};
 use perjoule_record::{Kind, Provenance, Record};
 use rayon::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::workload::{Identity, cache_name, kind_name};
 use crate::report::one_line;
@@ -177,7 +177,7 @@ pub(crate) fn parse_threshold(text: &str) -> Result<f64> {
 
 /// The newest record of each key, in order, and how many older ones stand behind them.
 fn newest<'a>(records: &'a [Record], rules: &Rules) -> (Vec<(Identity<'a>, &'a Record)>, usize) {
-    let mut place: BTreeMap<Identity<'a>, usize> = BTreeMap::new();
+    let mut place: HashMap<Identity<'a>, usize> = HashMap::new();
     let mut list: Vec<(Identity<'a>, &'a Record)> = Vec::new();
     let mut older = 0;
     for record in records {
@@ -225,9 +225,9 @@ pub(crate) fn regression<'a>(
     }
     sides.iter_mut().for_each(|(list, _)| list.retain(|(_, record)| !derived(record)));
     let [(old_list, _), (new_list, _)] = &sides;
-    let by_key: BTreeMap<&Identity<'_>, &Record> =
+    let by_key: HashMap<&Identity<'_>, &Record> =
         old_list.iter().map(|(key, record)| (key, *record)).collect();
-    let matched: BTreeSet<&Identity<'_>> = new_list.iter().map(|(key, _)| key).collect();
+    let matched: HashSet<&Identity<'_>> = new_list.iter().map(|(key, _)| key).collect();
     let both: Vec<(Option<&Record>, Option<&Record>)> = new_list
         .iter()
         .map(|(key, record)| (by_key.get(key).copied(), Some(*record)))

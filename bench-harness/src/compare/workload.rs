@@ -15,7 +15,7 @@ use std::fmt;
 use crate::report::one_line;
 
 /// A part of inference.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Hash)]
 pub(crate) enum Phase {
     /// Prompts alone: tokens are prompt tokens
     Prefill,
@@ -66,7 +66,7 @@ impl fmt::Display for Loose {
 }
 
 /// What a result is for. `None` is unknown; two unknowns are equal to each other and to nothing else.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Hash)]
 pub(crate) struct Load {
     /// Model, as [`canonical_model`] writes it.
     pub(crate) model: Option<String>,
@@ -235,7 +235,7 @@ impl fmt::Display for Load {
 
 /// What makes two records the same measurement, so that one may be faster than the other. How a kernel of perjoule is configured may
 /// differ: that is what changes. The settings of another tool may not.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Hash)]
 pub(crate) struct Identity<'a> {
     kind: &'static str,
     provenance: &'static str,
@@ -248,7 +248,7 @@ pub(crate) struct Identity<'a> {
     sizes: [Option<u64>; 2],
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Hash)]
 struct Machine<'a> {
     cpu_model: Option<&'a str>,
     cpu_features: BTreeSet<&'a str>,

@@ -567,3 +567,62 @@ impl Writer<'_> {
         Ok(id)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the index holds of a record changes only with the version, or indexes of an older perjoule would be believed.
+    #[test]
+    fn the_version_stands_for_what_is_kept() {
+        let mut record = crate::compare::row::tests::record("llama-3.1-8b", 1);
+        record.workload.kernel = Some("k".into());
+        let (identity, series) = Series::of(&record);
+        let kept = format!("{TABLES}{identity}{series:?}{:?}", Figures::of(&record));
+        let hash: String = Sha256::digest(kept).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!((VERSION, hash.as_str()), (1, "90ef9ac9"), "raise VERSION, and put the new pair here");
+    }
+
+    /// The index beside the truth: reading everything again. Files are appended to, torn, cut and replaced at random.
+    #[test]
+    fn an_update_says_what_reading_again_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut state = 1u64;
+        let mut random = |n: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % n
+        };
+        let line = |i: u64| {
+            let mut record = crate::compare::row::tests::record("m", 1 + i % 3);
+            record.test_time = Some(format!("2026-01-01T00:{:02}:{:02}Z", i / 60 % 60, i % 60));
+            record.timing.samples_ns = None;
+            perjoule_record::to_line(&record).unwrap()
+        };
+        std::fs::write(folder.path().join("0.jsonl"), "").unwrap();
+        for round in 0..300 {
+            let path = folder.path().join(format!("{}.jsonl", random(3)));
+            let mut bytes = std::fs::read(&path).unwrap_or_default();
+            match random(8) {
+                0 => bytes.truncate(random(bytes.len() as u64 + 1) as usize),
+                1 => bytes.extend(b"no record\n"),
+                2 => bytes.clear(),
+                3 => {
+                    let text = line(round);
+                    bytes.extend(&text.as_bytes()[..random(text.len() as u64) as usize]);
+                }
+                4 => bytes.extend(line(round).trim_end().as_bytes()),
+                5 => bytes.push(b'\n'),
+                _ => bytes.extend((0..random(4)).flat_map(|i| line(round * 4 + i).into_bytes())),
+            }
+            std::fs::write(&path, bytes).unwrap();
+            let sources = Sources::find(&[folder.path().to_owned()]).unwrap();
+            let selection = super::super::query::Selection::default();
+            let ask = |index: &Index| Ok((index.series(&selection)?, index.problems()?));
+            let updated = sources.ask(false, ask).unwrap();
+            let mut again = Index::in_memory().unwrap();
+            again.folder = sources.folder.clone();
+            again.update(&sources.files).unwrap();
+            assert_eq!(updated, ask(&again).unwrap(), "round {round}");
+        }
+    }
+}

@@ -7,7 +7,7 @@ use perjoule_record::Record;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::output::{count_reason, csv_lines};
+use super::output::{Reasons, count_reason, csv_lines};
 use super::{Ended, atomic};
 use crate::inputs;
 
@@ -97,7 +97,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<Ended> {
 }
 
 /// The records in the format, and why some are not in it, each reason with how often.
-fn text(records: &[Record], to: To) -> Result<(Vec<u8>, Vec<(String, u64)>)> {
+fn text(records: &[Record], to: To) -> Result<(Vec<u8>, Reasons)> {
     let format = match to {
         To::Foreign(format) => format,
         To::Csv => {

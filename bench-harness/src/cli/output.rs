@@ -18,6 +18,9 @@ pub(super) const RESULTS: &str = "results";
 /// Columns that text under tables is wrapped to.
 pub(super) const WIDTH: usize = 92;
 
+/// Why records are left out of a format, each reason with how often.
+pub(super) type Reasons = Vec<(String, u64)>;
+
 /// Takes records and tables.
 pub(crate) struct Output {
     format: Format,
@@ -31,7 +34,7 @@ pub(crate) struct Output {
     /// Records for what is written at the end.
     kept: Vec<Record>,
     /// Reasons for which records are not in stdout's format, each with how often.
-    left_out: Vec<(String, u64)>,
+    left_out: Reasons,
     records: u64,
     invalid: u64,
     finished: bool,
@@ -234,7 +237,7 @@ impl Output {
 }
 
 /// Counts a reason once more.
-pub(super) fn count_reason(list: &mut Vec<(String, u64)>, reason: String) {
+pub(super) fn count_reason(list: &mut Reasons, reason: String) {
     match list.iter_mut().find(|(known, _)| *known == reason) {
         Some((_, n)) => *n += 1,
         None => list.push((reason, 1)),

@@ -335,7 +335,7 @@ fn gone<'k>(
     let named: HashSet<String> = names.iter().map(|(name, _)| name.clone()).collect();
     let elsewhere = folder.is_none();
     // an index outside the folder also serves other calls
-    known.keys().filter(move |name| !named.contains(*name) && !(elsewhere && Path::new(name).exists()))
+    known.keys().filter(move |name| !(named.contains(*name) || elsewhere && Path::new(name).exists()))
 }
 
 fn forget(tx: &Transaction<'_>, file: i64) -> Result<()> {

@@ -73,7 +73,7 @@ fn apart(metric: Metric, series: &Series, points: Vec<Point>) -> Vec<(String, Ve
     for point in points.into_iter().filter(|point| point.figures.get(metric).is_some()) {
         let (how, boundary) =
             (&point.figures.energy_kind, point.figures.energy_boundary.clone().unwrap_or_default());
-        match list.iter_mut().find(|(h, b, _)| (&*h, &*b) == (how, &boundary)) {
+        match list.iter_mut().find(|(h, b, _)| h == how && *b == boundary) {
             Some((_, _, points)) => points.push(point),
             None => list.push((how.clone(), boundary, vec![point])),
         }

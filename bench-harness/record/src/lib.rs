@@ -40,7 +40,7 @@ mod writer;
 pub use environment::Environment;
 pub use reader::{MAX_LINE_BYTES, Problem, Reader, Warning};
 pub use schema::{
-    CacheState, Clock, Conditions, DeviceFields, Energy, EnergyKind, Interval, Kind, Phase, Provenance,
+    CacheState, Clock, Conditions, DeviceFields, Energy, EnergyKind, Interval, Kind, Phase, Process, Provenance,
     Reading, Record, Roof, SCHEMA_VERSION, Source, Timing, Verification, Versus, Workload, json_schema,
 };
 #[cfg(not(target_arch = "wasm32"))]

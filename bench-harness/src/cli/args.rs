@@ -50,6 +50,9 @@ pub(crate) enum Command {
     /// Put records and classes of hardware side by side, or find regressions between two files
     #[command(after_help = COMPARE_EXAMPLES)]
     Compare(Box<CompareArgs>),
+    /// Measure any command: time, joules, memory, CPU time; several are compared
+    #[command(after_help = super::exec::EXAMPLES)]
+    Exec(Box<super::exec::ExecArgs>),
     /// Generate text or token ids with a model
     Generate(GenerateArgs),
     /// Make a page with charts and tables from records, or their tables alone

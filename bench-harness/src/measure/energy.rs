@@ -14,11 +14,13 @@ use crate::catalogue::{Machine, cpu_power};
 use crate::measure::{Interrupted, interrupted};
 
 /// Relative sampling uncertainty that windows aim at.
-const UNCERTAINTY: f64 = 0.01;
+pub(super) const UNCERTAINTY: f64 = 0.01;
+/// Relative sampling uncertainty up to which the window of a single run is sound: several of them average it out.
+const PER_WINDOW: f64 = 0.05;
 /// Window of the idle baseline of a sensor.
 const IDLE_WINDOW: Duration = Duration::from_secs(1);
 /// Shortest window of a sensor: long enough that what else the machine does is seen in it as often as in the samples.
-const SHORTEST: Duration = Duration::from_secs(1);
+pub(super) const SHORTEST: Duration = Duration::from_secs(1);
 /// Rounds of calls in a window, as far as time allows.
 const ROUNDS: u64 = 30;
 
@@ -80,6 +82,25 @@ impl Meters {
         ranked.sort_by_key(|(rank, _)| *rank);
         let measured = ranked.iter().any(|(rank, _)| *rank < 4);
         ranked.into_iter().filter(|(rank, _)| *rank < 4 || !measured).map(|(_, meter)| meter).collect()
+    }
+
+    /// The meters for whatever runs on this machine, best first: the CPU's packages, what the user has attached, the whole machine, and then
+    /// what watches a part of it. The model of the CPU stands in only where its packages are not measured.
+    pub(crate) fn of_machine(&self) -> Vec<Arc<dyn Meter>> {
+        let cpu = self.found.cpu().map(|meter| meter.info());
+        let modelled = |info: &MeterInfo| info.source == Source::ModelledTdp;
+        let rank = |info: &MeterInfo| match (info.kind, info.source, info.subject) {
+            (Kind::Measured, ..) if cpu.is_some_and(|cpu| cpu.id == info.id) => 0,
+            (Kind::Measured, Source::External, _) => 1,
+            (Kind::Measured, _, Subject::System) => 2,
+            (Kind::Measured, _, Subject::Cpu) => 3,
+            (Kind::Measured, ..) => 4,
+            (Kind::Modelled, ..) => 5,
+        };
+        let stands = |info: &MeterInfo| !modelled(info) || cpu.is_some_and(modelled);
+        let mut list: Vec<_> = self.found.meters.iter().filter(|meter| stands(meter.info())).cloned().collect();
+        list.sort_by_key(|meter| rank(meter.info()));
+        list
     }
 
     /// The sensor, or the model, that watches this device and nothing else.
@@ -191,9 +212,9 @@ impl Gauge {
         };
         let (meter, energy) = (&self.meters[0], seen.first()?.as_ref()?);
         let mut source = format!("{}: {}", energy.source, meter.info().name);
-        if let (Kind::Modelled, Some(note)) = (energy.kind, energy.notes.first()) {
+        if energy.kind == Kind::Modelled && !energy.notes.is_empty() {
             source.push_str(". ");
-            source.push_str(note);
+            source.push_str(&energy.notes.join(" "));
         }
         Some(Energy {
             joules: Some(energy.joules),
@@ -218,6 +239,43 @@ impl Gauge {
     pub(crate) fn of_time(&self, seconds: f64, calls: u64) -> Option<Energy> {
         let seen = self.meters.iter().map(|meter| perjoule_meter::Energy::of_constant(&**meter, seconds));
         self.columns(&seen.collect::<Vec<_>>(), calls)
+    }
+
+    /// Length from which on a window is sound for every meter but those whose energy follows from use ([`Gauge::seen_of_use`]); zero where
+    /// there are no others.
+    pub(crate) fn sound(&self) -> Duration {
+        self.longest(PER_WINDOW)
+    }
+
+    /// Length of a window in which the sampling uncertainty of every sensor is `relative` at most; zero without sensors.
+    pub(crate) fn longest(&self, relative: f64) -> Duration {
+        let sensors = self.meters.iter().filter(|meter| meter.watts_at(0.0).is_none());
+        sensors.map(|meter| meter.info().window_for(relative)).max().unwrap_or(Duration::ZERO)
+    }
+
+    /// Number of meters.
+    pub(crate) fn len(&self) -> usize {
+        self.meters.len()
+    }
+
+    /// Whether sensors are among the meters.
+    pub(crate) fn has_sensors(&self) -> bool {
+        self.meters.iter().any(|meter| meter.watts_at(0.0).is_none())
+    }
+
+    /// What was seen, with the figures of models replaced by those of a known use: `utilisation` of the processors over `seconds`.
+    pub(crate) fn seen_of_use(
+        &self,
+        mut seen: Vec<Option<perjoule_meter::Energy>>,
+        seconds: f64,
+        utilisation: f64,
+    ) -> Vec<Option<perjoule_meter::Energy>> {
+        for (meter, slot) in self.meters.iter().zip(&mut seen) {
+            if meter.watts_at(0.0).is_some() {
+                *slot = perjoule_meter::Energy::of_utilisation(&**meter, seconds, utilisation);
+            }
+        }
+        seen
     }
 
     /// Repeats `call` (some number of calls each) until the window is long enough, but no longer than `limit`.

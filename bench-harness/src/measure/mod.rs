@@ -4,11 +4,13 @@
 //! takes one sample at a time, so that two subjects can also be sampled in turn. [`measure`] samples one to the end.
 
 pub(crate) mod ceilings;
+pub(crate) mod command;
 pub(crate) mod conditions;
 pub(crate) mod data;
 pub(crate) mod disturbance;
 pub(crate) mod energy;
 pub(crate) mod kernel;
+pub(crate) mod process;
 pub(crate) mod tokens;
 
 use anyhow::Result;

@@ -313,7 +313,8 @@ impl Energy {
             return None;
         }
         let total = |of: &dyn Fn(&Energy) -> f64| parts.iter().map(of).sum::<f64>();
-        let squares = |of: &dyn Fn(&Energy) -> f64| parts.iter().map(|part| of(part).powi(2)).sum::<f64>().sqrt();
+        let squares =
+            |of: &dyn Fn(&Energy) -> f64| parts.iter().map(|part| of(part).powi(2)).sum::<f64>().sqrt();
         let joules = total(&|part| part.joules);
         let sampling = squares(&|part| part.uncertainty.sampling);
         // what an arm of an interval has beside sampling

@@ -516,11 +516,15 @@ fn a_model_knows_the_energy_of_a_utilisation_and_a_sensor_does_not() {
     let quarter = Energy::of_utilisation(&model, 2.0, 0.25).expect("in range");
     let expected = 2.0 * (30.0 + 0.25 * 70.0);
     assert!((quarter.joules - expected).abs() < 1e-9);
-    assert!((quarter.ci95[0] - 0.5 * expected).abs() < 1e-9 && (quarter.ci95[1] - 1.3 * expected).abs() < 1e-9);
+    assert!(
+        (quarter.ci95[0] - 0.5 * expected).abs() < 1e-9 && (quarter.ci95[1] - 1.3 * expected).abs() < 1e-9
+    );
     assert!(quarter.notes.iter().any(|note| note.contains("25.0 %")), "{:?}", quarter.notes);
     let full = Energy::of_utilisation(&model, 2.0, 1.0).expect("in range");
     assert_eq!(Some(full.joules), Energy::of_constant(&model, 2.0).map(|energy| energy.joules));
-    for (seconds, utilisation) in [(0.0, 0.5), (-1.0, 0.5), (f64::NAN, 0.5), (1.0, 1.5), (1.0, -0.1), (1.0, f64::NAN)] {
+    for (seconds, utilisation) in
+        [(0.0, 0.5), (-1.0, 0.5), (f64::NAN, 0.5), (1.0, 1.5), (1.0, -0.1), (1.0, f64::NAN)]
+    {
         assert_eq!(Energy::of_utilisation(&model, seconds, utilisation), None, "{seconds} s, {utilisation}");
     }
 

@@ -50,6 +50,9 @@ pub(crate) enum Command {
     /// Put records and classes of hardware side by side, or find regressions between two files
     #[command(after_help = COMPARE_EXAMPLES)]
     Compare(Box<CompareArgs>),
+    /// Say what is usable, what is missing and how to mend it, and what makes numbers noisy
+    #[command(after_help = super::doctor::EXAMPLES)]
+    Doctor(super::doctor::DoctorArgs),
     /// Measure any command: time, joules, memory, CPU time; several are compared
     #[command(after_help = super::exec::EXAMPLES)]
     Exec(Box<super::exec::ExecArgs>),

@@ -11,6 +11,7 @@ mod classes;
 mod compare;
 mod compare_self;
 mod devices;
+mod doctor;
 mod exec;
 mod generate;
 mod import;
@@ -74,6 +75,7 @@ fn dispatch(cli: Cli) -> Result<Ended> {
         Command::Classes(args) => classes::run(&args),
         Command::Compare(args) if args.self_ => compare_self::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Exec(args) => exec::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Import(args) => import::run(&args),

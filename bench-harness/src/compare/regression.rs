@@ -1,6 +1,7 @@
 //! Two files of records, line by line: what became faster or slower.
 //!
-//! Lines match when everything that was asked for is equal: kind, device, op, kernel, dtype, shape, cache state, model, sizes and threads.
+//! Lines match when everything that was asked for is equal: kind, device, op, kernel, dtype, shape, cache state, model, sizes and threads;
+//! of a command its name, else the command line.
 //! How a kernel is configured may differ: that is what changes. Verdicts are those of [`stats::compare`]: samples of two files were
 //! not taken in turn, so whatever changed on the machine meanwhile is in them.
 
@@ -23,8 +24,8 @@ struct Key<'a> {
     kind: &'static str,
     provenance: &'static str,
     machine: Option<Machine<'a>>,
-    /// Device, op, kernel, dtype, shape, model, configuration of a ceiling, cache state.
-    texts: [Option<&'a str>; 8],
+    /// Device, op, kernel, dtype, shape, model, configuration of a ceiling, cache state, command.
+    texts: [Option<&'a str>; 9],
     /// Prompt, generated, depth, chunk, sequences, threads.
     sizes: [Option<u64>; 6],
 }
@@ -61,12 +62,8 @@ pub(crate) struct Rules {
 impl Rules {
     fn key<'a>(&self, record: &'a Record) -> Key<'a> {
         let w = &record.workload;
-        let kind = match record.kind {
-            Kind::Ceiling => "ceiling",
-            Kind::Kernel => "kernel",
-            Kind::Tokens => "tokens",
-            _ => "other",
-        };
+        let kind = kind_word(record.kind);
+        let process = &record.process;
         let kernel = w.kernel.as_deref().filter(|_| !self.any_kernel);
         let config = w.config.as_deref().filter(|_| record.kind == Kind::Ceiling);
         let cache = w.cache_state.map(|state| match state {
@@ -94,6 +91,7 @@ impl Rules {
                 w.model.as_deref(),
                 config,
                 cache,
+                process.exec_name.as_deref().or(process.exec_command.as_deref()),
             ],
             sizes: [w.n_prompt, w.n_gen, w.n_depth, w.n_batch, w.n_parallel, threads],
         }
@@ -308,18 +306,23 @@ pub(crate) fn regression<'a>(
     Ok(Report { old: old_name, new: new_name, threshold: rules.threshold, lines, notes })
 }
 
+fn kind_word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Ceiling => "ceiling",
+        Kind::Kernel => "kernel",
+        Kind::Tokens => "tokens",
+        Kind::Command => "command",
+        _ => "other",
+    }
+}
+
 fn samples(record: &Record) -> &[f64] {
     record.timing.samples_ns.as_deref().unwrap_or_default()
 }
 
 fn line<'a>(comparer: &Comparer, old: Option<&'a Record>, new: Option<&'a Record>) -> Option<Line<'a>> {
     let some = new.or(old)?;
-    let kind = match some.kind {
-        Kind::Ceiling => "ceiling",
-        Kind::Kernel => "kernel",
-        Kind::Tokens => "tokens",
-        _ => "other",
-    };
+    let kind = kind_word(some.kind);
     let invalid = |side: &str, record: &Record| {
         if !record.valid {
             let reasons = record.invalid_reasons.join("; ");
@@ -352,6 +355,7 @@ fn label(record: &Record) -> String {
     let w = &record.workload;
     let mut words: Vec<String> = Vec::new();
     let mut push = |text: Option<String>| words.extend(text.filter(|text| !text.is_empty()));
+    push(record.process.exec_name.clone().or_else(|| record.process.exec_command.clone()));
     push(w.op.clone());
     push(w.model.clone());
     push(w.dtype.clone());

@@ -340,9 +340,9 @@ fn settled(taken: &[Vec<Run>]) -> bool {
     let walls: Vec<Vec<f64>> = taken.iter().map(|runs| walls(runs)).collect();
     match walls.as_slice() {
         [one] => is_narrow(one),
-        [first, rest @ ..] => rest.iter().all(|other| {
-            is_narrow(&first.iter().zip(other).map(|(a, b)| b / a).collect::<Vec<_>>())
-        }),
+        [first, rest @ ..] => rest
+            .iter()
+            .all(|other| is_narrow(&first.iter().zip(other).map(|(a, b)| b / a).collect::<Vec<_>>())),
         [] => true,
     }
 }

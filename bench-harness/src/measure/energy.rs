@@ -41,19 +41,20 @@ pub(crate) struct Meters {
 impl Meters {
     /// Looks for sensors; the CPU also gets a model, for where it has none. `threads` is how many of its threads work.
     pub(crate) fn discover(environment: &Environment, threads: usize, added: &Added) -> Self {
+        let options =
+            Options { external: added.external.clone(), neuron: added.neuron, ..Options::default() };
+        Self::discover_in(environment, threads, options)
+    }
+
+    /// Looks for sensors where `options` say, and adds the CPU's model.
+    pub(crate) fn discover_in(environment: &Environment, threads: usize, options: Options) -> Self {
         let machine = Machine {
             cpu: environment.cpu_model.as_deref().unwrap_or("unknown CPU"),
             processors: environment.cpu_count.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
             virtualized: environment.virtualized.unwrap_or(false),
             threads: u32::try_from(threads).unwrap_or(u32::MAX),
         };
-        let options = Options {
-            models: cpu_power(machine).into_iter().collect(),
-            external: added.external.clone(),
-            neuron: added.neuron,
-            ..Options::default()
-        };
-        Meters { found: discover(&options) }
+        Meters { found: discover(&Options { models: cpu_power(machine).into_iter().collect(), ..options }) }
     }
 
     /// All that were found.
@@ -98,7 +99,8 @@ impl Meters {
             (Kind::Modelled, ..) => 5,
         };
         let stands = |info: &MeterInfo| !modelled(info) || cpu.is_some_and(modelled);
-        let mut list: Vec<_> = self.found.meters.iter().filter(|meter| stands(meter.info())).cloned().collect();
+        let mut list: Vec<_> =
+            self.found.meters.iter().filter(|meter| stands(meter.info())).cloned().collect();
         list.sort_by_key(|meter| rank(meter.info()));
         list
     }

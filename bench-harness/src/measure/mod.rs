@@ -286,7 +286,7 @@ fn is_narrow(ns: &[f64]) -> bool {
 }
 
 /// What two readings of the clock cost, in nanoseconds: the median of many.
-fn clock_cost_ns() -> f64 {
+pub(crate) fn clock_cost_ns() -> f64 {
     let costs: Vec<f64> = (0..101).map(|_| Instant::now().elapsed().as_nanos() as f64).collect();
     stats::median(&costs).unwrap_or(0.0)
 }

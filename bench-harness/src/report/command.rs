@@ -131,19 +131,20 @@ pub(crate) fn versus(records: &[Record]) -> Option<Table> {
     let of_first = records.first().and_then(|first| first.timing.samples_ns.as_ref()).map(Vec::len);
     for record in beside {
         let (v, j) = (&record.versus, &record.process);
-        let row = |what: &str, named: String, ratio: Option<f64>, ci: Option<Interval>, p_value, word: &str| {
-            let shown = |ratio: f64| format!("{ratio:.3}");
-            let how = if ratio.is_some() { pairs(record, of_first) } else { "-".into() };
-            [
-                named,
-                what.to_owned(),
-                or_dash(ratio.map(shown)),
-                range(ci, shown),
-                how,
-                or_dash(Option::map(p_value, p)),
-                word.to_owned(),
-            ]
-        };
+        let row =
+            |what: &str, named: String, ratio: Option<f64>, ci: Option<Interval>, p_value, word: &str| {
+                let shown = |ratio: f64| format!("{ratio:.3}");
+                let how = if ratio.is_some() { pairs(record, of_first) } else { "-".into() };
+                [
+                    named,
+                    what.to_owned(),
+                    or_dash(ratio.map(shown)),
+                    range(ci, shown),
+                    how,
+                    or_dash(Option::map(p_value, p)),
+                    word.to_owned(),
+                ]
+            };
         let verdict = v.versus_verdict.map_or("too few runs".into(), |verdict| verdict.to_string());
         table.row(row("time", label(record), v.versus_ratio, v.versus_ci95, v.versus_p_value, &verdict));
         let words = match (j.versus_joules_verdict, record.energy.energies.is_some()) {
@@ -253,7 +254,8 @@ pub(crate) fn notes(records: &[Record]) -> Vec<String> {
     }
     for record in records {
         let throttled = record.throttle_reasons.iter().flatten();
-        let list: Vec<&str> = throttled.chain(record.disturbances.iter().flatten()).map(String::as_str).collect();
+        let list: Vec<&str> =
+            throttled.chain(record.disturbances.iter().flatten()).map(String::as_str).collect();
         if !list.is_empty() {
             say(format!("disturbed: {}: {}", label(record), list.join(" and ")));
         }

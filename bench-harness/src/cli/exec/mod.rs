@@ -201,7 +201,10 @@ fn tasks(args: &ExecArgs, shell: &Shell) -> Result<Vec<Task>> {
     for text in &args.command {
         sources.push(shell.read("-c", text)?);
     }
-    ensure!(!sources.is_empty(), "no command: give one after --, such as `perjoule exec -- sleep 1`, or -c 'TEXT'");
+    ensure!(
+        !sources.is_empty(),
+        "no command: give one after --, such as `perjoule exec -- sleep 1`, or -c 'TEXT'"
+    );
     let (n, names, prepares) = (sources.len(), args.name.len(), args.prepare.len());
     ensure!(names <= n, "{names} names for {n} commands: give --name once for each");
     ensure!(
@@ -251,7 +254,8 @@ fn deliver(records: &[Record], format: Format, store: Option<Store>, args: &Exec
     let text = match format {
         Format::Table | Format::Md => tables(records, format),
         Format::Json => {
-            let lines = records.iter().map(|r| Ok(to_line(r)?.trim_end().to_owned())).collect::<Result<Vec<_>>>()?;
+            let lines =
+                records.iter().map(|r| Ok(to_line(r)?.trim_end().to_owned())).collect::<Result<Vec<_>>>()?;
             if lines.is_empty() { "[]\n".into() } else { format!("[\n{}\n]\n", lines.join(",\n")) }
         }
         Format::Jsonl => records.iter().map(to_line).collect::<Result<String, _>>()?,
@@ -311,14 +315,18 @@ fn notes(tasks: &[Task], records: &[Record], shell: &Shell, processes: &Processe
         let failed = record.process.failed_runs.unwrap_or(0);
         let runs = record.timing.samples_ns.as_ref().map_or(0, Vec::len);
         if failed > 0 {
-            eprintln!("note: {}: {failed} of {runs} runs did not exit with 0", report::one_line(task.label()));
+            eprintln!(
+                "note: {}: {failed} of {runs} runs did not exit with 0",
+                report::one_line(task.label())
+            );
         }
         if args.runs.is_some_and(|wanted| runs < wanted) && !interrupted() {
             eprintln!("note: {}: --budget ended it after {runs} runs", report::one_line(task.label()));
         }
     }
     let shortest = records.iter().filter_map(|r| r.timing.median_ns).fold(f64::INFINITY, f64::min);
-    if let (false, Some(ns)) = (interrupted() || args.command.is_empty(), shell.cost_ns(shortest, processes)) {
+    if let (false, Some(ns)) = (interrupted() || args.command.is_empty(), shell.cost_ns(shortest, processes))
+    {
         eprintln!(
             "note: the shell alone takes {} of each run: -N starts commands without one",
             report::units::duration_ns(ns)

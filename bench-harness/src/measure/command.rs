@@ -360,7 +360,8 @@ fn summed(gauge: &Gauge, runs: &[Run]) -> Vec<Option<perjoule_meter::Energy>> {
 fn describe(record: &mut Record, task: &Task, runs: &[Run], warmups: u64) {
     let n = runs.len().max(1) as f64;
     let finished = || runs.iter().map(|run| &run.finished);
-    let code = |run: &Finished| run.status.code();
+    // what Windows gives is 32 bits without a sign
+    let code = |run: &Finished| run.status.code().map(|code| u64::from(code.cast_unsigned()));
     let first = finished().next().and_then(code);
     record.timing.clock = Some(Clock::Host);
     record.timing.calls_per_sample = Some(1);

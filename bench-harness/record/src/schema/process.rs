@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Interval, count};
+use super::{Interval, count, number};
 use crate::stats::Verdict;
 
 /// A command that was run and timed from its start to its end; all null in records of other kinds. A sample of `samples_ns` is one run.
@@ -14,7 +14,8 @@ pub struct Process {
     /// The name it was given; commands of two files match by it, else by the command line.
     pub exec_name: Option<String>,
     /// What every run exited with; null where they differ or a signal ended one.
-    pub exit_code: Option<i32>,
+    #[serde(default, deserialize_with = "count")]
+    pub exit_code: Option<u64>,
     /// Runs that exited with something else than 0, which was to be ignored.
     #[serde(default, deserialize_with = "count")]
     pub failed_runs: Option<u64>,
@@ -27,6 +28,8 @@ pub struct Process {
     #[serde(default, deserialize_with = "count")]
     pub peak_memory_bytes: Option<u64>,
     /// Gross joules of each run by itself, in the order of `samples_ns`, as the first meter saw them. Null where a run is too short for it.
+    #[serde(default, deserialize_with = "number::samples")]
+    #[schemars(with = "Option<Vec<Option<f64>>>")]
     pub run_joules: Option<Vec<f64>>,
     /// Joules of a run over those of the first command's that was run in turn with it, the median run by run.
     pub versus_joules_ratio: Option<f64>,

@@ -38,6 +38,7 @@ pub(super) fn cpuinfo(root: &Root, key: &str) -> Option<String> {
 }
 
 /// Logical processors that are listed.
+#[cfg(test)]
 pub(super) fn count(root: &Root) -> Option<u64> {
     let text = root.text("proc/cpuinfo")?;
     let n = text

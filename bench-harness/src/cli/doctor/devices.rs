@@ -84,7 +84,10 @@ fn own(section: &mut Section) {
         let detail =
             format!("{}, {}", info.name, if features.is_empty() { "no features" } else { &features });
         section.ok(&info.label, detail);
-        if info.backend == "cpu" && cfg!(target_arch = "x86_64") && !info.features.iter().any(|feature| feature == "avx2") {
+        if info.backend == "cpu"
+            && cfg!(target_arch = "x86_64")
+            && !info.features.iter().any(|feature| feature == "avx2")
+        {
             section.warn(&info.label, "without AVX2 the portable kernels run, many times slower");
         }
     }

@@ -96,6 +96,7 @@ impl Root {
         self.0 == Path::new("/")
     }
 
+    #[cfg(test)]
     pub(super) fn whole(&self) -> &Path {
         &self.0
     }

@@ -7,7 +7,7 @@ use perjoule_meter::{
 use perjoule_record::Environment;
 
 use super::devices::{NEURON, NVIDIA, pci};
-use super::finding::{Root, Section, Status};
+use super::finding::{Root, Section};
 use crate::measure::energy::Meters;
 
 /// What makes the counters of RAPL readable until the next boot, and for good.
@@ -182,14 +182,9 @@ fn paranoid(root: &Root, counters: &mut Section) {
     }
 }
 
-/// Whether a section holds something to be mended.
-#[cfg(test)]
-fn mends(section: &Section) -> Vec<&super::finding::Finding> {
-    section.list.iter().filter(|finding| finding.status == Status::Missing).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::finding::Status;
     use super::super::finding::tests::{Tree, named};
     use super::*;
 
@@ -219,7 +214,7 @@ mod tests {
         assert_eq!(named(&counters.list, "perf_event_paranoid").status, Status::Note);
         let refused = unreadable(Source::RaplPerf, "perf_event_open: Permission denied (os error 13)", "x");
         let [_, counters] = judge(&tree.root(), &machine(false), &refused);
-        let fix = mends(&counters)[0].fix.clone().unwrap();
+        let fix = named(&counters.list, "rapl-perf").fix.clone().unwrap();
         assert!(fix.contains("sudo setcap cap_perfmon=ep /"), "{fix}");
     }
 

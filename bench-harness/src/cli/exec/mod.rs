@@ -141,7 +141,6 @@ pub(crate) fn run(args: &ExecArgs) -> Result<Ended> {
     let meters = args.meters.discover(&environment, usize::try_from(processors).unwrap_or(usize::MAX))?;
     let gauge = Gauge::new(meters.of_machine());
     let processes = Processes::new(args.input.clone(), sink)?;
-    once("--setup", args.setup.as_deref(), &shell, &processes)?;
     let bar = progress::bar(0, args.quiet);
     let show = |text: &str| bar.set_message(printable(&text.replace('\n', " ")));
     let bench = Bench {
@@ -152,7 +151,8 @@ pub(crate) fn run(args: &ExecArgs) -> Result<Ended> {
         processors,
         progress: &show,
     };
-    let measured = bench.measure(&Record::new(Kind::Command, &environment));
+    let setup = once("--setup", args.setup.as_deref(), &shell, &processes);
+    let measured = setup.and_then(|()| bench.measure(&Record::new(Kind::Command, &environment)));
     bar.finish_and_clear();
     // it was promised whatever happens, an interruption too
     let cleaned = line::after(args.cleanup.as_deref(), &shell);

@@ -73,7 +73,7 @@ pub(crate) fn commands(records: &[Record]) -> Dataset {
             Cell::Text(e.energy_boundary.clone().unwrap_or_default()),
             number(net_per_run(record)),
             number(e.avg_power_w),
-            number(p.exit_code.map(f64::from)),
+            count(p.exit_code),
             Cell::Text(provenance(record).into()),
             Cell::Text(notes(record)),
         ]);

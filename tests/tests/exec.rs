@@ -307,3 +307,76 @@ fn readers_that_leave_are_no_error() {
     let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
     assert!(!String::from_utf8_lossy(&output.stderr).contains("error"), "{output:?}");
 }
+
+/// A meter that shows 50 W for ever, on a FIFO of that name.
+fn wall_of_50_watts(place: &Place, name: &str) {
+    let path = place.path(name);
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    std::thread::spawn(move || {
+        use std::io::Write;
+        // opens once the other end does, and ends with it
+        let mut pipe = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+        let header = "# protocol: perjoule-meter 1\n# name: test wall\n# boundary: wall\n# accuracy: 1 %\n# period: 0.1 s\n";
+        let mut sent = pipe.write_all(header.as_bytes());
+        while sent.is_ok() {
+            sent = pipe.write_all(b"W 50\n");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+}
+
+#[test]
+fn a_meter_of_known_power_gives_known_joules() {
+    let place = Place::new();
+    wall_of_50_watts(&place, "long");
+    // each run is long enough for a window of its own
+    let list = records(&place, &["--meter", "long", "-r", "2", "-w", "0", "--", "sleep", "1"]);
+    let record = &list[0];
+    assert_eq!((&record["energy_kind"], &record["energy_boundary"]), (&"measured".into(), &"wall".into()));
+    assert_eq!(record["energy_calls"], 2);
+    let joules = 50.0 * number(record, "energy_window_s");
+    assert!((number(record, "joules") / joules - 1.0).abs() < 0.01, "{record}");
+    assert!(number(record, "energy_window_s") >= 2.0, "both runs are in it");
+    assert!(
+        (number(record, "avg_power_w") - 50.0).abs() < 0.5
+            && (number(record, "idle_power_w") - 50.0).abs() < 0.5
+    );
+    assert!(number(record, "net_joules").abs() < 0.02 * joules, "all of it is there at rest, too");
+    let band = record["energy_ci95"].as_array().unwrap();
+    assert!(band[0].as_f64().unwrap() < joules && joules < band[1].as_f64().unwrap());
+    assert_eq!(record["run_joules"].as_array().unwrap().len(), 2);
+    assert!(record["config"].as_str().unwrap().contains("own windows"));
+    // where the CPU is not measured its model stands beside the meter, never added to it
+    let kinds: Vec<&str> = record["energies"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|seen| seen["boundary"].as_str().unwrap())
+        .collect();
+    assert_eq!(kinds[0] == "wall", kinds.iter().filter(|kind| **kind == "wall").count() == 1, "{kinds:?}");
+
+    // a run is far shorter than the meter's period: several within one window
+    wall_of_50_watts(&place, "short");
+    let list =
+        records(&place, &["--meter", "short", "-r", "5", "-w", "0", "--budget", "2", "--", "sleep", "0.05"]);
+    let record = &list[0];
+    let runs = number(record, "energy_calls");
+    assert!(
+        runs > 5.0 && record["config"].as_str().unwrap().contains(&format!("{runs} runs in one window")),
+        "{record}"
+    );
+    let per_run = 50.0 * number(record, "energy_window_s") / runs;
+    assert!((number(record, "joules_per_call") / per_run - 1.0).abs() < 0.01);
+    assert_eq!(record["run_joules"], Value::Null, "of one run alone it can tell nothing");
+
+    // what is not the command's would be in such a window
+    wall_of_50_watts(&place, "prepared");
+    let words = ["--meter", "prepared", "-r", "3", "-w", "0", "--prepare", "true", "--", "sleep", "0.01"];
+    let record = &records(&place, &words)[0];
+    assert_eq!(
+        (&record["joules"], &record["joules_per_call"]),
+        (&Value::Null, &Value::Null),
+        "unknown, and not 0"
+    );
+    assert!(record["config"].as_str().unwrap().contains("--prepare"));
+}

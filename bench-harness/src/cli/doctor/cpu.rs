@@ -243,7 +243,7 @@ fn limits(root: &Root, environment: &Environment, section: &mut Section) {
             section.fix(format!("perjoule run --threads {:.0}", limit.floor().max(1.0)));
         }
         Some(limit) => section.ok("CPU limit", format!("{limit} processors, as many as there are or more")),
-        None => section.ok("CPU limit", "none"),
+        None => section.ok("CPU limit", "none found"),
     }
     let stat =
         ["sys/fs/cgroup/cpu.stat", "sys/fs/cgroup/cpu/cpu.stat"].iter().find_map(|path| root.text(path));

@@ -177,7 +177,10 @@ fn paranoid(root: &Root, counters: &mut Section) {
                 "{level}: only programs with CAP_PERFMON may count events of whole processors, such as RAPL's"
             );
             counters.note("perf_event_paranoid", detail);
-            counters.fix("sudo sysctl kernel.perf_event_paranoid=0");
+            // where there is nothing to count, nothing is to be allowed
+            if root.exists("sys/bus/event_source/devices/power") {
+                counters.fix("sudo sysctl kernel.perf_event_paranoid=0");
+            }
         }
     }
 }

@@ -26,7 +26,10 @@ fn meminfo(root: &Root, key: &str) -> Option<u64> {
 pub(super) fn memory(root: &Root, environment: &Environment) -> Section {
     let mut section = Section::new("memory");
     let total = meminfo(root, "MemTotal").or(environment.memory_bytes);
-    let limit = environment.memory_limit_bytes;
+    // the files of both kinds of control groups; the older one writes a huge number for none
+    let old =
+        root.text("sys/fs/cgroup/memory/memory.limit_in_bytes").and_then(|text| text.parse::<u64>().ok());
+    let limit = environment.memory_limit_bytes.or(old);
     match (meminfo(root, "MemAvailable"), total) {
         (Some(have), Some(total)) => {
             let detail = format!("{} of {}", bytes(have), bytes(total));
@@ -43,7 +46,7 @@ pub(super) fn memory(root: &Root, environment: &Environment) -> Section {
     match limit.filter(|&limit| total.is_none_or(|total| limit < total)) {
         Some(limit) => section
             .note("limit", format!("a control group allows {}: beyond it processes are ended", bytes(limit))),
-        None => section.ok("limit", "none"),
+        None => section.ok("limit", "none found"),
     }
     match (meminfo(root, "SwapTotal"), meminfo(root, "SwapFree")) {
         (Some(0), _) => section.ok("swap", "none"),

@@ -23,7 +23,7 @@ pub(super) struct Source {
 impl Source {
     /// Words as they are; shown so that a POSIX shell would read them back.
     pub(super) fn words(words: &[OsString]) -> Result<Source> {
-        ensure!(words[0] != "", "the command is an empty word");
+        ensure!(!words[0].is_empty(), "the command is an empty word");
         let text: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
         // words of a command line hold no NUL, the one thing that has no quotes
         let shown = shlex::try_join(text.iter().map(AsRef::as_ref)).unwrap_or_else(|_| text.join(" "));

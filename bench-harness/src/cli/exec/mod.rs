@@ -115,9 +115,9 @@ enum Format {
 }
 
 pub(crate) fn run(args: &ExecArgs) -> Result<Ended> {
-    let plan = plan(args)?;
     let shell = Shell::of(args.shell.as_deref(), args.no_shell)?;
     let tasks = tasks(args, &shell)?;
+    let plan = plan(args)?;
     let format = format(args)?;
     let sink = match args.output.as_str() {
         "null" => Sink::Null,

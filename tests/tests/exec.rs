@@ -239,6 +239,8 @@ fn input_and_output_are_what_was_asked_for() {
     std::fs::write(place.path("in"), "from the file\n").unwrap();
     place.ok("exec -r 2 -w 0 --input in --output out --quiet cat");
     assert_eq!(std::fs::read_to_string(place.path("out")).unwrap(), "from the file\n");
+    place.command("exec -r 2 -w 0 --output out").args(["-c", "echo of the last run"]).output().unwrap();
+    assert_eq!(std::fs::read_to_string(place.path("out")).unwrap(), "of the last run\n");
     let text = place.ok("exec -r 2 -w 0 --output inherit echo seen");
     assert_eq!(text.matches("seen\n").count(), 2, "{text}");
     assert!(!place.ok("exec -r 2 -w 0 -- sh -c cat").is_empty(), "stdin is empty by default");

@@ -131,13 +131,16 @@ fn not_started(program: &OsString, error: &std::io::Error) -> anyhow::Error {
         ErrorKind::NotFound => anyhow!(
             "no command {name:?}: is it installed, and in a folder of PATH? What a shell must read (pipes, variables) goes to -c 'TEXT'"
         ),
+        ErrorKind::PermissionDenied if std::path::Path::new(program).is_dir() => {
+            anyhow!("{name:?} is a folder, not a command")
+        }
         ErrorKind::PermissionDenied => anyhow!("{name:?} may not be run: chmod +x makes a file a command"),
         _ => anyhow!("cannot start {name:?}: {error}"),
     }
 }
 
 /// The largest resident set that we have had, in bytes; 0 where that is not told.
-fn our_peak() -> u64 {
+pub(crate) fn our_peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib = peak.and_then(|text| text.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
@@ -303,6 +306,8 @@ mod tests {
         assert!(error.contains("\"no-such-command-here\"") && error.contains("PATH"), "{error}");
         let error = processes.run(&words(&["/etc/passwd"])).unwrap_err().to_string();
         assert!(error.contains("chmod +x"), "{error}");
+        let error = processes.run(&words(&["/"])).unwrap_err().to_string();
+        assert!(error.contains("a folder"), "{error}");
         assert!(processes.run(&[]).is_err());
     }
 }

@@ -3,6 +3,8 @@
 use perjoule_record::stats::Verdict;
 use perjoule_record::{EnergyKind, Interval, Record};
 
+use crate::measure::process::our_peak;
+
 use super::units::{bytes, duration_ns, joules, si};
 use super::{Align, Table, common_kind, energy_cell, or_dash, spread, text};
 
@@ -250,7 +252,13 @@ pub(crate) fn notes(records: &[Record]) -> Vec<String> {
     }
     say("±: half of the 95 % interval of the median; memory: largest resident set of any one process".into());
     if records.iter().any(|record| record.process.peak_memory_bytes.is_none()) {
-        say("memory is unknown where it is less than perjoule's own, which the system counts until the command starts".into());
+        let ours = match our_peak() {
+            0 => "perjoule's own".into(),
+            ours => format!("the {} of perjoule itself", bytes(ours)),
+        };
+        say(format!(
+            "memory is unknown where it is less than {ours}, which the system counts until a command starts"
+        ));
     }
     for record in records {
         let throttled = record.throttle_reasons.iter().flatten();

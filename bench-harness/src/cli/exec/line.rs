@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::measure::process::{Processes, ending};
+use crate::measure::process::{Processes, Sink, ending};
 
 /// Runs of an empty command that tell what the shell costs.
 const EMPTY: usize = 5;
@@ -67,13 +67,14 @@ impl Shell {
     }
 
     /// What the shell itself takes of a run, in nanoseconds, where that is a good part of `run_ns`.
-    pub(super) fn cost_ns(&self, run_ns: f64, processes: &Processes) -> Option<f64> {
+    pub(super) fn cost_ns(&self, run_ns: f64) -> Option<f64> {
         // a shell takes a millisecond or a few
         if *self == Shell::None || run_ns > 100e6 {
             return None;
         }
         // a colon does nothing in every POSIX shell, and is a label for cmd
         let words = self.read("-c", ":").ok()?.words;
+        let processes = Processes::new(None, Sink::Null).ok()?;
         let walls: Option<Vec<f64>> =
             (0..EMPTY).map(|_| Some(processes.run(&words).ok()?.wall_s * 1e9)).collect();
         stats::median(&walls?).filter(|ns| *ns > NOTED * run_ns)

@@ -159,7 +159,7 @@ pub(crate) fn run(args: &ExecArgs) -> Result<Ended> {
     let records = measured?;
     deliver(&records, format, store, args)?;
     if !args.quiet {
-        notes(&tasks, &records, &shell, &processes, args);
+        notes(&tasks, &records, &shell, args);
     }
     if interrupted() {
         let n = records.iter().filter_map(|r| r.timing.samples_ns.as_ref()).map(Vec::len).sum::<usize>();
@@ -310,7 +310,7 @@ fn tables(records: &[Record], format: Format) -> String {
 }
 
 /// What a user of these figures should know beside them, on stderr.
-fn notes(tasks: &[Task], records: &[Record], shell: &Shell, processes: &Processes, args: &ExecArgs) {
+fn notes(tasks: &[Task], records: &[Record], shell: &Shell, args: &ExecArgs) {
     for (record, task) in records.iter().zip(tasks) {
         let failed = record.process.failed_runs.unwrap_or(0);
         let runs = record.timing.samples_ns.as_ref().map_or(0, Vec::len);
@@ -324,9 +324,11 @@ fn notes(tasks: &[Task], records: &[Record], shell: &Shell, processes: &Processe
             eprintln!("note: {}: --budget ended it after {runs} runs", report::one_line(task.label()));
         }
     }
+    if interrupted() || args.command.is_empty() {
+        return;
+    }
     let shortest = records.iter().filter_map(|r| r.timing.median_ns).fold(f64::INFINITY, f64::min);
-    if let (false, Some(ns)) = (interrupted() || args.command.is_empty(), shell.cost_ns(shortest, processes))
-    {
+    if let Some(ns) = shell.cost_ns(shortest) {
         eprintln!(
             "note: the shell alone takes {} of each run: -N starts commands without one",
             report::units::duration_ns(ns)

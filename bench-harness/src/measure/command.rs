@@ -70,6 +70,7 @@ struct Run {
 
 /// What commands are measured with.
 pub(crate) struct Bench<'a> {
+    /// At least one.
     pub(crate) tasks: &'a [Task],
     pub(crate) plan: Plan,
     pub(crate) processes: &'a Processes,
@@ -89,16 +90,20 @@ impl Bench<'_> {
     pub(crate) fn measure(&self, record: &Record) -> Result<Vec<Record>> {
         let mut taken: Vec<Vec<Run>> = self.tasks.iter().map(|_| Vec::new()).collect();
         let mut watches: Vec<Watch> = self.tasks.iter().map(|_| Watch::start()).collect();
+        let start = Instant::now();
         let warmups = match self.warm(&mut taken) {
             Ok(warmups) => {
-                watches = self.tasks.iter().map(|_| Watch::start()).collect();
-                passed(self.sample(&mut taken))?;
+                // what happened during long first runs, which count, is to be seen, too
+                if taken.iter().all(Vec::is_empty) {
+                    watches = self.tasks.iter().map(|_| Watch::start()).collect();
+                }
+                passed(self.sample(&mut taken, start))?;
                 warmups
             }
-            Err(error) => passed(Err(error)).map(|()| 0)?,
+            Err(error) => passed(Err(error)).map(|()| vec![0; taken.len()])?,
         };
         let mut records = Vec::new();
-        for ((task, runs), watch) in self.tasks.iter().zip(&taken).zip(watches) {
+        for (((task, runs), watch), warmups) in self.tasks.iter().zip(&taken).zip(watches).zip(warmups) {
             let mut record = Record { kind: Kind::Command, ..record.clone() };
             describe(&mut record, task, runs, warmups);
             watch.finish(&mut record);
@@ -120,15 +125,14 @@ impl Bench<'_> {
         self.plan.budget.as_secs_f64() / self.tasks.len() as f64
     }
 
-    /// Runs every command until it is warm; gives the fewest runs that this took. Runs so long that they need no warm-up are the first
-    /// samples.
-    fn warm(&self, taken: &mut [Vec<Run>]) -> Result<u64> {
+    /// Runs every command until it is warm; gives the runs that this took. Runs so long that they need no warm-up are the first samples.
+    fn warm(&self, taken: &mut [Vec<Run>]) -> Result<Vec<u64>> {
         if let Some(warmup) = self.plan.warmup {
             for task in self.tasks {
                 (self.progress)(&format!("warm-up: {}", task.label()));
                 (0..warmup).try_for_each(|_| self.once(task).map(|_| ()))?;
             }
-            return Ok(warmup);
+            return Ok(vec![warmup; taken.len()]);
         }
         let mut first = Vec::new();
         for task in self.tasks {
@@ -137,9 +141,9 @@ impl Bench<'_> {
         }
         if first.iter().all(|run| run.finished.wall_s > LONG * self.share()) {
             first.into_iter().zip(taken).for_each(|(run, runs)| runs.push(run));
-            return Ok(0);
+            return Ok(vec![0; self.tasks.len()]);
         }
-        let mut fewest = WARMUPS;
+        let mut counts = Vec::new();
         for (task, first) in self.tasks.iter().zip(first) {
             let (mut last, mut count, mut spent) = (first.finished.wall_s, 1, first.finished.wall_s);
             while count < WARMUPS && spent < WARM * self.share() {
@@ -151,14 +155,15 @@ impl Bench<'_> {
                 }
                 last = now;
             }
-            fewest = fewest.min(count);
+            counts.push(count);
         }
-        Ok(fewest)
+        Ok(counts)
     }
 
-    fn sample(&self, taken: &mut [Vec<Run>]) -> Result<()> {
+    /// Runs all commands in turn. The time counts from `start`, the samples' own from now.
+    fn sample(&self, taken: &mut [Vec<Run>], start: Instant) -> Result<()> {
         let plan = &self.plan;
-        let start = Instant::now();
+        let sampling = Instant::now();
         let fewest = plan.min_runs.unwrap_or(FEWEST);
         let looked = if taken.len() > 1 { FEWEST_PAIRS } else { BELIEVED.0 }.max(fewest);
         let mut look = looked;
@@ -173,7 +178,7 @@ impl Bench<'_> {
                 None if over || round >= MOST.max(fewest) => return Ok(()),
                 None if round >= look => {
                     look += look / 2;
-                    if start.elapsed() >= BELIEVED.1 && settled(taken) {
+                    if sampling.elapsed() >= BELIEVED.1 && settled(taken) {
                         return Ok(());
                     }
                 }
@@ -229,7 +234,8 @@ impl Bench<'_> {
             let alone = median >= gauge.sound().as_secs_f64();
             record.process.run_joules = joules;
             let total = if alone || !gauge.has_sensors() || interrupted() {
-                record.workload.config = Some("energy: the runs' own windows".into());
+                let how = if gauge.has_sensors() { "own windows" } else { "CPU time" };
+                record.workload.config = Some(format!("energy: the runs' {how}"));
                 Total::of(runs.iter().map(|run| &run.finished), summed(gauge, runs))
             } else if task.prepare.is_some() {
                 record.workload.config = Some(format!(

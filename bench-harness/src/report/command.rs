@@ -243,7 +243,9 @@ pub(crate) fn notes(records: &[Record]) -> Vec<String> {
             }
             _ => say("energy: unknown: no meter could tell it; `perjoule doctor` says what would".into()),
         }
-        if let Some(config) = record.workload.config.as_ref().filter(|text| !text.ends_with("own windows")) {
+        if let Some(config) =
+            record.workload.config.as_ref().filter(|text| !text.starts_with("energy: the runs'"))
+        {
             say(format!("{}: {config}", label(record)));
         }
     }

@@ -198,6 +198,22 @@ fn hyperfine() {
     assert_eq!(exported.left_out.len(), 1);
 }
 
+/// Commands have what hyperfine itself measures.
+#[test]
+fn hyperfine_of_a_command() {
+    let mut record = decode();
+    record.kind = Kind::Command;
+    (record.workload, record.process.exec_command) = (Default::default(), Some("sleep 2".into()));
+    (record.process.cpu_user_s, record.process.cpu_system_s) = (Some(0.5), Some(0.25));
+    let value = json(std::slice::from_ref(&record), Format::Hyperfine);
+    let result = &value["results"][0];
+    assert_eq!((&result["user"], &result["system"]), (&0.5.into(), &0.25.into()));
+    assert_eq!(result["command"], "sleep 2 on cpu");
+    record.process.exec_name = Some("nap".into());
+    record.device = Default::default();
+    assert_eq!(json(&[record], Format::Hyperfine)["results"][0]["command"], "nap");
+}
+
 #[test]
 fn bencher() {
     // https://bencher.dev/docs/reference/bencher-metric-format

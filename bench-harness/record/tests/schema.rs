@@ -237,7 +237,7 @@ fn records<S: Strategy<Value = f64> + 'static>(number: fn() -> S) -> impl Strate
     let words = || maybe(proptest::collection::vec(any::<String>(), 0..4));
     (
         (
-            prop_oneof![Just(Kind::Ceiling), Just(Kind::Kernel), Just(Kind::Tokens)],
+            prop_oneof![Just(Kind::Ceiling), Just(Kind::Kernel), Just(Kind::Tokens), Just(Kind::Command)],
             prop_oneof![Just(Provenance::Measured), Just(Provenance::Imported), Just(Provenance::Modelled)],
             proptest::collection::vec(any::<String>(), 0..4),
             words(),
@@ -272,6 +272,10 @@ fn records<S: Strategy<Value = f64> + 'static>(number: fn() -> S) -> impl Strate
             (record.roof.roof_fraction, record.timing.avg_ts) = (timing.3, timing.1);
             (record.energy.joules, record.energy.energy_ci95) = (energy.0, energy.1);
             record.energy.joules_per_output_token = energy.2;
+            (record.process.cpu_user_s, record.process.versus_joules_ci95) = (energy.2, energy.1);
+            record.process.exec_command = record.workload.shape.clone();
+            (record.process.exit_code, record.process.run_joules) =
+                (record.workload.seed, record.timing.samples_ns.clone());
             (record.workload.cache_state, record.timing.clock, record.energy.energy_kind) = words;
             record
         })

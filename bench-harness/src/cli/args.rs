@@ -56,6 +56,12 @@ pub(crate) enum Command {
     /// Write records in the format of another tool
     #[command(after_help = super::export::EXAMPLES)]
     Export(super::export::ExportArgs),
+    /// Say what is usable, what is missing and how to mend it, and what makes numbers noisy
+    #[command(after_help = super::doctor::EXAMPLES)]
+    Doctor(super::doctor::DoctorArgs),
+    /// Measure any command: time, joules, memory, CPU time; several are compared
+    #[command(after_help = super::exec::EXAMPLES)]
+    Exec(Box<super::exec::ExecArgs>),
     /// Generate text or token ids with a model
     Generate(GenerateArgs),
     /// Make a page with charts and tables from records, or their tables alone

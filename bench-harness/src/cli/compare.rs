@@ -267,8 +267,8 @@ fn source(path: &Path, remarks: &mut Vec<String>) -> Result<Source> {
     let tokens: Vec<Record> = records.into_iter().filter(|record| record.kind == Kind::Tokens).collect();
     ensure!(
         !tokens.is_empty(),
-        "{name} holds no records of tokens among its {all}: `perjoule run --only tokens` makes them; two files of kernels are \
-         compared with --fail-on"
+        "{name} holds no records of tokens among its {all}: `perjoule run --only tokens` makes them; two files of kernels or commands \
+         are compared with --fail-on"
     );
     let (valid, invalid): (Vec<Record>, Vec<Record>) = tokens.into_iter().partition(|record| record.valid);
     if let Some(first) = invalid.first() {

@@ -12,6 +12,8 @@ mod classes;
 mod compare;
 mod compare_self;
 mod devices;
+mod doctor;
+mod exec;
 mod export;
 mod generate;
 mod history;
@@ -78,6 +80,8 @@ fn dispatch(cli: Cli) -> Result<Ended> {
         Command::Compare(args) if args.self_ => compare_self::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Exec(args) => exec::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::History(args) => history::run(&args),
         Command::Import(args) => import::run(&args),

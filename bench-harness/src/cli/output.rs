@@ -261,7 +261,7 @@ pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
 }
 
 /// llama-bench's `-o` takes a format: whoever types that here means `--format`.
-fn refuse_format_name(path: &Path) -> Result<()> {
+pub(super) fn refuse_format_name(path: &Path) -> Result<()> {
     let name = path.to_string_lossy();
     if ["table", "md", "json", "jsonl", "csv", "sql"].contains(&&*name) && !path.exists() {
         let format = if name == "sql" { "jsonl" } else { &name };

@@ -95,6 +95,9 @@ fn title(records: &[Record]) -> String {
         }
     }
     match names.as_slice() {
+        [] if records.iter().all(|record| record.kind == Kind::Command) => {
+            "Time and joules of commands".into()
+        }
         [] => "Tokens and joules".into(),
         names => format!("Tokens and joules of {}", names.join(", ")),
     }
@@ -121,6 +124,7 @@ fn markdown(title: &str, records: &[Record]) -> String {
     section("Ceilings", &ceilings, report::ceilings);
     section("Kernels", &kernels, report::kernels);
     section("Tokens", &tokens, report::tokens);
+    section("Commands", &of(Kind::Command), report::command::commands);
     // a name that looks like markup stays text
     text.replace('&', "&amp;").replace('<', "&lt;")
 }

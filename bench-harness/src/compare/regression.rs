@@ -365,6 +365,7 @@ fn words(record: &Record, threads: Option<String>) -> String {
     let w = &record.workload;
     let mut words: Vec<String> = Vec::new();
     let mut push = |text: Option<String>| words.extend(text.filter(|text| !text.is_empty()));
+    push(record.process.exec_name.clone().or_else(|| record.process.exec_command.clone()));
     push(w.op.clone());
     push(w.model.clone());
     push(w.dtype.clone());

@@ -242,8 +242,8 @@ pub(crate) struct Identity<'a> {
     load: Load,
     machine: Option<Machine<'a>>,
     kernel: Option<&'a str>,
-    /// Device, op, shape, cache state, configuration of a ceiling or settings of another tool, that tool, unit of what it counts.
-    texts: [Option<&'a str>; 7],
+    /// Device, op, shape, cache state, configuration of a ceiling or settings of another tool, that tool, unit of what it counts, command.
+    texts: [Option<&'a str>; 8],
     /// Prompt chunk, devices.
     sizes: [Option<u64>; 2],
 }
@@ -281,6 +281,7 @@ impl<'a> Identity<'a> {
                 settings,
                 record.source.source_tool.as_deref(),
                 record.timing.throughput_unit.as_deref(),
+                record.process.exec_name.as_deref().or(record.process.exec_command.as_deref()),
             ],
             sizes: [w.n_batch, d.device_count],
         }
@@ -304,6 +305,7 @@ pub(crate) fn kind_name(kind: Kind) -> &'static str {
         Kind::Kernel => "kernel",
         Kind::Tokens => "tokens",
         Kind::Samples => "samples",
+        Kind::Command => "command",
         _ => "other",
     }
 }

@@ -14,14 +14,16 @@ use crate::catalogue::{Machine, cpu_power};
 use crate::measure::{Interrupted, interrupted};
 
 /// Relative sampling uncertainty that windows aim at, and the one that they are stretched for beyond the time of the measurement.
-const UNCERTAINTY: f64 = 0.01;
+pub(super) const UNCERTAINTY: f64 = 0.01;
 const COARSE: f64 = 0.05;
 /// Longest window, and longest pause, that is stretched for a slow meter.
 const LONGEST: Duration = Duration::from_secs(10);
+/// Relative sampling uncertainty up to which the window of a single run is sound: several of them average it out.
+const PER_WINDOW: f64 = 0.05;
 /// Window of the idle baseline of a sensor.
 const IDLE_WINDOW: Duration = Duration::from_secs(1);
 /// Shortest window of a sensor: long enough that what else the machine does is seen in it as often as in the samples.
-const SHORTEST: Duration = Duration::from_secs(1);
+pub(super) const SHORTEST: Duration = Duration::from_secs(1);
 /// Rounds of calls in a window, as far as time allows.
 const ROUNDS: u64 = 30;
 
@@ -42,19 +44,20 @@ pub(crate) struct Meters {
 impl Meters {
     /// Looks for sensors; the CPU also gets a model, for where it has none. `threads` is how many of its threads work.
     pub(crate) fn discover(environment: &Environment, threads: usize, added: &Added) -> Self {
+        let options =
+            Options { external: added.external.clone(), neuron: added.neuron, ..Options::default() };
+        Self::discover_in(environment, threads, options)
+    }
+
+    /// Looks for sensors where `options` say, and adds the CPU's model.
+    pub(crate) fn discover_in(environment: &Environment, threads: usize, options: Options) -> Self {
         let machine = Machine {
             cpu: environment.cpu_model.as_deref().unwrap_or("unknown CPU"),
             processors: environment.cpu_count.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
             virtualized: environment.virtualized.unwrap_or(false),
             threads: u32::try_from(threads).unwrap_or(u32::MAX),
         };
-        let options = Options {
-            models: cpu_power(machine).into_iter().collect(),
-            external: added.external.clone(),
-            neuron: added.neuron,
-            ..Options::default()
-        };
-        Meters { found: discover(&options) }
+        Meters { found: discover(&Options { models: cpu_power(machine).into_iter().collect(), ..options }) }
     }
 
     /// All that were found.
@@ -83,6 +86,26 @@ impl Meters {
         ranked.sort_by_key(|(rank, _)| *rank);
         let measured = ranked.iter().any(|(rank, _)| *rank < 4);
         ranked.into_iter().filter(|(rank, _)| *rank < 4 || !measured).map(|(_, meter)| meter).collect()
+    }
+
+    /// The meters for whatever runs on this machine, best first: the CPU's packages, what the user has attached, the whole machine, and then
+    /// what watches a part of it. The model of the CPU stands in only where its packages are not measured.
+    pub(crate) fn of_machine(&self) -> Vec<Arc<dyn Meter>> {
+        let cpu = self.found.cpu().map(|meter| meter.info());
+        let modelled = |info: &MeterInfo| info.source == Source::ModelledTdp;
+        let rank = |info: &MeterInfo| match (info.kind, info.source, info.subject) {
+            (Kind::Measured, ..) if cpu.is_some_and(|cpu| cpu.id == info.id) => 0,
+            (Kind::Measured, Source::External, _) => 1,
+            (Kind::Measured, _, Subject::System) => 2,
+            (Kind::Measured, _, Subject::Cpu) => 3,
+            (Kind::Measured, ..) => 4,
+            (Kind::Modelled, ..) => 5,
+        };
+        let stands = |info: &MeterInfo| !modelled(info) || cpu.is_some_and(modelled);
+        let mut list: Vec<_> =
+            self.found.meters.iter().filter(|meter| stands(meter.info())).cloned().collect();
+        list.sort_by_key(|meter| rank(meter.info()));
+        list
     }
 
     /// The sensor, or the model, that watches this device and nothing else.
@@ -140,13 +163,13 @@ pub(crate) struct Gauge {
 }
 
 /// What one meter saw, or why it could not tell.
-type Seen = perjoule_meter::Result<perjoule_meter::Energy>;
+pub(super) type Seen = std::result::Result<perjoule_meter::Energy, String>;
 
 /// Open windows, one for each meter.
 pub(crate) struct Windows(Vec<perjoule_meter::Result<Window>>);
 
 /// The columns where joules are not known.
-fn unknown(reason: &MeterError) -> Energy {
+fn unknown(reason: impl ToString) -> Energy {
     Energy { energy_unknown: Some(reason.to_string()), ..Energy::default() }
 }
 
@@ -180,7 +203,11 @@ impl Gauge {
 
     /// Ends a window. What a meter cannot tell, for instance because the window was too short for it, is an error.
     pub(crate) fn finish(&self, windows: Windows) -> Vec<Seen> {
-        windows.0.into_iter().map(|window| window.and_then(Window::finish)).collect()
+        windows
+            .0
+            .into_iter()
+            .map(|window| window.and_then(Window::finish).map_err(|error| error.to_string()))
+            .collect()
     }
 
     /// The columns of `calls` calls: joules, or why the first meter could not tell.
@@ -213,9 +240,9 @@ impl Gauge {
         };
         let meter = &self.meters[0];
         let mut source = format!("{}: {}", energy.source, meter.info().name);
-        if let (Kind::Modelled, Some(note)) = (energy.kind, energy.notes.first()) {
+        if energy.kind == Kind::Modelled && !energy.notes.is_empty() {
             source.push_str(". ");
-            source.push_str(note);
+            source.push_str(&energy.notes.join(" "));
         }
         Energy {
             joules: Some(energy.joules),
@@ -242,6 +269,38 @@ impl Gauge {
         Some(self.columns(&[Ok(first)], calls))
     }
 
+    /// Length from which on a window is sound for every meter but those whose energy follows from use ([`Gauge::seen_of_use`]); zero where
+    /// there are no others.
+    pub(crate) fn sound(&self) -> Duration {
+        self.longest(PER_WINDOW)
+    }
+
+    /// Length of a window in which the sampling uncertainty of every sensor is `relative` at most; zero without sensors.
+    pub(crate) fn longest(&self, relative: f64) -> Duration {
+        let sensors = self.meters.iter().filter(|meter| meter.watts_at(0.0).is_none());
+        sensors.map(|meter| meter.info().window_for(relative)).max().unwrap_or(Duration::ZERO)
+    }
+
+    /// Number of meters.
+    pub(crate) fn len(&self) -> usize {
+        self.meters.len()
+    }
+
+    /// Whether sensors are among the meters.
+    pub(crate) fn has_sensors(&self) -> bool {
+        self.meters.iter().any(|meter| meter.watts_at(0.0).is_none())
+    }
+
+    /// What was seen, with the figures of models replaced by those of a known use: `utilisation` of the processors over `seconds`.
+    pub(crate) fn seen_of_use(&self, mut seen: Vec<Seen>, seconds: f64, utilisation: f64) -> Vec<Seen> {
+        for (meter, slot) in self.meters.iter().zip(&mut seen) {
+            if let Some(energy) = perjoule_meter::Energy::of_utilisation(&**meter, seconds, utilisation) {
+                *slot = Ok(energy);
+            }
+        }
+        seen
+    }
+
     /// Repeats `call` (some number of calls each) until the window is long enough for the meter, and takes the power at rest after it.
     /// `limit` is what there is time for; a slow meter stretches it, within reason.
     pub(crate) fn window_over(
@@ -254,7 +313,7 @@ impl Gauge {
         if info.min_window() > length {
             let (meter, seconds, needed) =
                 (info.id.clone(), length.as_secs_f64(), info.min_window().as_secs_f64());
-            return Ok(unknown(&MeterError::TooShort { meter, seconds, needed }));
+            return Ok(unknown(MeterError::TooShort { meter, seconds, needed }));
         }
         let (start, windows) = (Instant::now(), self.open());
         let (mut calls, mut rounds) = (0, 0);

@@ -19,8 +19,8 @@ const SETS: usize = 1 << 16;
 const ROTATED: u64 = 16;
 /// Difference of the time of a call within a window of energy from the median beyond which it is said.
 const APART: f64 = 0.1;
-/// Relative difference of two kernels that matters.
-const DIFFERENCE: f64 = 0.02;
+/// Relative difference of two kernels, or commands, that matters.
+pub(super) const DIFFERENCE: f64 = 0.02;
 /// Samples of rotating operands last so long between two looks at the roof of memory.
 const PROBED: Duration = Duration::from_millis(50);
 /// Outputs of a large product that are checked one by one.

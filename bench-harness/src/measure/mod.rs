@@ -4,11 +4,13 @@
 //! takes one sample at a time, so that two subjects can also be sampled in turn. [`measure`] samples one to the end.
 
 pub(crate) mod ceilings;
+pub(crate) mod command;
 pub(crate) mod conditions;
 pub(crate) mod data;
 pub(crate) mod disturbance;
 pub(crate) mod energy;
 pub(crate) mod kernel;
+pub(crate) mod process;
 pub(crate) mod tokens;
 #[cfg(test)]
 mod trials;
@@ -325,7 +327,12 @@ fn is_narrow(ns: &[f64]) -> bool {
     sorted[above] - sorted[below] < 2.0 * NARROW * sorted[sorted.len() / 2]
 }
 
-/// What two readings of the clock cost, in nanoseconds: the median of many.
+/// What two readings of the host's clock cost, in nanoseconds.
+pub(crate) fn clock_cost_ns() -> f64 {
+    cost_ns(&Host(Instant::now()))
+}
+
+/// What two readings of a clock cost, in nanoseconds: the median of many.
 fn cost_ns(clock: &dyn Clock) -> f64 {
     let cost = || {
         let start = clock.now();

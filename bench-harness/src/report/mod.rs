@@ -2,6 +2,7 @@
 //!
 //! Every table says how its numbers were obtained, and modelled ones carry the word.
 
+pub(crate) mod command;
 pub(crate) mod page;
 mod table;
 pub(crate) mod units;
@@ -291,7 +292,10 @@ pub(crate) fn warnings(record: &Record) -> Vec<String> {
     let what = || {
         let w = &record.workload;
         let test = w.token_test();
-        let name = w.kernel.as_deref().or(w.model.as_deref()).or(w.op.as_deref()).unwrap_or("result");
+        let process = &record.process;
+        let command = process.exec_name.as_deref().or(process.exec_command.as_deref());
+        let name =
+            w.kernel.as_deref().or(w.model.as_deref()).or(w.op.as_deref()).or(command).unwrap_or("result");
         format!("{name} {}", w.shape.as_deref().or(test.as_deref()).unwrap_or_default())
     };
     let mut list: Vec<String> =

@@ -9,6 +9,7 @@
 
 mod energy;
 mod number;
+mod process;
 mod timing;
 mod workload;
 
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use energy::{Energy, EnergyKind, Reading};
 pub use number::Interval;
 pub(crate) use number::count;
+pub use process::Process;
 pub use timing::{Clock, Conditions, Roof, Timing, Verification, Versus};
 pub use workload::{CacheState, DeviceFields, Phase, Workload};
 
@@ -71,6 +73,9 @@ pub struct Record {
     /// How it compares.
     #[serde(flatten)]
     pub versus: Versus,
+    /// What a command used.
+    #[serde(flatten)]
+    pub process: Process,
     /// What it cost.
     #[serde(flatten)]
     pub energy: Energy,
@@ -102,6 +107,7 @@ impl Record {
             roof: Roof::default(),
             verification: Verification::default(),
             versus: Versus::default(),
+            process: Process::default(),
             energy: Energy::default(),
             conditions: Conditions::default(),
             environment: environment.clone(),
@@ -128,6 +134,8 @@ pub enum Kind {
     Tokens,
     /// Whole inputs of a model that are not counted in tokens, such as images or queries; so far only imported.
     Samples,
+    /// A command that was run as a process of its own.
+    Command,
     /// A kind that this version does not know. Stands for whatever a newer version wrote; never written for own results.
     #[serde(other)]
     Other,

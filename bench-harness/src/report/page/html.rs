@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::Input;
 use super::charts::{self, Chart};
+use super::commands::{self, COMMANDS};
 use super::data::{self, Dataset, clip};
 use super::words::{Words, words};
 
@@ -180,11 +181,13 @@ pub(crate) fn render(input: &Input<'_>) -> Result<String> {
     let tokens = data::tokens(records);
     let ceilings = data::ceilings(records);
     let power = data::power(records);
+    let commands = commands::commands(records);
     let charts = charts::all(records, &kernels, &tokens, &power);
     let set = |name: &str| match name {
         "kernels" => &kernels,
         "tokens" => &tokens,
         "power" => &power,
+        "commands" => &commands,
         _ => &ceilings,
     };
     let mut kernel_columns = KERNELS.to_vec();
@@ -194,6 +197,7 @@ pub(crate) fn render(input: &Input<'_>) -> Result<String> {
     let sections = [
         ("tokens", "Tokens", TOKENS.to_vec()),
         ("kernels", "Kernels", kernel_columns),
+        ("commands", "Commands", COMMANDS.to_vec()),
         ("ceilings", "Ceilings", ceiling_columns),
     ];
     let mut sections: Vec<_> = sections.into_iter().filter(|(id, _, _)| set(id).len() > 0).collect();
@@ -231,7 +235,7 @@ pub(crate) fn render(input: &Input<'_>) -> Result<String> {
         })
         .collect();
     let mut sets = serde_json::Map::new();
-    for name in ["kernels", "tokens", "ceilings", "power"] {
+    for name in ["kernels", "tokens", "commands", "ceilings", "power"] {
         if set(name).len() > 0 {
             sets.insert(name.into(), set(name).to_json());
         }

@@ -4,6 +4,7 @@
 
 mod charts;
 pub(crate) mod classes;
+mod commands;
 mod data;
 mod html;
 mod words;

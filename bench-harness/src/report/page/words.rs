@@ -106,6 +106,12 @@ fn summary(records: &[Record]) -> Vec<(&'static str, String)> {
         let models = distinct(of(Kind::Tokens).filter_map(|r| r.workload.model.as_deref()));
         parts.push(format!("{} of {}", plural(tokens, "token result"), listed(&models, 6)));
     }
+    let commands = of(Kind::Command).count();
+    if commands > 0 {
+        let labels: Vec<String> = of(Kind::Command).map(crate::report::command::label).collect();
+        let labels = distinct(labels.iter().map(String::as_str));
+        parts.push(format!("{} of {}", plural(commands, "command result"), listed(&labels, 6)));
+    }
     let ceilings = of(Kind::Ceiling).count();
     if ceilings > 0 {
         parts.push(plural(ceilings, "ceiling"));
@@ -394,6 +400,13 @@ fn methods(records: &[Record]) -> Vec<&'static str> {
         list.push(
             "Tokens: named as llama-bench names them. pp512 reads a prompt of 512 tokens, tg128 generates 128, x4 is four sequences side \
              by side, d1024 stands for tokens in the KV cache before. tokens/s is the mean over repetitions, of all sequences together.",
+        );
+    }
+    if has(Kind::Command) {
+        list.push(
+            "Commands: a run is timed from its start to its end; several commands are run alternately. CPU time is that of all processes that \
+             were waited for, memory the largest resident set of any one of them. Joules are those of the runs' own windows, of a window \
+             of several runs, or modelled from the CPU time.",
         );
     }
     if has(Kind::Ceiling) {

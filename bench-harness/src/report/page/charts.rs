@@ -3,11 +3,12 @@
 //! Colours are Okabe and Ito's, each with a shape of its own; text, axes and lines take the page's colour, so that light, dark and print
 //! need no second specification. What is modelled is hollow and dashed and carries the word.
 
-use perjoule_record::{Kind, Provenance, Record};
+use perjoule_record::Record;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::data::{self, Dataset, OTHERS, clip, rounded};
+use super::roofs::Roofs;
 use crate::report::units::si;
 
 const COLOURS: [&str; 7] = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C"];
@@ -20,7 +21,7 @@ const MARKS: usize = 400;
 /// Charts of one kind: devices with a roofline, ops with a chart of their own.
 const CHARTS: usize = 6;
 /// What a logarithmic axis can show; the table has the rest.
-const RANGE: std::ops::Range<f64> = 1e-15..1e15;
+pub(super) const RANGE: std::ops::Range<f64> = 1e-15..1e15;
 
 /// A chart and what stands around it.
 #[derive(Debug, Clone)]
@@ -126,101 +127,6 @@ pub(crate) fn all(records: &[Record], kernels: &Dataset, tokens: &Dataset, power
 }
 
 // ---------------------------------------------------------------------------------------------------------------- rooflines
-
-/// An upper limit of arithmetic, for one dtype and those that are taken to equal it.
-#[derive(Debug, Clone, PartialEq)]
-struct Peak {
-    gflops: f64,
-    measured: Vec<String>,
-    modelled: Vec<String>,
-}
-
-impl Peak {
-    fn label(&self) -> String {
-        let list = |list: &[String]| list.join(", ");
-        let rate = si(self.gflops);
-        match (self.measured.is_empty(), self.modelled.is_empty()) {
-            (false, true) => format!("{} {rate} GFLOP/s", list(&self.measured)),
-            (false, false) => {
-                format!("{} {rate} GFLOP/s\nmodelled alike: {}", list(&self.measured), list(&self.modelled))
-            }
-            (true, _) => format!("{} {rate} GFLOP/s\nmodelled", list(&self.modelled)),
-        }
-    }
-}
-
-/// The ceilings of a device: the best that any probe of these records saw.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Roofs {
-    peaks: Vec<Peak>,
-    gbps: Option<f64>,
-}
-
-impl Roofs {
-    pub(crate) fn of(records: &[Record], device: &str) -> Self {
-        let usable = |value: Option<f64>| value.filter(|x| RANGE.contains(x));
-        // rates by dtype as ceilings, then what kernels were held against
-        let mut ceilings: BTreeMap<&str, (f64, bool)> = BTreeMap::new();
-        let mut held: BTreeMap<&str, f64> = BTreeMap::new();
-        let mut gbps: Option<f64> = None;
-        let raise = |best: &mut Option<f64>, value: Option<f64>| {
-            *best = best.map_or(value, |best| Some(value.map_or(best, |value| best.max(value))));
-        };
-        for record in records.iter().filter(|r| r.valid && data::device(r) == device) {
-            let dtype = record.workload.dtype.as_deref().unwrap_or("");
-            match record.kind {
-                Kind::Ceiling if record.workload.op.as_deref() == Some("multiply_add") => {
-                    if let Some(rate) = usable(record.timing.gflops) {
-                        let modelled = record.provenance == Provenance::Modelled;
-                        let entry = ceilings.entry(dtype).or_insert((rate, modelled));
-                        *entry = (entry.0.max(rate), entry.1 && modelled);
-                    }
-                }
-                Kind::Ceiling if record.workload.op.as_deref() == Some("read") => {
-                    raise(&mut gbps, usable(record.timing.gbps));
-                }
-                Kind::Kernel => {
-                    raise(&mut gbps, usable(record.roof.roof_gbps));
-                    if let Some(rate) = usable(record.roof.roof_gflops) {
-                        let entry = held.entry(dtype).or_insert(rate);
-                        *entry = entry.max(rate);
-                    }
-                }
-                _ => {}
-            }
-        }
-        let mut peaks: Vec<Peak> = Vec::new();
-        // measured ones first: a modelled one equal to it joins it
-        for pass in [false, true] {
-            for (&dtype, &(rate, modelled)) in ceilings.iter().filter(|(_, (_, modelled))| *modelled == pass)
-            {
-                let same = |peak: &&mut Peak| (peak.gflops / rate - 1.0).abs() < 0.01;
-                let peak = match peaks.iter_mut().find(same) {
-                    Some(peak) => peak,
-                    None => {
-                        peaks.push(Peak { gflops: rate, measured: Vec::new(), modelled: Vec::new() });
-                        let last = peaks.len() - 1;
-                        &mut peaks[last]
-                    }
-                };
-                if modelled { &mut peak.modelled } else { &mut peak.measured }.push(clip(dtype));
-            }
-        }
-        for (dtype, rate) in held {
-            let shown = clip(dtype);
-            let names = |peak: &Peak| peak.measured.contains(&shown) || peak.modelled.contains(&shown);
-            let near = |peak: &Peak| (peak.gflops / rate - 1.0).abs() < 0.01;
-            if let Some(i) = peaks.iter().position(names) {
-                peaks[i].gflops = peaks[i].gflops.max(rate);
-            } else if let Some(i) = peaks.iter().position(near) {
-                peaks[i].measured.push(shown);
-            } else {
-                peaks.push(Peak { gflops: rate, measured: vec![shown], modelled: Vec::new() });
-            }
-        }
-        Roofs { peaks, gbps }
-    }
-}
 
 fn rooflines(records: &[Record], kernels: &Dataset) -> Vec<Chart> {
     let mut by_device: Vec<(&str, Vec<usize>)> =

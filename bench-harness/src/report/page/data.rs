@@ -437,6 +437,11 @@ pub(crate) fn several_devices(records: &[Record]) -> bool {
     records.first().is_some_and(|first| records.iter().any(|r| device(r) != device(first)))
 }
 
+/// Whether more than one device is among these.
+pub(crate) fn several(records: &[&Record]) -> bool {
+    records.first().is_some_and(|first| records.iter().any(|r| device(r) != device(first)))
+}
+
 /// Joules of a token of the kind that the test makes: generated ones where there are any.
 pub(crate) fn joules_per_token(record: &Record) -> Option<f64> {
     record.energy.joules_per_output_token.or(record.energy.joules_per_total_token)

@@ -4,9 +4,10 @@
 
 mod charts;
 pub(crate) mod classes;
-mod data;
+pub(super) mod data;
 mod html;
-mod words;
+pub(super) mod roofs;
+pub(super) mod words;
 
 use perjoule_record::Record;
 

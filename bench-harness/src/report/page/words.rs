@@ -88,6 +88,32 @@ pub(crate) fn words(records: &[Record], skipped: usize) -> Words {
     }
 }
 
+/// What stands below a still figure, where the page is not at hand: how many records of which provenance, on what, when, how energy was
+/// obtained, what to doubt, and what made it.
+pub(crate) fn foot(records: &[Record], skipped: usize) -> Vec<String> {
+    let count = |word: &str| records.iter().filter(|r| provenance(r) == word).count();
+    let words = ["measured", "imported", "modelled", "unknown"].map(|word| (count(word), word));
+    let parts: Vec<String> =
+        words.iter().filter(|(n, _)| *n > 0).map(|(n, word)| format!("{n} {word}")).collect();
+    let mut lines = vec![format!("{}: {}.", plural(records.len(), "record"), listed(&parts, 4))];
+    let mut about = summary(records).into_iter().filter(|(name, _)| *name != "What");
+    lines.extend(about.by_ref().map(|(name, text)| format!("{name}: {text}")));
+    lines.extend(energy(records).into_iter().take(3).map(|line| format!("Energy: {line}")));
+    let doubts = doubts(records, skipped).into_iter().filter(|line| !line.starts_with("Nothing"));
+    lines.extend(doubts.map(|line| format!("Doubt: {line}")));
+    let versions = distinct(taken(records).filter_map(|r| r.environment.perjoule_version.as_deref()));
+    let commits = distinct(taken(records).filter_map(|r| r.environment.build_commit.as_deref()));
+    let mut made = format!("Drawn by perjoule {}", env!("CARGO_PKG_VERSION"));
+    if !versions.is_empty() {
+        made += &format!("; records made by version {}", listed(&versions, 3));
+    }
+    if !commits.is_empty() {
+        made += &format!(", commit {}", listed(&commits, 3));
+    }
+    lines.push(made + ".");
+    lines
+}
+
 /// Records that were taken on a machine, predictions left out.
 fn taken(records: &[Record]) -> impl Iterator<Item = &Record> + Clone {
     records.iter().filter(|r| r.provenance != Provenance::Modelled || r.kind == Kind::Ceiling)

@@ -1,0 +1,355 @@
+//! Panels of a figure: each knows how high it is at a width, and draws itself.
+
+use super::axis::Scale;
+use super::scene::{
+    Anchor, COLOURS, Colour, FAINT, Fonts, Form, GRID, INK, PAPER, Paint, Scene, Stroke, Text,
+};
+
+/// Sizes of letters: a heading, what one reads, and what one looks up.
+pub(super) const HEADING: f32 = 15.0;
+pub(super) const BODY: f32 = 12.0;
+pub(super) const SMALL: f32 = 11.0;
+/// From one line of small text to the next.
+pub(super) const LINE: f32 = 15.0;
+/// Height of a row: a line of words, and its mark underneath.
+const ROW: f32 = 31.0;
+
+/// How a figure was obtained: a form of mark for each, and the word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum How {
+    Measured,
+    Imported,
+    Modelled,
+    Unknown,
+}
+
+impl How {
+    pub(super) fn of(word: &str) -> Self {
+        match word {
+            "measured" => How::Measured,
+            "imported" => How::Imported,
+            "modelled" => How::Modelled,
+            _ => How::Unknown,
+        }
+    }
+
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            How::Measured => "measured",
+            How::Imported => "imported",
+            How::Modelled => "modelled",
+            How::Unknown => "obtained in an unknown way",
+        }
+    }
+
+    /// The mark: a disc, a square, a hollow and dashed diamond, a hollow triangle.
+    pub(super) fn mark(self, (x, y): (f32, f32), radius: f32, colour: Colour) -> (Form, Paint) {
+        let polygon = |list: &[(f32, f32)]| Form::Line {
+            points: list.iter().map(|(dx, dy)| (x + dx, y + dy)).collect(),
+            closed: true,
+        };
+        let full = Paint { fill: Some(colour), stroke: Some(Stroke::new(PAPER, 0.8)) };
+        let hollow = Paint { fill: Some(PAPER), stroke: Some(Stroke::new(colour, 1.5)) };
+        let r = radius;
+        match self {
+            How::Measured => (Form::Circle { x, y, radius }, full),
+            How::Imported => {
+                let r = 0.9 * r;
+                (polygon(&[(-r, -r), (r, -r), (r, r), (-r, r)]), full)
+            }
+            How::Modelled => {
+                let r = 1.3 * r;
+                let dashed = Paint { stroke: Some(Stroke::new(colour, 1.5).dashed(true)), ..hollow };
+                (polygon(&[(0.0, -r), (r, 0.0), (0.0, r), (-r, 0.0)]), dashed)
+            }
+            How::Unknown => (polygon(&[(0.0, -1.2 * r), (1.2 * r, r), (-1.2 * r, r)]), hollow),
+        }
+    }
+}
+
+/// A figure with its interval on a line of its own.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) label: String,
+    /// Value and interval as a person reads them.
+    pub(super) shown: String,
+    pub(super) value: f64,
+    pub(super) interval: Option<(f64, f64)>,
+    pub(super) how: How,
+    pub(super) colour: Colour,
+}
+
+/// A point of a plot with two axes.
+#[derive(Debug)]
+pub(super) struct Point {
+    pub(super) x: f64,
+    pub(super) y: f64,
+    pub(super) interval: Option<(f64, f64)>,
+    pub(super) how: How,
+    pub(super) colour: Colour,
+    pub(super) words: String,
+}
+
+/// An upper limit of arithmetic: names, value, whether only modelled.
+#[derive(Debug)]
+pub(super) struct Limit {
+    pub(super) label: String,
+    pub(super) gflops: f64,
+    pub(super) modelled: bool,
+}
+
+#[derive(Debug)]
+pub(super) enum Body {
+    Rows(Vec<Row>),
+    Roofline {
+        points: Vec<Point>,
+        limits: Vec<Limit>,
+        gbps: Option<f64>,
+    },
+    /// Points of each series in the order of x, joined by a line.
+    Sweep {
+        series: Vec<Vec<Point>>,
+        x: &'static str,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Panel {
+    pub(super) title: String,
+    /// How to read it, and what is left out.
+    pub(super) note: String,
+    /// What values are, with the unit.
+    pub(super) axis: &'static str,
+    /// Colours and what they stand for.
+    pub(super) legend: Vec<(Colour, String)>,
+    pub(super) body: Body,
+}
+
+impl Panel {
+    fn head(&self, fonts: &Fonts, width: f32) -> f32 {
+        let notes = fonts.wrapped(&self.note, SMALL, width).len();
+        HEADING + 8.0 + LINE * notes as f32 + self.legend_height(fonts, width) + 4.0
+    }
+
+    /// Height at a width, all in pixels.
+    pub(super) fn height(&self, fonts: &Fonts, width: f32) -> f32 {
+        let body = match &self.body {
+            Body::Rows(rows) => ROW * rows.len() as f32 + 40.0,
+            Body::Roofline { .. } => 330.0,
+            Body::Sweep { .. } => 250.0,
+        };
+        self.head(fonts, width) + body
+    }
+
+    /// Where each entry of the legend begins, below the notes; long ones get lines of their own.
+    fn entries(&self, fonts: &Fonts, width: f32) -> Vec<(f32, f32, Colour, String)> {
+        let (mut x, mut y) = (0.0, 0.0);
+        let mut list = Vec::new();
+        for (colour, name) in &self.legend {
+            let name = fonts.fitted(name, SMALL, false, width - 16.0);
+            let needed = fonts.width(&name, SMALL, false) + 32.0;
+            if x > 0.0 && x + needed - 16.0 > width {
+                (x, y) = (0.0, y + LINE);
+            }
+            list.push((x, y, *colour, name));
+            x += needed;
+        }
+        list
+    }
+
+    fn legend_height(&self, fonts: &Fonts, width: f32) -> f32 {
+        self.entries(fonts, width).last().map_or(0.0, |(_, y, _, _)| y + LINE + 2.0)
+    }
+
+    pub(super) fn draw(&self, scene: &mut Scene, fonts: &Fonts, (x, y): (f32, f32), width: f32) {
+        let title = fonts.fitted(&self.title, HEADING, true, width);
+        scene.text(Text::new((x, y + HEADING), Anchor::Start, HEADING, title).bold());
+        let mut below = y + HEADING + 8.0;
+        for line in fonts.wrapped(&self.note, SMALL, width) {
+            scene.text(Text::new((x, below + 10.0), Anchor::Start, SMALL, line).colour(FAINT));
+            below += LINE;
+        }
+        for (dx, dy, colour, name) in self.entries(fonts, width) {
+            let (left, top) = (x + dx, below + dy + 3.0);
+            let square = vec![(left, top), (left + 9.0, top), (left + 9.0, top + 9.0), (left, top + 9.0)];
+            let paint = Paint { fill: Some(colour), stroke: None };
+            scene.items.push(super::scene::Item::Form(Form::Line { points: square, closed: true }, paint));
+            scene.text(Text::new((left + 14.0, top + 8.5), Anchor::Start, SMALL, name));
+        }
+        let top = y + self.head(fonts, width);
+        let bottom = y + self.height(fonts, width) - 36.0;
+        match &self.body {
+            Body::Rows(rows) => self.rows(scene, fonts, rows, (x, x + width), (top, bottom)),
+            Body::Roofline { points, limits, gbps } => {
+                self.roofline(scene, fonts, points, limits, *gbps, (x + 46.0, x + width), (top, bottom));
+            }
+            Body::Sweep { series, x: what } => {
+                self.sweep(scene, fonts, series, what, (x + 46.0, x + width - 8.0), (top, bottom));
+            }
+        }
+    }
+
+    fn rows(
+        &self,
+        scene: &mut Scene,
+        fonts: &Fonts,
+        rows: &[Row],
+        (left, right): (f32, f32),
+        (top, bottom): (f32, f32),
+    ) {
+        let ends = rows.iter().filter_map(|row| row.interval).flat_map(|(low, high)| [low, high]);
+        let values = rows.iter().map(|row| row.value).chain(ends);
+        let scale = Scale::fitting(values, left + 6.0, right - 6.0);
+        across(scene, fonts, &scale, (top, bottom), self.axis);
+        for (i, row) in rows.iter().enumerate() {
+            let y = top + ROW * i as f32;
+            let words = format!("{} {}", row.shown, row.how.word());
+            let room = right - left - fonts.width(&words, BODY, false) - 12.0;
+            let label = fonts.fitted(&row.label, BODY, false, room);
+            scene.text(Text::new((left, y + 11.0), Anchor::Start, BODY, label).halo());
+            scene.text(Text::new((right, y + 11.0), Anchor::End, BODY, words.clone()).halo());
+            let (middle, modelled) = (y + 21.5, row.how == How::Modelled);
+            let at = scale.at(row.value);
+            if !scale.log {
+                scene.line((left + 6.0, middle), (at, middle), Stroke::new(GRID, 5.0));
+            }
+            if let Some((low, high)) = row.interval {
+                let (a, b) = (scale.at(low), scale.at(high));
+                scene.line((a, middle), (b, middle), Stroke::new(row.colour, 1.5).dashed(modelled));
+                for end in [a, b] {
+                    scene.line((end, middle - 3.5), (end, middle + 3.5), Stroke::new(row.colour, 1.2));
+                }
+            }
+            let (form, paint) = row.how.mark((at, middle), 4.2, row.colour);
+            scene.mark(form, paint, format!("{}: {words}", row.label));
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)] // two of them are one rectangle
+    fn roofline(
+        &self,
+        scene: &mut Scene,
+        fonts: &Fonts,
+        points: &[Point],
+        limits: &[Limit],
+        gbps: Option<f64>,
+        (left, right): (f32, f32),
+        (top, bottom): (f32, f32),
+    ) {
+        let peak = limits.iter().map(|limit| limit.gflops).fold(0.0, f64::max);
+        let ridge = gbps.map_or(0.0, |gbps| peak / gbps);
+        let range = |of: fn(&Point) -> f64| {
+            points.iter().map(of).fold((f64::INFINITY, 0.0f64), |(low, high), x| (low.min(x), high.max(x)))
+        };
+        let ((x_low, x_high), (y_low, y_high)) = (range(|p| p.x), range(|p| p.y));
+        let from = if ridge > 0.0 { (x_low / 2.0).min(ridge / 4.0) } else { x_low / 2.0 };
+        let across_scale =
+            Scale { log: true, from, to: (x_high * 2.0).max(ridge * 4.0), start: left, end: right };
+        // above the roofs there is room for their names
+        let room = 4.0 * 2f64.powi(limits.len().min(6) as i32);
+        let up = Scale { log: true, from: y_low / 2.0, to: y_high.max(peak) * room, start: bottom, end: top };
+        across(scene, fonts, &across_scale, (top, bottom), "arithmetic intensity, flop/byte");
+        upwards(scene, &up, (left, right), self.axis);
+        if let Some(gbps) = gbps {
+            let start = from.max(up.from / gbps);
+            let end = if ridge > 0.0 { ridge } else { across_scale.to };
+            let at = |x: f64| (across_scale.at(x), up.at(x * gbps));
+            scene.line(at(start), at(end), Stroke::new(INK, 1.8));
+            let words = format!("slope: memory read {} GB/s", crate::report::units::si(gbps));
+            let words = fonts.fitted(&words, SMALL, false, right - left - 8.0);
+            scene.text(Text::new((left + 5.0, top + 12.0), Anchor::Start, SMALL, words).halo());
+        }
+        // names above their lines; where lines lie close, names move up
+        let mut order: Vec<&Limit> = limits.iter().collect();
+        order.sort_by(|a, b| a.gflops.total_cmp(&b.gflops));
+        let mut lowest = f32::INFINITY;
+        for limit in order {
+            let y = up.at(limit.gflops);
+            let start = gbps.map_or(left, |gbps| across_scale.at(limit.gflops / gbps));
+            scene.line((start, y), (right, y), Stroke::new(INK, 1.8).dashed(limit.modelled));
+            for line in limit.label.lines().rev() {
+                let baseline = (y - 4.0).min(lowest);
+                let words = fonts.fitted(line, SMALL, false, right - left - 8.0);
+                scene.text(Text::new((right - 2.0, baseline), Anchor::End, SMALL, words).halo());
+                lowest = baseline - 13.0;
+            }
+        }
+        for point in points {
+            let at = (across_scale.at(point.x), up.at(point.y));
+            let (form, paint) = point.how.mark(at, if points.len() > 200 { 2.4 } else { 3.8 }, point.colour);
+            scene.mark(form, paint, point.words.clone());
+        }
+    }
+
+    fn sweep(
+        &self,
+        scene: &mut Scene,
+        fonts: &Fonts,
+        series: &[Vec<Point>],
+        what: &str,
+        (left, right): (f32, f32),
+        (top, bottom): (f32, f32),
+    ) {
+        let all = || series.iter().flatten();
+        let (low, high) = all().fold((f64::INFINITY, 0.0f64), |(low, high), p| (low.min(p.x), high.max(p.x)));
+        let wide = Scale { log: true, from: low / 1.2, to: high * 1.2, start: left, end: right };
+        let ends = all().filter_map(|p| p.interval).flat_map(|(low, high)| [low, high]);
+        let up = Scale::fitting(all().map(|p| p.y).chain(ends), bottom, top);
+        across(scene, fonts, &wide, (top, bottom), what);
+        upwards(scene, &up, (left, right), self.axis);
+        for points in series {
+            let line = points.iter().map(|p| (wide.at(p.x), up.at(p.y))).collect();
+            let modelled = points.iter().all(|p| p.how == How::Modelled);
+            if let Some(first) = points.first() {
+                scene.path(line, Stroke::new(first.colour, 1.5).dashed(modelled));
+            }
+            for p in points {
+                let x = wide.at(p.x);
+                if let Some((low, high)) = p.interval {
+                    let ends = ((x, up.at(low)), (x, up.at(high)));
+                    scene.line(ends.0, ends.1, Stroke::new(p.colour, 1.2).dashed(p.how == How::Modelled));
+                }
+                let (form, paint) = p.how.mark((x, up.at(p.y)), 4.2, p.colour);
+                scene.mark(form, paint, p.words.clone());
+            }
+        }
+    }
+}
+
+/// Grid, ticks and title of an axis from left to right. Of two ticks whose words would touch the second has none.
+fn across(scene: &mut Scene, fonts: &Fonts, scale: &Scale, (top, bottom): (f32, f32), title: &str) {
+    let mut free = f32::NEG_INFINITY;
+    for (value, word) in scale.ticks(7) {
+        let x = scale.at(value);
+        scene.line((x, top), (x, bottom), Stroke::new(GRID, 1.0));
+        let half = fonts.width(&word, SMALL, false) / 2.0;
+        if x - half > free {
+            scene.text(Text::new((x, bottom + 14.0), Anchor::Middle, SMALL, word));
+            free = x + half + 6.0;
+        }
+    }
+    scene.line((scale.start, bottom), (scale.end, bottom), Stroke::new(FAINT, 1.0));
+    let middle = (scale.start + scale.end) / 2.0;
+    scene.text(Text::new((middle, bottom + 29.0), Anchor::Middle, SMALL, title).colour(FAINT));
+}
+
+/// Grid and ticks of an axis upwards, its title above.
+fn upwards(scene: &mut Scene, scale: &Scale, (left, right): (f32, f32), title: &str) {
+    for (value, word) in scale.ticks(7) {
+        let y = scale.at(value);
+        scene.line((left, y), (right, y), Stroke::new(GRID, 1.0));
+        scene.text(Text::new((left - 5.0, y + 4.0), Anchor::End, SMALL, word));
+    }
+    scene.line((left, scale.start), (left, scale.end), Stroke::new(FAINT, 1.0));
+    scene.text(Text::new((left - 46.0, scale.end - 6.0), Anchor::Start, SMALL, title).colour(FAINT));
+}
+
+/// The colour of the i-th of several names.
+pub(super) fn colour(i: usize) -> Colour {
+    COLOURS[i % (COLOURS.len() - 1)]
+}
+
+/// The colour of what has none of its own.
+pub(super) fn grey() -> Colour {
+    COLOURS[COLOURS.len() - 1]
+}

@@ -7,7 +7,6 @@ use super::panels::{Body, How, Limit, Panel, Point, Row, colour, grey};
 use super::scene::Colour;
 use crate::report::page::data::{self, Dataset, OTHERS};
 use crate::report::page::roofs::Roofs;
-use crate::report::units::si;
 
 /// Rows of a panel, rooflines, series of a sweep.
 const ROWS: usize = 20;
@@ -173,7 +172,10 @@ fn shares(kernels: &Dataset) -> Option<Panel> {
         let next = by_op.values().filter_map(|list| list.get(i));
         chosen.extend(next.take(ROWS - chosen.len()));
     }
-    chosen.sort_by_key(|&row| (kernels.text("op", row), row));
+    chosen.sort_by_key(|&row| {
+        (kernels.text("device", row), kernels.text("op", row), kernels.text("from", row), row)
+    });
+    let several = kernels.distinct("device").len() > 1;
     let rows: Vec<Row> = chosen
         .iter()
         .filter_map(|&row| {
@@ -181,13 +183,16 @@ fn shares(kernels: &Dataset) -> Option<Panel> {
             // the share goes with the inverse of the time
             let ends = kernels.number("ns", row).zip(interval(kernels, "ns_lo", "ns_hi", row));
             let ends = ends.map(|(ns, (low, high))| (100.0 * value * ns / high, 100.0 * value * ns / low));
+            let how = How::of(kernels.text("from", row));
+            let on = if several { format!("{}: ", kernels.text("device", row)) } else { String::new() };
             let doubt = if value > 1.05 { " (suspicious)" } else { "" };
             Some(Row {
-                label: format!("{} {}", kernels.text("op", row), kernels.text("where", row)),
+                group: format!("{on}{}, {how}", kernels.text("op", row), how = how.word()),
+                label: format!("{} {}", kernels.text("shape", row), kernels.text("dtype", row)),
                 shown: format!("{:.0} %{doubt}", 100.0 * value),
                 value: 100.0 * value,
                 interval: ends,
-                how: How::of(kernels.text("from", row)),
+                how,
                 colour: op_colour(kernels, row),
             })
         })
@@ -198,7 +203,7 @@ fn shares(kernels: &Dataset) -> Option<Panel> {
         note: format!("The best kernel of each op, shape and dtype, against the ceilings of its run.{left}"),
         axis: "% of the roof",
         legend: Vec::new(),
-        body: Body::Rows(rows),
+        body: Body::Rows { rows, limit: Some(100.0) },
     })
 }
 
@@ -214,20 +219,36 @@ fn token_rows(tokens: &Dataset, figure: &Figure) -> Option<Panel> {
     let usable = |&row: &usize| drawn(tokens, row) && drawable(tokens, figure.value, row).is_some();
     let all: Vec<usize> = (0..tokens.len()).filter(usable).collect();
     let mut legend: Vec<(Colour, String)> = Vec::new();
-    let rows: Vec<Row> = all
+    // as the records have them, but devices and models together
+    let group = |row: usize| {
+        let how = How::of(tokens.text(figure.how, row)).word();
+        let (device, model) = (tokens.text("device", row), tokens.text("model", row));
+        format!("{device}: {model} {}, {how}", tokens.text("dtype", row))
+    };
+    let mut shown: Vec<usize> = all.iter().copied().take(ROWS).collect();
+    let mut groups: Vec<String> = Vec::new();
+    for &row in &shown {
+        if !groups.contains(&group(row)) {
+            groups.push(group(row));
+        }
+    }
+    shown.sort_by_key(|&row| groups.iter().position(|name| *name == group(row)));
+    let rows: Vec<Row> = shown
         .iter()
-        .take(ROWS)
         .filter_map(|&row| {
             let phase = tokens.text("phase", row);
             let colour = phase_colour(phase);
             if !legend.iter().any(|(known, _)| *known == colour) {
                 legend.push((colour, phase.to_owned()));
             }
+            let parallel = tokens.number("parallel", row).filter(|n| *n > 1.0);
+            let times = parallel.map(|n| format!(" x{n}")).unwrap_or_default();
             let ends = interval(tokens, figure.low, figure.high, row);
             let between = tokens.shown(&format!("{}|{}", figure.low, figure.high), row);
             let between = if ends.is_some() { format!(" ({between})") } else { String::new() };
             Some(Row {
-                label: tokens.text("where", row).to_owned(),
+                group: group(row),
+                label: format!("{}{times}", tokens.text("test", row)),
                 shown: format!("{}{between}", tokens.shown(figure.value, row)),
                 value: drawable(tokens, figure.value, row)?,
                 interval: ends,
@@ -250,7 +271,7 @@ fn token_rows(tokens: &Dataset, figure: &Figure) -> Option<Panel> {
         note: format!("{read}{left}"),
         axis: figure.axis,
         legend,
-        body: Body::Rows(rows),
+        body: Body::Rows { rows, limit: None },
     })
 }
 
@@ -336,10 +357,9 @@ fn sweep_along(
         series.push(list.iter().filter_map(point).collect());
     }
     let left = if all > SERIES { format!(" {SERIES} of {all} workloads are drawn.") } else { String::new() };
-    let sizes: BTreeSet<String> = records.iter().filter_map(|r| size(r)).map(|n| si(n as f64)).collect();
     (!series.is_empty()).then(|| Panel {
         title: format!("{} by {what}", figure.title),
-        note: format!("{} sizes of one workload.{left}", sizes.len()),
+        note: format!("A line joins results that differ in nothing else.{left}"),
         axis: figure.axis,
         legend,
         body: Body::Sweep { series, x: what },

@@ -80,7 +80,7 @@ fn key(scene: &mut Scene, fonts: &Fonts, panels: &[Panel], top: f32) -> f32 {
     let mut hows: Vec<How> = panels
         .iter()
         .flat_map(|panel| match &panel.body {
-            Body::Rows(rows) => rows.iter().map(|row| row.how).collect::<Vec<_>>(),
+            Body::Rows { rows, .. } => rows.iter().map(|row| row.how).collect::<Vec<_>>(),
             Body::Roofline { points, .. } => points.iter().map(|point| point.how).collect(),
             Body::Sweep { series, .. } => series.iter().flatten().map(|point| point.how).collect(),
         })

@@ -11,8 +11,12 @@ pub(super) const BODY: f32 = 12.0;
 pub(super) const SMALL: f32 = 11.0;
 /// From one line of small text to the next.
 pub(super) const LINE: f32 = 15.0;
-/// Height of a row: a line of words, and its mark underneath.
-const ROW: f32 = 31.0;
+/// Height of a row whose mark stands beside its words, or below them; and of a heading of rows.
+const BESIDE: f32 = 19.0;
+const BELOW: f32 = 31.0;
+const GROUP: f32 = 21.0;
+/// Room for the ticks of an axis upwards.
+const UP: f32 = 46.0;
 
 /// How a figure was obtained: a form of mark for each, and the word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,6 +74,8 @@ impl How {
 /// A figure with its interval on a line of its own.
 #[derive(Debug)]
 pub(super) struct Row {
+    /// What it has in common with its neighbours, how it was obtained included: a heading.
+    pub(super) group: String,
     pub(super) label: String,
     /// Value and interval as a person reads them.
     pub(super) shown: String,
@@ -100,7 +106,11 @@ pub(super) struct Limit {
 
 #[derive(Debug)]
 pub(super) enum Body {
-    Rows(Vec<Row>),
+    /// Rows, and a value that none should exceed.
+    Rows {
+        rows: Vec<Row>,
+        limit: Option<f64>,
+    },
     Roofline {
         points: Vec<Point>,
         limits: Vec<Limit>,
@@ -134,9 +144,13 @@ impl Panel {
     /// Height at a width, all in pixels.
     pub(super) fn height(&self, fonts: &Fonts, width: f32) -> f32 {
         let body = match &self.body {
-            Body::Rows(rows) => ROW * rows.len() as f32 + 40.0,
-            Body::Roofline { .. } => 330.0,
-            Body::Sweep { .. } => 250.0,
+            Body::Rows { rows, .. } => {
+                let row = if beside(fonts, rows, width).is_some() { BESIDE } else { BELOW };
+                let groups = rows.chunk_by(|a, b| a.group == b.group).count();
+                row * rows.len() as f32 + GROUP * groups as f32 + 40.0
+            }
+            Body::Roofline { .. } => 340.0,
+            Body::Sweep { .. } => 260.0,
         };
         self.head(fonts, width) + body
     }
@@ -176,15 +190,19 @@ impl Panel {
             scene.items.push(super::scene::Item::Form(Form::Line { points: square, closed: true }, paint));
             scene.text(Text::new((left + 14.0, top + 8.5), Anchor::Start, SMALL, name));
         }
-        let top = y + self.head(fonts, width);
+        // above an axis upwards stands its title
+        let title = if matches!(self.body, Body::Rows { .. }) { 0.0 } else { 16.0 };
+        let top = y + self.head(fonts, width) + title;
         let bottom = y + self.height(fonts, width) - 36.0;
         match &self.body {
-            Body::Rows(rows) => self.rows(scene, fonts, rows, (x, x + width), (top, bottom)),
+            Body::Rows { rows, limit } => {
+                self.rows(scene, fonts, rows, *limit, (x, x + width), (top, bottom));
+            }
             Body::Roofline { points, limits, gbps } => {
-                self.roofline(scene, fonts, points, limits, *gbps, (x + 46.0, x + width), (top, bottom));
+                self.roofline(scene, fonts, points, limits, *gbps, (x + UP, x + width), (top, bottom));
             }
             Body::Sweep { series, x: what } => {
-                self.sweep(scene, fonts, series, what, (x + 46.0, x + width - 8.0), (top, bottom));
+                self.sweep(scene, fonts, series, what, (x + UP, x + width - 8.0), (top, bottom));
             }
         }
     }
@@ -194,34 +212,41 @@ impl Panel {
         scene: &mut Scene,
         fonts: &Fonts,
         rows: &[Row],
+        limit: Option<f64>,
         (left, right): (f32, f32),
         (top, bottom): (f32, f32),
     ) {
+        let room = beside(fonts, rows, right - left);
+        let (start, end) =
+            room.map_or((left, right), |(label, shown)| (left + label + 8.0, right - shown - 8.0));
         let ends = rows.iter().filter_map(|row| row.interval).flat_map(|(low, high)| [low, high]);
         let values = rows.iter().map(|row| row.value).chain(ends);
-        let scale = Scale::fitting(values, left + 6.0, right - 6.0);
+        let mut scale = Scale::fitting(values.chain(limit), start + 6.0, end - 6.0);
+        if let Some(limit) = limit {
+            // a share is read from 0 on
+            let highest = rows.iter().map(|row| row.value).fold(limit, f64::max);
+            scale = Scale { log: false, from: 0.0, to: highest * 1.06, ..scale };
+        }
         across(scene, fonts, &scale, (top, bottom), self.axis);
-        for (i, row) in rows.iter().enumerate() {
-            let y = top + ROW * i as f32;
-            let words = format!("{} {}", row.shown, row.how.word());
-            let room = right - left - fonts.width(&words, BODY, false) - 12.0;
-            let label = fonts.fitted(&row.label, BODY, false, room);
-            scene.text(Text::new((left, y + 11.0), Anchor::Start, BODY, label).halo());
-            scene.text(Text::new((right, y + 11.0), Anchor::End, BODY, words.clone()).halo());
-            let (middle, modelled) = (y + 21.5, row.how == How::Modelled);
-            let at = scale.at(row.value);
-            if !scale.log {
-                scene.line((left + 6.0, middle), (at, middle), Stroke::new(GRID, 5.0));
+        if let Some(limit) = limit {
+            scene.line((scale.at(limit), top), (scale.at(limit), bottom), Stroke::new(INK, 1.5));
+        }
+        let mut y = top;
+        for group in rows.chunk_by(|a, b| a.group == b.group) {
+            let name = group.first().map_or("", |row| &row.group);
+            let name = fonts.fitted(name, SMALL, true, right - left);
+            scene.text(Text::new((left, y + 14.0), Anchor::Start, SMALL, name).bold().halo());
+            y += GROUP;
+            for row in group {
+                let width = room
+                    .map_or(right - left - fonts.width(&row.shown, BODY, false) - 12.0, |(label, _)| label);
+                let label = fonts.fitted(&row.label, BODY, false, width);
+                scene.text(Text::new((left, y + 11.0), Anchor::Start, BODY, label).halo());
+                scene.text(Text::new((right, y + 11.0), Anchor::End, BODY, row.shown.clone()).halo());
+                let middle = if room.is_some() { y + 7.0 } else { y + 21.5 };
+                one_row(scene, &scale, row, middle);
+                y += if room.is_some() { BESIDE } else { BELOW };
             }
-            if let Some((low, high)) = row.interval {
-                let (a, b) = (scale.at(low), scale.at(high));
-                scene.line((a, middle), (b, middle), Stroke::new(row.colour, 1.5).dashed(modelled));
-                for end in [a, b] {
-                    scene.line((end, middle - 3.5), (end, middle + 3.5), Stroke::new(row.colour, 1.2));
-                }
-            }
-            let (form, paint) = row.how.mark((at, middle), 4.2, row.colour);
-            scene.mark(form, paint, format!("{}: {words}", row.label));
         }
     }
 
@@ -295,7 +320,11 @@ impl Panel {
         let wide = Scale { log: true, from: low / 1.2, to: high * 1.2, start: left, end: right };
         let ends = all().filter_map(|p| p.interval).flat_map(|(low, high)| [low, high]);
         let up = Scale::fitting(all().map(|p| p.y).chain(ends), bottom, top);
-        across(scene, fonts, &wide, (top, bottom), what);
+        let mut sizes: Vec<f64> = all().map(|p| p.x).collect();
+        sizes.sort_by(f64::total_cmp);
+        sizes.dedup();
+        let ticks = sizes.into_iter().map(|size| (size, format!("{size}"))).collect();
+        ticks_across(scene, fonts, &wide, ticks, (top, bottom), what);
         upwards(scene, &up, (left, right), self.axis);
         for points in series {
             let line = points.iter().map(|p| (wide.at(p.x), up.at(p.y))).collect();
@@ -316,10 +345,46 @@ impl Panel {
     }
 }
 
+/// The widths of labels and of values, where both leave room for marks between them.
+fn beside(fonts: &Fonts, rows: &[Row], width: f32) -> Option<(f32, f32)> {
+    let widest =
+        |of: fn(&Row) -> &str| rows.iter().map(|row| fonts.width(of(row), BODY, false)).fold(0.0, f32::max);
+    let (label, shown) = (widest(|row| &row.label), widest(|row| &row.shown));
+    (label + shown + 16.0 < 0.6 * width).then_some((label, shown))
+}
+
+fn one_row(scene: &mut Scene, scale: &Scale, row: &Row, middle: f32) {
+    let at = scale.at(row.value);
+    if !scale.log {
+        scene.line((scale.start, middle), (at, middle), Stroke::new(GRID, 5.0));
+    }
+    if let Some((low, high)) = row.interval {
+        let (a, b) = (scale.at(low), scale.at(high));
+        let dashed = row.how == How::Modelled;
+        scene.line((a, middle), (b, middle), Stroke::new(row.colour, 1.5).dashed(dashed));
+        for end in [a, b] {
+            scene.line((end, middle - 3.5), (end, middle + 3.5), Stroke::new(row.colour, 1.2));
+        }
+    }
+    let (form, paint) = row.how.mark((at, middle), 4.2, row.colour);
+    scene.mark(form, paint, format!("{}: {} {}, {}", row.group, row.label, row.shown, row.how.word()));
+}
+
 /// Grid, ticks and title of an axis from left to right. Of two ticks whose words would touch the second has none.
-fn across(scene: &mut Scene, fonts: &Fonts, scale: &Scale, (top, bottom): (f32, f32), title: &str) {
+fn across(scene: &mut Scene, fonts: &Fonts, scale: &Scale, ends: (f32, f32), title: &str) {
+    ticks_across(scene, fonts, scale, scale.ticks(7), ends, title);
+}
+
+fn ticks_across(
+    scene: &mut Scene,
+    fonts: &Fonts,
+    scale: &Scale,
+    ticks: Vec<(f64, String)>,
+    (top, bottom): (f32, f32),
+    title: &str,
+) {
     let mut free = f32::NEG_INFINITY;
-    for (value, word) in scale.ticks(7) {
+    for (value, word) in ticks {
         let x = scale.at(value);
         scene.line((x, top), (x, bottom), Stroke::new(GRID, 1.0));
         let half = fonts.width(&word, SMALL, false) / 2.0;
@@ -341,7 +406,7 @@ fn upwards(scene: &mut Scene, scale: &Scale, (left, right): (f32, f32), title: &
         scene.text(Text::new((left - 5.0, y + 4.0), Anchor::End, SMALL, word));
     }
     scene.line((left, scale.start), (left, scale.end), Stroke::new(FAINT, 1.0));
-    scene.text(Text::new((left - 46.0, scale.end - 6.0), Anchor::Start, SMALL, title).colour(FAINT));
+    scene.text(Text::new((left - UP, scale.end - 6.0), Anchor::Start, SMALL, title).colour(FAINT));
 }
 
 /// The colour of the i-th of several names.

@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::data::{self, Dataset, OTHERS, clip, rounded};
 use super::roofs::Roofs;
+use super::series::{self, Windows};
 use crate::report::units::si;
 
 const COLOURS: [&str; 7] = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C"];
@@ -61,45 +62,58 @@ pub(crate) fn config() -> Value {
     })
 }
 
-fn drawable(value: Option<f64>) -> bool {
+pub(super) fn drawable(value: Option<f64>) -> bool {
     value.is_some_and(|x| RANGE.contains(&x))
+}
+
+/// Indices of colours and shapes for names, in the order given.
+fn indices(names: &[&str]) -> Vec<usize> {
+    let at =
+        |(i, name): (usize, &&str)| if *name == OTHERS { COLOURS.len() - 1 } else { i % (COLOURS.len() - 1) };
+    names.iter().enumerate().map(at).collect()
+}
+
+fn pick(list: &[&'static str], names: &[&str]) -> Vec<&'static str> {
+    indices(names).into_iter().map(|i| list[i]).collect()
+}
+
+fn legend(title: Option<&str>, names: &[&str]) -> Value {
+    let Some(title) = title else { return Value::Null };
+    let longest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+    let columns = if longest > 18 { 1 } else { 3 };
+    json!({"title": title, "columns": columns, "labelLimit": 270, "symbolFillColor": "transparent"})
+}
+
+/// Colours by a column, in the order given.
+pub(super) fn colours(field: &str, title: Option<&str>, names: &[&str]) -> Value {
+    let range = pick(&COLOURS, names);
+    json!({
+        "field": field, "type": "nominal", "scale": {"domain": names, "range": range}, "legend": legend(title, names),
+    })
 }
 
 /// Stroke, fill and shape by a column, in the order given; hollow and dashed where `hollow` holds the word.
 fn marks(field: &str, title: Option<&str>, names: &[&str], hollow: &str) -> Value {
-    let at =
-        |name: &&str, i: usize| if *name == OTHERS { COLOURS.len() - 1 } else { i % (COLOURS.len() - 1) };
-    let indices: Vec<usize> = names.iter().enumerate().map(|(i, name)| at(name, i)).collect();
-    let pick = |list: &[&'static str]| indices.iter().map(|&i| list[i]).collect::<Vec<_>>();
-    let longest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
-    let columns = if longest > 18 { 1 } else { 3 };
-    let legend = match title {
-        Some(title) => {
-            json!({"title": title, "columns": columns, "labelLimit": 270, "symbolFillColor": "transparent"})
-        }
-        None => Value::Null,
-    };
-    let colour = json!({
-        "field": field, "type": "nominal", "scale": {"domain": names, "range": pick(&COLOURS)}, "legend": legend,
-    });
+    let colour = colours(field, title, names);
     let modelled = format!("datum.{hollow} === 'modelled'");
+    let shapes = json!({"domain": names, "range": pick(&SHAPES, names)});
     json!({
         "stroke": colour.clone(),
         "fill": colour,
-        "shape": {"field": field, "type": "nominal", "scale": {"domain": names, "range": pick(&SHAPES)}, "legend": legend},
+        "shape": {"field": field, "type": "nominal", "scale": shapes, "legend": legend(title, names)},
         "fillOpacity": {"condition": {"test": modelled, "value": 0}, "value": 0.75},
         "strokeDash": {"condition": {"test": modelled, "value": [3, 1.5]}, "value": [1, 0]},
     })
 }
 
-fn with(mut base: Value, more: Value) -> Value {
+pub(super) fn with(mut base: Value, more: Value) -> Value {
     if let (Some(base), Value::Object(more)) = (base.as_object_mut(), more) {
         base.extend(more);
     }
     base
 }
 
-fn tooltip(fields: &[(&str, &str, bool)]) -> Value {
+pub(super) fn tooltip(fields: &[(&str, &str, bool)]) -> Value {
     let field = |&(field, title, number): &(&str, &str, bool)| match number {
         true => json!({"field": field, "title": title, "type": "quantitative", "format": ".3~g"}),
         false => json!({"field": field, "title": title, "type": "nominal"}),
@@ -108,7 +122,7 @@ fn tooltip(fields: &[(&str, &str, bool)]) -> Value {
 }
 
 /// The names of `field` in `rows`, in the order of their first row, the rest last.
-fn names<'a>(data: &'a Dataset, field: &str, rows: &[usize]) -> Vec<&'a str> {
+pub(super) fn names<'a>(data: &'a Dataset, field: &str, rows: &[usize]) -> Vec<&'a str> {
     let mut seen = HashSet::new();
     let mut list: Vec<&str> = rows.iter().map(|&row| data.text(field, row)).collect();
     list.retain(|name| seen.insert(*name));
@@ -117,12 +131,19 @@ fn names<'a>(data: &'a Dataset, field: &str, rows: &[usize]) -> Vec<&'a str> {
 }
 
 /// All charts that the data has something for.
-pub(crate) fn all(records: &[Record], kernels: &Dataset, tokens: &Dataset, power: &Dataset) -> Vec<Chart> {
+pub(crate) fn all(
+    records: &[Record],
+    kernels: &Dataset,
+    tokens: &Dataset,
+    windows: &Windows,
+    traces: &Dataset,
+) -> Vec<Chart> {
     let mut charts = rooflines(records, kernels);
     charts.extend(tokens_by_device(tokens));
     charts.extend(sweeps(tokens));
+    charts.extend(series::energy_over_time(windows));
+    charts.extend(series::readings(traces));
     charts.extend(by_shape(kernels));
-    charts.extend(power_over_time(power));
     charts
 }
 
@@ -525,7 +546,7 @@ fn tokens_by_device(tokens: &Dataset) -> Vec<Chart> {
     charts
 }
 
-// ------------------------------------------------------------------------------------------------------- sweeps and time
+// ------------------------------------------------------------------------------------------------------- sweeps
 
 /// Rates and joules against the number of sequences, where one workload was run with several.
 fn sweeps(tokens: &Dataset) -> Vec<Chart> {
@@ -613,38 +634,4 @@ fn sweeps(tokens: &Dataset) -> Vec<Chart> {
         });
     }
     charts
-}
-
-fn power_over_time(power: &Dataset) -> Option<Chart> {
-    let rows: Vec<usize> = (0..power.len()).filter(|&row| drawable(power.number("watts", row))).collect();
-    if rows.len() < 2 {
-        return None;
-    }
-    let devices = names(power, "device", &rows);
-    let x = json!({"field": "time", "type": "temporal", "scale": {"type": "utc"}, "title": "time, UTC", "axis": {"labelOverlap": true}});
-    let y =
-        json!({"field": "watts", "type": "quantitative", "title": "mean power, W", "scale": {"zero": true}});
-    let spec = json!({
-        "width": "container",
-        "height": 260,
-        "data": {"name": "power"},
-        "mark": {"type": "point", "size": 60, "strokeWidth": 1.5},
-        "encoding": with(marks("device", Some("device"), &devices, "kind"), json!({
-            "x": x, "y": y,
-            "tooltip": tooltip(&[("what", "result", false), ("watts", "W", true), ("idle", "W at rest", true), ("time", "time", false)]),
-        })),
-    });
-    let label = format!("Mean power by time of {} measured windows.", rows.len());
-    Some(Chart {
-        id: "power".into(),
-        title: "Power over time".into(),
-        caption: "Mean power of each window in which a meter was read, by the time of its result. Modelled power is not drawn here: it \
-                  says nothing about time."
-            .into(),
-        label,
-        dataset: "power",
-        rows,
-        columns: &["time", "device", "what", "watts", "idle", "source"],
-        spec,
-    })
 }

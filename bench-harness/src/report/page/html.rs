@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::Input;
 use super::charts::{self, Chart};
 use super::data::{self, Dataset, clip};
+use super::series;
 use super::words::{Words, words};
 
 const TEMPLATE: &str = include_str!("../../../assets/report.html");
@@ -179,12 +180,14 @@ pub(crate) fn render(input: &Input<'_>) -> Result<String> {
     let kernels = data::kernels(records);
     let tokens = data::tokens(records);
     let ceilings = data::ceilings(records);
-    let power = data::power(records);
-    let charts = charts::all(records, &kernels, &tokens, &power);
+    let windows = series::windows(records);
+    let traces = series::traces(records);
+    let charts = charts::all(records, &kernels, &tokens, &windows, &traces);
     let set = |name: &str| match name {
         "kernels" => &kernels,
         "tokens" => &tokens,
-        "power" => &power,
+        "windows" => &windows.data,
+        "traces" => &traces,
         _ => &ceilings,
     };
     let mut kernel_columns = KERNELS.to_vec();
@@ -231,7 +234,7 @@ pub(crate) fn render(input: &Input<'_>) -> Result<String> {
         })
         .collect();
     let mut sets = serde_json::Map::new();
-    for name in ["kernels", "tokens", "ceilings", "power"] {
+    for name in ["kernels", "tokens", "ceilings", "windows", "traces"] {
         if set(name).len() > 0 {
             sets.insert(name.into(), set(name).to_json());
         }

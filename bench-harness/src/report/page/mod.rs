@@ -7,6 +7,7 @@ pub(crate) mod classes;
 pub(super) mod data;
 mod html;
 pub(super) mod roofs;
+mod series;
 pub(super) mod words;
 
 use perjoule_record::Record;

@@ -12,6 +12,8 @@ use crate::report::page::roofs::Roofs;
 const ROWS: usize = 20;
 const DEVICES: usize = 2;
 const SERIES: usize = 6;
+/// Points of a roofline beyond which none is told in words.
+const WORDS: usize = 1000;
 
 /// All panels that the records have something for.
 pub(super) fn panels(records: &[Record]) -> Vec<Panel> {
@@ -93,6 +95,18 @@ fn rooflines(records: &[Record], kernels: &Dataset) -> Vec<Panel> {
         .collect()
 }
 
+fn words(kernels: &Dataset, row: usize) -> String {
+    format!(
+        "{} {} {}: {} GFLOP/s at {} flop/byte, {}",
+        kernels.text("kernel", row),
+        kernels.text("shape", row),
+        kernels.text("dtype", row),
+        kernels.shown("gflops", row),
+        kernels.shown("intensity", row),
+        kernels.text("from", row)
+    )
+}
+
 fn roofline(records: &[Record], kernels: &Dataset, device: &str, rows: &[usize], devices: usize) -> Panel {
     let roofs = Roofs::of(records, device);
     let limit = |peak: &crate::report::page::roofs::Peak| Limit {
@@ -107,15 +121,7 @@ fn roofline(records: &[Record], kernels: &Dataset, device: &str, rows: &[usize],
         if !legend.iter().any(|(known, _)| *known == colour) {
             legend.push((colour, kernels.text("group", row).to_owned()));
         }
-        let words = format!(
-            "{} {} {}: {} GFLOP/s at {} flop/byte, {}",
-            kernels.text("kernel", row),
-            kernels.text("shape", row),
-            kernels.text("dtype", row),
-            kernels.shown("gflops", row),
-            kernels.shown("intensity", row),
-            kernels.text("from", row)
-        );
+        let words = if rows.len() > WORDS { String::new() } else { words(kernels, row) };
         Some(Point {
             x: drawable(kernels, "intensity", row)?,
             y: drawable(kernels, "gflops", row)?,

@@ -372,7 +372,8 @@ fn one_row(scene: &mut Scene, scale: &Scale, row: &Row, middle: f32) {
 
 /// Grid, ticks and title of an axis from left to right. Of two ticks whose words would touch the second has none.
 fn across(scene: &mut Scene, fonts: &Fonts, scale: &Scale, ends: (f32, f32), title: &str) {
-    ticks_across(scene, fonts, scale, scale.ticks(7), ends, title);
+    let most = ((scale.end - scale.start) / 52.0).clamp(3.0, 8.0) as usize;
+    ticks_across(scene, fonts, scale, scale.ticks(most), ends, title);
 }
 
 fn ticks_across(

@@ -100,6 +100,9 @@ pub(crate) fn write(scene: &Scene) -> String {
             Item::Form(shape, look) => {
                 let _ = writeln!(out, "{}{}/>", form(shape).1, paint(look));
             }
+            Item::Mark(shape, look, words) if words.is_empty() => {
+                let _ = writeln!(out, "{} class=\"mark\"{}/>", form(shape).1, paint(look));
+            }
             Item::Mark(shape, look, words) => {
                 let (name, open) = form(shape);
                 let _ = writeln!(

@@ -81,7 +81,7 @@ fn legend(title: Option<&str>, names: &[&str]) -> Value {
     let Some(title) = title else { return Value::Null };
     let longest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
     let columns = if longest > 18 { 1 } else { 3 };
-    json!({"title": title, "columns": columns, "labelLimit": 270, "symbolFillColor": "transparent"})
+    json!({"title": title, "columns": columns, "labelLimit": {"expr": "max(width - 60, 200)"}, "symbolFillColor": "transparent"})
 }
 
 /// Colours by a column, in the order given.
@@ -101,7 +101,10 @@ fn marks(field: &str, title: Option<&str>, names: &[&str], hollow: &str) -> Valu
         "stroke": colour.clone(),
         "fill": colour,
         "shape": {"field": field, "type": "nominal", "scale": shapes, "legend": legend(title, names)},
-        "fillOpacity": {"condition": {"test": modelled, "value": 0}, "value": 0.75},
+        "fillOpacity": {
+            "condition": [{"test": modelled, "value": 0}, {"test": format!("datum.{hollow} === 'imported'"), "value": 0.25}],
+            "value": 0.75,
+        },
         "strokeDash": {"condition": {"test": modelled, "value": [3, 1.5]}, "value": [1, 0]},
     })
 }
@@ -419,14 +422,16 @@ fn intervals(data: &Dataset, name: &str, rows: &[usize], figure: &Figure, series
             },
             {
                 "transform": [
-                    {"aggregate": [{"op": "max", "field": "is_modelled", "as": "any"}], "groupby": ["where"]},
-                    {"calculate": "datum.any ? datum.where + ' · modelled' : datum.where", "as": "words"},
+                    {"aggregate": [{"op": "max", "field": "how", "as": "how"}], "groupby": ["where"]},
+                    {"calculate": "datum.where + ['', ' · imported', ' · modelled'][datum.how]", "as": "words"},
                 ],
                 "mark": {"type": "text", "align": "left", "dx": 2, "yOffset": -10, "limit": {"expr": "width - 4"}},
                 "encoding": {"x": {"value": 0}, "y": y, "text": {"field": "words", "type": "nominal"}},
             },
         ],
-        "transform": [{"calculate": format!("{modelled} ? 1 : 0"), "as": "is_modelled"}],
+        "transform": [{
+            "calculate": format!("{modelled} ? 2 : datum.{} === 'imported' ? 1 : 0", figure.kind), "as": "how",
+        }],
     })
 }
 

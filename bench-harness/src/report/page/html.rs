@@ -7,6 +7,7 @@
 use anyhow::{Context, Result};
 use base64::Engine;
 use minijinja::{AutoEscape, Environment, Value};
+use perjoule_record::Provenance;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -67,6 +68,8 @@ struct Row {
 
 #[derive(Debug, Serialize)]
 struct Figure {
+    /// Whether marks are points, whose filling says how they were obtained.
+    key: bool,
     id: String,
     title: String,
     caption: String,
@@ -88,6 +91,7 @@ struct Page<'a> {
     words: Words,
     figures: Vec<Figure>,
     sections: Vec<Section>,
+    imported: bool,
     warnings: Vec<String>,
     more_warnings: usize,
     remarks: &'a [String],
@@ -204,6 +208,7 @@ pub(crate) fn render(input: &Input<'_>) -> Result<String> {
         sections.iter_mut().for_each(|(_, _, keys)| keys.retain(|key| *key != "device"));
     }
     let figure = |chart: &Chart| Figure {
+        key: chart.dataset != "traces",
         id: chart.id.clone(),
         title: chart.title.clone(),
         caption: chart.caption.clone(),
@@ -260,6 +265,7 @@ pub(crate) fn render(input: &Input<'_>) -> Result<String> {
                 table: table(set(id), keys, 0..set(id).len(), set(id).len(), title),
             })
             .collect(),
+        imported: records.iter().any(|r| r.provenance == Provenance::Imported),
         warnings: input.warnings.iter().take(WARNINGS).map(|text| clip(text)).collect(),
         more_warnings: input.warnings.len().saturating_sub(WARNINGS),
         remarks: input.remarks,
@@ -293,7 +299,7 @@ fn policy(scripts: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use perjoule_record::{Kind, Provenance, Record};
+    use perjoule_record::{Kind, Record};
 
     const NASTY: &str = "</SCRIPT><script>alert(1)</script><!-- \u{2028} ' \" & <img src=x onerror=alert(1)>";
 

@@ -149,25 +149,36 @@ pub(crate) fn energy_over_time(windows: &Windows) -> Option<Chart> {
     });
     let y = json!({"field": "watts", "type": "quantitative", "title": "mean power, W", "scale": {"zero": true}, "axis": {"tickCount": 5}});
     let colour = colours("part", Some("part of the run"), &parts);
-    let modelled = "datum.energy === 'modelled'";
+    // dashes belong to a mark, not to its data, where it is a box
+    let boxes = |test: &str, opacity: f64, dash: [f64; 2]| {
+        json!({
+            "transform": [{"filter": test}],
+            "mark": {"type": "rect", "strokeWidth": 1.5, "strokeJoin": "round", "fillOpacity": opacity, "strokeDash": dash},
+            "encoding": {
+                "x": time, "x2": {"field": "to_ms"}, "y": y, "y2": {"field": "nothing"}, "stroke": colour, "fill": colour,
+                "tooltip": tooltip(&[
+                    ("what", "result", false), ("part", "part", false), ("watts", "mean W", true), ("joules", "J", true),
+                    ("idle", "W at rest", true), ("energy", "energy is", false), ("boundary", "boundary", false), ("time", "time", false),
+                ]),
+            },
+        })
+    };
+    let count = rows.iter().filter(|&&row| data.text("energy", row) == "modelled").count();
+    // an empty layer has no extent, of which Vega warns
+    let mut layers = Vec::new();
+    if count < rows.len() {
+        layers.push(boxes("datum.energy !== 'modelled'", 0.6, [1.0, 0.0]));
+    }
+    if count > 0 {
+        layers.push(boxes("datum.energy === 'modelled'", 0.08, [3.0, 1.5]));
+    }
     let spec = json!({
         "width": "container",
         "height": 240,
         "data": {"name": "windows"},
         "transform": [at("from", "from_ms"), at("to", "to_ms"), {"calculate": "0", "as": "nothing"}],
-        "mark": {"type": "rect", "strokeWidth": 1.5, "strokeJoin": "round"},
-        "encoding": {
-            "x": time, "x2": {"field": "to_ms"}, "y": y, "y2": {"field": "nothing"},
-            "stroke": colour.clone(), "fill": colour,
-            "fillOpacity": {"condition": {"test": modelled, "value": 0.08}, "value": 0.6},
-            "strokeDash": {"condition": {"test": modelled, "value": [3, 1.5]}, "value": [1, 0]},
-            "tooltip": tooltip(&[
-                ("what", "result", false), ("part", "part", false), ("watts", "mean W", true), ("joules", "J", true),
-                ("idle", "W at rest", true), ("energy", "energy is", false), ("boundary", "boundary", false), ("time", "time", false),
-            ]),
-        },
+        "layer": layers,
     });
-    let count = rows.iter().filter(|&&row| data.text("energy", row) == "modelled").count();
     let words = match count {
         0 => "All of them were measured.".to_owned(),
         n if n == rows.len() => "All of them are modelled, not measured: hollow and dashed.".to_owned(),

@@ -25,6 +25,14 @@ pub(crate) struct Machine {
     commands: Vec<String>,
 }
 
+/// Where imported records come from.
+#[derive(Debug, PartialEq, Serialize)]
+pub(crate) struct Origin {
+    text: String,
+    /// Empty unless it is a link that a reader may follow.
+    url: String,
+}
+
 /// Everything in words.
 #[derive(Debug, Serialize)]
 pub(crate) struct Words {
@@ -34,6 +42,7 @@ pub(crate) struct Words {
     pub(crate) energy: Vec<String>,
     pub(crate) modelled: bool,
     pub(crate) doubts: Vec<String>,
+    pub(crate) sources: Vec<Origin>,
     pub(crate) machines: Vec<Machine>,
     pub(crate) more_machines: usize,
     pub(crate) methods: Vec<&'static str>,
@@ -83,6 +92,7 @@ pub(crate) fn words(records: &[Record], skipped: usize) -> Words {
         energy,
         doubts: doubts(records, skipped),
         methods: methods(records),
+        sources: sources(records),
         more_machines: runs(records).len().saturating_sub(LISTED),
         machines: machines(records),
     }
@@ -329,6 +339,28 @@ fn doubts(records: &[Record], skipped: usize) -> Vec<String> {
     lines
 }
 
+/// Tools and files that results were imported from, each with the number of its records.
+fn sources(records: &[Record]) -> Vec<Origin> {
+    let mut list: Vec<(String, String, usize)> = Vec::new();
+    for record in records.iter().filter(|r| r.provenance == Provenance::Imported) {
+        let s = &record.source;
+        let tool = s.source_tool.as_deref().unwrap_or("a tool without a name");
+        let version = s.source_version.as_deref().map(|v| format!(" {v}")).unwrap_or_default();
+        let file = s.source_name.as_deref().map(|n| format!(", file {n}")).unwrap_or_default();
+        let text = clip(&format!("{tool}{version}{file}"));
+        // nothing but the web: a link could run a script otherwise
+        let web = |url: &&str| ["http://", "https://"].iter().any(|scheme| url.starts_with(scheme));
+        let url = clip(s.source_url.as_deref().filter(web).unwrap_or(""));
+        match list.iter().position(|(t, u, _)| *t == text && *u == url) {
+            Some(i) => list[i].2 += 1,
+            None if list.len() < LISTED => list.push((text, url, 1)),
+            None => {}
+        }
+    }
+    let origin = |(text, url, n)| Origin { text: format!("{} of {text}", plural(n, "record")), url };
+    list.into_iter().map(origin).collect()
+}
+
 /// Machines and builds, with the records of each.
 fn runs(records: &[Record]) -> Vec<Vec<&Record>> {
     let mut list: Vec<(String, Vec<&Record>)> = Vec::new();
@@ -435,8 +467,8 @@ fn methods(records: &[Record]) -> Vec<&'static str> {
         );
     }
     list.push(
-        "From: measured is measured by perjoule, imported is another tool's result, modelled is computed from a model and stands hollow and \
-         dashed in charts.",
+        "From: measured is measured by perjoule, imported is another tool's result and half filled in charts, modelled is computed from a \
+         model and stands hollow and dashed.",
     );
     list
 }

@@ -322,7 +322,7 @@ const REPORT_EXAMPLES: &str = "Examples:
   perjoule report results/*.jsonl                           report.html, which needs no network
   perjoule report results --title 'Before and after' -o both.html
   perjoule report run.jsonl --class h100-sxm,mi300x         beside predictions of the catalogue
-  perjoule report run.jsonl -o run.svg                      a still figure for a paper; run.png for a chat
+  perjoule report run.jsonl -o run.svg                      a still figure; run.png in pixels
   perjoule report run.jsonl --format md                     tables on stdout
   perjoule report run.jsonl --format csv -o run.csv         a line for each record";
 

@@ -3,7 +3,7 @@
 use perjoule_record::{Kind, Record};
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::panels::{Body, How, Limit, Panel, Point, Row, colour, grey};
+use super::panels::{Body, How, Limit, MANY, Panel, Point, Row, colour, grey};
 use super::scene::Colour;
 use crate::report::page::data::{self, Dataset, OTHERS};
 use crate::report::page::roofs::Roofs;
@@ -12,8 +12,6 @@ use crate::report::page::roofs::Roofs;
 const ROWS: usize = 20;
 const DEVICES: usize = 2;
 const SERIES: usize = 6;
-/// Points of a roofline beyond which none is told in words.
-const WORDS: usize = 1000;
 
 /// All panels that the records have something for.
 pub(super) fn panels(records: &[Record]) -> Vec<Panel> {
@@ -66,6 +64,14 @@ fn drawn(data: &Dataset, row: usize) -> bool {
 
 fn interval(data: &Dataset, low: &str, high: &str, row: usize) -> Option<(f64, f64)> {
     drawable(data, low, row).zip(drawable(data, high, row))
+}
+
+/// How a figure of tokens was obtained: what another tool measured is imported, its joules too.
+fn how(tokens: &Dataset, figure: &Figure, row: usize) -> How {
+    match (tokens.text(figure.how, row), tokens.text("from", row)) {
+        ("measured", from) => How::of(from),
+        (word, _) => How::of(word),
+    }
 }
 
 /// Colours of ops, the same in every panel.
@@ -121,7 +127,7 @@ fn roofline(records: &[Record], kernels: &Dataset, device: &str, rows: &[usize],
         if !legend.iter().any(|(known, _)| *known == colour) {
             legend.push((colour, kernels.text("group", row).to_owned()));
         }
-        let words = if rows.len() > WORDS { String::new() } else { words(kernels, row) };
+        let words = if rows.len() > MANY { String::new() } else { words(kernels, row) };
         Some(Point {
             x: drawable(kernels, "intensity", row)?,
             y: drawable(kernels, "gflops", row)?,
@@ -227,7 +233,7 @@ fn token_rows(tokens: &Dataset, figure: &Figure) -> Option<Panel> {
     let mut legend: Vec<(Colour, String)> = Vec::new();
     // as the records have them, but devices and models together
     let group = |row: usize| {
-        let how = How::of(tokens.text(figure.how, row)).word();
+        let how = how(tokens, figure, row).word();
         let (device, model) = (tokens.text("device", row), tokens.text("model", row));
         format!("{device}: {model} {}, {how}", tokens.text("dtype", row))
     };
@@ -258,7 +264,7 @@ fn token_rows(tokens: &Dataset, figure: &Figure) -> Option<Panel> {
                 shown: format!("{}{between}", tokens.shown(figure.value, row)),
                 value: drawable(tokens, figure.value, row)?,
                 interval: ends,
-                how: How::of(tokens.text(figure.how, row)),
+                how: how(tokens, figure, row),
                 colour,
             })
         })
@@ -319,7 +325,7 @@ fn sweep_along(
         let lengths = (w.n_prompt, w.n_gen, w.n_depth, w.n_parallel);
         let key = format!(
             "{:?}",
-            (data::device(record), &w.model, &w.dtype, lengths, w.phase, tokens.text(figure.how, row))
+            (data::device(record), &w.model, &w.dtype, lengths, w.phase, how(tokens, figure, row))
         );
         match groups.iter_mut().find(|(known, _)| *known == key) {
             Some((_, list)) => list.push((at, row)),
@@ -343,20 +349,20 @@ fn sweep_along(
                 format!("{on}{model} {dtype} {}", tokens.text("phase", first))
             }
         };
-        legend.push((colour(i), format!("{name}, {}", How::of(tokens.text(figure.how, first)).word())));
+        legend.push((colour(i), format!("{name}, {}", how(tokens, figure, first).word())));
         let point = |&(at, row): &(u64, usize)| {
             Some(Point {
                 x: at as f64,
                 y: drawable(tokens, figure.value, row)?,
                 interval: interval(tokens, figure.low, figure.high, row),
-                how: How::of(tokens.text(figure.how, row)),
+                how: how(tokens, figure, row),
                 colour: colour(i),
                 words: format!(
                     "{}: {} {}, {}",
                     tokens.text("where", row),
                     tokens.shown(figure.value, row),
                     figure.axis,
-                    How::of(tokens.text(figure.how, row)).word()
+                    how(tokens, figure, row).word()
                 ),
             })
         };

@@ -1,5 +1,7 @@
 //! Panels of a figure: each knows how high it is at a width, and draws itself.
 
+use std::collections::HashSet;
+
 use super::axis::Scale;
 use super::scene::{
     Anchor, COLOURS, Colour, FAINT, Fonts, Form, GRID, INK, PAPER, Paint, Scene, Stroke, Text,
@@ -9,17 +11,21 @@ use super::scene::{
 pub(super) const HEADING: f32 = 15.0;
 pub(super) const BODY: f32 = 12.0;
 pub(super) const SMALL: f32 = 11.0;
+/// Points of a roofline beyond which they are small, and none is told in words.
+pub(super) const MANY: usize = 500;
 /// From one line of small text to the next.
 pub(super) const LINE: f32 = 15.0;
 /// Height of a row whose mark stands beside its words, or below them; and of a heading of rows.
 const BESIDE: f32 = 19.0;
 const BELOW: f32 = 31.0;
 const GROUP: f32 = 21.0;
+/// From one name of a roof to the next.
+const NAME: f32 = 13.0;
 /// Room for the ticks of an axis upwards.
 const UP: f32 = 46.0;
 
 /// How a figure was obtained: a form of mark for each, and the word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum How {
     Measured,
     Imported,
@@ -271,8 +277,11 @@ impl Panel {
         let across_scale =
             Scale { log: true, from, to: (x_high * 2.0).max(ridge * 4.0), start: left, end: right };
         // above the roofs there is room for their names
-        let room = 4.0 * 2f64.powi(limits.len().min(6) as i32);
-        let up = Scale { log: true, from: y_low / 2.0, to: y_high.max(peak) * room, start: bottom, end: top };
+        let lines: usize = limits.iter().map(|limit| limit.label.lines().count()).sum();
+        let room = (NAME * (lines.min(9) + 2) as f32 / (bottom - top)) as f64;
+        let (low, high) = (y_low / 2.0, y_high.max(peak));
+        let to = low * (high / low).powf(1.0 / (1.0 - room));
+        let up = Scale { log: true, from: low, to, start: bottom, end: top };
         across(scene, fonts, &across_scale, (top, bottom), "arithmetic intensity, flop/byte");
         upwards(scene, &up, (left, right), self.axis);
         if let Some(gbps) = gbps {
@@ -284,24 +293,39 @@ impl Panel {
             let words = fonts.fitted(&words, SMALL, false, right - left - 8.0);
             scene.text(Text::new((left + 5.0, top + 12.0), Anchor::Start, SMALL, words).halo());
         }
-        // names above their lines; where lines lie close, names move up
+        // lines that lie too close for the names of the lower ones to stand between them have their names above the highest
         let mut order: Vec<&Limit> = limits.iter().collect();
         order.sort_by(|a, b| a.gflops.total_cmp(&b.gflops));
-        let mut lowest = f32::INFINITY;
+        let mut names: Vec<(f32, Vec<&str>)> = Vec::new();
         for limit in order {
             let y = up.at(limit.gflops);
             let start = gbps.map_or(left, |gbps| across_scale.at(limit.gflops / gbps));
             scene.line((start, y), (right, y), Stroke::new(INK, 1.8).dashed(limit.modelled));
-            for line in limit.label.lines().rev() {
-                let baseline = (y - 4.0).min(lowest);
-                let words = fonts.fitted(line, SMALL, false, right - left - 8.0);
-                scene.text(Text::new((right - 2.0, baseline), Anchor::End, SMALL, words).halo());
-                lowest = baseline - 13.0;
+            let lines = limit.label.lines().rev();
+            match names.last_mut() {
+                Some((top, list)) if *top - y < NAME * list.len() as f32 + 8.0 => {
+                    *top = y;
+                    list.extend(lines);
+                }
+                _ => names.push((y, lines.collect())),
             }
         }
+        for (y, list) in names {
+            for (i, line) in list.into_iter().enumerate() {
+                let words = fonts.fitted(line, SMALL, false, right - left - 8.0);
+                let at = (right - 2.0, y - 5.0 - NAME * i as f32);
+                scene.text(Text::new(at, Anchor::End, SMALL, words).halo());
+            }
+        }
+        // of many points those that cover one another are drawn once
+        let many = points.len() > MANY;
+        let mut seen = HashSet::new();
         for point in points {
             let at = (across_scale.at(point.x), up.at(point.y));
-            let (form, paint) = point.how.mark(at, if points.len() > 200 { 2.4 } else { 3.8 }, point.colour);
+            if many && !seen.insert((at.0.round() as i32, at.1.round() as i32, point.colour, point.how)) {
+                continue;
+            }
+            let (form, paint) = point.how.mark(at, if many { 2.4 } else { 3.8 }, point.colour);
             scene.mark(form, paint, point.words.clone());
         }
     }
@@ -327,7 +351,13 @@ impl Panel {
         ticks_across(scene, fonts, &wide, ticks, (top, bottom), what);
         upwards(scene, &up, (left, right), self.axis);
         for points in series {
-            let line = points.iter().map(|p| (wide.at(p.x), up.at(p.y))).collect();
+            // of several results of one size the line goes through the median
+            let sizes = points.chunk_by(|a, b| a.x == b.x);
+            let line = sizes.filter_map(|list| {
+                let ys: Vec<f64> = list.iter().map(|p| p.y).collect();
+                Some((wide.at(list.first()?.x), up.at(perjoule_record::stats::median(&ys)?)))
+            });
+            let line = line.collect();
             let modelled = points.iter().all(|p| p.how == How::Modelled);
             if let Some(first) = points.first() {
                 scene.path(line, Stroke::new(first.colour, 1.5).dashed(modelled));

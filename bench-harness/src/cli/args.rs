@@ -348,6 +348,7 @@ const REPORT_EXAMPLES: &str = "Examples:
   perjoule report results/*.jsonl                           report.html, which needs no network
   perjoule report results --title 'Before and after' -o both.html
   perjoule report run.jsonl --class h100-sxm,mi300x         beside predictions of the catalogue
+  perjoule report run.jsonl -o run.svg                      a still figure; run.png in pixels
   perjoule report run.jsonl --format md                     tables on stdout
   perjoule report run.jsonl --format csv -o run.csv         a line for each record";
 
@@ -356,10 +357,19 @@ const REPORT_EXAMPLES: &str = "Examples:
 pub(crate) enum ReportFormat {
     /// A page with charts and tables, in one file.
     Html,
+    /// A still figure for a paper, as vectors.
+    Svg,
+    /// The same figure as pixels.
+    Png,
     /// Tables in Markdown.
     Md,
     /// The records, a line each.
     Csv,
+}
+
+fn scale(text: &str) -> Result<f32, String> {
+    let scale = text.parse().ok().filter(|scale| (0.5..=4.0).contains(scale));
+    scale.ok_or_else(|| "expected a number from 0.5 to 4, such as 3".into())
 }
 
 #[derive(Debug, Args)]
@@ -367,7 +377,7 @@ pub(crate) struct ReportArgs {
     /// Files of records (JSON lines), folders of them (*.jsonl), or - for stdin
     #[arg(required = true, value_name = "FILES")]
     pub(crate) files: Vec<PathBuf>,
-    /// Write to this file; - for stdout [default: report.html, stdout for md and csv]
+    /// Write to this file; - for stdout [default: report.html, .svg or .png; stdout for md and csv]
     #[arg(short = 'o', long, value_name = "FILE|-")]
     pub(crate) output: Option<PathBuf>,
     /// Heading [default: made of the devices]
@@ -379,6 +389,9 @@ pub(crate) struct ReportArgs {
     /// What is written [default: by the name of the file, else html]
     #[arg(long, value_enum)]
     pub(crate) format: Option<ReportFormat>,
+    /// Pixels of a PNG for each of the SVG's, 0.5 to 4 [default: 2]
+    #[arg(long, value_name = "X", value_parser = scale)]
+    pub(crate) scale: Option<f32>,
     /// No notes
     #[arg(long)]
     pub(crate) quiet: bool,

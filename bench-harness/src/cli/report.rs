@@ -1,18 +1,28 @@
-//! `perjoule report`: a page, tables or CSV from records.
+//! `perjoule report`: a page, a still figure, tables or CSV from records.
 
 use anyhow::{Result, bail};
 use perjoule_record::{Kind, Record};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use super::args::{ReportArgs, ReportFormat};
 use super::output::csv_lines;
 use super::{Ended, atomic};
 use crate::inputs;
-use crate::report::{self, Style, page};
+use crate::report::{self, Style, figure, page};
+
+/// Pixels of a PNG for each of the SVG's: sharp on most screens, and in print.
+const SCALE: f32 = 2.0;
 
 pub(super) fn run(args: &ReportArgs) -> Result<Ended> {
     let format = format(args)?;
+    if args.scale.is_some() && format != ReportFormat::Png {
+        bail!("--scale is for --format png: what else is written has no pixels");
+    }
+    let to_stdout = args.output.as_deref() == Some(Path::new("-"));
+    if to_stdout && format == ReportFormat::Png && std::io::stdout().is_terminal() {
+        bail!("a PNG is no text for a terminal: give -o a file, or pipe it on");
+    }
     let (mut records, warnings) = read(&args.files)?;
     for warning in &warnings {
         eprintln!("warning: {warning}");
@@ -28,22 +38,27 @@ pub(super) fn run(args: &ReportArgs) -> Result<Ended> {
     let title = args.title.clone().unwrap_or_else(|| title(&records));
     let found = records.len();
     records.extend(predicted);
-    let text = match format {
-        ReportFormat::Html => {
-            let (records, warnings, remarks) = (&records, &warnings, &remarks);
-            page::render(&page::Input { title: &title, records, warnings, remarks })?
-        }
-        ReportFormat::Md => markdown(&title, &records),
-        ReportFormat::Csv => csv(&records)?,
+    let input = page::Input { title: &title, records: &records, warnings: &warnings, remarks: &remarks };
+    let bytes = match format {
+        ReportFormat::Html => page::render(&input)?.into_bytes(),
+        ReportFormat::Svg => figure::svg(&input)?.into_bytes(),
+        ReportFormat::Png => figure::png(&input, args.scale.unwrap_or(SCALE))?,
+        ReportFormat::Md => markdown(&title, &records).into_bytes(),
+        ReportFormat::Csv => csv(&records)?.into_bytes(),
     };
-    let default = (format == ReportFormat::Html).then(|| PathBuf::from("report.html"));
-    match args.output.clone().or(default).filter(|path| path != Path::new("-")) {
-        None => std::io::stdout().write_all(text.as_bytes())?,
+    let default = match format {
+        ReportFormat::Html => Some("report.html"),
+        ReportFormat::Svg => Some("report.svg"),
+        ReportFormat::Png => Some("report.png"),
+        ReportFormat::Md | ReportFormat::Csv => None,
+    };
+    match args.output.clone().or(default.map(PathBuf::from)).filter(|path| path != Path::new("-")) {
+        None => std::io::stdout().write_all(&bytes)?,
         Some(path) => {
-            atomic::write(&path, text.as_bytes())?;
+            atomic::write(&path, &bytes)?;
             if !args.quiet {
                 let s = if found == 1 { "" } else { "s" };
-                let size = report::units::bytes(text.len() as u64);
+                let size = report::units::bytes(bytes.len() as u64);
                 eprintln!("{found} record{s} in {}, {size}", path.display());
             }
         }
@@ -59,9 +74,13 @@ fn format(args: &ReportArgs) -> Result<ReportFormat> {
     let name = args.output.as_deref().and_then(Path::extension).and_then(|name| name.to_str());
     match name.unwrap_or("html").to_ascii_lowercase().as_str() {
         "html" | "htm" => Ok(ReportFormat::Html),
+        "svg" => Ok(ReportFormat::Svg),
+        "png" => Ok(ReportFormat::Png),
         "md" => Ok(ReportFormat::Md),
         "csv" => Ok(ReportFormat::Csv),
-        other => bail!("-o: no report is written as .{other}: use .html, .md or .csv, or name --format"),
+        other => bail!(
+            "-o: no report is written as .{other}: use .html, .svg, .png, .md or .csv, or name --format"
+        ),
     }
 }
 

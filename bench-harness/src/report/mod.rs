@@ -3,6 +3,7 @@
 //! Every table says how its numbers were obtained, and modelled ones carry the word.
 
 pub(crate) mod command;
+pub(crate) mod figure;
 pub(crate) mod page;
 mod table;
 pub(crate) mod units;

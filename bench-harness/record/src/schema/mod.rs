@@ -20,7 +20,7 @@ pub use energy::{Energy, EnergyKind, Reading};
 pub use number::Interval;
 pub(crate) use number::count;
 pub use process::Process;
-pub use timing::{Clock, Conditions, Roof, Timing, Verification, Versus};
+pub use timing::{Clock, Conditions, Roof, Timing, Trace, Verification, Versus};
 pub use workload::{CacheState, DeviceFields, Phase, Workload};
 
 use crate::Environment;

@@ -99,6 +99,21 @@ pub struct Conditions {
     pub clock_mhz_max: Option<f64>,
     /// Highest temperature seen, in degrees Celsius.
     pub temperature_c_max: Option<f64>,
+    /// What was read of the device over time, where it was kept.
+    pub trace: Option<Trace>,
+}
+
+/// Readings over time while a record was measured. Every list is as long as `t_s`; a null within is a reading that failed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Trace {
+    /// Seconds since the measurement began.
+    pub t_s: Vec<f64>,
+    /// Power in watts, within the boundary of the record's energy.
+    pub watts: Option<Vec<Option<f64>>>,
+    /// Clock in MHz.
+    pub clock_mhz: Option<Vec<Option<f64>>>,
+    /// Temperature in degrees Celsius.
+    pub temperature_c: Option<Vec<Option<f64>>>,
 }
 
 /// The clock of a measurement.

@@ -205,7 +205,7 @@ impl Dataset {
     }
 }
 
-fn text(field: &Option<String>) -> Cell {
+pub(super) fn text(field: &Option<String>) -> Cell {
     Cell::Text(field.clone().unwrap_or_default())
 }
 
@@ -338,7 +338,7 @@ fn leaders<'a>(rates: impl Iterator<Item = (&'a str, &'a str, f64)>) -> HashMap<
     ranks
 }
 
-fn name(field: &Option<String>) -> &str {
+pub(super) fn name(field: &Option<String>) -> &str {
     field.as_deref().unwrap_or("")
 }
 
@@ -439,6 +439,11 @@ pub(crate) fn kernels(records: &[Record]) -> Dataset {
 
 /// Whether more than one device is in the records.
 pub(crate) fn several_devices(records: &[Record]) -> bool {
+    records.first().is_some_and(|first| records.iter().any(|r| device(r) != device(first)))
+}
+
+/// Whether more than one device is among these.
+pub(crate) fn several(records: &[&Record]) -> bool {
     records.first().is_some_and(|first| records.iter().any(|r| device(r) != device(first)))
 }
 
@@ -566,34 +571,6 @@ pub(crate) fn ceilings(records: &[Record]) -> Dataset {
             Cell::Text(provenance(record).into()),
             text(&w.config),
             Cell::Text(notes(record)),
-        ]);
-    }
-    data
-}
-
-/// Mean power of each window in which a meter was read, by the time of the result; rows only where a meter measured.
-pub(crate) fn power(records: &[Record]) -> Dataset {
-    let mut data = Dataset::new(&[
-        ("device", "device", Format::Text),
-        ("time", "time", Format::Text),
-        ("what", "result", Format::Text),
-        ("watts", "W", Format::Si),
-        ("idle", "W at rest", Format::Si),
-        ("source", "source", Format::Text),
-    ]);
-    let metered = |r: &&Record| r.energy.energy_kind == Some(EnergyKind::Measured) && r.valid;
-    for record in records.iter().filter(metered) {
-        let (Some(time), Some(watts)) = (&record.test_time, record.energy.avg_power_w) else { continue };
-        let w = &record.workload;
-        let command = (record.kind == Kind::Command).then(|| crate::report::command::label(record));
-        let what = command.or_else(|| w.token_test().map(|test| format!("{} {test}", name(&w.model))));
-        data.push([
-            Cell::Text(device(record)),
-            Cell::Text(time.clone()),
-            Cell::Text(what.unwrap_or_else(|| format!("{} {}", name(&w.kernel), name(&w.shape)))),
-            number(watts),
-            number(record.energy.idle_power_w),
-            text(&record.energy.energy_source),
         ]);
     }
     data

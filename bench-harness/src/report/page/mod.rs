@@ -5,9 +5,11 @@
 mod charts;
 pub(crate) mod classes;
 mod commands;
-mod data;
+pub(super) mod data;
 mod html;
-mod words;
+pub(super) mod roofs;
+mod series;
+pub(super) mod words;
 
 use perjoule_record::Record;
 

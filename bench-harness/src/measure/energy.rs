@@ -146,6 +146,11 @@ impl Gauge {
         (!meters.is_empty()).then_some(Gauge { meters, baseline })
     }
 
+    /// The sensor whose figures stand in a record's own fields; `None` where they are modelled.
+    pub(crate) fn sensor(&self) -> Option<Arc<dyn Meter>> {
+        self.meters.first().filter(|meter| meter.info().kind == Kind::Measured).cloned()
+    }
+
     /// Length that a window should have.
     fn window(&self) -> Duration {
         self.meters[0].info().window_for(UNCERTAINTY).max(SHORTEST)

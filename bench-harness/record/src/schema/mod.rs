@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use energy::{Energy, EnergyKind, Reading};
 pub use number::Interval;
 pub(crate) use number::count;
-pub use timing::{Clock, Conditions, Roof, Timing, Verification, Versus};
+pub use timing::{Clock, Conditions, Roof, Timing, Trace, Verification, Versus};
 pub use workload::{CacheState, DeviceFields, Phase, Workload};
 
 use crate::Environment;

@@ -99,6 +99,27 @@ pub struct Conditions {
     pub clock_mhz_max: Option<f64>,
     /// Highest temperature seen, in degrees Celsius.
     pub temperature_c_max: Option<f64>,
+    /// Power, clock and temperature over time, beside warm-up and samples. Null: nothing could be measured.
+    pub trace: Option<Trace>,
+}
+
+/// What was measured beside a measurement, over time: lists of equal length, at most [`Trace::MOST`] points. A point is the mean of the readings
+/// that it stands for.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Trace {
+    /// Seconds since watching began, ascending.
+    pub t_s: Vec<f64>,
+    /// Power in watts, by the meter that the record's energy is of. Null: not measured, within the list: not at that point.
+    pub watts: Option<Vec<Option<f64>>>,
+    /// Clock in MHz; of a CPU the mean over its processors.
+    pub clock_mhz: Option<Vec<Option<f64>>>,
+    /// Highest temperature of the device in degrees Celsius.
+    pub temperature_c: Option<Vec<Option<f64>>>,
+}
+
+impl Trace {
+    /// Most points of a record's trace.
+    pub const MOST: usize = 240;
 }
 
 /// The clock of a measurement.

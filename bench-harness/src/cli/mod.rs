@@ -20,6 +20,7 @@ mod progress;
 mod report;
 mod run;
 mod run_tokens;
+mod top;
 
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser};
@@ -76,6 +77,7 @@ fn dispatch(cli: Cli) -> Result<Ended> {
         Command::Generate(args) => generate::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Completions { shell } => {
             // made in memory: clap_complete panics when it cannot write
             let mut script = Vec::new();

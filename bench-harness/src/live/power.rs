@@ -4,12 +4,15 @@ use perjoule_meter::{Meter, Sample};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Shortest time between two readings of a sensor of power.
+const FASTEST: Duration = Duration::from_millis(50);
+
 /// Reads one meter now and then, and remembers what followed from it.
 #[derive(Debug)]
 pub(crate) struct Probe {
     meter: Arc<dyn Meter>,
-    spacing: Duration,
-    due: Instant,
+    /// When it was last asked, whatever it said.
+    asked: Option<Instant>,
     last: Option<(Instant, Sample)>,
     /// Joules and seconds since the last [`Probe::take`].
     since: (f64, f64),
@@ -19,10 +22,10 @@ pub(crate) struct Probe {
 }
 
 impl Probe {
-    /// Reads no more often than each `spacing`, nor more often than the meter has something new to say.
-    pub(crate) fn new(meter: Arc<dyn Meter>, spacing: Duration) -> Self {
+    /// Nothing was read yet.
+    pub(crate) fn new(meter: Arc<dyn Meter>) -> Self {
         let zero = (0.0, 0.0);
-        Probe { meter, spacing, due: Instant::now(), last: None, since: zero, total: zero, error: None }
+        Probe { meter, asked: None, last: None, since: zero, total: zero, error: None }
     }
 
     /// The meter.
@@ -30,9 +33,34 @@ impl Probe {
         &self.meter
     }
 
-    /// When it is to be read next.
-    pub(crate) fn due(&self) -> Instant {
-        self.due
+    /// When it wants to be read between the ends of an interval: a sensor of power for its integral, a counter before it wraps.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        let info = self.meter.info();
+        let every = match self.last {
+            Some((_, Sample::Joules(_))) => info.poll_every?,
+            _ => info.poll_every.unwrap_or(info.update_period).max(FASTEST),
+        };
+        self.asked?.checked_add(every)
+    }
+
+    /// Reads the meter at the end of an interval, unless it has nothing new to say yet.
+    pub(crate) fn poll(&mut self) {
+        let info = self.meter.info();
+        let least = match self.last {
+            // both ends of a difference may miss the counter's last step
+            Some((_, Sample::Joules(_))) => 2 * info.update_period,
+            _ => info.poll_every.unwrap_or(info.update_period),
+        };
+        if self.asked.is_none_or(|asked| asked.elapsed() >= least) {
+            self.read();
+        }
+    }
+
+    /// Reads the meter within an interval, if it wants that.
+    pub(crate) fn poll_within(&mut self) {
+        if self.due().is_some_and(|due| due <= Instant::now()) {
+            self.read();
+        }
     }
 
     /// Joules since the first reading; `None` before the second.
@@ -50,26 +78,14 @@ impl Probe {
         self.error.as_deref()
     }
 
-    /// Reads the meter, if it is due.
-    pub(crate) fn poll(&mut self) {
+    fn read(&mut self) {
         let before = Instant::now();
-        if before < self.due {
-            return;
-        }
+        self.asked = Some(before);
         match self.meter.read() {
             // a driver may be slow: the reading is of the middle of the call
             Ok(sample) => self.see(before + before.elapsed() / 2, sample),
-            Err(error) => {
-                (self.error, self.last) = (Some(error.to_string()), None);
-            }
+            Err(error) => (self.error, self.last) = (Some(error.to_string()), None),
         }
-        let info = self.meter.info();
-        let period = match self.last {
-            // both ends of a difference may miss the counter's last step
-            Some((_, Sample::Joules(_))) => 2 * info.update_period,
-            _ => info.poll_every.unwrap_or(info.update_period),
-        };
-        self.due = before + self.spacing.max(period);
     }
 
     fn see(&mut self, at: Instant, sample: Sample) {
@@ -124,7 +140,7 @@ mod tests {
 
     fn probe() -> (Probe, Instant) {
         let info = MeterInfo::new("test", Source::Other("test"), Boundary::Package, Subject::Cpu);
-        (Probe::new(Arc::new(Never(info)), Duration::ZERO), Instant::now())
+        (Probe::new(Arc::new(Never(info))), Instant::now())
     }
 
     #[test]

@@ -79,7 +79,7 @@ fn spawn(
     let (stop, stopped) = mpsc::channel::<()>();
     let read = move || {
         let start = Instant::now();
-        let mut probe = meter.map(|meter| Probe::new(meter, every));
+        let mut probe = meter.map(Probe::new);
         let mut points = Vec::new();
         let mut look = || {
             probe.as_mut().and_then(|probe| {

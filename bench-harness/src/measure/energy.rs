@@ -3,8 +3,8 @@
 use anyhow::Result;
 use perjoule_kernels::{DeviceClass, DeviceInfo};
 use perjoule_meter::{
-    Baseline, Discovery, ExternalSource, Kind, Meter, MeterInfo, NeuronMaximum, Options, Source, Subject,
-    Unavailable, Window, discover,
+    Baseline, Discovery, ExternalSource, Kind, Meter, MeterInfo, Modelled, NeuronMaximum, Options,
+    PowerModel, Source, Subject, Unavailable, Utilisation, Window, discover,
 };
 use perjoule_record::{Energy, EnergyKind, Environment, Interval, Reading};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,6 +34,8 @@ pub(crate) struct Added {
 /// The meters of this machine.
 pub(crate) struct Meters {
     found: Discovery,
+    /// What stands in for a sensor of the CPU.
+    model: Option<PowerModel>,
 }
 
 impl Meters {
@@ -45,18 +47,30 @@ impl Meters {
             virtualized: environment.virtualized.unwrap_or(false),
             threads: u32::try_from(threads).unwrap_or(u32::MAX),
         };
+        let model = cpu_power(machine).ok();
         let options = Options {
-            models: cpu_power(machine).into_iter().collect(),
+            models: model.iter().cloned().collect(),
             external: added.external.clone(),
             neuron: added.neuron,
             ..Options::default()
         };
-        Meters { found: discover(&options) }
+        Meters { found: discover(&options), model }
     }
 
-    /// All that were found.
-    pub(crate) fn found(&self) -> &Discovery {
-        &self.found
+    /// The meters for watching the machine as it is: those that were found, but for a model that takes the processors to be busy one that
+    /// follows how busy they are.
+    pub(crate) fn live(&self) -> Vec<Arc<dyn Meter>> {
+        let mut list: Vec<Arc<dyn Meter>> =
+            self.found.meters.iter().filter(|meter| meter.constant_watts().is_none()).cloned().collect();
+        let follows = |model: &PowerModel| PowerModel {
+            utilisation: Utilisation::ProcStat("/proc/stat".into()),
+            ..model.clone()
+        };
+        let model = self.model.as_ref().and_then(|model| Modelled::new(follows(model)).ok());
+        list.extend(
+            model.filter(|model| model.read().is_ok()).map(|model| Arc::new(model) as Arc<dyn Meter>),
+        );
+        list
     }
 
     /// The meters of a device, best first; none where its energy cannot be told. The device's own sensor comes first, then what the user

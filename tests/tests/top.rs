@@ -6,7 +6,7 @@ use std::process::Stdio;
 mod place;
 use place::Place;
 
-const SMALL: &str = "run --op rms_norm --shape rows=8,len=256 --dtype f32,bf16 --budget 0.5 -r 5";
+const SMALL: &str = "run --op matmul --shape m=16,n=32,k=64 --dtype f32,bf16 --budget 0.5 -r 5";
 
 #[test]
 fn one_reading_is_a_table() {
@@ -154,14 +154,14 @@ fn charts_stand_below_tables_where_they_are_asked_for() {
     let bars: Vec<&str> = table[start..].lines().skip(1).take(2).collect();
     for (bar, dtype) in bars.iter().zip(["f32", "bf16"]) {
         assert!(
-            bar.contains(&format!("rms_norm {dtype} rows=8,len=256")) && bar.trim_end().ends_with('%'),
+            bar.contains(&format!("matmul {dtype} m=16,n=32,k=64")) && bar.trim_end().ends_with('%'),
             "{table}"
         );
         assert!(bar.chars().count() <= 92, "{bar}");
     }
     let md = place.ok(&format!("{SMALL} --charts --format md"));
     assert!(md.contains("```text\nShare of the roof") && md.contains("%\n```\n"), "{md}");
-    let one = place.ok("run --op rms_norm --shape rows=8,len=256 --dtype f32 --budget 0.5 -r 5 --charts");
+    let one = place.ok("run --op matmul --shape m=16,n=32,k=64 --dtype f32 --budget 0.5 -r 5 --charts");
     assert!(!one.contains("Share of the roof"), "one line needs no picture: {one}");
     let mut command = place.command(&format!("{SMALL} --charts"));
     let ascii = command.env("LC_ALL", "C").output().unwrap();

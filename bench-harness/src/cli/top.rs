@@ -244,7 +244,9 @@ struct Screen(ratatui::DefaultTerminal);
 
 impl Screen {
     fn enter() -> Result<Self> {
-        ratatui::try_init().map(Screen).context("cannot draw on this terminal")
+        // half of the way in is undone
+        let undo = |_: &std::io::Error| ratatui::restore();
+        ratatui::try_init().map(Screen).inspect_err(undo).context("cannot draw on this terminal")
     }
 }
 

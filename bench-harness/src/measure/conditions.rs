@@ -33,6 +33,7 @@ pub(crate) struct Watch {
     load: disturbance::Watch,
     sensors: Sensors,
     throttled: Option<f64>,
+    meter: Option<String>,
     reader: Option<(Sender<()>, JoinHandle<Vec<Point>>)>,
 }
 
@@ -44,11 +45,15 @@ impl Watch {
 
     fn of(sensors: Sensors, meter: Option<Arc<dyn Meter>>, every: Duration) -> Self {
         let throttled = sensors.throttled();
+        let named = meter.as_ref().map(|meter| {
+            let info = meter.info();
+            format!("{}: {}, boundary {}", info.source, info.name, info.boundary)
+        });
         let reader = match sensors.is_blind() && meter.is_none() {
             true => None,
             false => spawn(sensors.clone(), meter, every),
         };
-        Watch { load: disturbance::Watch::start(), sensors, throttled, reader }
+        Watch { load: disturbance::Watch::start(), sensors, throttled, meter: named, reader }
     }
 
     /// Fills `record` with what was seen since then, and says so where its samples changed their level.
@@ -67,6 +72,9 @@ impl Watch {
         if let Some((stop, thread)) = self.reader {
             drop(stop);
             record.conditions = conditions(&thread.join().unwrap_or_default());
+            if let Some(trace) = record.conditions.trace.as_mut().filter(|trace| trace.watts.is_some()) {
+                trace.meter = self.meter;
+            }
         }
     }
 }
@@ -133,6 +141,7 @@ fn trace(points: &[Point]) -> Option<Trace> {
     };
     let trace = Trace {
         t_s: groups.iter().filter_map(|group| mean(group.iter().map(|point| point.t))).map(rounded).collect(),
+        meter: None,
         watts: series(|point| point.watts),
         clock_mhz: series(|point| point.clock),
         temperature_c: series(|point| point.temperature),
@@ -223,6 +232,7 @@ mod tests {
         watch.finish(&mut record);
         let reads = meter.reads.load(Ordering::SeqCst);
         let trace = record.conditions.trace.unwrap();
+        assert_eq!(trace.meter.as_deref(), Some("test: step, boundary board"));
         let watts: Vec<f64> = trace.watts.unwrap().into_iter().flatten().collect();
         assert_eq!(watts[..3], [100.0, 100.0, 150.0], "the step lies within the third");
         assert!(watts[3..].iter().all(|watts| *watts == 200.0), "{watts:?}");

@@ -82,13 +82,22 @@ fn text(field: &Option<String>) -> &str {
 pub(crate) fn kernels(records: &[Record]) -> Vec<Chart> {
     let usable: Vec<&Record> = records.iter().filter(|record| record.valid).collect();
     let mut charts = Vec::new();
-    let what = |w: &Workload| (text(&w.op).to_owned(), text(&w.dtype).to_owned(), text(&w.shape).to_owned());
-    // one op by several rows: they are told apart by their names
-    let by_kernel = usable.windows(2).all(|pair| what(&pair[0].workload) == what(&pair[1].workload));
+    let all_alike = |of: fn(&Workload) -> (&str, &str)| {
+        usable.windows(2).all(|pair| of(&pair[0].workload) == of(&pair[1].workload))
+    };
+    let one_shape = all_alike(|w| (text(&w.op), text(&w.shape)));
+    let one_dtype = all_alike(|w| (text(&w.dtype), ""));
+    // one op by several kernels: they are told apart by their names
+    let mut tasks: Vec<_> =
+        usable.iter().map(|r| (&r.workload.op, &r.workload.dtype, &r.workload.shape)).collect();
+    tasks.sort_unstable();
+    let by_kernel = tasks.windows(2).any(|pair| pair[0] == pair[1]);
     let shape = |w: &Workload| text(&w.shape).trim_start_matches("b=1,").trim_end_matches(",b=1").to_owned();
-    let label = |w: &Workload| match by_kernel {
-        true => text(&w.kernel).to_owned(),
-        false => format!("{} {} {}", text(&w.op), text(&w.dtype), shape(w)),
+    let label = |w: &Workload| match (by_kernel, one_shape, one_dtype) {
+        (true, true, true) => text(&w.kernel).to_owned(),
+        (true, true, false) => format!("{} {}", text(&w.dtype), text(&w.kernel)),
+        (true, false, _) => format!("{} {} {}", text(&w.dtype), shape(w), text(&w.kernel)),
+        _ => format!("{} {} {}", text(&w.op), text(&w.dtype), shape(w)),
     };
     let roofs = usable.iter().filter_map(|record| {
         let value = record.roof.roof_fraction?;
@@ -211,7 +220,7 @@ mod tests {
         for chart in kernels(&records) {
             for width in [0, 20, 60, 92] {
                 for line in &chart.lines(width, false)[1..] {
-                    assert!(line.is_ascii() && line.chars().count() <= width.max(30), "{width}: {line}");
+                    assert!(line.is_ascii() && line.chars().count() <= width.max(34), "{width}: {line}");
                 }
             }
             assert!(chart.lines(92, true)[2].contains('▏'), "what is not nothing is seen");
@@ -239,6 +248,9 @@ mod tests {
         assert_eq!(charts.len(), 1, "one shape has no chart over shapes");
         let lines = charts[0].lines(60, true);
         assert!(lines[1].starts_with(" fast ") && lines[2].starts_with(" slow "), "{lines:?}");
+        let both = [&records[..], &[kernel("bf16", "m=1", "slow", 2.0, Some(0.2))]].concat();
+        let lines = kernels(&both)[0].lines(60, true);
+        assert!(lines[2].starts_with(" f32 slow ") && lines[3].starts_with(" bf16 slow "), "{lines:?}");
     }
 
     #[test]

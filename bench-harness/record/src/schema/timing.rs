@@ -109,7 +109,9 @@ pub struct Conditions {
 pub struct Trace {
     /// Seconds since watching began, ascending.
     pub t_s: Vec<f64>,
-    /// Power in watts, by the meter that the record's energy is of. Null: not measured, within the list: not at that point.
+    /// The sensor of `watts`: source, name and boundary. It is the one of the record's energy, where that is known.
+    pub meter: Option<String>,
+    /// Power in watts. Null: not measured, within the list: not at that point.
     pub watts: Option<Vec<Option<f64>>>,
     /// Clock in MHz; of a CPU the mean over its processors.
     pub clock_mhz: Option<Vec<Option<f64>>>,

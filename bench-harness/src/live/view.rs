@@ -353,7 +353,7 @@ fn graph(frame: &mut Frame<'_>, area: Rect, history: &History, device: &DeviceRe
     let top = if power { peak } else { 1.0 };
     let columns = history.columns(bars.width as usize);
     let each = state.interval.as_secs_f64() * history.points_per_column(bars.width as usize) as f64;
-    let data: Vec<Option<u64>> = columns.iter().map(|value| Some(level(value.as_ref(), top)?)).collect();
+    let data: Vec<Option<u64>> = columns.iter().map(|value| level(value.as_ref(), top)).collect();
     // newest at the right edge
     let pad = (bars.width as usize).saturating_sub(data.len());
     let bars = Rect { x: bars.x + pad as u16, width: bars.width - pad as u16, ..bars };

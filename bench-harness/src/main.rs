@@ -5,6 +5,7 @@
 //! | `cli` | the command line, one file a command |
 //! | `ops` | every op by name, with the sizes that `--shape` takes |
 //! | `measure` | the measuring engine, ceilings, kernels, tokens, energy windows |
+//! | `live` | power, use, clocks and temperatures now, and how a terminal shows them |
 //! | `compare` | records and classes side by side, and regressions between two files |
 //! | `catalogue` | published facts about hardware |
 //! | `history` | records over time, found through an index |
@@ -17,6 +18,7 @@ mod cli;
 mod compare;
 mod history;
 mod inputs;
+mod live;
 mod measure;
 mod ops;
 mod report;

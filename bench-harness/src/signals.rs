@@ -23,3 +23,12 @@ pub(crate) fn install() -> Result<()> {
     })
     .context("cannot watch for Ctrl-C")
 }
+
+/// Stops this process as Ctrl-Z does; returns when the shell lets it go on.
+pub(crate) fn suspend() {
+    #[cfg(unix)]
+    // SAFETY: raising a signal touches no memory; its default action stops the process, and no handler of ours runs.
+    unsafe {
+        libc::raise(libc::SIGTSTP);
+    }
+}

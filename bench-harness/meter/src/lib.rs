@@ -82,7 +82,7 @@ pub use hwmon::{HWMON_ROOT, Hwmon};
 pub use ina3221::{INA3221_IIO_ROOT, Ina3221};
 #[cfg(feature = "criterion")]
 pub use measurement::{JouleMeasurement, SampleJoules};
-pub use meter::{Meter, MeterInfo, Sample, Subject, Unwrapped};
+pub use meter::{DeviceState, Meter, MeterInfo, Sample, Subject, Unwrapped};
 pub use modelled::{Modelled, PowerModel, Utilisation};
 pub use neuron::{NEURON_ROOT, Neuron, NeuronMaximum};
 #[cfg(feature = "nvml")]

@@ -121,6 +121,30 @@ pub enum Sample {
     Watts(f64),
 }
 
+/// What a device says about itself beside its energy, at one moment. A field that it does not report is `None`.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct DeviceState {
+    /// Share of the last sampling period of the driver in which the device worked, 0..=1.
+    pub utilisation: Option<f64>,
+    /// Memory in use, bytes.
+    pub memory_used: Option<u64>,
+    /// Memory of the device, bytes.
+    pub memory_total: Option<u64>,
+    /// Clock of what computes, MHz.
+    pub clock_mhz: Option<f64>,
+    /// Clock of the memory, MHz.
+    pub memory_clock_mhz: Option<f64>,
+    /// Temperature of the chip, degrees Celsius.
+    pub temperature_c: Option<f64>,
+    /// Power that the device is held below, W.
+    pub power_limit_w: Option<f64>,
+    /// Speed of the fastest fan, as a share of its highest.
+    pub fan: Option<f64>,
+    /// Why clocks are lower than they could be; empty when nothing lowers them. A device at rest is not throttled.
+    pub throttle_reasons: Option<Vec<&'static str>>,
+}
+
 /// A source of energy readings.
 ///
 /// `read` must return the same kind of [`Sample`] each time. Cumulative joules never decrease: a counter of
@@ -155,6 +179,11 @@ pub trait Meter: Send + Sync + Debug {
 
     /// The same energy read another way. A window reads both and reports where they disagree.
     fn cross_check(&self) -> Option<&dyn Meter> {
+        None
+    }
+
+    /// What the device says about itself beside its energy, now; `None` where the source of the readings knows nothing else.
+    fn state(&self) -> Option<DeviceState> {
         None
     }
 

@@ -14,13 +14,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nvml_wrapper::bitmasks::device::ThrottleReasons;
+use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 use nvml_wrapper::enums::device::SampleValue;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::structs::device::FieldId;
 
 use crate::discover::{Discovery, Unavailable};
 use crate::error::{MeterError, Result};
-use crate::meter::{Meter, MeterInfo, Sample, Subject};
+use crate::meter::{DeviceState, Meter, MeterInfo, Sample, Subject};
 use crate::quantity::{Band, Boundary, Source};
 
 /// `NVML_FI_DEV_POWER_INSTANT` of nvml.h: power now, mW.
@@ -158,6 +160,40 @@ impl Meter for Nvml {
     fn cross_check(&self) -> Option<&dyn Meter> {
         self.check.as_deref().map(|check| check as &dyn Meter)
     }
+
+    fn state(&self) -> Option<DeviceState> {
+        let device = self.nvml.device_by_uuid(self.uuid.as_str()).ok()?;
+        let memory = device.memory_info().ok();
+        let clock = |clock| device.clock_info(clock).ok().map(f64::from);
+        let fans = device.num_fans().unwrap_or(0);
+        let fan = (0..fans).filter_map(|fan| device.fan_speed(fan).ok()).max();
+        Some(DeviceState {
+            utilisation: device.utilization_rates().ok().map(|rates| f64::from(rates.gpu) / 100.0),
+            memory_used: memory.as_ref().map(|memory| memory.used),
+            memory_total: memory.as_ref().map(|memory| memory.total),
+            clock_mhz: clock(Clock::SM),
+            memory_clock_mhz: clock(Clock::Memory),
+            temperature_c: device.temperature(TemperatureSensor::Gpu).ok().map(f64::from),
+            power_limit_w: device.enforced_power_limit().ok().map(|milli| f64::from(milli) * 1e-3),
+            fan: fan.map(|percent| f64::from(percent) / 100.0),
+            throttle_reasons: device.current_throttle_reasons().ok().map(throttled),
+        })
+    }
+}
+
+/// Why clocks are lowered, in words; that a GPU is at rest is no reason.
+fn throttled(reasons: ThrottleReasons) -> Vec<&'static str> {
+    let words = [
+        (ThrottleReasons::SW_POWER_CAP, "power limit"),
+        (ThrottleReasons::HW_SLOWDOWN, "hardware slowdown"),
+        (ThrottleReasons::SW_THERMAL_SLOWDOWN, "too hot (driver)"),
+        (ThrottleReasons::HW_THERMAL_SLOWDOWN, "too hot (hardware)"),
+        (ThrottleReasons::HW_POWER_BRAKE_SLOWDOWN, "power brake of the machine"),
+        (ThrottleReasons::SYNC_BOOST, "slower GPU of its group"),
+        (ThrottleReasons::APPLICATIONS_CLOCKS_SETTING, "clocks set by the user"),
+        (ThrottleReasons::DISPLAY_CLOCK_SETTING, "clocks set for the display"),
+    ];
+    words.into_iter().filter(|(reason, _)| reasons.contains(*reason)).map(|(_, word)| word).collect()
 }
 
 fn describe(uuid: &str, name: String, via: Via) -> MeterInfo {

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use perjoule_meter::{Boundary, Kind, Nvml, Source, Window};
+use perjoule_meter::{Boundary, DeviceState, Kind, Nvml, Source, Window};
 
 fn build_fake(dir: &Path) -> PathBuf {
     let library = dir.join("libfake_nvml.so");
@@ -42,6 +42,23 @@ fn each_gpu_is_read_in_the_best_way_it_has() {
     let average = found.device("average").expect("the prefix may be left out");
     assert_eq!(average.info().update_period, Duration::from_secs(1), "PowerUsage is a mean over one second");
     assert!(Window::start(average.clone()).expect("start").finish().is_err(), "too short for it");
+}
+
+#[test]
+fn a_gpu_says_what_it_knows_about_itself_and_no_more() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let found = Nvml::discover(Some(&build_fake(dir.path())));
+    let state = |uuid| found.device(uuid).expect("found by UUID").state().expect("a state");
+    let known = state("GPU-counter");
+    assert_eq!(
+        (known.utilisation, known.temperature_c, known.power_limit_w),
+        (Some(0.75), Some(64.0), Some(700.0))
+    );
+    assert_eq!((known.clock_mhz, known.memory_clock_mhz), (Some(1980.0), Some(2619.0)));
+    assert_eq!((known.memory_used, known.memory_total), (Some(20 << 30), Some(80 << 30)));
+    assert_eq!(known.throttle_reasons.as_deref(), Some(&["power limit"][..]), "idleness is no throttling");
+    assert_eq!(known.fan, None, "the library does not have that function");
+    assert_eq!(state("GPU-average"), DeviceState::default(), "nothing is made up");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use super::args_compare::{COMPARE_EXAMPLES, ClassesArgs, CompareArgs};
 use super::meters::MeterArgs;
+use super::top::{TOP_EXAMPLES, TopArgs};
 
 /// What a unit of energy buys: tensor kernels and models, their speed and their joules per token.
 ///
@@ -69,6 +70,9 @@ pub(crate) enum Command {
     Report(ReportArgs),
     /// Print the JSON Schema of a record
     Schema,
+    /// Watch power, use, clocks and temperature of every device, live
+    #[command(after_help = TOP_EXAMPLES)]
+    Top(TopArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -220,6 +224,12 @@ pub(crate) struct RunArgs {
     /// No progress, no notes
     #[arg(long, help_heading = "Output")]
     pub(crate) quiet: bool,
+    /// Show power, use, clock and temperature below the progress, twice a second
+    #[arg(long, conflicts_with = "quiet", help_heading = "Output")]
+    pub(crate) live: bool,
+    /// Draw charts below the tables [default: in a terminal]
+    #[arg(long, conflicts_with = "quiet", help_heading = "Output")]
+    pub(crate) charts: bool,
     /// What stdout carries [default: table]
     #[arg(long, value_enum, help_heading = "Output")]
     pub(crate) format: Option<Format>,

@@ -12,7 +12,7 @@ use serde_json::json;
 use std::io::Write;
 
 use super::args::CheckArgs;
-use super::{Ended, open, run_tokens};
+use super::{Ended, open, progress, run_tokens};
 use crate::measure::{Interrupted, interrupted};
 use crate::report::{Align, Style, Table};
 
@@ -66,7 +66,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Ended> {
         .with_context(|| format!("{}: give a reference with --expected", path.display()))?;
     let device = open(&args.device, args.threads)?;
     let rows = vec![1, expected.rows, expected.rows * expected.tokens];
-    let model = run_tokens::load(&device, &source, args.dtype, rows, args.quiet)?;
+    let model = run_tokens::load(&device, &source, args.dtype, rows, progress::bytes(args.quiet))?;
 
     let prefill = Distance::of(&whole(&model, &expected)?, &expected.logits);
     let single = Distance::of(&token_by_token(&model, &expected)?, &expected.logits);

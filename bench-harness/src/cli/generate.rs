@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::args::GenerateArgs;
-use super::{Ended, environment, open, parse_ids, run_tokens, threads_of};
+use super::{Ended, environment, open, parse_ids, progress, run_tokens, threads_of};
 use crate::measure::energy::Gauge;
 use crate::measure::interrupted;
 use crate::report::{kind_word, units::si};
@@ -56,7 +56,13 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<Ended> {
     let eos: Vec<u32> = if args.ignore_eos { Vec::new() } else { geometry.eos_ids.clone() };
     let device = open(&args.device, args.threads)?;
     let dtype = run_tokens::dtype_of(&source, args.dtype);
-    let model = run_tokens::load(&device, &source, dtype, vec![1, prompt.len().min(BATCH)], args.quiet)?;
+    let model = run_tokens::load(
+        &device,
+        &source,
+        dtype,
+        vec![1, prompt.len().min(BATCH)],
+        progress::bytes(args.quiet),
+    )?;
     let mut session = model.session(SessionOptions { parallel: 1, capacity, chunk: BATCH })?;
     let gauge =
         Gauge::new(args.meters.discover(&environment(), threads_of(device.info()))?.of(device.info()));

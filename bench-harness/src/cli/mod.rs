@@ -26,6 +26,7 @@ mod report;
 mod run;
 mod run_tokens;
 mod schema;
+mod top;
 
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser};
@@ -87,6 +88,7 @@ fn dispatch(cli: Cli) -> Result<Ended> {
         Command::Import(args) => import::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Schema => schema::run(),
+        Command::Top(args) => top::run(&args),
         Command::Completions { shell } => {
             // made in memory: clap_complete panics when it cannot write
             let mut script = Vec::new();

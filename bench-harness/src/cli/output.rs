@@ -1,6 +1,6 @@
 //! Where a run's results go: records to a file, and stdout in the format that was asked for.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use perjoule_formats::{Exported, Format as Foreign, export};
 use perjoule_record::{Environment, Record, Store, to_line};
 use serde::Deserialize;
@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 
 use super::args::Format;
 use super::atomic;
+use super::progress::Bars;
+use crate::live::text::unicode;
+use crate::report::chart::Chart;
 use crate::report::{self, Style, Table};
 
 /// Folder of the records of runs that name no file.
@@ -25,6 +28,8 @@ pub(super) type Reasons = Vec<(String, u64)>;
 pub(crate) struct Output {
     format: Format,
     quiet: bool,
+    charts: bool,
+    bars: Bars,
     stdout: anstream::AutoStream<std::io::Stdout>,
     store: Option<Store>,
     /// The file is ours alone, so that it may go when nothing was written to it.
@@ -68,9 +73,12 @@ impl Output {
         };
         let store = path.map(Store::open).transpose().context("-o")?;
         let stdout = anstream::AutoStream::auto(std::io::stdout());
+        let bars = Bars::new(quiet);
         Ok(Output {
             format,
             quiet,
+            charts: false,
+            bars,
             stdout,
             store,
             own_file,
@@ -106,6 +114,27 @@ impl Output {
         Ok(text)
     }
 
+    /// Draws charts below tables: in a terminal, or wherever tables are when they are `asked` for.
+    ///
+    /// # Errors
+    /// When they are asked for and stdout carries no tables.
+    pub(crate) fn show_charts(&mut self, asked: bool) -> Result<()> {
+        let tables = matches!(self.format, Format::Table | Format::Md);
+        ensure!(tables || !asked, "--charts stand below tables: use --format table or md");
+        self.charts = tables && (asked || (std::io::stdout().is_terminal() && !self.quiet));
+        Ok(())
+    }
+
+    /// The bars of progress.
+    pub(crate) fn bars(&self) -> &Bars {
+        &self.bars
+    }
+
+    /// The bars of progress, to change what is below them.
+    pub(crate) fn bars_mut(&mut self) -> &mut Bars {
+        &mut self.bars
+    }
+
     /// Stores a record, and prints it where stdout carries records.
     pub(crate) fn record(&mut self, record: &Record) -> Result<()> {
         if let Some(store) = &mut self.store {
@@ -137,9 +166,8 @@ impl Output {
         self.records += 1;
         // tables have them below
         if !self.quiet && !matches!(self.format, Format::Table | Format::Md) {
-            for warning in report::warnings(record) {
-                eprintln!("warning: {warning}");
-            }
+            let warnings = report::warnings(record);
+            self.bars.suspend(|| warnings.iter().for_each(|warning| eprintln!("warning: {warning}")));
         }
         Ok(())
     }
@@ -155,7 +183,8 @@ impl Output {
     }
 
     fn print(&mut self, text: &str) -> Result<()> {
-        let written = self.stdout.write_all(text.as_bytes()).and_then(|()| self.stdout.flush());
+        let stdout = &mut self.stdout;
+        let written = self.bars.suspend(|| stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()));
         written.context("cannot write to stdout")
     }
 
@@ -184,6 +213,20 @@ impl Output {
         }
     }
 
+    /// Prints charts, where they are shown.
+    pub(crate) fn charts(&mut self, charts: &[Chart]) -> Result<()> {
+        let shown = if self.charts { charts } else { &[] };
+        for chart in shown {
+            let lines = chart.lines(WIDTH, unicode()).join("\n");
+            let lines = report::printable(&lines);
+            match self.format {
+                Format::Md => self.print(&format!("\n```text\n{lines}\n```\n"))?,
+                _ => self.print(&format!("\n {lines}\n"))?,
+            }
+        }
+        Ok(())
+    }
+
     /// Records stored so far that must not be used.
     pub(crate) fn invalid(&self) -> u64 {
         self.invalid
@@ -194,6 +237,7 @@ impl Output {
         if std::mem::replace(&mut self.finished, true) {
             return Ok(());
         }
+        self.bars.unwatch();
         let kept = std::mem::take(&mut self.kept);
         match self.format {
             Format::Json => self.print(if self.records == 0 { "[]\n" } else { "\n]\n" })?,

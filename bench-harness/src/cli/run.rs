@@ -4,11 +4,13 @@ use anyhow::{Result, bail, ensure};
 use perjoule::{Choice, DType, Device, Op};
 use perjoule_model::Source;
 use perjoule_record::{CacheState, Environment, Kind, Provenance, Record};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use super::args::{Part, RunArgs};
 use super::output::Output;
-use super::{Ended, devices, environment, open, progress, run_tokens, threads_of};
+use super::{Ended, devices, environment, open, run_tokens, threads_of};
+use crate::live::sample::{Roots, Sampler};
 use crate::measure::ceilings::{Ceilings, ceilings};
 use crate::measure::energy::{Gauge, Meters};
 use crate::measure::{Effort, Interrupted, interrupted, kernel};
@@ -71,6 +73,10 @@ pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
     ensure!(args.batch != Some(0), "--batch 0: at least one prompt token must be processed at once");
     ensure!(!args.parallel.contains(&0), "--parallel 0: at least one sequence is needed");
     ensure!(args.threads != Some(0), "--threads 0: at least one thread is needed");
+    ensure!(
+        !args.live || std::io::stderr().is_terminal(),
+        "--live draws on stderr, which is no terminal: leave it out; `perjoule top --jsonl` writes the same to a file"
+    );
     let parts = parts(args);
     refuse_unused(args, &parts)?;
     let wanted = if parts.contains(&Part::Kernels) { wanted(args)? } else { Vec::new() };
@@ -115,6 +121,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
     if let Some(path) = &args.openmetrics {
         output.keep_openmetrics(path)?;
     }
+    output.show_charts(args.charts)?;
     let session = Run { args, parts: &parts, budget, seed, environment: &environment };
     let start = Instant::now();
     let result = session.all(&opened, &tasks, &sources, &mut output);
@@ -265,11 +272,15 @@ impl Run<'_> {
         let threads = opened.iter().map(|device| threads_of(device.info())).max().unwrap_or(1);
         let meters = self.args.meters.discover(self.environment, threads)?;
         self.introduce(opened, &meters, output)?;
+        if self.args.live {
+            let cpu = self.environment.cpu_model.as_deref().unwrap_or("unknown processor");
+            output.bars_mut().watch(Sampler::new(&meters.live(), cpu, Roots::default()))?;
+        }
         let each = self.budget / opened.len() as f64;
         let ceilings_time = (each * 0.1).min(CEILINGS);
         for (device, tasks) in opened.iter().zip(tasks) {
             let threads = threads_of(device.info());
-            let bar = progress::bar(0, self.args.quiet);
+            let bar = output.bars().bar(0);
             bar.set_message("idle power and ceilings");
             let gauge = Gauge::new(meters.of(device.info()));
             // kernels are held against them, so they are measured even if they are not shown
@@ -388,7 +399,7 @@ impl Run<'_> {
         if args.budget.is_none() {
             time = time.min(KERNEL);
         }
-        let bar = progress::bar(jobs.len() as u64, args.quiet);
+        let bar = output.bars().bar(jobs.len() as u64);
         let mut records = Vec::new();
         let mut result = Ok(());
         for job in jobs {
@@ -412,7 +423,7 @@ impl Run<'_> {
                     .map(|(baseline, record)| vec![baseline, record]),
             };
             result = measured.and_then(|list| {
-                bar.suspend(|| list.iter().try_for_each(|record| output.record(record)))?;
+                list.iter().try_for_each(|record| output.record(record))?;
                 records.extend(list);
                 Ok(())
             });
@@ -426,6 +437,7 @@ impl Run<'_> {
             output.heading("Kernels", "outputs verified before they were timed")?;
             output.table(&report::kernels(&records))?;
             self.notes(&records, output)?;
+            output.charts(&report::chart::kernels(&records))?;
             if args.versus.is_some() {
                 output.heading("Versus", "sampled in turn; a ratio of times below 1 is faster")?;
                 output.table(&report::versus(&records))?;

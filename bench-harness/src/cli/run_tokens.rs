@@ -1,6 +1,7 @@
 //! The tokens part of `perjoule run`: loads a model once, then measures prefill and decode in each size asked for.
 
 use anyhow::{Result, ensure};
+use indicatif::ProgressBar;
 use perjoule::DType;
 use perjoule_model::memory::{available_memory, memory_needed};
 use perjoule_model::{LoadOptions, Model, Source, cache_dtype};
@@ -9,7 +10,6 @@ use std::time::Duration;
 
 use super::args::RunArgs;
 use super::output::Output;
-use super::progress;
 use super::run::{Run, Target};
 use crate::measure::interrupted;
 use crate::measure::tokens::{Bench, Test, pace, size_within};
@@ -30,16 +30,16 @@ pub(super) fn dtype_of(source: &Source, asked: Option<DType>) -> DType {
     asked.or(source.geometry().dtype.filter(|_| !source.is_random())).unwrap_or(DType::BF16)
 }
 
-/// Loads a model with a progress bar.
+/// Loads a model, and shows how far it is on `bar`.
 pub(super) fn load(
     device: &perjoule::Device,
     source: &Source,
     dtype: DType,
     rows: Vec<usize>,
-    quiet: bool,
+    bar: ProgressBar,
 ) -> Result<Model> {
     let verb = if source.is_random() { "drawing random weights of" } else { "loading" };
-    let bar = progress::bytes(quiet, format!("{verb} {} {dtype}", source.name()));
+    bar.set_message(format!("{verb} {} {dtype}", source.name()));
     let report = |done: u64, total: u64| {
         bar.set_length(total);
         bar.set_position(done);
@@ -93,7 +93,7 @@ pub(super) fn run(
     for dtype in dtypes {
         let mut rows: Vec<usize> = parallel.to_vec();
         rows.push(batch);
-        let model = load(&target.device, source, dtype, rows, args.quiet)?;
+        let model = load(&target.device, source, dtype, rows, output.bars().bytes())?;
         let mut records = Vec::new();
         let mut result = Ok(());
         let count = parallel.len() as u32 * depths.len() as u32;
@@ -103,7 +103,7 @@ pub(super) fn run(
                 let prefill = prompts.iter().map(|&n| (n, 0));
                 let decode = generated.iter().map(|&n| (0, n));
                 let tests: Vec<(usize, usize)> = prefill.chain(decode).filter(|t| *t != (0, 0)).collect();
-                let bar = progress::bar(tests.len() as u64, args.quiet);
+                let bar = output.bars().bar(tests.len() as u64);
                 for (n_prompt, n_gen) in &tests {
                     let (n_prompt, n_gen) = (*n_prompt, *n_gen);
                     let test = Test { n_prompt, n_gen, n_depth, n_parallel, n_batch: batch };
@@ -117,7 +117,7 @@ pub(super) fn run(
                     };
                     let record = run.record(Kind::Tokens, &target.device);
                     result = bench.run(test, effort, &mut target.ceilings, record).and_then(|record| {
-                        bar.suspend(|| output.record(&record))?;
+                        output.record(&record)?;
                         records.push(record);
                         Ok(())
                     });
@@ -135,6 +135,7 @@ pub(super) fn run(
             output.heading("Tokens", &format!("{}{weights}", report::model_line(first)))?;
             output.table(&report::tokens(&records))?;
             run.notes(&records, output)?;
+            output.charts(&report::chart::tokens(&records))?;
         }
         result?;
     }

@@ -89,13 +89,13 @@ impl Bench<'_> {
     /// A command that cannot be started, or that fails where that is not to be ignored.
     pub(crate) fn measure(&self, record: &Record) -> Result<Vec<Record>> {
         let mut taken: Vec<Vec<Run>> = self.tasks.iter().map(|_| Vec::new()).collect();
-        let mut watches: Vec<Watch> = self.tasks.iter().map(|_| Watch::start()).collect();
+        let mut watches = self.watches();
         let start = Instant::now();
         let warmups = match self.warm(&mut taken) {
             Ok(warmups) => {
                 // what happened during long first runs, which count, is to be seen, too
                 if taken.iter().all(Vec::is_empty) {
-                    watches = self.tasks.iter().map(|_| Watch::start()).collect();
+                    watches = self.watches();
                 }
                 passed(self.sample(&mut taken, start))?;
                 warmups
@@ -193,6 +193,12 @@ impl Bench<'_> {
             }
             round += 1;
         }
+    }
+
+    /// A watch for each command. Readings over time are of one command, or of none where several run in turn.
+    fn watches(&self) -> Vec<Watch> {
+        let meter = || self.gauge.filter(|_| self.tasks.len() == 1).and_then(Gauge::sensor);
+        self.tasks.iter().map(|_| Watch::start(meter())).collect()
     }
 
     /// One run, with its preparation before it.

@@ -1,104 +1,59 @@
-//! The state of the processor beside a measurement: clocks and temperatures, read now and then, and how often it was throttled.
+//! The state of the processor beside a measurement: clocks and temperatures, read now and then, how often it was throttled, and the power
+//! that the meter of its energy shows meanwhile.
 //!
-//! From Linux's sysfs: `cpu*/cpufreq/scaling_cur_freq`, `cpu*/thermal_throttle/*_throttle_count` and the temperatures of the hardware
-//! monitors `coretemp`, `k10temp` and `zenpower`. Virtual machines show none of them; then nothing runs beside the measurement.
+//! Where neither can be measured, as in most virtual machines, nothing runs beside the measurement.
 
-use perjoule_record::{Conditions, Record};
-use std::fs::{read_dir, read_to_string};
-use std::path::{Path, PathBuf};
+use perjoule_meter::Meter;
+use perjoule_record::{Conditions, Record, Trace};
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::disturbance;
+use crate::live::cpu::Sensors;
+use crate::live::power::Probe;
 
 /// Time between two readings: seldom enough to be nothing beside the work.
 const EVERY: Duration = Duration::from_millis(200);
 
-/// What can be read on this machine.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Sources {
-    clocks: Vec<PathBuf>,
-    temperatures: Vec<PathBuf>,
-    throttles: Vec<PathBuf>,
-}
-
-/// Entries of a folder, in order; none when it is not there.
-fn entries(folder: &Path) -> Vec<PathBuf> {
-    let mut list: Vec<PathBuf> = read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect();
-    list.sort();
-    list
-}
-
-fn name(path: &Path) -> &str {
-    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
-}
-
-impl Sources {
-    fn find(sys: &Path) -> Self {
-        let mut found = Sources::default();
-        let is_cpu = |path: &PathBuf| {
-            name(path)
-                .strip_prefix("cpu")
-                .is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
-        };
-        for cpu in entries(&sys.join("devices/system/cpu")).into_iter().filter(is_cpu) {
-            found
-                .clocks
-                .extend(Some(cpu.join("cpufreq/scaling_cur_freq")).filter(|path| number(path).is_some()));
-            let counts = entries(&cpu.join("thermal_throttle"));
-            found.throttles.extend(counts.into_iter().filter(|path| name(path).ends_with("_throttle_count")));
-        }
-        for monitor in entries(&sys.join("class/hwmon")) {
-            let driver = read_to_string(monitor.join("name")).unwrap_or_default();
-            if matches!(driver.trim(), "coretemp" | "k10temp" | "zenpower") {
-                let input = |path: &PathBuf| name(path).starts_with("temp") && name(path).ends_with("_input");
-                found.temperatures.extend(entries(&monitor).into_iter().filter(input));
-            }
-        }
-        found
-    }
-
-    /// Mean clock of the processors in MHz, and highest temperature in degrees.
-    fn read(&self) -> (Option<f64>, Option<f64>) {
-        let clocks: Vec<f64> =
-            self.clocks.iter().filter_map(|path| number(path)).map(|khz| khz / 1e3).collect();
-        let mean = (!clocks.is_empty()).then(|| clocks.iter().sum::<f64>() / clocks.len() as f64);
-        let degrees = self.temperatures.iter().filter_map(|path| number(path)).map(|milli| milli / 1e3);
-        (mean, degrees.reduce(f64::max))
-    }
-
-    /// How often each processor was throttled since it started; `None` where that is not counted.
-    fn throttled(&self) -> Option<f64> {
-        (!self.throttles.is_empty()).then(|| self.throttles.iter().filter_map(|path| number(path)).sum())
-    }
-}
-
-fn number(path: &Path) -> Option<f64> {
-    read_to_string(path).ok()?.trim().parse().ok().filter(|x: &f64| x.is_finite())
+/// What was seen at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Point {
+    /// Seconds since watching began.
+    t: f64,
+    watts: Option<f64>,
+    clock: Option<f64>,
+    temperature: Option<f64>,
 }
 
 /// Watches from its creation on.
 pub(crate) struct Watch {
     load: disturbance::Watch,
-    sources: Sources,
+    sensors: Sensors,
     throttled: Option<f64>,
-    reader: Option<(Sender<()>, JoinHandle<Conditions>)>,
+    meter: Option<String>,
+    reader: Option<(Sender<()>, JoinHandle<Vec<Point>>)>,
 }
 
 impl Watch {
-    /// Begins to watch.
-    pub(crate) fn start() -> Self {
-        Self::of(Sources::find(Path::new("/sys")))
+    /// Begins to watch; `meter` is the sensor whose power belongs to the record, if there is one.
+    pub(crate) fn start(meter: Option<Arc<dyn Meter>>) -> Self {
+        Self::of(Sensors::find(Path::new("/sys")), meter, EVERY)
     }
 
-    fn of(sources: Sources) -> Self {
-        let throttled = sources.throttled();
-        let reader = match sources.clocks.is_empty() && sources.temperatures.is_empty() {
+    fn of(sensors: Sensors, meter: Option<Arc<dyn Meter>>, every: Duration) -> Self {
+        let throttled = sensors.throttled();
+        let named = meter.as_ref().map(|meter| {
+            let info = meter.info();
+            format!("{}: {}, boundary {}", info.source, info.name, info.boundary)
+        });
+        let reader = match sensors.is_blind() && meter.is_none() {
             true => None,
-            false => spawn(sources.clone()),
+            false => spawn(sensors.clone(), meter, every),
         };
-        Watch { load: disturbance::Watch::start(), sources, throttled, reader }
+        Watch { load: disturbance::Watch::start(), sensors, throttled, meter: named, reader }
     }
 
     /// Fills `record` with what was seen since then, and says so where its samples changed their level.
@@ -109,37 +64,49 @@ impl Watch {
         if !seen.is_empty() {
             record.disturbances.get_or_insert_default().extend(seen);
         }
-        let events = self.throttled.zip(self.sources.throttled()).map(|(before, now)| now - before);
+        let events = self.throttled.zip(self.sensors.throttled()).map(|(before, now)| now - before);
         record.throttle_reasons = events.map(|events| match events > 0.0 {
             true => vec![format!("too hot: the processor was throttled {events:.0} times")],
             false => Vec::new(),
         });
         if let Some((stop, thread)) = self.reader {
             drop(stop);
-            record.conditions = thread.join().unwrap_or_default();
+            record.conditions = conditions(&thread.join().unwrap_or_default());
+            if let Some(trace) = record.conditions.trace.as_mut().filter(|trace| trace.watts.is_some()) {
+                trace.meter = self.meter;
+            }
         }
     }
 }
 
-fn spawn(sources: Sources) -> Option<(Sender<()>, JoinHandle<Conditions>)> {
+fn spawn(
+    sensors: Sensors,
+    meter: Option<Arc<dyn Meter>>,
+    every: Duration,
+) -> Option<(Sender<()>, JoinHandle<Vec<Point>>)> {
     let (stop, stopped) = mpsc::channel::<()>();
     let read = move || {
-        let (mut seen, mut count, mut sum) = (Conditions::default(), 0.0, 0.0);
-        let least = |old: Option<f64>, new: f64| Some(old.map_or(new, |old| old.min(new)));
-        let most = |old: Option<f64>, new: f64| Some(old.map_or(new, |old| old.max(new)));
+        let start = Instant::now();
+        let mut probe = meter.map(Probe::new);
+        let mut points = Vec::new();
+        let mut look = || {
+            probe.as_mut().and_then(|probe| {
+                probe.poll();
+                probe.take()
+            })
+        };
+        // a counter tells from its second reading on
+        look();
         loop {
-            let ended = stopped.recv_timeout(EVERY) != Err(RecvTimeoutError::Timeout);
-            let (clock, temperature) = sources.read();
-            if let Some(mhz) = clock {
-                (count, sum) = (count + 1.0, sum + mhz);
-                seen.clock_mhz_min = least(seen.clock_mhz_min, mhz);
-                seen.clock_mhz_max = most(seen.clock_mhz_max, mhz);
-                seen.clock_mhz_mean = Some(sum / count);
-            }
-            seen.temperature_c_max =
-                temperature.map_or(seen.temperature_c_max, |degrees| most(seen.temperature_c_max, degrees));
+            let ended = stopped.recv_timeout(every) != Err(RecvTimeoutError::Timeout);
+            points.push(Point {
+                t: start.elapsed().as_secs_f64(),
+                watts: look(),
+                clock: sensors.clocks().map(|clocks| clocks.mean),
+                temperature: sensors.temperature(),
+            });
             if ended {
-                return seen;
+                return points;
             }
         }
     };
@@ -148,10 +115,51 @@ fn spawn(sources: Sources) -> Option<(Sender<()>, JoinHandle<Conditions>)> {
     Some((stop, thread))
 }
 
+fn conditions(points: &[Point]) -> Conditions {
+    let clocks = || points.iter().filter_map(|point| point.clock);
+    Conditions {
+        clock_mhz_min: clocks().reduce(f64::min),
+        clock_mhz_mean: mean(clocks()),
+        clock_mhz_max: clocks().reduce(f64::max),
+        temperature_c_max: points.iter().filter_map(|point| point.temperature).reduce(f64::max),
+        trace: trace(points),
+    }
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (sum, count) = values.fold((0.0, 0.0), |(sum, count), x| (sum + x, count + 1.0));
+    (count > 0.0).then(|| sum / count)
+}
+
+/// The points as a record keeps them: neighbours are averaged until few enough are left. `None` when nothing was measured.
+fn trace(points: &[Point]) -> Option<Trace> {
+    let groups: Vec<&[Point]> = points.chunks(points.len().div_ceil(Trace::MOST).max(1)).collect();
+    let series = |value: fn(&Point) -> Option<f64>| {
+        let list: Vec<Option<f64>> =
+            groups.iter().map(|group| mean(group.iter().filter_map(value)).map(rounded)).collect();
+        list.iter().any(Option::is_some).then_some(list)
+    };
+    let trace = Trace {
+        t_s: groups.iter().filter_map(|group| mean(group.iter().map(|point| point.t))).map(rounded).collect(),
+        meter: None,
+        watts: series(|point| point.watts),
+        clock_mhz: series(|point| point.clock),
+        temperature_c: series(|point| point.temperature),
+    };
+    (trace.watts.is_some() || trace.clock_mhz.is_some() || trace.temperature_c.is_some()).then_some(trace)
+}
+
+/// To a thousandth: digits beyond that are noise, and records keep many of them.
+fn rounded(value: f64) -> f64 {
+    (value * 1e3).round() / 1e3
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use perjoule_meter::{Boundary, MeterInfo, Sample, Source, Subject};
     use perjoule_record::{Environment, Kind};
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     fn write(root: &Path, path: &str, text: &str) {
         let path = root.join(path);
@@ -173,7 +181,7 @@ mod tests {
         write(root, "class/hwmon/hwmon0/temp2_input", "67500\n");
         write(root, "class/hwmon/hwmon1/name", "nvme\n");
         write(root, "class/hwmon/hwmon1/temp1_input", "99000\n");
-        let watch = Watch::of(Sources::find(root));
+        let watch = Watch::of(Sensors::find(root), None, EVERY);
         write(root, "devices/system/cpu/cpu1/thermal_throttle/core_throttle_count", "7\n");
         let mut record = Record::new(Kind::Kernel, &Environment::default());
         watch.finish(&mut record);
@@ -187,10 +195,86 @@ mod tests {
     #[test]
     fn what_is_not_there_is_unknown() {
         let sys = tempfile::tempdir().unwrap();
-        let watch = Watch::of(Sources::find(sys.path()));
+        let watch = Watch::of(Sensors::find(sys.path()), None, EVERY);
         assert!(watch.reader.is_none(), "nothing runs beside the measurement");
         let mut record = Record::new(Kind::Kernel, &Environment::default());
         watch.finish(&mut record);
         assert_eq!((record.throttle_reasons, record.conditions), (None, Conditions::default()));
+    }
+
+    /// A sensor whose power doubles after some readings, and which counts them.
+    #[derive(Debug)]
+    struct Step {
+        info: MeterInfo,
+        reads: AtomicU64,
+        low: u64,
+    }
+
+    impl Meter for Step {
+        fn info(&self) -> &MeterInfo {
+            &self.info
+        }
+        fn read(&self) -> perjoule_meter::Result<Sample> {
+            let before = self.reads.fetch_add(1, Ordering::SeqCst);
+            Ok(Sample::Watts(if before < self.low { 100.0 } else { 200.0 }))
+        }
+    }
+
+    #[test]
+    fn a_step_of_power_is_seen_and_the_meter_left_alone_in_between() {
+        let info = MeterInfo::new("step", Source::Other("test"), Boundary::Board, Subject::Gpu);
+        let meter = Arc::new(Step { info, reads: AtomicU64::new(0), low: 3 });
+        let watch = Watch::of(Sensors::default(), Some(meter.clone()), Duration::from_millis(20));
+        while meter.reads.load(Ordering::SeqCst) < 7 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut record = Record::new(Kind::Kernel, &Environment::default());
+        watch.finish(&mut record);
+        let reads = meter.reads.load(Ordering::SeqCst);
+        let trace = record.conditions.trace.unwrap();
+        assert_eq!(trace.meter.as_deref(), Some("test: step, boundary board"));
+        let watts: Vec<f64> = trace.watts.unwrap().into_iter().flatten().collect();
+        assert_eq!(watts[..3], [100.0, 100.0, 150.0], "the step lies within the third");
+        assert!(watts[3..].iter().all(|watts| *watts == 200.0), "{watts:?}");
+        assert!(reads as usize <= trace.t_s.len() + 1, "one reading a point at most: {reads}");
+        assert!(
+            trace.clock_mhz.is_none() && trace.temperature_c.is_none(),
+            "what is not measured is not there"
+        );
+        assert!(trace.t_s.is_sorted());
+    }
+
+    #[test]
+    fn a_slow_meter_is_read_as_seldom_as_it_speaks() {
+        let mut info = MeterInfo::new("slow", Source::Other("test"), Boundary::Wall, Subject::System);
+        info.update_period = Duration::from_secs(3600);
+        let meter = Arc::new(Step { info, reads: AtomicU64::new(0), low: 1 });
+        let watch = Watch::of(Sensors::default(), Some(meter.clone()), Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(60));
+        watch.finish(&mut Record::new(Kind::Kernel, &Environment::default()));
+        assert_eq!(meter.reads.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn long_traces_are_thinned_and_keep_their_shape() {
+        let points: Vec<Point> = (0..10_001)
+            .map(|i| Point {
+                t: f64::from(i),
+                watts: Some(if i < 5000 { 10.0 } else { 30.0 }),
+                ..Point::default()
+            })
+            .collect();
+        let thin = trace(&points).unwrap();
+        let watts = thin.watts.unwrap();
+        assert!(
+            thin.t_s.len() <= Trace::MOST
+                && thin.t_s.len() > Trace::MOST / 2
+                && watts.len() == thin.t_s.len()
+        );
+        assert_eq!((watts[0], watts[watts.len() - 1]), (Some(10.0), Some(30.0)));
+        let step = watts.iter().position(|watts| *watts > Some(10.0)).unwrap();
+        assert!((thin.t_s[step] - 5000.0).abs() < 50.0, "{}", thin.t_s[step]);
+        assert_eq!(trace(&[]), None);
+        assert_eq!(trace(&points.iter().map(|p| Point { watts: None, ..*p }).collect::<Vec<_>>()), None);
     }
 }

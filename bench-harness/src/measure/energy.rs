@@ -3,8 +3,8 @@
 use anyhow::Result;
 use perjoule_kernels::{DeviceClass, DeviceInfo};
 use perjoule_meter::{
-    Baseline, Discovery, ExternalSource, Kind, Meter, MeterError, MeterInfo, NeuronMaximum, Options, Source,
-    Subject, Unavailable, Window, discover,
+    Baseline, Discovery, ExternalSource, Kind, Meter, MeterError, MeterInfo, Modelled, NeuronMaximum,
+    Options, PowerModel, Source, Subject, Unavailable, Utilisation, Window, discover,
 };
 use perjoule_record::{Energy, EnergyKind, Environment, Interval, Reading};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,6 +39,8 @@ pub(crate) struct Added {
 /// The meters of this machine.
 pub(crate) struct Meters {
     found: Discovery,
+    /// What stands in for a sensor of the CPU.
+    model: Option<PowerModel>,
 }
 
 impl Meters {
@@ -57,12 +59,29 @@ impl Meters {
             virtualized: environment.virtualized.unwrap_or(false),
             threads: u32::try_from(threads).unwrap_or(u32::MAX),
         };
-        Meters { found: discover(&Options { models: cpu_power(machine).into_iter().collect(), ..options }) }
+        let model = cpu_power(machine).ok();
+        Meters { found: discover(&Options { models: model.iter().cloned().collect(), ..options }), model }
     }
 
     /// All that were found.
     pub(crate) fn found(&self) -> &Discovery {
         &self.found
+    }
+
+    /// The meters for watching the machine as it is: those that were found, but for a model that takes the processors to be busy one that
+    /// follows how busy they are.
+    pub(crate) fn live(&self) -> Vec<Arc<dyn Meter>> {
+        let mut list: Vec<Arc<dyn Meter>> =
+            self.found.meters.iter().filter(|meter| meter.constant_watts().is_none()).cloned().collect();
+        let follows = |model: &PowerModel| PowerModel {
+            utilisation: Utilisation::ProcStat("/proc/stat".into()),
+            ..model.clone()
+        };
+        let model = self.model.as_ref().and_then(|model| Modelled::new(follows(model)).ok());
+        list.extend(
+            model.filter(|model| model.read().is_ok()).map(|model| Arc::new(model) as Arc<dyn Meter>),
+        );
+        list
     }
 
     /// The meters of a device, best first; none where its energy cannot be told. The device's own sensor comes first, then what the user
@@ -181,6 +200,11 @@ impl Gauge {
         let quick: Vec<Arc<dyn Meter>> = meters.iter().filter(quick).cloned().collect();
         let baseline = Mutex::new(Baseline::before(&quick, IDLE_WINDOW));
         (!meters.is_empty()).then_some(Gauge { meters, baseline })
+    }
+
+    /// The sensor whose figures stand in a record's own fields; `None` where they are modelled.
+    pub(crate) fn sensor(&self) -> Option<Arc<dyn Meter>> {
+        self.meters.first().filter(|meter| meter.info().kind == Kind::Measured).cloned()
     }
 
     /// Length that a window has where the measurement leaves `limit` for it: what the meter needs for a narrow interval, at least what it

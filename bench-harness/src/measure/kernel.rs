@@ -83,7 +83,7 @@ pub(crate) fn run(
     record: Record,
 ) -> Result<Record> {
     let mut ready = Ready::new(task, record)?;
-    let watch = Watch::start();
+    let watch = Watch::start(gauge.and_then(Gauge::sensor));
     let samples = match ready.cache {
         // neighbours come and go: the roof is looked at in the moments in which the kernel is timed
         CacheState::Rotate => {
@@ -107,7 +107,7 @@ pub(crate) fn run_versus(
 ) -> Result<(Record, Record)> {
     let mut one = Ready::new(baseline, record.clone())?;
     let mut other = Ready::new(task, record)?;
-    let (watch, watch_other) = (Watch::start(), Watch::start());
+    let (watch, watch_other) = (Watch::start(None), Watch::start(gauge.and_then(Gauge::sensor)));
     let (a, b) = match one.cache {
         CacheState::Rotate => {
             let mut probed = Probed::new(&mut one.launches, ceilings, task.device);

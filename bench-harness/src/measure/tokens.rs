@@ -192,7 +192,7 @@ impl Bench<'_> {
         let in_cache = model.weight_bytes() <= super::last_level_cache();
         workload.cache_state = Some(if in_cache { CacheState::Hot } else { CacheState::Rotate });
 
-        let watch = Watch::start();
+        let watch = Watch::start(self.gauge.and_then(Gauge::sensor));
         let mut windowed = Windowed { inner: &mut repetition, gauge: self.gauge, windows: None, calls: 0 };
         let samples = measure(&mut windowed, effort)?;
         let (windows, mut calls) = (windowed.windows.take(), windowed.calls);

@@ -2,6 +2,7 @@
 //!
 //! Every table says how its numbers were obtained, and modelled ones carry the word.
 
+pub(crate) mod chart;
 pub(crate) mod command;
 pub(crate) mod figure;
 pub(crate) mod page;

@@ -99,21 +99,29 @@ pub struct Conditions {
     pub clock_mhz_max: Option<f64>,
     /// Highest temperature seen, in degrees Celsius.
     pub temperature_c_max: Option<f64>,
-    /// What was read of the device over time, where it was kept.
+    /// Power, clock and temperature over time, beside warm-up and samples. Null: nothing could be measured.
     pub trace: Option<Trace>,
 }
 
-/// Readings over time while a record was measured. Every list is as long as `t_s`; a null within is a reading that failed.
+/// What was measured beside a measurement, over time: lists of equal length, at most [`Trace::MOST`] points. A point is the mean of the readings
+/// that it stands for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Trace {
-    /// Seconds since the measurement began.
+    /// Seconds since watching began, ascending.
     pub t_s: Vec<f64>,
-    /// Power in watts, within the boundary of the record's energy.
+    /// The sensor of `watts`: source, name and boundary. It is the one of the record's energy, where that is known.
+    pub meter: Option<String>,
+    /// Power in watts. Null: not measured, within the list: not at that point.
     pub watts: Option<Vec<Option<f64>>>,
-    /// Clock in MHz.
+    /// Clock in MHz; of a CPU the mean over its processors.
     pub clock_mhz: Option<Vec<Option<f64>>>,
-    /// Temperature in degrees Celsius.
+    /// Highest temperature of the device in degrees Celsius.
     pub temperature_c: Option<Vec<Option<f64>>>,
+}
+
+impl Trace {
+    /// Most points of a record's trace.
+    pub const MOST: usize = 240;
 }
 
 /// The clock of a measurement.

@@ -438,6 +438,7 @@ mod tests {
     fn readings_of_unequal_length_are_no_reason_to_fail() {
         let mut a = record("2026-11-26T06:00:00Z", 1.0, 1.0);
         a.conditions.trace = Some(Trace {
+            meter: None,
             t_s: vec![0.0, 1.0, f64::NAN],
             watts: Some(vec![Some(3.0), None]),
             clock_mhz: None,

@@ -94,6 +94,32 @@ fn secondary() -> Trust {
 }
 
 impl Class {
+    /// A class of which nothing is known yet, to be filled, such as a machine that was measured.
+    pub fn unknown(id: &str, name: &str) -> Class {
+        Class {
+            id: id.into(),
+            name: name.into(),
+            family: String::new(),
+            unit: String::new(),
+            peak: Peaks::default(),
+            mem_gb: Figure::default(),
+            mem_unit: String::new(),
+            mem_gbs: Figure::default(),
+            tdp_w: Figure::default(),
+            link_gbs: Figure::default(),
+            link_note: String::new(),
+            node: String::new(),
+            instance: String::new(),
+            usd_h_device: Figure::default(),
+            price_note: String::new(),
+            allin_kw: Figure::default(),
+            src: Vec::new(),
+            trust: secondary(),
+            note: String::new(),
+            origin: String::new(),
+        }
+    }
+
     /// The figures of the class with their names in the file.
     pub fn figures(&self) -> [(&'static str, &Figure); 12] {
         [

@@ -11,12 +11,13 @@ use super::output::{RESULTS, WIDTH, wrap};
 use super::{Ended, classes, environment};
 use crate::compare::costs::Money;
 use crate::compare::export::{Target, export};
+use crate::compare::here::Here;
 use crate::compare::regression::{FAIL_ON, Rules, parse_threshold, regression};
-use crate::compare::row::Row;
+use crate::compare::row::{Row, device_name};
 use crate::compare::side::{self, Group};
 use crate::compare::workload::{Load, Loose, Wanted};
 use crate::inputs;
-use crate::report::{Style, markdown, printable};
+use crate::report::{Style, markdown, one_line, printable};
 
 /// Classes of the comparison that names none.
 const CLASSES: [&str; 7] = [
@@ -158,7 +159,11 @@ fn side_by_side(args: &CompareArgs) -> Result<Ended> {
             }
         }
     }
+    let here = usual.then(|| here(&sources)).flatten();
     for (_, group) in &mut groups {
+        // for work that this machine has not run it is predicted from what it has
+        let own = here.as_ref().filter(|_| group.rows.is_empty());
+        group.rows.extend(own.map(|here| here.row(&group.load, &money)));
         for (class, devices) in &wanted_classes {
             group.rows.push(Row::predicted(class, *devices, &group.load, &money));
         }
@@ -179,6 +184,12 @@ fn side_by_side(args: &CompareArgs) -> Result<Ended> {
     }
     print(args.format, &groups, &money, &remarks)?;
     Ok(Ended::Done)
+}
+
+/// This machine, from its newest run.
+fn here(sources: &[Source]) -> Option<Here> {
+    let records = &sources.first()?.records;
+    Here::of(records, &one_line(&device_name(records.first()?)))
 }
 
 /// Puts a row beside those that it is comparable with.

@@ -13,6 +13,7 @@
 
 pub(crate) mod costs;
 pub(crate) mod export;
+pub(crate) mod here;
 pub(crate) mod regression;
 pub(crate) mod row;
 pub(crate) mod side;

@@ -25,7 +25,7 @@ impl Quantity {
         (usable(value) && value > 0.0).then_some(Quantity { value, interval })
     }
 
-    fn times(self, factor: f64) -> Option<Quantity> {
+    pub(super) fn times(self, factor: f64) -> Option<Quantity> {
         Quantity::new(self.value * factor, self.interval.map(|ends| ends.map(|end| end * factor)))
     }
 
@@ -103,7 +103,7 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    fn empty(name: String, provenance: &'static str, load: Load) -> Row {
+    pub(super) fn empty(name: String, provenance: &'static str, load: Load) -> Row {
         Row {
             name,
             file: None,
@@ -167,7 +167,7 @@ impl Row {
         row
     }
 
-    fn costs(&mut self, joules: Option<Quantity>, assumptions: &Assumptions) {
+    pub(super) fn costs(&mut self, joules: Option<Quantity>, assumptions: &Assumptions) {
         let seconds = self.tokens_per_s.and_then(|rate| rate.inverse());
         let hours = seconds.and_then(|s| s.times(MILLION * f64::from(self.devices) / 3600.0));
         self.usd_hire = hours.and_then(|hours| hours.by(&assumptions.usd_h_device));

@@ -113,7 +113,11 @@ impl Group {
 
 /// A row's name, of a class with the number of devices.
 fn titled(row: &Row) -> String {
-    if row.file.is_none() { format!("{} x{}", row.name, row.devices) } else { row.name.clone() }
+    if row.file.is_none() && row.class.is_some() {
+        format!("{} x{}", row.name, row.devices)
+    } else {
+        row.name.clone()
+    }
 }
 
 /// A value and its interval, the latter on a line of its own.

@@ -1,0 +1,132 @@
+//! A measured machine as a class of hardware: its ceilings in place of published figures, and what it made of them in place of published
+//! results, so that it stands beside others for work that it has not run.
+
+use perjoule_catalogue::{Class, Figure, Known, Trust, WhyNot, predict};
+use perjoule_record::Record;
+
+use super::costs::Money;
+use super::row::{EnergyOf, Quantity, Row};
+use super::workload::Load;
+
+/// A band reaches at least that far on either side, as a factor: ceilings and power of one run were another's.
+const LEAST_BAND: f64 = 1.25;
+
+/// A machine whose runs are known.
+#[derive(Debug, Clone)]
+pub(crate) struct Here {
+    name: String,
+    class: Class,
+    /// Of each token record its workload, and measured over predicted tokens/s.
+    ratios: Vec<(Load, f64)>,
+    watts: Option<Watts>,
+}
+
+#[derive(Debug, Clone)]
+struct Watts {
+    of: Quantity,
+    boundary: String,
+    measured: bool,
+}
+
+impl Here {
+    /// From valid, measured records of tokens of one machine that were held against ceilings; `None` where none was.
+    pub(crate) fn of(records: &[Record], name: &str) -> Option<Here> {
+        let most = |of: fn(&Record) -> Option<f64>| records.iter().filter_map(of).reduce(f64::max);
+        let gflops = most(|record| record.roof.roof_gflops)?;
+        let gbps = most(|record| record.roof.roof_gbps)?;
+        let figure = |value: f64| Figure::from(Known::Value(value));
+        let mut class = Class::unknown("here", name);
+        let tflops = figure(gflops / 1e3);
+        // formats that the kernels widen have the rate of f32
+        class.peak.f32 = tflops.clone();
+        class.peak.bf16 = tflops.clone();
+        class.peak.fp8 = tflops.clone();
+        class.peak.int8 = tflops;
+        class.mem_gbs = figure(gbps);
+        class.mem_gb = figure(records.iter().find_map(|r| r.device.device_memory_bytes)? as f64 / 1e9);
+        class.trust = Trust::A;
+        let ratio = |record: &Record| {
+            let load = Load::of(record);
+            let predicted = predict(&class, 1, &load.modelled().ok()?).ok()?.tokens_per_s.value;
+            let measured = record.timing.avg_ts.filter(|rate| *rate > 0.0)?;
+            Some((load, measured / predicted))
+        };
+        let ratios = records.iter().filter_map(ratio).collect();
+        Some(Here { name: name.into(), ratios, watts: records.iter().find_map(watts), class })
+    }
+
+    /// What it will do: predicted as a class is, and corrected by what it did at other work of the same phase. Where it cannot, the notes
+    /// say why.
+    pub(crate) fn row(&self, load: &Load, money: &Money) -> Row {
+        let mut row = Row::empty(format!("{} (this machine)", self.name), "modelled", load.clone());
+        let prediction = match load.modelled().map(|work| predict(&self.class, 1, &work)) {
+            Ok(Ok(prediction)) => prediction,
+            Ok(Err(WhyNot::DoesNotFit { .. })) => {
+                let have = self.class.mem_gb.known.upper().unwrap_or(0.0);
+                row.notes.push(format!("{load}: does not fit into this machine's {have:.1} GB"));
+                return row;
+            }
+            Ok(Err(why)) => {
+                row.notes.push(format!("no prediction: {why}"));
+                return row;
+            }
+            Err(why) => {
+                row.notes.push(format!("no prediction: {why}"));
+                return row;
+            }
+        };
+        let own: Vec<f64> = self.own(load);
+        let rate = prediction.tokens_per_s;
+        row.tokens_per_s = match own.as_slice() {
+            [] => Some(rate.into()),
+            own => {
+                let centre = (own.iter().map(|ratio| ratio.ln()).sum::<f64>() / own.len() as f64).exp();
+                let far = own.iter().map(|ratio| (ratio / centre).max(centre / ratio)).fold(1.0, f64::max);
+                // as far as its own results lie apart, and a part of what other machines do
+                let band = LEAST_BAND.max(far).max(rate.width().sqrt());
+                let value = rate.value * centre;
+                Quantity::new(value, Some([value / band, value * band]))
+            }
+        };
+        row.share_of_roof = row.tokens_per_s.and_then(|rate| rate.times(1.0 / prediction.roof));
+        row.roof = "ceilings measured on this machine".into();
+        row.basis = match own.len() {
+            0 => prediction.calibration,
+            n => format!("the machine's ceilings, and its own {n} results of the phase"),
+        };
+        row.notes = prediction.notes;
+        let joules = self.watts.as_ref().zip(row.tokens_per_s).and_then(|(watts, rate)| {
+            let ([low, high], [slow, fast]) = (watts.of.interval?, rate.interval?);
+            Quantity::new(watts.of.value / rate.value, Some([low / fast, high / slow]))
+        });
+        if let Some((watts, joules)) = self.watts.as_ref().zip(joules) {
+            let how = if watts.measured { "measured" } else { "modelled" };
+            row.energy_cost_boundary = watts.boundary.clone();
+            row.energy = Some(EnergyOf {
+                joules,
+                kind: "modelled",
+                boundary: watts.boundary.clone(),
+                source: format!("the {how} power of its other runs"),
+            });
+        }
+        let assumptions = money.assumptions(&row.names(), None);
+        row.costs(joules, &assumptions);
+        row
+    }
+
+    /// Ratios of records that tell about a workload: of its phase.
+    fn own(&self, load: &Load) -> Vec<f64> {
+        self.ratios.iter().filter(|(known, _)| known.phase == load.phase).map(|(_, ratio)| *ratio).collect()
+    }
+}
+
+fn watts(record: &Record) -> Option<Watts> {
+    let e = &record.energy;
+    let (watts, seconds) = (e.avg_power_w?, e.energy_window_s.filter(|s| *s > 0.0)?);
+    let interval = e.energy_ci95.map(|ci| [ci.lo / seconds, ci.hi / seconds]);
+    Some(Watts {
+        of: Quantity::new(watts, interval)?,
+        boundary: e.energy_boundary.clone()?,
+        measured: e.energy_kind == Some(perjoule_record::EnergyKind::Measured),
+    })
+}

@@ -8,12 +8,16 @@
 //! | `live` | power, use, clocks and temperatures now, and how a terminal shows them |
 //! | `compare` | records and classes side by side, and regressions between two files |
 //! | `catalogue` | published facts about hardware |
+//! | `history` | records over time, found through an index |
+//! | `inputs` | files of results, of perjoule and of other tools |
 //! | `report` | tables and formats made from records |
 //! | `signals` | what the process does on Ctrl-C, a closed pipe and a full file |
 
 mod catalogue;
 mod cli;
 mod compare;
+mod history;
+mod inputs;
 mod live;
 mod measure;
 mod ops;

@@ -92,6 +92,227 @@ fn classes_are_predictions_and_say_so() {
     assert!(page.contains("nvidia-h100-sxm") && page.contains("not measured, each with a band"));
 }
 
+/// Text in which nothing may become markup, in any format.
+const NASTY: &str = "</SCRIPT></text><script>document.title='owned'</script><!-- ]]> \u{2028}'\"`${1}{{2}} \u{1b}[31m\u{ffff}";
+
+/// The example's records, and each again with names that try to leave their place and numbers that no axis holds.
+fn nasty(path: &Path) {
+    let mut lines = String::new();
+    for line in std::fs::read_to_string(example()).unwrap().lines() {
+        let mut record: serde_json::Value = serde_json::from_str(line).unwrap();
+        for field in ["op", "kernel", "shape", "model", "device_name", "dtype", "command", "energy_source"] {
+            if record[field].is_string() {
+                record[field] = NASTY.into();
+            }
+        }
+        lines += &format!("{record}\n");
+        record["gflops"] = 1e308.into();
+        record["avg_ts"] = 1e308.into();
+        record["kernel"] = "k".repeat(100_000).into();
+        record["test_time"] = "9999-99-99T00:00:00Z".into();
+        record["energy_window_s"] = 1e300.into();
+        record["provenance"] = "imported".into();
+        record["source_url"] = "javascript:alert(1)".into();
+        record["source_tool"] = NASTY.into();
+        lines += &format!("{record}\n");
+    }
+    std::fs::write(path, lines).unwrap();
+}
+
+/// The example's token results with readings over time, measured.
+fn traced(path: &Path) {
+    let mut lines = String::new();
+    for (i, line) in std::fs::read_to_string(example()).unwrap().lines().enumerate() {
+        let mut record: serde_json::Value = serde_json::from_str(line).unwrap();
+        if record["kind"] == "tokens" {
+            let t: Vec<f64> = (0..2000).map(|k| 0.05 * f64::from(k)).collect();
+            let watts: Vec<Option<f64>> =
+                t.iter().map(|t| (*t as u64 % 9 != 3).then(|| 90.0 + 20.0 * t.sin())).collect();
+            let clock = if i % 2 == 0 { None } else { Some(vec![1800.0; t.len()]) };
+            record["trace"] =
+                serde_json::json!({"t_s": t, "watts": watts, "clock_mhz": clock, "temperature_c": null});
+            record["energy_kind"] = "measured".into();
+        }
+        lines += &format!("{record}\n");
+    }
+    std::fs::write(path, lines).unwrap();
+}
+
+/// What an SVG holds, by a reader of XML that refuses what is not well formed.
+#[derive(Default)]
+struct Drawing {
+    marks: usize,
+    texts: String,
+    size: (f64, f64),
+}
+
+fn drawing(svg: &str) -> Drawing {
+    use quick_xml::events::Event;
+    let mut reader = quick_xml::Reader::from_str(svg);
+    reader.config_mut().check_end_names = true;
+    let mut found = Drawing::default();
+    let mut depth = 0;
+    loop {
+        let event = reader.read_event().unwrap();
+        match &event {
+            Event::Eof => break,
+            Event::Start(element) | Event::Empty(element) => {
+                let name = String::from_utf8(element.name().as_ref().to_vec()).unwrap();
+                let known = ["svg", "title", "desc", "rect", "polyline", "polygon", "circle", "text"];
+                assert!(known.contains(&name.as_str()), "<{name}>");
+                for attribute in element.attributes() {
+                    let attribute = attribute.unwrap();
+                    let key = String::from_utf8(attribute.key.as_ref().to_vec()).unwrap();
+                    let value = String::from_utf8(attribute.value.to_vec()).unwrap();
+                    assert!(
+                        !key.starts_with("on") && !key.contains("href") && !value.contains("url("),
+                        "{key}"
+                    );
+                    assert!(!value.contains("NaN") && !value.contains("inf"), "{key}={value}");
+                    found.marks += usize::from(key == "class" && value == "mark");
+                    match (name.as_str(), key.as_str()) {
+                        ("svg", "width") => found.size.0 = value.parse().unwrap(),
+                        ("svg", "height") => found.size.1 = value.parse().unwrap(),
+                        _ => {}
+                    }
+                }
+                depth += i32::from(matches!(event, Event::Start(_)));
+            }
+            Event::End(_) => depth -= 1,
+            Event::Text(text) => found.texts += &String::from_utf8_lossy(text),
+            Event::GeneralRef(name) => {
+                let name = String::from_utf8_lossy(name).into_owned();
+                found.texts += match name.as_str() {
+                    "lt" => "<",
+                    "gt" => ">",
+                    "amp" => "&",
+                    "quot" => "\"",
+                    "#39" => "'",
+                    other => panic!("&{other};"),
+                };
+            }
+            Event::Decl(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(depth, 0);
+    found
+}
+
+#[test]
+fn a_still_figure_has_a_mark_for_each_figure_it_shows() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let text = std::fs::read_to_string(example()).unwrap();
+    let records: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    good(at, &[example().to_str().unwrap(), "-o", "a.svg"]);
+    let svg = std::fs::read_to_string(at.join("a.svg")).unwrap();
+    let found = drawing(&svg);
+    let of = |kind: &'static str| records.iter().filter(move |r| r["kind"] == kind && r["valid"] == true);
+    let points = of("kernel").filter(|r| r["flops"].as_f64() > Some(0.0) && r["bytes"].as_f64() > Some(0.0));
+    let shapes: std::collections::BTreeSet<String> = of("kernel")
+        .filter(|r| r["roof_fraction"].is_number())
+        .map(|r| format!("{}{}{}", r["op"], r["shape"], r["dtype"]))
+        .collect();
+    assert!(shapes.len() <= 20, "the panel has room for all");
+    // each token result stands in a row of its rate and of its joules, and in two sweeps: there is no size that was run alone
+    let expected = points.count() + shapes.len() + 4 * of("tokens").count();
+    assert_eq!(found.marks, expected);
+    for words in
+        ["measured", "modelled", "95 % intervals", "AMD EPYC", "2026-11-26", "perjoule 0.", "96 records"]
+    {
+        assert!(found.texts.contains(words), "{words}");
+    }
+    good(at, &[example().to_str().unwrap(), "--format", "svg"]);
+    assert_eq!(
+        std::fs::read_to_string(at.join("report.svg")).unwrap(),
+        svg,
+        "the default name, the same bytes"
+    );
+    let piped = report(at, &[example().to_str().unwrap(), "--format", "svg", "-o", "-"]);
+    assert_eq!(piped.stdout, svg.as_bytes());
+}
+
+#[test]
+fn a_still_figure_of_hostile_records_is_a_figure() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    nasty(&at.join("nasty.jsonl"));
+    good(at, &["nasty.jsonl", "-o", "n.svg", "--title", NASTY]);
+    let svg = std::fs::read_to_string(at.join("n.svg")).unwrap();
+    let found = drawing(&svg);
+    assert!(found.texts.contains("</SCRIPT></text><script>") && !svg.contains("<script"));
+    good(at, &["nasty.jsonl", "-o", "n.png", "--title", NASTY]);
+    pixels(&at.join("n.png"));
+    // nothing that can be drawn
+    let line = "{\"schema_version\":1,\"kind\":\"samples\",\"provenance\":\"imported\",\"valid\":true}\n";
+    std::fs::write(at.join("bare.jsonl"), line).unwrap();
+    good(at, &["bare.jsonl", "-o", "bare.svg"]);
+    let bare = drawing(&std::fs::read_to_string(at.join("bare.svg")).unwrap());
+    assert!(bare.marks == 0 && bare.texts.contains("Nothing in these records can be drawn"));
+}
+
+/// Width, height and how many colours there are.
+fn pixels(path: &Path) -> (u32, u32, usize) {
+    let file = std::io::BufReader::new(std::fs::File::open(path).unwrap());
+    let mut reader = png::Decoder::new(file).read_info().unwrap();
+    let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
+    let info = reader.next_frame(&mut bytes).unwrap();
+    let wide = info.color_type.samples();
+    let colours: std::collections::HashSet<&[u8]> = bytes.chunks_exact(wide).collect();
+    (info.width, info.height, colours.len())
+}
+
+#[test]
+fn a_png_is_the_same_figure_in_pixels() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let records = example();
+    let records = records.to_str().unwrap();
+    good(at, &[records, "-o", "a.svg"]);
+    let (w, h) = drawing(&std::fs::read_to_string(at.join("a.svg")).unwrap()).size;
+    for (scale, name) in [(None, "two.png"), (Some("1"), "one.png"), (Some("0.5"), "half.png")] {
+        let arguments: Vec<&str> =
+            [records, "-o", name].into_iter().chain(scale.iter().flat_map(|x| ["--scale", x])).collect();
+        good(at, &arguments);
+        let factor: f64 = scale.map_or(2.0, |x| x.parse().unwrap());
+        let (width, height, colours) = pixels(&at.join(name));
+        assert_eq!(
+            (f64::from(width), f64::from(height)),
+            ((w * factor).ceil(), (h * factor).ceil()),
+            "{name}"
+        );
+        assert!(colours > 100, "{name}: {colours} colours");
+    }
+    refused(at, &[records, "-o", "a.svg", "--scale", "2"], "--scale is for --format png");
+    for scale in ["0", "-1", "nan", "inf", "1e9", "x", "5"] {
+        let output = report(at, &[records, "-o", "a.png", &format!("--scale={scale}")]);
+        assert_eq!(output.status.code(), Some(2), "{scale}");
+    }
+}
+
+#[test]
+fn readings_and_windows_over_time_have_charts_and_tables() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    traced(&at.join("t.jsonl"));
+    good(at, &["t.jsonl", "-o", "t.html"]);
+    let page = std::fs::read_to_string(at.join("t.html")).unwrap();
+    for id in ["energy-time", "power-readings", "clock-readings"] {
+        assert!(
+            page.contains(&format!("data-chart=\"{id}\"")) && page.contains(&format!("table-{id}")),
+            "{id}"
+        );
+    }
+    assert!(!page.contains("temperature-readings"), "nothing was read of it");
+    assert!(page.contains("modelled, not measured: hollow and dashed"));
+    assert!(page.len() < 2 << 20, "long series are thinned: {} bytes", page.len());
+    good(at, &[example().to_str().unwrap(), "-o", "e.html"]);
+    let page = std::fs::read_to_string(at.join("e.html")).unwrap();
+    assert!(page.contains("data-chart=\"energy-time\"") && !page.contains("power-readings"));
+}
+
 /// Ten thousand records made of the example's, each a little different.
 fn many(path: &Path) {
     let text = std::fs::read_to_string(example()).unwrap();
@@ -166,25 +387,11 @@ fn a_browser_draws_every_chart_without_complaint() {
     good(at, &[records.to_str().unwrap(), "-o", "plain.html"]);
     many(&at.join("many.jsonl"));
     good(at, &["many.jsonl", "-o", "many.html"]);
-    // names that try to leave their place, and numbers that no axis holds
-    let nasty = "</SCRIPT><script>document.title='owned'</script><!-- \u{2028}'\"`${1}{{2}}";
-    let mut lines = String::new();
-    for line in std::fs::read_to_string(&records).unwrap().lines() {
-        let mut record: serde_json::Value = serde_json::from_str(line).unwrap();
-        for field in ["op", "kernel", "shape", "model", "device_name", "dtype", "command", "energy_source"] {
-            if record[field].is_string() {
-                record[field] = nasty.into();
-            }
-        }
-        lines += &format!("{record}\n");
-        record["gflops"] = 1e308.into();
-        record["avg_ts"] = 1e308.into();
-        record["kernel"] = "k".repeat(100_000).into();
-        lines += &format!("{record}\n");
-    }
-    std::fs::write(at.join("nasty.jsonl"), lines).unwrap();
-    good(at, &["nasty.jsonl", "-o", "nasty.html", "--title", nasty]);
-    for name in ["plain.html", "nasty.html", "many.html"] {
+    nasty(&at.join("nasty.jsonl"));
+    good(at, &["nasty.jsonl", "-o", "nasty.html", "--title", NASTY]);
+    traced(&at.join("traced.jsonl"));
+    good(at, &["traced.jsonl", "-o", "traced.html"]);
+    for name in ["plain.html", "nasty.html", "many.html", "traced.html"] {
         // on a loaded machine the browser's own budget may end before the charts do: that is no fault of the page
         let mut tries = (0..3).map(|_| browse(&chromium, &at.join(name), &at.join("profile")));
         let finished = |(page, console): &(String, Vec<String>)| {
@@ -193,6 +400,7 @@ fn a_browser_draws_every_chart_without_complaint() {
         let (page, console) = tries.find(finished).unwrap_or_else(|| panic!("{name}: charts are missing"));
         assert!(console.is_empty(), "{name}: {console:?}");
         assert!(!page.contains("chart failed") && !page.contains("<title>owned"), "{name}");
+        assert!(!page.contains("href=\"javascript"), "{name}: a link from a record that is no address");
         let drawn = page.matches("<canvas").count() + page.matches("<svg").count();
         assert!(drawn >= page.matches("class=\"chart").count() && drawn > 3, "{name}: {drawn}");
     }

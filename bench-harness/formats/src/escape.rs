@@ -1,7 +1,5 @@
 //! Names made harmless for the format that they are written in.
 
-use std::fmt::Write as _;
-
 /// One line: control characters, line breaks among them, become spaces.
 pub(crate) fn one_line(text: &str) -> String {
     let breaks = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
@@ -36,20 +34,6 @@ pub(crate) fn markdown_cell_back(cell: &str) -> String {
     text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
 }
 
-/// Text within HTML within GitHub's Markdown: nothing in it is markup, a link, a mention or the end of a cell.
-pub(crate) fn markdown_text(text: &str) -> String {
-    let mut escaped = String::new();
-    for c in one_line(text).chars() {
-        if c.is_alphanumeric() || " .,/=-+()%".contains(c) {
-            escaped.push(c);
-        } else {
-            // Writing to a string cannot fail.
-            let _ = write!(escaped, "&#{};", u32::from(c));
-        }
-    }
-    escaped
-}
-
 /// A label's value of OpenMetrics.
 pub(crate) fn label_value(text: &str) -> String {
     text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n").replace('\r', " ")
@@ -76,13 +60,6 @@ mod tests {
         let cell = markdown_cell(HOSTILE);
         assert!(!cell.contains(['<', '>', '\n']) && !cell.replace(r"\|", "").contains('|'), "{cell}");
         assert_eq!(markdown_cell_back(&cell), HOSTILE.replace('\n', " "));
-    }
-
-    #[test]
-    fn nothing_is_markup() {
-        let text = markdown_text(HOSTILE);
-        assert!(!text.contains(['<', '>', '|', '`', '@', '\n', '"', '\\', '*', '_', '[']), "{text}");
-        assert_eq!(markdown_text("matmul m=1,n=2 (bf16)"), "matmul m=1,n=2 (bf16)");
     }
 
     #[test]

@@ -82,7 +82,10 @@ impl Format {
     /// The formats that [`export`](crate::export) writes.
     pub const EXPORTED: &[Self] = &[
         Self::Perjoule,
+        Self::LlamaBenchJson,
         Self::LlamaBenchJsonl,
+        Self::LlamaBenchCsv,
+        Self::LlamaBenchSql,
         Self::LlamaBenchMarkdown,
         Self::Hyperfine,
         Self::Bencher,

@@ -4,7 +4,7 @@
 //!   not say stays null; what cannot be read becomes a [`Warning`] with its line.
 //! - [`export`] writes records for tools that track benchmarks. Invalid records are left out or named as such, and
 //!   modelled energy is called modelled.
-//! - [`export_findings`] writes the verdicts of a comparison for a CI system or a pull request.
+//! - [`export_findings`] writes the verdicts of a comparison for a CI system.
 //!
 //! The README beside this crate says what maps to what and what is lost. The crate compiles for wasm32.
 //!
@@ -37,6 +37,6 @@ pub mod fuzz;
 mod import;
 
 pub use export::{ExportError, Exported, Omission, export};
-pub use findings::{Finding, FindingsFormat, export_findings};
+pub use findings::{Finding, Findings, FindingsFormat, Outcome, export_findings};
 pub use format::{Format, UnknownFormat};
 pub use import::{ImportError, Imported, MAX_INPUT_BYTES, MAX_RECORDS, MAX_WARNINGS, Warning, import};

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::amdgpu::{AmdGpu, DRM_ROOT};
 use crate::battery::{Battery, POWER_SUPPLY_ROOT};
 use crate::error::MeterError;
 use crate::external::{External, ExternalSource};
@@ -23,6 +24,8 @@ pub struct Options {
     pub powercap_root: PathBuf,
     /// Where perf events of RAPL are described. They serve the domains that powercap does not.
     pub perf: PerfRoots,
+    /// Root of the class of graphics cards, [`DRM_ROOT`].
+    pub drm_root: PathBuf,
     /// Root of the hwmon class, [`HWMON_ROOT`].
     pub hwmon_root: PathBuf,
     /// Root of the INA3221 chips of older Jetson software, [`INA3221_IIO_ROOT`].
@@ -50,6 +53,7 @@ impl Default for Options {
         Options {
             powercap_root: POWERCAP_ROOT.into(),
             perf: PerfRoots::default(),
+            drm_root: DRM_ROOT.into(),
             hwmon_root: HWMON_ROOT.into(),
             ina3221_iio_root: INA3221_IIO_ROOT.into(),
             power_supply_root: POWER_SUPPLY_ROOT.into(),
@@ -158,17 +162,17 @@ pub fn discover(options: &Options) -> Discovery {
             fix: Some("build with the cargo feature `nvml`".into()),
         });
     }
+    // before hwmon: a counter is a better meter of a card than samples of its power
+    found.extend(AmdGpu::discover(&options.drm_root));
     found.extend(Hwmon::discover(&options.hwmon_root));
     found.extend(Ina3221::discover(&options.hwmon_root, &options.ina3221_iio_root));
     found.extend(Battery::discover(&options.power_supply_root));
     for source in &options.external {
         match External::open(source, options.external_patience) {
             Ok(meter) => found.meters.push(Arc::new(meter)),
-            Err(error) => found.unavailable.push(Unavailable::from_error(
-                Source::External,
-                format!("{source:?}"),
-                &error,
-            )),
+            Err(error) => {
+                found.unavailable.push(Unavailable::from_error(Source::External, source.to_string(), &error))
+            }
         }
     }
     found.extend(Neuron::discover(&options.neuron_root, options.neuron));

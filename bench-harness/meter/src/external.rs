@@ -33,6 +33,15 @@ pub enum ExternalSource {
     Path(PathBuf),
 }
 
+impl std::fmt::Display for ExternalSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ExternalSource::Stdin => f.write_str("standard input"),
+            ExternalSource::Path(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
 /// A meter outside the machine.
 #[derive(Debug)]
 pub struct External {

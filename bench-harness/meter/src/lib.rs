@@ -46,6 +46,7 @@
 
 #![forbid(unsafe_code)]
 
+mod amdgpu;
 #[cfg(any(test, all(target_os = "macos", feature = "macmon")))]
 mod apple;
 mod baseline;
@@ -69,6 +70,7 @@ mod rapl;
 mod sysfs;
 mod window;
 
+pub use amdgpu::{AmdGpu, DRM_ROOT};
 #[cfg(any(test, all(target_os = "macos", feature = "macmon")))]
 pub use apple::Apple;
 pub use baseline::Baseline;

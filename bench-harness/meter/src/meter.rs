@@ -166,6 +166,12 @@ pub trait Meter: Send + Sync + Debug {
         None
     }
 
+    /// The power that it states for a utilisation in 0..=1 of what it watches, W, as a model does: for work whose use of the processors
+    /// is known once it is done ([`crate::Energy::of_utilisation`]). `None` for every sensor.
+    fn watts_at(&self, _utilisation: f64) -> Option<f64> {
+        None
+    }
+
     /// The idle baseline where the meter knows it without measuring, as a model does.
     fn idle(&self) -> Option<Idle> {
         None

@@ -174,6 +174,10 @@ impl Meter for Modelled {
         }
     }
 
+    fn watts_at(&self, utilisation: f64) -> Option<f64> {
+        (0.0..=1.0).contains(&utilisation).then(|| self.model.watts(utilisation))
+    }
+
     fn idle(&self) -> Option<Idle> {
         let watts = self.model.watts(0.0);
         let Band { low, high } = self.model.band;

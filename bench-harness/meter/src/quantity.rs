@@ -29,6 +29,8 @@ pub enum Source {
     RaplPerf,
     /// NVIDIA's management library.
     Nvml,
+    /// The table of metrics of Linux's amdgpu driver, which AMD SMI reads, too.
+    AmdGpuMetrics,
     /// Linux hardware monitoring sysfs.
     Hwmon,
     /// INA3221 supply monitors of NVIDIA Jetson modules.
@@ -54,6 +56,7 @@ impl Source {
             Source::RaplPowercap => "rapl-powercap",
             Source::RaplPerf => "rapl-perf",
             Source::Nvml => "nvml",
+            Source::AmdGpuMetrics => "amdgpu-metrics",
             Source::Hwmon => "hwmon",
             Source::Ina3221 => "ina3221",
             Source::Battery => "battery",
@@ -294,6 +297,53 @@ impl Energy {
     pub fn of_constant(meter: &dyn Meter, seconds: f64) -> Option<Energy> {
         let watts = meter.constant_watts()?;
         Some(Energy::new(meter.info(), watts * seconds, 0.0, seconds))
+    }
+
+    /// The energy of `seconds` at a utilisation in 0..=1 that is known afterwards, such as CPU time over wall time and processors; a note
+    /// says which. `None` for sensors, and for numbers out of range.
+    pub fn of_utilisation(meter: &dyn Meter, seconds: f64, utilisation: f64) -> Option<Energy> {
+        let watts = meter.watts_at(utilisation).filter(|_| seconds.is_finite() && seconds > 0.0)?;
+        let mut energy = Energy::new(meter.info(), watts * seconds, 0.0, seconds);
+        energy.notes.push(format!("Utilisation {:.1} %.", 100.0 * utilisation));
+        Some(energy)
+    }
+
+    /// The energy of several windows of one meter together. Their ends miss the counter's steps independently, so sampling adds in squares;
+    /// the sensor is off by the same in all of them, so its part adds up. `None` for no windows, or those of different meters.
+    pub fn sum(parts: &[Energy]) -> Option<Energy> {
+        let (first, rest) = parts.split_first()?;
+        if rest.iter().any(|part| part.meter != first.meter || part.kind != first.kind) {
+            return None;
+        }
+        let total = |of: &dyn Fn(&Energy) -> f64| parts.iter().map(of).sum::<f64>();
+        let squares =
+            |of: &dyn Fn(&Energy) -> f64| parts.iter().map(|part| of(part).powi(2)).sum::<f64>().sqrt();
+        let joules = total(&|part| part.joules);
+        let sampling = squares(&|part| part.uncertainty.sampling);
+        // what an arm of an interval has beside sampling
+        let beside = |arm: f64, part: &Energy| {
+            (arm.powi(2) - (Z95 * part.uncertainty.sampling).powi(2)).max(0.0).sqrt()
+        };
+        let low = total(&|part| beside(part.joules - part.ci95[0], part));
+        let high = total(&|part| beside(part.ci95[1] - part.joules, part));
+        let mut notes: Vec<String> = Vec::new();
+        for note in parts.iter().flat_map(|part| &part.notes) {
+            if !notes.contains(note) {
+                notes.push(note.clone());
+            }
+        }
+        Some(Energy {
+            joules,
+            ci95: [joules - low.hypot(Z95 * sampling), joules + high.hypot(Z95 * sampling)],
+            uncertainty: Uncertainty {
+                sampling,
+                sensor: total(&|part| part.uncertainty.sensor),
+                idle: total(&|part| part.uncertainty.idle),
+            },
+            seconds: total(&|part| part.seconds),
+            notes,
+            ..first.clone()
+        })
     }
 
     /// Combined standard uncertainty, J.

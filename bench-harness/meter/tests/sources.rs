@@ -37,6 +37,42 @@ fn energy(meter: &Arc<dyn Meter>, length: Duration, then: impl FnOnce()) -> Resu
 
 const SHORT: Duration = Duration::from_millis(350);
 
+/// Its counter goes on by 2^-16 J a step, beside the power that hwmon has.
+#[test]
+fn a_gpu_of_amd_that_counts_its_energy_is_measured_by_that() {
+    let tree = tempfile::tempdir().expect("tempdir");
+    let (drm, hwmon) = (tree.path().join("drm"), tree.path().join("hwmon"));
+    let device = tree.path().join("devices/0000:43:00.0");
+    fs::create_dir_all(&device).expect("mkdir");
+    let set = |joules: u64| {
+        let mut table = vec![0u8; 288];
+        table[..4].copy_from_slice(&[32, 1, 1, 4]);
+        table[24..32].copy_from_slice(&((1000 + joules) << 16).to_le_bytes());
+        fs::write(device.join("gpu_metrics"), table).expect("write");
+    };
+    set(0);
+    for name in ["card0", "card0-DP-1", "renderD128"] {
+        fs::create_dir_all(drm.join(name)).expect("mkdir");
+        symlink(&device, drm.join(name).join("device")).expect("symlink");
+    }
+    put(&hwmon.join("hwmon0"), &[("name", "amdgpu"), ("power1_average", "90000000")]);
+    symlink(&device, hwmon.join("hwmon0/device")).expect("symlink");
+    let options = Options {
+        drm_root: drm,
+        hwmon_root: hwmon,
+        nvml: false,
+        powercap_root: tree.path().join("none"),
+        ..Options::default()
+    };
+    let found = discover(&options);
+    let meter = found.device("0000:43:00.0").expect("by its address");
+    assert_eq!((meter.info().source, meter.info().boundary), (Source::AmdGpuMetrics, Boundary::Chip));
+    let of_card = |m: &&Arc<dyn Meter>| m.info().device.as_deref() == Some("0000:43:00.0");
+    assert_eq!(found.meters.iter().filter(of_card).count(), 2, "the counter, and hwmon's power");
+    let seen = energy(meter, SHORT, || set(300)).expect("energy");
+    assert_eq!(seen.joules, 300.0);
+}
+
 #[test]
 fn gpu_drivers_are_told_apart_by_channel_and_pci_address() {
     let tree = tempfile::tempdir().expect("tempdir");
@@ -536,6 +572,7 @@ fn nothing(root: &Path) -> Options {
     Options {
         powercap_root: none.clone(),
         perf: PerfRoots { pmu: none.clone(), ..PerfRoots::default() },
+        drm_root: none.clone(),
         hwmon_root: none.clone(),
         ina3221_iio_root: none.clone(),
         power_supply_root: none.clone(),

@@ -475,3 +475,68 @@ fn work_is_repeated_until_the_window_is_long_enough() {
     let per = energy.per(runs as f64).expect("positive");
     assert!(per.joules >= 0.005 * 50.0 * 0.9, "{per:?}");
 }
+
+// Sums of windows, and energy of a utilisation that is known afterwards.
+
+/// The energy of one window of a counter that is read as it is.
+fn window_of(joules: f64, seconds: f64) -> Energy {
+    let mut trace = Trace::new(info(100, 0.05));
+    let start = Instant::now();
+    trace.push(start, Sample::Joules(0.0));
+    trace.push(start + Duration::from_secs_f64(seconds), Sample::Joules(joules));
+    trace.energy().expect("long enough")
+}
+
+#[test]
+fn windows_add_their_noise_in_squares_and_their_sensor_in_full() {
+    let parts: Vec<Energy> = (0..16).map(|_| window_of(10.0, 1.0)).collect();
+    let sum = Energy::sum(&parts).expect("one meter");
+    assert!((sum.joules - 160.0).abs() < 1e-9 && (sum.seconds - 16.0).abs() < 1e-9);
+    assert!((sum.uncertainty.sampling - 4.0 * parts[0].uncertainty.sampling).abs() < 1e-12, "sqrt(16)");
+    assert!((sum.uncertainty.sensor - 16.0 * parts[0].uncertainty.sensor).abs() < 1e-12, "common to all");
+    let arm = 8f64.hypot(1.96 * sum.uncertainty.sampling);
+    assert!((sum.ci95[0] - (160.0 - arm)).abs() < 1e-9 && (sum.ci95[1] - (160.0 + arm)).abs() < 1e-9);
+    // one window is its own sum
+    let one = Energy::sum(&parts[..1]).expect("one window");
+    assert!((one.ci95[0] - parts[0].ci95[0]).abs() < 1e-9 && one.joules == parts[0].joules);
+}
+
+#[test]
+fn only_windows_of_one_meter_are_added() {
+    let mut other = window_of(10.0, 1.0);
+    other.meter = "test:other".into();
+    assert_eq!(Energy::sum(&[window_of(10.0, 1.0), other]), None);
+    assert_eq!(Energy::sum(&[]), None);
+}
+
+#[test]
+fn a_model_knows_the_energy_of_a_utilisation_and_a_sensor_does_not() {
+    // 100 W, 30 % of it at rest, half to 1.3 times that
+    let model = Modelled::new(PowerModel::new("CPU", 100.0)).expect("valid");
+    let quarter = Energy::of_utilisation(&model, 2.0, 0.25).expect("in range");
+    let expected = 2.0 * (30.0 + 0.25 * 70.0);
+    assert!((quarter.joules - expected).abs() < 1e-9);
+    assert!(
+        (quarter.ci95[0] - 0.5 * expected).abs() < 1e-9 && (quarter.ci95[1] - 1.3 * expected).abs() < 1e-9
+    );
+    assert!(quarter.notes.iter().any(|note| note.contains("25.0 %")), "{:?}", quarter.notes);
+    let full = Energy::of_utilisation(&model, 2.0, 1.0).expect("in range");
+    assert_eq!(Some(full.joules), Energy::of_constant(&model, 2.0).map(|energy| energy.joules));
+    for (seconds, utilisation) in
+        [(0.0, 0.5), (-1.0, 0.5), (f64::NAN, 0.5), (1.0, 1.5), (1.0, -0.1), (1.0, f64::NAN)]
+    {
+        assert_eq!(Energy::of_utilisation(&model, seconds, utilisation), None, "{seconds} s, {utilisation}");
+    }
+
+    #[derive(Debug)]
+    struct Sensor(MeterInfo);
+    impl Meter for Sensor {
+        fn info(&self) -> &MeterInfo {
+            &self.0
+        }
+        fn read(&self) -> Result<Sample> {
+            Ok(Sample::Watts(1.0))
+        }
+    }
+    assert_eq!(Energy::of_utilisation(&Sensor(info(1, 0.05)), 1.0, 0.5), None);
+}

@@ -60,6 +60,15 @@ impl Environment {
         }
     }
 
+    /// What Linux tells in files under `root` (`/`, or a copy of its files): governor, virtualization and the limits of control groups.
+    /// Everything else is unknown.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn of_linux_files(root: &std::path::Path) -> Self {
+        let mut environment = Self::default();
+        native::read_linux(root, &mut environment);
+        environment
+    }
+
     /// Collects the environment of this process, with a fresh `run_id`. `cpu_features` are the extensions that the
     /// caller's kernels look at. What cannot be read is null; nothing fails.
     #[cfg(not(target_arch = "wasm32"))]

@@ -16,6 +16,7 @@ pub const MAX_LINE_BYTES: usize = 32 << 20;
 pub struct Reader<R> {
     input: R,
     line: u64,
+    offset: u64,
     buffer: Vec<u8>,
     done: bool,
 }
@@ -61,7 +62,17 @@ pub enum Problem {
 impl<R: BufRead> Reader<R> {
     /// Reads from `input`.
     pub fn new(input: R) -> Self {
-        Self { input, line: 0, buffer: Vec::new(), done: false }
+        Self { input, line: 0, offset: 0, buffer: Vec::new(), done: false }
+    }
+
+    /// Number of the line that was read last, from 1; 0 before the first.
+    pub fn line(&self) -> u64 {
+        self.line
+    }
+
+    /// Bytes of the input up to the end of that line, its newline included.
+    pub fn offset(&self) -> u64 {
+        self.offset
     }
 
     /// All records and all warnings, both in the order of the lines.
@@ -83,13 +94,13 @@ impl<R: BufRead> Reader<R> {
         let read = self.input.by_ref().take(MAX_LINE_BYTES as u64 + 1).read_until(b'\n', &mut self.buffer);
         match read.map_err(Problem::Io)? {
             0 => return Ok(false),
-            _ => self.line += 1,
+            bytes => (self.line, self.offset) = (self.line + 1, self.offset + bytes as u64),
         }
         if self.buffer.last() == Some(&b'\n') {
             self.buffer.pop();
         } else if self.buffer.len() > MAX_LINE_BYTES {
             self.buffer = Vec::new();
-            self.input.skip_until(b'\n').map_err(Problem::Io)?;
+            self.offset += self.input.skip_until(b'\n').map_err(Problem::Io)? as u64;
             return Err(Problem::TooLong);
         }
         Ok(true)
@@ -201,6 +212,23 @@ mod tests {
             assert_eq!((count, warnings.len(), warnings[0].0), (2, 1, 2), "{excess} bytes too long");
             assert!(warnings[0].1.starts_with("longer than 32 MiB"));
         }
+    }
+
+    #[test]
+    fn places_are_those_of_the_bytes() {
+        let good = line();
+        let long = " ".repeat(MAX_LINE_BYTES + 2);
+        let text = format!("{good}\nnull\n{long}\n{good}{}", good.trim_end());
+        let mut reader = Reader::new(text.as_bytes());
+        let mut places = vec![(reader.line(), reader.offset())];
+        while reader.next().is_some() {
+            places.push((reader.line(), reader.offset()));
+        }
+        let n = good.len() as u64;
+        let after = n + 6 + long.len() as u64 + 1;
+        let end = after + 2 * n - 1;
+        assert_eq!(places, [(0, 0), (1, n), (3, n + 6), (4, after), (5, after + n), (6, end)]);
+        assert_eq!((end, reader.offset()), (text.len() as u64, end));
     }
 
     #[test]

@@ -4,11 +4,17 @@
 //! enters a record. Everything random is seeded: the same samples give the same interval on every machine.
 
 mod compare;
+mod dependence;
 mod mann_whitney;
+mod many;
+mod welch;
 mod wilcoxon;
 
 pub use compare::{Comparer, Comparison, Verdict, compare, compare_pairs};
+pub use dependence::{Dependence, dependence};
 pub use mann_whitney::{MannWhitney, mann_whitney};
+pub use many::benjamini_hochberg;
+pub use welch::welch;
 pub use wilcoxon::{Wilcoxon, wilcoxon};
 
 use crate::Interval;
@@ -97,9 +103,10 @@ pub fn bootstrap_median_ci95(samples: &[f64], seed: u64) -> Option<Interval> {
 }
 
 /// The same for samples in the order in which they were taken, whose neighbours resemble each other: resamples are made of runs of
-/// neighbours, cube root of n long and wrapped around the end (Politis and Romano, "A circular block-resampling procedure for stationary
-/// data", 1992; the length after Hall, Horowitz and Jing, "On blocking rules for the bootstrap with dependent data", 1995). For
-/// independent samples it is as wide as [`bootstrap_median_ci95`], for others wider, as it must be.
+/// neighbours, wrapped around the end (Politis and Romano, "A circular block-resampling procedure for stationary data", 1992), as long as
+/// [`dependence`] says for being above the median or below it, and at least the cube root of n (Hall, Horowitz and Jing, "On blocking
+/// rules for the bootstrap with dependent data", 1995). What resampling in runs misses of the dependence is made up for by stretching.
+/// For independent samples it is as wide as [`bootstrap_median_ci95`], for others wider, as it must be.
 pub fn bootstrap_median_ci95_in_order(samples: &[f64], seed: u64) -> Option<Interval> {
     if samples.len() < 2 {
         return None;
@@ -109,10 +116,38 @@ pub fn bootstrap_median_ci95_in_order(samples: &[f64], seed: u64) -> Option<Inte
     order.sort_unstable_by(|&a, &b| samples[a as usize].total_cmp(&samples[b as usize]));
     let mut rank = vec![0u32; samples.len()];
     order.iter().enumerate().for_each(|(r, &i)| rank[i as usize] = r as u32);
-    let run = (samples.len() as f64).cbrt().round().max(1.0) as usize;
+    let cube_root = (samples.len() as f64).cbrt().round();
+    let median = quantile_of_sorted(&sorted_samples, 0.5);
+    let sides = sides(samples, median);
+    let found = dependence(&sides);
+    let run = found.map_or(cube_root, |found| found.block.ceil().max(cube_root)).max(1.0) as usize;
     let mut resampler = Resampler::new(&sorted_samples, seed);
     let mut medians: Vec<f64> = (0..RESAMPLES).map(|_| resampler.median_of_runs(&rank, run)).collect();
-    Some(central_95(&mut medians))
+    let plain = central_95(&mut medians);
+    let seen = found.zip(dependence::inflation_of_runs(&sides, run));
+    let stretch = seen.map_or(1.0, |(found, seen)| (found.inflation / seen.max(1.0)).sqrt().max(1.0));
+    Some(Interval {
+        lo: (median - stretch * (median - plain.lo)).max(sorted_samples[0]),
+        hi: (median + stretch * (plain.hi - median)).min(sorted_samples[sorted_samples.len() - 1]),
+    })
+}
+
+/// How many independent samples tell as much about the median as these do, in the order in which they were taken: fewer than there are
+/// where neighbours resemble each other.
+pub fn effective_size(samples: &[f64]) -> f64 {
+    let n = samples.len() as f64;
+    let found = median(samples).and_then(|median| dependence(&sides(samples, median)));
+    found.map_or(n, |found| n / found.inflation)
+}
+
+/// On which side of the median each sample lies: what the error of the median comes from.
+fn sides(samples: &[f64], median: f64) -> Vec<f64> {
+    let side = |x: &f64| match x.total_cmp(&median) {
+        _ if *x == median => 0.0,
+        std::cmp::Ordering::Less => -1.0,
+        _ => 1.0,
+    };
+    samples.iter().map(side).collect()
 }
 
 /// The interval that leaves 2.5 % of the values on either side; the values are reordered.

@@ -151,6 +151,31 @@ fn verdicts_find_two_per_cent_and_invent_nothing() {
     assert!(covered >= 180, "the 95 % interval held the truth {covered} times of 200");
 }
 
+/// arch implements the same rule.
+#[test]
+fn blocks_of_dependent_samples() {
+    let golden: Value = serde_json::from_str(include_str!("golden/blocks.json")).unwrap();
+    for case in golden["cases"].as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        let found = stats::dependence(&numbers(&case["values"])).unwrap();
+        assert_close(found.block, &case["circular"], 1e-9, name);
+    }
+    assert_eq!(stats::dependence(&[1.0; 7]), None, "too few");
+    assert_eq!(stats::dependence(&[f64::NAN; 20]), None);
+    let constant = stats::dependence(&[3.0; 20]).unwrap();
+    assert_eq!((constant.block, constant.inflation), (1.0, 1.0));
+    let independent = stats::effective_size(&times(1000.0, 400, 5));
+    assert!(independent > 250.0, "{independent} of 400 independent ones");
+    let mut level = 0.0;
+    let moments = times(1000.0, 400, 5).into_iter().map(|x| {
+        level = 0.9 * level + (x - 1000.0);
+        level
+    });
+    let few = stats::effective_size(&moments.collect::<Vec<_>>());
+    assert!(few < 100.0, "{few} of 400, each of which resembles the ten before");
+    assert_eq!(stats::effective_size(&[1.0, 2.0]), 2.0);
+}
+
 /// Samples each of which resembles the one before: the interval of independent samples holds the truth far too seldom.
 #[test]
 fn intervals_of_samples_that_resemble_their_neighbours() {

@@ -42,6 +42,9 @@ pub(crate) enum Command {
     /// Measure ceilings, kernels, and the tokens of a model (the default command)
     #[command(after_help = RUN_EXAMPLES)]
     Run(Box<RunArgs>),
+    /// List runs, or follow a kernel or model over commits and machines
+    #[command(after_help = super::history::EXAMPLES)]
+    History(Box<super::history::HistoryArgs>),
     /// Turn other tools' results (llama-bench, ML.ENERGY, MLPerf) into records
     Import(ImportArgs),
     /// Check the kernels of this machine, or a model's logits against a reference
@@ -51,11 +54,22 @@ pub(crate) enum Command {
     /// Put records and classes of hardware side by side, or find regressions between two files
     #[command(after_help = COMPARE_EXAMPLES)]
     Compare(Box<CompareArgs>),
+    /// Write records in the format of another tool
+    #[command(after_help = super::export::EXAMPLES)]
+    Export(super::export::ExportArgs),
+    /// Say what is usable, what is missing and how to mend it, and what makes numbers noisy
+    #[command(after_help = super::doctor::EXAMPLES)]
+    Doctor(super::doctor::DoctorArgs),
+    /// Measure any command: time, joules, memory, CPU time; several are compared
+    #[command(after_help = super::exec::EXAMPLES)]
+    Exec(Box<super::exec::ExecArgs>),
     /// Generate text or token ids with a model
     Generate(GenerateArgs),
     /// Make a page with charts and tables from records, or their tables alone
     #[command(after_help = REPORT_EXAMPLES)]
     Report(ReportArgs),
+    /// Print the JSON Schema of a record
+    Schema,
     /// Watch power, use, clocks and temperature of every device, live
     #[command(after_help = TOP_EXAMPLES)]
     Top(TopArgs),
@@ -120,6 +134,12 @@ pub(crate) enum Format {
     Jsonl,
     /// Records as comma-separated values
     Csv,
+    /// llama-bench's table, for tokens
+    LlamaBench,
+    /// llama-bench's JSON lines, for tokens
+    LlamaBenchJsonl,
+    /// OpenMetrics text, for Prometheus
+    Openmetrics,
 }
 
 /// `--cache`.
@@ -216,6 +236,10 @@ pub(crate) struct RunArgs {
     /// Append JSON lines to this file instead of results/; - for stdout
     #[arg(short = 'o', long, value_name = "FILE|-", help_heading = "Output")]
     pub(crate) output: Option<PathBuf>,
+    /// Write the figures of this run as OpenMetrics text to this file when it ends, whole or not at all, for the textfile
+    /// collector of Prometheus's node exporter (which reads *.prom)
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) openmetrics: Option<PathBuf>,
 }
 
 const RUN_EXAMPLES: &str = "Examples:
@@ -225,6 +249,8 @@ const RUN_EXAMPLES: &str = "Examples:
   perjoule run --op rms_norm --versus rms_norm_any_256_cpu_avx2  the chosen kernel against that one
   perjoule run --only tokens --model ./Llama-3.2-1B -p 512 -n 128 -r 5
   perjoule run --only tokens --model qwen3-0.6b -n 32 --parallel 1,4,16
+  perjoule run --only tokens --format llama-bench           llama-bench's table, for scripts that read it
+  perjoule run --openmetrics /var/lib/node_exporter/perjoule.prom
   perjoule run --format jsonl -o results/mine.jsonl";
 
 #[derive(Debug, Args)]
@@ -332,6 +358,7 @@ const REPORT_EXAMPLES: &str = "Examples:
   perjoule report results/*.jsonl                           report.html, which needs no network
   perjoule report results --title 'Before and after' -o both.html
   perjoule report run.jsonl --class h100-sxm,mi300x         beside predictions of the catalogue
+  perjoule report run.jsonl -o run.svg                      a still figure; run.png in pixels
   perjoule report run.jsonl --format md                     tables on stdout
   perjoule report run.jsonl --format csv -o run.csv         a line for each record";
 
@@ -340,10 +367,19 @@ const REPORT_EXAMPLES: &str = "Examples:
 pub(crate) enum ReportFormat {
     /// A page with charts and tables, in one file.
     Html,
+    /// A still figure for a paper, as vectors.
+    Svg,
+    /// The same figure as pixels.
+    Png,
     /// Tables in Markdown.
     Md,
     /// The records, a line each.
     Csv,
+}
+
+fn scale(text: &str) -> Result<f32, String> {
+    let scale = text.parse().ok().filter(|scale| (0.5..=4.0).contains(scale));
+    scale.ok_or_else(|| "expected a number from 0.5 to 4, such as 3".into())
 }
 
 #[derive(Debug, Args)]
@@ -351,7 +387,7 @@ pub(crate) struct ReportArgs {
     /// Files of records (JSON lines), folders of them (*.jsonl), or - for stdin
     #[arg(required = true, value_name = "FILES")]
     pub(crate) files: Vec<PathBuf>,
-    /// Write to this file; - for stdout [default: report.html, stdout for md and csv]
+    /// Write to this file; - for stdout [default: report.html, .svg or .png; stdout for md and csv]
     #[arg(short = 'o', long, value_name = "FILE|-")]
     pub(crate) output: Option<PathBuf>,
     /// Heading [default: made of the devices]
@@ -363,6 +399,9 @@ pub(crate) struct ReportArgs {
     /// What is written [default: by the name of the file, else html]
     #[arg(long, value_enum)]
     pub(crate) format: Option<ReportFormat>,
+    /// Pixels of a PNG for each of the SVG's, 0.5 to 4 [default: 2]
+    #[arg(long, value_name = "X", value_parser = scale)]
+    pub(crate) scale: Option<f32>,
     /// No notes
     #[arg(long)]
     pub(crate) quiet: bool,

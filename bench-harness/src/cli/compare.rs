@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail, ensure};
 use perjoule_catalogue::{Catalogue, Class};
-use perjoule_record::{Kind, Record, read_file};
+use perjoule_record::{Kind, Record};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,7 @@ use crate::compare::regression::{FAIL_ON, Rules, parse_threshold, regression};
 use crate::compare::row::Row;
 use crate::compare::side::{self, Group};
 use crate::compare::workload::{Load, Loose, Wanted};
+use crate::inputs;
 use crate::report::{Style, markdown, printable};
 
 /// Classes of the comparison that names none.
@@ -29,8 +30,6 @@ const CLASSES: [&str; 7] = [
 ];
 /// Files of results that are looked through for this machine's newest.
 const NEWEST: usize = 50;
-/// Damaged lines of a file that are named.
-const NAMED: usize = 5;
 
 pub(crate) fn run(args: &CompareArgs) -> Result<Ended> {
     if args.regression || args.fail_on.is_some() {
@@ -44,16 +43,11 @@ fn style() -> Style {
     if std::io::stdout().is_terminal() { Style::Colour } else { Style::Plain }
 }
 
-/// The records of a file; damaged lines are warnings.
+/// The records of a file; what could not be read is a warning.
 fn read(path: &Path) -> Result<Vec<Record>> {
-    let (records, warnings) = read_file(path)?;
-    for warning in warnings.iter().take(NAMED) {
-        eprintln!("warning: {}: {warning}", path.display());
-    }
-    if warnings.len() > NAMED {
-        eprintln!("warning: {}: {} more damaged lines", path.display(), warnings.len() - NAMED);
-    }
-    Ok(records)
+    let input = inputs::read(path)?;
+    input.warn();
+    Ok(input.records)
 }
 
 fn regressions(args: &CompareArgs) -> Result<Ended> {
@@ -273,8 +267,8 @@ fn source(path: &Path, remarks: &mut Vec<String>) -> Result<Source> {
     let tokens: Vec<Record> = records.into_iter().filter(|record| record.kind == Kind::Tokens).collect();
     ensure!(
         !tokens.is_empty(),
-        "{name} holds no records of tokens among its {all}: `perjoule run --only tokens` makes them; two files of kernels are \
-         compared with --fail-on"
+        "{name} holds no records of tokens among its {all}: `perjoule run --only tokens` makes them; two files of kernels or commands \
+         are compared with --fail-on"
     );
     let (valid, invalid): (Vec<Record>, Vec<Record>) = tokens.into_iter().partition(|record| record.valid);
     if let Some(first) = invalid.first() {
@@ -298,7 +292,7 @@ fn newest(folder: &Path, remarks: &mut Vec<String>) -> Vec<Source> {
     files.sort_by(|a, b| b.cmp(a));
     let here = environment();
     for (_, path) in files.iter().take(NEWEST) {
-        let Ok((records, _)) = read_file(path) else { continue };
+        let Ok(inputs::Input { records, .. }) = inputs::read(path) else { continue };
         let ours = |record: &Record| {
             record.kind == Kind::Tokens
                 && record.valid

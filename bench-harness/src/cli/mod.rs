@@ -5,13 +5,18 @@
 
 mod args;
 mod args_compare;
+mod atomic;
 mod check;
 mod check_model;
 mod classes;
 mod compare;
 mod compare_self;
 mod devices;
+mod doctor;
+mod exec;
+mod export;
 mod generate;
+mod history;
 mod import;
 mod kernels;
 mod meters;
@@ -20,6 +25,7 @@ mod progress;
 mod report;
 mod run;
 mod run_tokens;
+mod schema;
 mod top;
 
 use anyhow::{Context, Result, bail};
@@ -74,9 +80,14 @@ fn dispatch(cli: Cli) -> Result<Ended> {
         Command::Classes(args) => classes::run(&args),
         Command::Compare(args) if args.self_ => compare_self::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Exec(args) => exec::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::History(args) => history::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Schema => schema::run(),
         Command::Top(args) => top::run(&args),
         Command::Completions { shell } => {
             // made in memory: clap_complete panics when it cannot write

@@ -1,6 +1,7 @@
 //! Where a run's results go: records to a file, and stdout in the format that was asked for.
 
 use anyhow::{Context, Result, bail, ensure};
+use perjoule_formats::{Exported, Format as Foreign, export};
 use perjoule_record::{Environment, Record, Store, to_line};
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
@@ -9,6 +10,7 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use super::args::Format;
+use super::atomic;
 use super::progress::Bars;
 use crate::live::text::unicode;
 use crate::report::chart::Chart;
@@ -18,6 +20,9 @@ use crate::report::{self, Style, Table};
 pub(super) const RESULTS: &str = "results";
 /// Columns that text under tables is wrapped to.
 pub(super) const WIDTH: usize = 92;
+
+/// Why records are left out of a format, each reason with how often.
+pub(super) type Reasons = Vec<(String, u64)>;
 
 /// Takes records and tables.
 pub(crate) struct Output {
@@ -29,6 +34,12 @@ pub(crate) struct Output {
     store: Option<Store>,
     /// The file is ours alone, so that it may go when nothing was written to it.
     own_file: bool,
+    /// Where this run's figures go as OpenMetrics text, when it ends.
+    openmetrics: Option<PathBuf>,
+    /// Records for what is written at the end.
+    kept: Vec<Record>,
+    /// Reasons for which records are not in stdout's format, each with how often.
+    left_out: Reasons,
     records: u64,
     invalid: u64,
     finished: bool,
@@ -71,10 +82,36 @@ impl Output {
             stdout,
             store,
             own_file,
+            openmetrics: None,
+            kept: Vec::new(),
+            left_out: Vec::new(),
             records: 0,
             invalid: 0,
             finished: false,
         })
+    }
+
+    /// Keeps this run's figures for `path`, as OpenMetrics text. A file that cannot be there is refused.
+    pub(crate) fn keep_openmetrics(&mut self, path: &Path) -> Result<()> {
+        atomic::check(path).context("--openmetrics")?;
+        self.openmetrics = Some(path.to_owned());
+        Ok(())
+    }
+
+    /// Keeps a record for what is written at the end. Samples are in none of it.
+    fn keep(&mut self, record: &Record) {
+        let mut record = record.clone();
+        record.timing.samples_ns = None;
+        self.kept.push(record);
+    }
+
+    /// Takes the text of an export, and counts what is not in it.
+    fn exported(&mut self, records: &[Record], format: Foreign) -> Result<String> {
+        let Exported { text, left_out } = export(records, format)?;
+        for omission in left_out {
+            count_reason(&mut self.left_out, omission.reason);
+        }
+        Ok(text)
     }
 
     /// Draws charts below tables: in a terminal, or wherever tables are when they are `asked` for.
@@ -106,6 +143,11 @@ impl Output {
         self.invalid += u64::from(!record.valid);
         match self.format {
             Format::Table | Format::Md => {}
+            Format::LlamaBench | Format::Openmetrics => {} // at the end
+            Format::LlamaBenchJsonl => {
+                let text = self.exported(std::slice::from_ref(record), Foreign::LlamaBenchJsonl)?;
+                self.print(&text)?;
+            }
             Format::Jsonl => self.print(&to_line(record)?)?,
             Format::Json => {
                 let open = if self.records == 0 { "[\n" } else { ",\n" };
@@ -116,6 +158,10 @@ impl Output {
                 let header = if self.records == 0 { header } else { Vec::new() };
                 self.print(&String::from_utf8_lossy(&[header, row].concat()))?;
             }
+        }
+        let at_the_end = matches!(self.format, Format::LlamaBench | Format::Openmetrics);
+        if at_the_end || self.openmetrics.is_some() {
+            self.keep(record);
         }
         self.records += 1;
         // tables have them below
@@ -192,8 +238,27 @@ impl Output {
             return Ok(());
         }
         self.bars.unwatch();
-        if self.format == Format::Json {
-            self.print(if self.records == 0 { "[]\n" } else { "\n]\n" })?;
+        let kept = std::mem::take(&mut self.kept);
+        match self.format {
+            Format::Json => self.print(if self.records == 0 { "[]\n" } else { "\n]\n" })?,
+            Format::LlamaBench if self.records > 0 => {
+                let table = self.exported(&kept, Foreign::LlamaBenchMarkdown)?;
+                self.print(&table)?;
+            }
+            Format::Openmetrics => {
+                let text = self.exported(&kept, Foreign::OpenMetrics)?;
+                self.print(&text)?;
+            }
+            _ => {}
+        }
+        for (reason, n) in self.left_out.iter().filter(|_| !self.quiet) {
+            let s = if *n == 1 { "" } else { "s" };
+            eprintln!("note: {n} record{s} not in this format: {reason}");
+        }
+        // an older file stays where nothing was measured
+        if let (Some(path), false) = (&self.openmetrics, kept.is_empty()) {
+            atomic::write(path, export(&kept, Foreign::OpenMetrics)?.text.as_bytes())
+                .context("--openmetrics")?;
         }
         let file = self.store.as_ref().map(|store| store.path().to_owned());
         let (n, s) = (self.records, if self.records == 1 { "" } else { "s" });
@@ -215,6 +280,14 @@ impl Output {
     }
 }
 
+/// Counts a reason once more.
+pub(super) fn count_reason(list: &mut Reasons, reason: String) {
+    match list.iter_mut().find(|(known, _)| *known == reason) {
+        Some((_, n)) => *n += 1,
+        None => list.push((reason, 1)),
+    }
+}
+
 /// The words of `text` in lines of at most `width` characters, longer words apart.
 pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
@@ -232,7 +305,7 @@ pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
 }
 
 /// llama-bench's `-o` takes a format: whoever types that here means `--format`.
-fn refuse_format_name(path: &Path) -> Result<()> {
+pub(super) fn refuse_format_name(path: &Path) -> Result<()> {
     let name = path.to_string_lossy();
     if ["table", "md", "json", "jsonl", "csv", "sql"].contains(&&*name) && !path.exists() {
         let format = if name == "sql" { "jsonl" } else { &name };

@@ -1,17 +1,28 @@
-//! `perjoule report`: a page, tables or CSV from records.
+//! `perjoule report`: a page, a still figure, tables or CSV from records.
 
-use anyhow::{Context, Result, bail};
-use perjoule_record::{Kind, Reader, Record};
-use std::io::{ErrorKind, Write};
+use anyhow::{Result, bail};
+use perjoule_record::{Kind, Record};
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use super::Ended;
 use super::args::{ReportArgs, ReportFormat};
 use super::output::csv_lines;
-use crate::report::{self, Style, page};
+use super::{Ended, atomic};
+use crate::inputs;
+use crate::report::{self, Style, figure, page};
+
+/// Pixels of a PNG for each of the SVG's: sharp on most screens, and in print.
+const SCALE: f32 = 2.0;
 
 pub(super) fn run(args: &ReportArgs) -> Result<Ended> {
     let format = format(args)?;
+    if args.scale.is_some() && format != ReportFormat::Png {
+        bail!("--scale is for --format png: what else is written has no pixels");
+    }
+    let to_stdout = args.output.as_deref() == Some(Path::new("-"));
+    if to_stdout && format == ReportFormat::Png && std::io::stdout().is_terminal() {
+        bail!("a PNG is no text for a terminal: give -o a file, or pipe it on");
+    }
     let (mut records, warnings) = read(&args.files)?;
     for warning in &warnings {
         eprintln!("warning: {warning}");
@@ -27,22 +38,27 @@ pub(super) fn run(args: &ReportArgs) -> Result<Ended> {
     let title = args.title.clone().unwrap_or_else(|| title(&records));
     let found = records.len();
     records.extend(predicted);
-    let text = match format {
-        ReportFormat::Html => {
-            let (records, warnings, remarks) = (&records, &warnings, &remarks);
-            page::render(&page::Input { title: &title, records, warnings, remarks })?
-        }
-        ReportFormat::Md => markdown(&title, &records),
-        ReportFormat::Csv => csv(&records)?,
+    let input = page::Input { title: &title, records: &records, warnings: &warnings, remarks: &remarks };
+    let bytes = match format {
+        ReportFormat::Html => page::render(&input)?.into_bytes(),
+        ReportFormat::Svg => figure::svg(&input)?.into_bytes(),
+        ReportFormat::Png => figure::png(&input, args.scale.unwrap_or(SCALE))?,
+        ReportFormat::Md => markdown(&title, &records).into_bytes(),
+        ReportFormat::Csv => csv(&records)?.into_bytes(),
     };
-    let default = (format == ReportFormat::Html).then(|| PathBuf::from("report.html"));
-    match args.output.clone().or(default).filter(|path| path != Path::new("-")) {
-        None => std::io::stdout().write_all(text.as_bytes())?,
+    let default = match format {
+        ReportFormat::Html => Some("report.html"),
+        ReportFormat::Svg => Some("report.svg"),
+        ReportFormat::Png => Some("report.png"),
+        ReportFormat::Md | ReportFormat::Csv => None,
+    };
+    match args.output.clone().or(default.map(PathBuf::from)).filter(|path| path != Path::new("-")) {
+        None => std::io::stdout().write_all(&bytes)?,
         Some(path) => {
-            write(&path, text.as_bytes())?;
+            atomic::write(&path, &bytes)?;
             if !args.quiet {
                 let s = if found == 1 { "" } else { "s" };
-                let size = report::units::bytes(text.len() as u64);
+                let size = report::units::bytes(bytes.len() as u64);
                 eprintln!("{found} record{s} in {}, {size}", path.display());
             }
         }
@@ -58,9 +74,13 @@ fn format(args: &ReportArgs) -> Result<ReportFormat> {
     let name = args.output.as_deref().and_then(Path::extension).and_then(|name| name.to_str());
     match name.unwrap_or("html").to_ascii_lowercase().as_str() {
         "html" | "htm" => Ok(ReportFormat::Html),
+        "svg" => Ok(ReportFormat::Svg),
+        "png" => Ok(ReportFormat::Png),
         "md" => Ok(ReportFormat::Md),
         "csv" => Ok(ReportFormat::Csv),
-        other => bail!("-o: no report is written as .{other}: use .html, .md or .csv, or name --format"),
+        other => bail!(
+            "-o: no report is written as .{other}: use .html, .svg, .png, .md or .csv, or name --format"
+        ),
     }
 }
 
@@ -74,39 +94,13 @@ fn shown(files: &[PathBuf]) -> String {
 fn read(files: &[PathBuf]) -> Result<(Vec<Record>, Vec<String>)> {
     let (mut records, mut warnings) = (Vec::new(), Vec::new());
     for path in files {
-        if path == Path::new("-") {
-            let (list, skipped) = Reader::new(std::io::stdin().lock()).read_all();
-            records.extend(list);
-            warnings.extend(skipped.iter().map(|warning| format!("stdin: {warning}")));
-            continue;
-        }
-        for file in folder(path)? {
-            let (list, skipped) = perjoule_record::read_file(&file)?;
-            records.extend(list);
-            warnings.extend(skipped.iter().map(|warning| format!("{}: {warning}", file.display())));
+        for file in inputs::files(path)? {
+            let input = inputs::read(&file)?;
+            warnings.extend(input.warnings.iter().map(|warning| format!("{}: {warning}", input.name)));
+            records.extend(input.records);
         }
     }
     Ok((records, warnings))
-}
-
-/// The file itself, or a folder's files of records by name.
-fn folder(path: &Path) -> Result<Vec<PathBuf>> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let named = || format!("cannot read {}", path.display());
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(path).with_context(named)? {
-        let file = entry.with_context(named)?.path();
-        if file.extension().is_some_and(|name| name == "jsonl") && file.is_file() {
-            files.push(file);
-        }
-    }
-    files.sort();
-    if files.is_empty() {
-        bail!("no *.jsonl in {}", path.display());
-    }
-    Ok(files)
 }
 
 fn title(records: &[Record]) -> String {
@@ -120,6 +114,9 @@ fn title(records: &[Record]) -> String {
         }
     }
     match names.as_slice() {
+        [] if records.iter().all(|record| record.kind == Kind::Command) => {
+            "Time and joules of commands".into()
+        }
         [] => "Tokens and joules".into(),
         names => format!("Tokens and joules of {}", names.join(", ")),
     }
@@ -146,6 +143,7 @@ fn markdown(title: &str, records: &[Record]) -> String {
     section("Ceilings", &ceilings, report::ceilings);
     section("Kernels", &kernels, report::kernels);
     section("Tokens", &tokens, report::tokens);
+    section("Commands", &of(Kind::Command), report::command::commands);
     // a name that looks like markup stays text
     text.replace('&', "&amp;").replace('<', "&lt;")
 }
@@ -160,73 +158,4 @@ fn csv(records: &[Record]) -> Result<String> {
         text.extend(row);
     }
     Ok(String::from_utf8(text)?)
-}
-
-/// Writes the whole file or nothing: a reader never sees a half of it, and an older one stays until the new one is complete.
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let named = |error: std::io::Error| {
-        let advice = match error.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; free some space or choose another file",
-            ErrorKind::FileTooLarge => "; raise the file-size limit (ulimit -f) or choose another file",
-            ErrorKind::NotFound => "; the folder must exist",
-            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::IsADirectory => {
-                "; choose a file that you may write to"
-            }
-            _ => "",
-        };
-        // the path once: errors of temporary files name theirs
-        let why = std::io::Error::from(error.kind());
-        let why = error.raw_os_error().map_or(why, std::io::Error::from_raw_os_error);
-        anyhow::anyhow!("cannot write {}: {why}{advice}", path.display())
-    };
-    // a link stays a link; a device or a pipe is written as it is
-    let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    match std::fs::metadata(&target) {
-        Ok(what) if what.is_dir() => return Err(named(ErrorKind::IsADirectory.into())),
-        Ok(what) if !what.is_file() => {
-            let mut file = std::fs::OpenOptions::new().write(true).open(&target).map_err(named)?;
-            return file.write_all(bytes).and_then(|()| file.flush()).map_err(named);
-        }
-        _ => {}
-    }
-    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".perjoule-report-");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // as the user's umask has it, and not for the owner alone
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(folder).map_err(named)?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(named)?;
-    file.persist(&target).map_err(|error| named(error.error))?;
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_is_replaced_whole_and_errors_name_it_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("report.html");
-        write(&path, b"one").unwrap();
-        write(&path, b"two").unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"two");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing temporary stays");
-        let error = write(&folder.path().join("no/where.html"), b"x").unwrap_err().to_string();
-        assert_eq!(error.matches("where.html").count(), 1, "{error}");
-        assert!(error.contains("folder must exist"), "{error}");
-        assert!(write(folder.path(), b"x").unwrap_err().to_string().contains("may write to"));
-        #[cfg(target_os = "linux")]
-        {
-            let error = write(Path::new("/dev/full"), b"x").unwrap_err().to_string();
-            assert!(
-                error.starts_with("cannot write /dev/full") && error.contains("free some space"),
-                "{error}"
-            );
-        }
-    }
 }

@@ -118,6 +118,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
 
     let environment = environment();
     let mut output = Output::open(args.format, args.output.as_deref(), args.quiet, &environment)?;
+    if let Some(path) = &args.openmetrics {
+        output.keep_openmetrics(path)?;
+    }
     output.show_charts(args.charts)?;
     let session = Run { args, parts: &parts, budget, seed, environment: &environment };
     let start = Instant::now();

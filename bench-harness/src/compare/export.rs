@@ -1,9 +1,8 @@
 //! Regressions in the formats that people and services read.
 
 use anyhow::Result;
-use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
+use perjoule_formats::{Finding, Findings, FindingsFormat, export_findings};
 use serde_json::{Value, json};
-use std::time::Duration;
 
 use super::regression::{Line, Outcome, Report, VERDICTS, percent};
 use crate::report::units::duration_ns;
@@ -35,8 +34,8 @@ pub(crate) fn export(report: &Report<'_>, target: Target) -> Result<String> {
         Target::Table(style) => Ok(for_people(report, style)),
         Target::Markdown => Ok(for_people(report, Style::Markdown)),
         Target::Json => Ok(serde_json::to_string_pretty(&json(report))? + "\n"),
-        Target::Junit => junit(report),
-        Target::Github => Ok(github(report)),
+        Target::Junit => Ok(export_findings(&findings(report), FindingsFormat::Junit)),
+        Target::Github => Ok(export_findings(&findings(report), FindingsFormat::GithubAnnotations)),
     }
 }
 
@@ -52,13 +51,16 @@ fn p_value(p: f64) -> String {
 /// What is said of a line beyond its verdict.
 fn detail(line: &Line<'_>) -> String {
     match &line.outcome {
-        Outcome::Compared(c) => format!(
-            "{:.3} times the old time, 95 % interval {:.3} to {:.3}, p {}",
-            c.ratio,
-            c.ci95.lo,
-            c.ci95.hi,
-            p_value(c.p_value)
-        ),
+        Outcome::Compared(c, among) => {
+            let chance = if among.chance { ", may be chance among so many lines" } else { "" };
+            format!(
+                "{:.3} times the old time, 95 % interval {:.3} to {:.3}, p {}{chance}",
+                c.ratio,
+                c.ci95.lo,
+                c.ci95.hi,
+                p_value(c.p_value)
+            )
+        }
         Outcome::Invalid(why) | Outcome::NoSamples(why) => why.clone(),
         Outcome::OnlyOld => "the new file has no such measurement".into(),
         Outcome::OnlyNew => "the old file has no such measurement".into(),
@@ -80,7 +82,7 @@ fn for_people(report: &Report<'_>, style: Style) -> String {
     for line in wanted.iter().take(SHOWN) {
         let time = |new| median(line, new).map_or("-".into(), duration_ns);
         let (ratio, interval, p) = match &line.outcome {
-            Outcome::Compared(c) => {
+            Outcome::Compared(c, _) => {
                 (format!("{:.3}", c.ratio), format!("{:.3}..{:.3}", c.ci95.lo, c.ci95.hi), p_value(c.p_value))
             }
             _ => ("-".into(), "-".into(), "-".into()),
@@ -135,7 +137,7 @@ fn json(report: &Report<'_>) -> Value {
 
 fn line_json(line: &Line<'_>, threshold: f64) -> Value {
     let compared = match &line.outcome {
-        Outcome::Compared(c) => Some(c),
+        Outcome::Compared(c, among) => Some((c, among)),
         _ => None,
     };
     let Some(record) = line.new.or(line.old) else { return Value::Null };
@@ -158,83 +160,50 @@ fn line_json(line: &Line<'_>, threshold: f64) -> Value {
         "cache_state": w.cache_state,
         "verdict": line.verdict(),
         "regression": line.is_regression(threshold),
-        "ratio": compared.map(|c| c.ratio),
-        "ratio_ci95": compared.map(|c| [c.ci95.lo, c.ci95.hi]),
-        "p_value": compared.map(|c| c.p_value),
+        "ratio": compared.map(|(c, _)| c.ratio),
+        "ratio_ci95": compared.map(|(c, _)| [c.ci95.lo, c.ci95.hi]),
+        "p_value": compared.map(|(c, _)| c.p_value),
+        "q_value": compared.map(|(_, among)| among.q_value),
         "median_ns_old": median(line, false),
         "median_ns_new": median(line, true),
         "detail": detail(line),
     })
 }
 
-/// Regressions are failures, records that must not be used are errors, what cannot be compared is skipped.
-fn junit(report: &Report<'_>) -> Result<String> {
-    let mut suite = TestSuite::new("perjoule compare");
-    for line in &report.lines {
-        let text = detail(line);
-        let non_success = |kind, what: &str| {
-            let mut status = TestCaseStatus::non_success(kind);
-            status.set_message(format!("{what}: {text}")).set_type(what);
-            status
-        };
-        let status = match &line.outcome {
-            _ if line.is_regression(report.threshold) => non_success(NonSuccessKind::Failure, "regression"),
-            Outcome::Invalid(_) => non_success(NonSuccessKind::Error, "invalid"),
-            Outcome::Compared(_) => TestCaseStatus::success(),
-            _ => {
-                let mut status = TestCaseStatus::skipped();
-                status.set_message(format!("{}: {text}", line.verdict()));
-                status
+/// What CI systems are told.
+fn findings(report: &Report<'_>) -> Findings {
+    let finding = |line: &Line<'_>| {
+        let (outcome, verdict) = match &line.outcome {
+            _ if line.is_regression(report.threshold) => (
+                perjoule_formats::Outcome::Regression,
+                format!("slower by more than {}", percent(report.threshold)),
+            ),
+            Outcome::Invalid(_) => (perjoule_formats::Outcome::Invalid, "invalid record".into()),
+            Outcome::Compared(..) if line.verdict() == "unclear" => {
+                (perjoule_formats::Outcome::Unclear, "unclear".into())
             }
+            Outcome::OnlyOld | Outcome::NoSamples(_) => {
+                (perjoule_formats::Outcome::Missing, line.verdict().into())
+            }
+            Outcome::OnlyNew => (perjoule_formats::Outcome::New, line.verdict().into()),
+            Outcome::Compared(..) => (perjoule_formats::Outcome::Fine, line.verdict().into()),
         };
-        let mut case = TestCase::new(line.label.clone(), status);
-        case.set_classname(format!("perjoule.{}", line.kind));
-        // the time of a call, as far as a test case can have one
-        let seconds = median(line, true).and_then(|ns| Duration::try_from_secs_f64(ns * 1e-9).ok());
-        if let Some(time) = seconds {
-            case.set_time(time);
+        Finding {
+            name: line.label.clone(),
+            group: line.kind.into(),
+            outcome,
+            verdict,
+            message: detail(line),
+            // the time of a call, as far as a test case can have one
+            seconds: median(line, true).map(|ns| ns * 1e-9),
         }
-        if matches!(line.outcome, Outcome::Compared(_)) {
-            case.set_system_out(format!("{}: {text}", line.verdict()));
-        }
-        suite.add_test_case(case);
-    }
-    let mut xml = quick_junit::Report::new(format!("{} -> {}", report.old, report.new));
-    xml.add_test_suite(suite);
-    Ok(xml.to_string()?)
-}
-
-/// Errors for regressions and invalid records, warnings for what is unclear or missing, a notice with the summary.
-fn github(report: &Report<'_>) -> String {
-    let mut text = String::new();
-    let mut command = |level: &str, title: &str, message: &str| {
-        text.push_str(&format!("::{level} title={}::{}\n", property(title), data(message)));
     };
-    command("notice", "perjoule compare", &report.summary());
-    for line in &report.lines {
-        let message = format!("{}: {}", line.label, detail(line));
-        match &line.outcome {
-            _ if line.is_regression(report.threshold) => {
-                command("error", &format!("slower by more than {}", percent(report.threshold)), &message);
-            }
-            Outcome::Invalid(_) => command("error", "invalid record", &message),
-            Outcome::Compared(_) if line.verdict() == "unclear" => command("warning", "unclear", &message),
-            Outcome::OnlyOld | Outcome::NoSamples(_) => command("warning", line.verdict(), &message),
-            _ => {}
-        }
+    Findings {
+        title: format!("{} -> {}", report.old, report.new),
+        summary: report.summary(),
+        notes: report.notes.clone(),
+        list: report.lines.iter().map(finding).collect(),
     }
-    report.notes.iter().for_each(|note| command("notice", "perjoule compare", note));
-    text
-}
-
-/// Text after `::`, in which line breaks would end the command.
-fn data(text: &str) -> String {
-    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
-}
-
-/// A property's value, in which colons and commas would end it too.
-fn property(text: &str) -> String {
-    data(text).replace(':', "%3A").replace(',', "%2C")
 }
 
 #[cfg(test)]

@@ -1,51 +1,24 @@
 //! Two files of records, line by line: what became faster or slower.
 //!
-//! Lines match when everything that was asked for is equal: kind, device, op, kernel, dtype, shape, cache state, model, sizes and threads.
-//! How a kernel is configured may differ: that is what changes. Verdicts are those of [`stats::compare`]: samples of two files were
-//! not taken in turn, so whatever changed on the machine meanwhile is in them.
+//! Lines match when they are the same measurement: [`Identity`]. Verdicts are those of [`stats::compare`]: samples of two files were
+//! not taken in turn, so whatever changed on the machine meanwhile is in them. Of many lines some differ by chance: a difference counts
+//! only where it also is a discovery among all lines, of which at most [`FALSE`] are expected to be false.
 
 use anyhow::{Result, bail, ensure};
-use perjoule_record::stats::{Comparer, Comparison, Verdict};
-use perjoule_record::{CacheState, Kind, Provenance, Record};
+use perjoule_record::stats::{Comparer, Comparison, Verdict, benjamini_hochberg, welch};
+use perjoule_record::{Kind, Provenance, Record};
 use rayon::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
+use super::workload::{Identity, cache_name, kind_name};
 use crate::report::one_line;
 
 /// Seed of the bootstrap.
 const SEED: u64 = 1;
+/// Share of false discoveries among the differences of many lines.
+pub(crate) const FALSE: f64 = 0.05;
 /// Threshold when none is given.
 pub(crate) const FAIL_ON: f64 = 0.03;
-
-/// What makes two lines the same measurement.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Key<'a> {
-    kind: &'static str,
-    provenance: &'static str,
-    machine: Option<Machine<'a>>,
-    /// Device, op, kernel, dtype, shape, model, configuration of a ceiling, cache state.
-    texts: [Option<&'a str>; 8],
-    /// Prompt, generated, depth, chunk, sequences, threads.
-    sizes: [Option<u64>; 6],
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Machine<'a> {
-    cpu_model: Option<&'a str>,
-    cpu_features: BTreeSet<&'a str>,
-    device_name: Option<&'a str>,
-}
-
-impl<'a> Machine<'a> {
-    fn of(record: &'a Record) -> Self {
-        let e = &record.environment;
-        Machine {
-            cpu_model: e.cpu_model.as_deref(),
-            cpu_features: e.cpu_features.iter().flatten().map(String::as_str).collect(),
-            device_name: record.device.device_name.as_deref(),
-        }
-    }
-}
 
 /// How lines are matched.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,52 +32,20 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
-    fn key<'a>(&self, record: &'a Record) -> Key<'a> {
-        let w = &record.workload;
-        let kind = match record.kind {
-            Kind::Ceiling => "ceiling",
-            Kind::Kernel => "kernel",
-            Kind::Tokens => "tokens",
-            _ => "other",
-        };
-        let kernel = w.kernel.as_deref().filter(|_| !self.any_kernel);
-        let config = w.config.as_deref().filter(|_| record.kind == Kind::Ceiling);
-        let cache = w.cache_state.map(|state| match state {
-            CacheState::Rotate => "rotate",
-            CacheState::Hot => "hot",
-            CacheState::Cold => "cold",
-            _ => "other",
-        });
-        let threads = w.n_threads.filter(|_| !self.any_machine);
-        Key {
-            kind,
-            provenance: match record.provenance {
-                Provenance::Measured => "measured",
-                Provenance::Imported => "imported",
-                Provenance::Modelled => "modelled",
-                _ => "unknown",
-            },
-            machine: (!self.any_machine).then(|| Machine::of(record)),
-            texts: [
-                record.device.device.as_deref(),
-                w.op.as_deref(),
-                kernel,
-                w.dtype.as_deref(),
-                w.shape.as_deref(),
-                w.model.as_deref(),
-                config,
-                cache,
-            ],
-            sizes: [w.n_prompt, w.n_gen, w.n_depth, w.n_batch, w.n_parallel, threads],
+    fn key<'a>(&self, record: &'a Record) -> Identity<'a> {
+        let mut key = Identity::of(record);
+        if self.any_kernel {
+            key = key.any_kernel();
         }
+        if self.any_machine { key.any_machine() } else { key }
     }
 }
 
 /// What became of a line.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Outcome {
-    /// Samples on both sides.
-    Compared(Comparison),
+    /// Samples on both sides. The verdict is that among all lines, [`Among`] says what it rests on.
+    Compared(Comparison, Among),
     /// A side must not be used.
     Invalid(String),
     /// A side has no samples to judge by.
@@ -113,6 +54,17 @@ pub(crate) enum Outcome {
     OnlyOld,
     /// Only the new file has it.
     OnlyNew,
+}
+
+/// A line among all.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Among {
+    /// Two-sided, of a test that suits the number of samples.
+    p_value: f64,
+    /// The same, adjusted for the number of lines (Benjamini and Hochberg).
+    pub(crate) q_value: f64,
+    /// The interval says that it differs, and the number of lines that it may be chance.
+    pub(crate) chance: bool,
 }
 
 /// A measurement that is in one of the files or both.
@@ -130,7 +82,7 @@ impl Line<'_> {
     /// The verdict in a word.
     pub(crate) fn verdict(&self) -> &'static str {
         match &self.outcome {
-            Outcome::Compared(c) => match c.verdict {
+            Outcome::Compared(c, _) => match c.verdict {
                 Verdict::Faster => "faster",
                 Verdict::Slower => "slower",
                 Verdict::Same => "same",
@@ -147,7 +99,7 @@ impl Line<'_> {
     /// that is slower.
     pub(crate) fn is_regression(&self, threshold: f64) -> bool {
         let beyond = |c: &Comparison| c.verdict == Verdict::Slower && c.ratio > 1.0 + threshold;
-        self.kind != "ceiling" && matches!(&self.outcome, Outcome::Compared(c) if beyond(c))
+        self.kind != "ceiling" && matches!(&self.outcome, Outcome::Compared(c, _) if beyond(c))
     }
 
     /// The first of those that must be looked at.
@@ -224,9 +176,9 @@ pub(crate) fn parse_threshold(text: &str) -> Result<f64> {
 }
 
 /// The newest record of each key, in order, and how many older ones stand behind them.
-fn newest<'a>(records: &'a [Record], rules: &Rules) -> (Vec<(Key<'a>, &'a Record)>, usize) {
-    let mut place: BTreeMap<Key<'a>, usize> = BTreeMap::new();
-    let mut list: Vec<(Key<'a>, &'a Record)> = Vec::new();
+fn newest<'a>(records: &'a [Record], rules: &Rules) -> (Vec<(Identity<'a>, &'a Record)>, usize) {
+    let mut place: HashMap<Identity<'a>, usize> = HashMap::new();
+    let mut list: Vec<(Identity<'a>, &'a Record)> = Vec::new();
     let mut older = 0;
     for record in records {
         let key = rules.key(record);
@@ -273,8 +225,9 @@ pub(crate) fn regression<'a>(
     }
     sides.iter_mut().for_each(|(list, _)| list.retain(|(_, record)| !derived(record)));
     let [(old_list, _), (new_list, _)] = &sides;
-    let by_key: BTreeMap<&Key<'_>, &Record> = old_list.iter().map(|(key, record)| (key, *record)).collect();
-    let matched: BTreeSet<&Key<'_>> = new_list.iter().map(|(key, _)| key).collect();
+    let by_key: HashMap<&Identity<'_>, &Record> =
+        old_list.iter().map(|(key, record)| (key, *record)).collect();
+    let matched: HashSet<&Identity<'_>> = new_list.iter().map(|(key, _)| key).collect();
     let both: Vec<(Option<&Record>, Option<&Record>)> = new_list
         .iter()
         .map(|(key, record)| (by_key.get(key).copied(), Some(*record)))
@@ -293,6 +246,7 @@ pub(crate) fn regression<'a>(
     let comparer = Comparer::new(rules.threshold, SEED, sizes);
     let mut lines: Vec<Line<'a>> =
         both.into_par_iter().filter_map(|(old, new)| line(&comparer, old, new)).collect();
+    notes.extend(among_all(&mut lines));
     lines.sort_by_key(|line| line.rank(rules.threshold));
     let ceilings: Vec<&str> = lines
         .iter()
@@ -308,18 +262,65 @@ pub(crate) fn regression<'a>(
     Ok(Report { old: old_name, new: new_name, threshold: rules.threshold, lines, notes })
 }
 
+/// Adjusts the verdicts for the number of lines, and says so. A single line is what it is.
+fn among_all(lines: &mut [Line<'_>]) -> Option<String> {
+    let mut compared: Vec<&mut Outcome> = lines
+        .iter_mut()
+        .map(|line| &mut line.outcome)
+        .filter(|outcome| matches!(outcome, Outcome::Compared(..)))
+        .collect();
+    let p_values: Vec<f64> = compared
+        .iter()
+        .filter_map(|outcome| match outcome {
+            Outcome::Compared(_, among) => Some(among.p_value),
+            _ => None,
+        })
+        .collect();
+    let n = p_values.len();
+    if n < 2 {
+        return None;
+    }
+    let (mut slower, mut faster, mut chance) = (0, 0, 0);
+    for (outcome, q_value) in compared.iter_mut().zip(benjamini_hochberg(&p_values)) {
+        let Outcome::Compared(c, among) = outcome else { continue };
+        among.q_value = q_value;
+        if q_value > FALSE && matches!(c.verdict, Verdict::Slower | Verdict::Faster) {
+            (c.verdict, among.chance) = (Verdict::Unclear, true);
+        }
+        slower += usize::from(c.verdict == Verdict::Slower);
+        faster += usize::from(c.verdict == Verdict::Faster);
+        chance += usize::from(among.chance);
+    }
+    let by_chance = if chance > 0 {
+        format!("; {chance} more whose intervals differ may do so by chance and are unclear")
+    } else {
+        String::new()
+    };
+    Some(format!(
+        "of {n} lines {slower} are slower and {faster} faster, false discoveries among them held to {} (Benjamini-Hochberg){by_chance}",
+        percent(FALSE)
+    ))
+}
+
+/// A p-value that can reach what many lines need: of ranks (Mann-Whitney) where there are enough samples, else Welch's of the logarithms.
+/// The number of samples alone decides which.
+fn p_value(old: &[f64], new: &[f64], of_ranks: f64) -> f64 {
+    /// With fewer samples on both sides, no ranks have a p-value below 1e-7.
+    const RANKED: usize = 20;
+    if old.len().min(new.len()) >= RANKED {
+        return of_ranks;
+    }
+    let logarithms = |samples: &[f64]| samples.iter().map(|x| x.ln()).collect::<Vec<f64>>();
+    welch(&logarithms(old), &logarithms(new)).unwrap_or(1.0)
+}
+
 fn samples(record: &Record) -> &[f64] {
     record.timing.samples_ns.as_deref().unwrap_or_default()
 }
 
 fn line<'a>(comparer: &Comparer, old: Option<&'a Record>, new: Option<&'a Record>) -> Option<Line<'a>> {
     let some = new.or(old)?;
-    let kind = match some.kind {
-        Kind::Ceiling => "ceiling",
-        Kind::Kernel => "kernel",
-        Kind::Tokens => "tokens",
-        _ => "other",
-    };
+    let kind = kind_name(some.kind);
     let invalid = |side: &str, record: &Record| {
         if !record.valid {
             let reasons = record.invalid_reasons.join("; ");
@@ -336,7 +337,10 @@ fn line<'a>(comparer: &Comparer, old: Option<&'a Record>, new: Option<&'a Record
     let outcome = match (old, new) {
         _ if !faults.is_empty() => Outcome::Invalid(faults.join("; ")),
         (Some(old), Some(new)) => match comparer.compare(samples(old), samples(new)) {
-            Some(compared) => Outcome::Compared(compared),
+            Some(compared) => {
+                let p_value = p_value(samples(old), samples(new), compared.p_value);
+                Outcome::Compared(compared, Among { p_value, q_value: p_value, chance: false })
+            }
             None => Outcome::NoSamples(
                 "a verdict needs two samples or more on either side, all of them positive numbers".into(),
             ),
@@ -349,9 +353,19 @@ fn line<'a>(comparer: &Comparer, old: Option<&'a Record>, new: Option<&'a Record
 
 /// What was measured, in words.
 fn label(record: &Record) -> String {
+    words(record, record.workload.n_threads.map(|n| format!("{n} threads")))
+}
+
+/// What was measured, in words, whatever the number of threads.
+pub(crate) fn what(record: &Record) -> String {
+    words(record, None)
+}
+
+fn words(record: &Record, threads: Option<String>) -> String {
     let w = &record.workload;
     let mut words: Vec<String> = Vec::new();
     let mut push = |text: Option<String>| words.extend(text.filter(|text| !text.is_empty()));
+    push(record.process.exec_name.clone().or_else(|| record.process.exec_command.clone()));
     push(w.op.clone());
     push(w.model.clone());
     push(w.dtype.clone());
@@ -359,17 +373,15 @@ fn label(record: &Record) -> String {
     push(w.token_test());
     push(w.n_parallel.filter(|n| *n > 1).map(|n| format!("x{n}")));
     push(w.kernel.clone());
-    push(w.cache_state.map(|state| match state {
-        CacheState::Rotate => "rotate".into(),
-        CacheState::Hot => "hot".into(),
-        CacheState::Cold => "cold".into(),
-        _ => "other cache state".into(),
-    }));
-    push(w.n_threads.map(|n| format!("{n} threads")));
+    push(w.cache_state.map(|state| cache_name(state).into()));
+    push(threads);
     if record.kind == Kind::Ceiling {
         push(w.config.clone());
     }
     push(record.device.device.clone().filter(|device| device != "cpu"));
+    if words.is_empty() {
+        words.extend([&record.source.source_tool, &record.source.source_name].into_iter().flatten().cloned());
+    }
     if words.is_empty() { "a record without a name".into() } else { one_line(&words.join(" ")) }
 }
 
@@ -415,7 +427,7 @@ fn same_machine(old: (&str, &[Record]), new: (&str, &[Record])) -> Result<()> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use perjoule_record::Environment;
+    use perjoule_record::{CacheState, Environment};
 
     /// A kernel whose samples scatter by `noise` around `centre`.
     pub(crate) fn kernel(name: &str, centre: f64, noise: f64) -> Record {
@@ -461,11 +473,89 @@ pub(crate) mod tests {
             kind,
             old: None,
             new: None,
-            outcome: Outcome::Compared(Comparison { ratio, ..compared }),
+            outcome: Outcome::Compared(
+                Comparison { ratio, ..compared },
+                Among { p_value: 0.0, q_value: 0.0, chance: false },
+            ),
         };
         assert!(!line(1.025, "kernel").is_regression(0.03));
         assert!(line(1.035, "kernel").is_regression(0.03));
         assert!(!line(1.035, "ceiling").is_regression(0.03), "that is the machine");
+    }
+
+    /// Uniform in 0..1, from a number (SplitMix64).
+    fn random(state: &mut u64) -> f64 {
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = *state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) as f64 / 2f64.powi(64)
+    }
+
+    /// Lines whose `samples` scatter like a machine's: log-normally by `noise`. `slow` says which are 5 % slower.
+    fn file(
+        lines: usize,
+        samples: usize,
+        noise: f64,
+        state: &mut u64,
+        slow: impl Fn(usize) -> bool,
+    ) -> Vec<Record> {
+        let record = |i: usize, state: &mut u64| {
+            let mut record = kernel(&format!("k{i}"), 1.0, 0.0);
+            let centre = 1000.0 * if slow(i) { 1.05 } else { 1.0 };
+            let normal = |state: &mut u64| (0..12).map(|_| random(state)).sum::<f64>() - 6.0;
+            record.timing.samples_ns =
+                Some((0..samples).map(|_| centre * (noise * normal(state)).exp()).collect());
+            record
+        };
+        (0..lines).map(|i| record(i, state)).collect()
+    }
+
+    /// Without the number of lines in mind, almost every one of these files has a line that is called slower.
+    #[test]
+    fn many_lines_of_one_distribution_have_no_regression() {
+        for samples in [30, 5] {
+            let mut state = 7;
+            let (mut files, mut naive) = (0, 0);
+            for _ in 0..200 {
+                let [old, new] = [(), ()].map(|()| file(200, samples, 0.1, &mut state, |_| false));
+                let report = report(&old, &new);
+                files += usize::from(report.count("slower") > 0);
+                naive += usize::from(report.lines.iter().any(|line| {
+                    matches!(&line.outcome, Outcome::Compared(c, among) if among.chance && c.ratio > 1.0)
+                }));
+            }
+            assert!(files < 10, "{samples} samples: {files} of 200 files");
+            assert!(naive > 150, "{samples} samples: {naive} of 200 files would have been");
+        }
+    }
+
+    #[test]
+    fn a_real_slowdown_of_few_lines_is_found() {
+        for (samples, noise) in [(30, 0.02), (5, 0.005)] {
+            let mut state = 11;
+            let old = file(1000, samples, noise, &mut state, |_| false);
+            let new = file(1000, samples, noise, &mut state, |i| i % 100 == 0);
+            let report = report(&old, &new);
+            let slower: Vec<&str> = report
+                .lines
+                .iter()
+                .filter(|line| line.verdict() == "slower")
+                .filter_map(|line| line.new?.workload.kernel.as_deref())
+                .collect();
+            let real = slower.iter().filter(|name| name.ends_with("00") || **name == "k0").count();
+            assert_eq!(real, 10, "{samples} samples: {slower:?}");
+            assert!(slower.len() <= 12, "{slower:?}");
+            assert!(report.notes.iter().any(|note| note.contains("held to 5 %")), "{:?}", report.notes);
+        }
+    }
+
+    #[test]
+    fn a_single_line_is_judged_by_itself() {
+        let mut state = 3;
+        let (old, new) = (file(1, 3, 0.001, &mut state, |_| false), file(1, 3, 0.001, &mut state, |_| true));
+        let report = report(&old, &new);
+        assert_eq!((report.lines[0].verdict(), report.notes.len()), ("slower", 0));
     }
 
     #[test]

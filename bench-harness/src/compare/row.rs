@@ -4,7 +4,7 @@ use perjoule_catalogue::{Assumptions, Catalogue, Class, Costs, Estimate, Known, 
 use perjoule_record::{Provenance, Record, stats};
 
 use super::costs::Money;
-use super::workload::{Load, Phase};
+use super::workload::{Load, provenance_name};
 use crate::report::{kind_word, one_line};
 
 const MILLION: f64 = 1e6;
@@ -19,7 +19,7 @@ pub(crate) struct Quantity {
 
 impl Quantity {
     /// `None` for what is not a positive number.
-    fn new(value: f64, interval: Option<[f64; 2]>) -> Option<Quantity> {
+    pub(crate) fn new(value: f64, interval: Option<[f64; 2]>) -> Option<Quantity> {
         let usable = |x: f64| x.is_finite() && x >= 0.0;
         let interval = interval.filter(|[lo, hi]| usable(*lo) && usable(*hi));
         (usable(value) && value > 0.0).then_some(Quantity { value, interval })
@@ -57,10 +57,10 @@ impl From<Estimate> for Quantity {
     }
 }
 
-/// Energy of a token and how it is known.
+/// Energy of a token or a call, and how it is known.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct EnergyOf {
-    pub(crate) joules_per_token: Quantity,
+    pub(crate) joules: Quantity,
     /// `measured`, `modelled`, `imported` or `unknown`.
     pub(crate) kind: &'static str,
     /// What the joules contain.
@@ -135,16 +135,11 @@ impl Row {
     /// A valid record of tokens.
     pub(crate) fn of_record(record: &Record, file: &str, catalogue: &Catalogue, money: &Money) -> Row {
         let load = Load::of(record);
-        let provenance = match record.provenance {
-            Provenance::Measured => "measured",
-            Provenance::Imported => "imported",
-            Provenance::Modelled => "modelled",
-            _ => "unknown",
-        };
+        let provenance = provenance_name(record.provenance);
         let mut row = Row::empty(one_line(&device_name(record)), provenance, load);
         row.file = Some(file.to_owned());
         row.class = record.device.device_class.clone();
-        let (w, t, e) = (&record.workload, &record.timing, &record.energy);
+        let (w, t) = (&record.workload, &record.timing);
         row.basis = w.token_test().unwrap_or_default();
         row.roof = "ceilings measured in the same run".into();
         if record.roof.roof_fraction.is_some_and(|share| share > 1.05) {
@@ -158,31 +153,15 @@ impl Row {
             );
         }
 
-        let (p, n) = (w.n_prompt.unwrap_or(0) as f64, w.n_gen.unwrap_or(0) as f64);
-        let serving = row.load.phase == Some(Phase::Serving);
-        // records count prompt and generated tokens alike
-        let counted = if serving { n / (p + n) } else { 1.0 };
-        row.tokens_per_s = rate(record).and_then(|rate| rate.times(counted));
+        row.tokens_per_s = tokens_per_s(record);
         row.share_of_roof = record.roof.roof_fraction.and_then(|share| {
             let ends = t.ci95_ns.zip(t.median_ns).map(|(ci, ns)| [share * ns / ci.hi, share * ns / ci.lo]);
             Quantity::new(share, ends)
         });
-        let joules = if n > 0.0 { e.joules_per_output_token } else { e.joules_per_total_token };
-        row.energy = joules.and_then(|joules| {
-            let ends =
-                e.energy_ci95.zip(e.joules).map(|(ci, all)| [ci.lo * joules / all, ci.hi * joules / all]);
-            let kind = kind_word(e);
-            Some(EnergyOf {
-                joules_per_token: Quantity::new(joules, ends)?,
-                // a figure of another tool's meter is as imported as its rate
-                kind: if provenance == "imported" && kind == "unknown" { "imported" } else { kind },
-                boundary: one_line(e.energy_boundary.as_deref().unwrap_or("unknown")),
-                source: e.energy_source.clone().unwrap_or_else(|| "unknown".into()),
-            })
-        });
+        row.energy = energy_per_token(record);
         let class = row.class.as_deref().and_then(|id| catalogue.get(id));
         let assumptions = money.assumptions(&row.names(), class);
-        let energy = row.energy.as_ref().map(|energy| energy.joules_per_token);
+        let energy = row.energy.as_ref().map(|energy| energy.joules);
         row.energy_cost_boundary = row.energy.as_ref().map(|e| e.boundary.clone()).unwrap_or_default();
         row.costs(energy, &assumptions);
         row
@@ -236,7 +215,7 @@ impl Row {
         row.basis = prediction.calibration.clone();
         row.notes = prediction.notes.clone();
         row.energy = prediction.board.map(|power| EnergyOf {
-            joules_per_token: power.joules_per_token.into(),
+            joules: power.joules_per_token.into(),
             kind: "modelled",
             boundary: "board".into(),
             source: "the catalogue's model of power, calibrated from published rows".into(),
@@ -254,8 +233,39 @@ impl Row {
     }
 }
 
+/// Tokens a second: generated ones in serving, else as the record counts them.
+pub(crate) fn tokens_per_s(record: &Record) -> Option<Quantity> {
+    let w = &record.workload;
+    let (p, n) = (w.n_prompt.unwrap_or(0) as f64, w.n_gen.unwrap_or(0) as f64);
+    // records count prompt and generated tokens alike
+    let counted = if p > 0.0 && n > 0.0 { n / (p + n) } else { 1.0 };
+    rate(record).and_then(|rate| rate.times(counted))
+}
+
+/// Joules of a generated token, of a prompt alone those of its tokens.
+pub(crate) fn energy_per_token(record: &Record) -> Option<EnergyOf> {
+    let e = &record.energy;
+    let generates = record.workload.n_gen.is_some_and(|n| n > 0);
+    energy(record, if generates { e.joules_per_output_token } else { e.joules_per_total_token }?)
+}
+
+/// A figure made of the record's joules, and how they are known.
+pub(crate) fn energy(record: &Record, joules: f64) -> Option<EnergyOf> {
+    let e = &record.energy;
+    let ends = e.energy_ci95.zip(e.joules).map(|(ci, all)| [ci.lo * joules / all, ci.hi * joules / all]);
+    let kind = kind_word(e);
+    let imported = record.provenance == Provenance::Imported;
+    Some(EnergyOf {
+        joules: Quantity::new(joules, ends)?,
+        // a figure of another tool's meter is as imported as its rate
+        kind: if imported && kind == "unknown" { "imported" } else { kind },
+        boundary: one_line(e.energy_boundary.as_deref().unwrap_or("unknown")),
+        source: e.energy_source.clone().unwrap_or_else(|| "unknown".into()),
+    })
+}
+
 /// The device in words: its own name and the threads that worked.
-fn device_name(record: &Record) -> String {
+pub(crate) fn device_name(record: &Record) -> String {
     let d = &record.device;
     let name = d.device_name.as_ref().or(record.environment.cpu_model.as_ref()).or(d.device.as_ref());
     let mut text = name.cloned().unwrap_or_else(|| "unknown device".into());
@@ -293,6 +303,7 @@ fn student(freedom: usize) -> f64 {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::super::workload::Phase;
     use super::*;
     use perjoule_record::{EnergyKind, Environment, Interval, Kind};
 
@@ -326,7 +337,7 @@ pub(crate) mod tests {
         assert!((row.tokens_per_s.unwrap().value - 100.0).abs() < 1e-9);
         let energy = row.energy.unwrap();
         assert_eq!((energy.kind, energy.boundary.as_str()), ("modelled", "package"));
-        assert_eq!(energy.joules_per_token, Quantity { value: 2.0, interval: Some([1.0, 4.0]) });
+        assert_eq!(energy.joules, Quantity { value: 2.0, interval: Some([1.0, 4.0]) });
         // 1e6 tokens take 1e4 s, which is 10/3.6 h; 2 MJ are 1/1.8 kWh
         let near = |q: Option<Quantity>, value: f64| (q.unwrap().value / value - 1.0).abs() < 1e-9;
         assert!(near(row.usd_hire, 10.0));

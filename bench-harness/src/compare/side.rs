@@ -73,7 +73,7 @@ impl Group {
             if let Some(file) = &row.file {
                 name.push_str(&format!("\n  {file}"));
             }
-            let joules = energy.map(|energy| energy.joules_per_token);
+            let joules = energy.map(|energy| energy.joules);
             let share = row.share_of_roof.map(|q| Quantity {
                 value: 100.0 * q.value,
                 interval: q.interval.map(|ends| ends.map(|end| 100.0 * end)),
@@ -224,8 +224,8 @@ fn row_json(row: &Row) -> Value {
         "energy_provenance": energy.map(|e| e.kind),
         "energy_boundary": energy.map(|e| e.boundary.as_str()),
         "energy_source": energy.map(|e| e.source.as_str()),
-        "joules_per_token": quantity(energy.map(|e| e.joules_per_token)),
-        "tokens_per_joule": quantity(energy.and_then(|e| e.joules_per_token.inverse())),
+        "joules_per_token": quantity(energy.map(|e| e.joules)),
+        "tokens_per_joule": quantity(energy.and_then(|e| e.joules.inverse())),
         "joules_per_token_wall": quantity(row.wall),
         "usd_h_device": row.usd_h_device,
         "price_note": row.price_note,

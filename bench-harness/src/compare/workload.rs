@@ -1,19 +1,21 @@
-//! What a result is for: model, dtype, phase, batch and context. Results that agree in all of them are comparable.
+//! What a result is for: model, dtype, phase, batch and context. Results that agree in all of them are comparable ([`Load`]); those that
+//! are of the same kernel, device and machine too are the same measurement ([`Identity`]).
 
 use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use perjoule_catalogue::{Dtype, ModelShape, Stack, Workload};
 use perjoule_model::zoo;
-use perjoule_record::Record;
-use serde::Deserialize;
+use perjoule_record::{CacheState, Kind, Provenance, Record};
 use serde::de::IntoDeserializer;
 use serde::de::value::{Error, StrDeserializer};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::report::one_line;
 
 /// A part of inference.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Hash)]
 pub(crate) enum Phase {
     /// Prompts alone: tokens are prompt tokens
     Prefill,
@@ -64,7 +66,7 @@ impl fmt::Display for Loose {
 }
 
 /// What a result is for. `None` is unknown; two unknowns are equal to each other and to nothing else.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Hash)]
 pub(crate) struct Load {
     /// Model, as [`canonical_model`] writes it.
     pub(crate) model: Option<String>,
@@ -228,6 +230,103 @@ impl fmt::Display for Load {
         };
         let (model, dtype) = (unknown(&self.model), unknown(&self.dtype));
         write!(f, "{model} {dtype}, {phase}: {}, {batch}", self.context())
+    }
+}
+
+/// What makes two records the same measurement, so that one may be faster than the other. How a kernel of perjoule is configured may
+/// differ: that is what changes. The settings of another tool may not.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Hash)]
+pub(crate) struct Identity<'a> {
+    kind: &'static str,
+    provenance: &'static str,
+    load: Load,
+    machine: Option<Machine<'a>>,
+    kernel: Option<&'a str>,
+    /// Device, op, shape, cache state, configuration of a ceiling or settings of another tool, that tool, unit of what it counts, command.
+    texts: [Option<&'a str>; 8],
+    /// Prompt chunk, devices.
+    sizes: [Option<u64>; 2],
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Hash)]
+struct Machine<'a> {
+    cpu_model: Option<&'a str>,
+    cpu_features: BTreeSet<&'a str>,
+    device_name: Option<&'a str>,
+    threads: Option<u64>,
+}
+
+impl<'a> Identity<'a> {
+    /// What a record is a measurement of.
+    pub(crate) fn of(record: &'a Record) -> Self {
+        let (w, e, d) = (&record.workload, &record.environment, &record.device);
+        let imported = record.provenance == Provenance::Imported;
+        let settings = w.config.as_deref().filter(|_| record.kind == Kind::Ceiling || imported);
+        Identity {
+            kind: kind_name(record.kind),
+            provenance: provenance_name(record.provenance),
+            load: Load::of(record),
+            machine: Some(Machine {
+                cpu_model: e.cpu_model.as_deref(),
+                cpu_features: e.cpu_features.iter().flatten().map(String::as_str).collect(),
+                device_name: d.device_name.as_deref(),
+                threads: w.n_threads,
+            }),
+            kernel: w.kernel.as_deref(),
+            texts: [
+                d.device.as_deref().or(d.backend.as_deref()),
+                w.op.as_deref(),
+                w.shape.as_deref(),
+                w.cache_state.map(cache_name),
+                settings,
+                record.source.source_tool.as_deref(),
+                record.timing.throughput_unit.as_deref(),
+                record.process.exec_name.as_deref().or(record.process.exec_command.as_deref()),
+            ],
+            sizes: [w.n_batch, d.device_count],
+        }
+    }
+
+    /// The same for kernels of any name.
+    pub(crate) fn any_kernel(self) -> Self {
+        Identity { kernel: None, ..self }
+    }
+
+    /// The same on any machine, with any number of threads.
+    pub(crate) fn any_machine(self) -> Self {
+        Identity { machine: None, ..self }
+    }
+}
+
+/// A kind in a word.
+pub(crate) fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Ceiling => "ceiling",
+        Kind::Kernel => "kernel",
+        Kind::Tokens => "tokens",
+        Kind::Samples => "samples",
+        Kind::Command => "command",
+        _ => "other",
+    }
+}
+
+/// How a record's times are known, in a word.
+pub(crate) fn provenance_name(provenance: Provenance) -> &'static str {
+    match provenance {
+        Provenance::Measured => "measured",
+        Provenance::Imported => "imported",
+        Provenance::Modelled => "modelled",
+        _ => "unknown",
+    }
+}
+
+/// A cache state in a word.
+pub(crate) fn cache_name(state: CacheState) -> &'static str {
+    match state {
+        CacheState::Rotate => "rotate",
+        CacheState::Hot => "hot",
+        CacheState::Cold => "cold",
+        _ => "other cache state",
     }
 }
 

@@ -19,7 +19,7 @@ struct Ticks {
     busy: u64,
     /// Wanted, and given to other guests by the hypervisor.
     stolen: u64,
-    /// This process.
+    /// This process, and those that it started and has waited for.
     own: u64,
 }
 
@@ -48,9 +48,11 @@ fn parse(machine: &str, process: &str) -> Option<Ticks> {
     let ticks: Vec<u64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
     let [user, nice, system, idle, iowait, irq, softirq, stolen, ..] = ticks[..] else { return None };
     let busy = user + nice + system + irq + softirq;
-    // the name stands in brackets and may hold anything; user and system time are fields 14 and 15, the state behind the name is 3
-    let mut fields = process[process.rfind(')')? + 1..].split_whitespace().skip(11);
-    let own = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
+    // the name stands in brackets and may hold anything; the state behind the name is field 3, and 14 to 17 are user and system time of
+    // this process, then of the children that it has waited for, with theirs
+    let fields = process[process.rfind(')')? + 1..].split_whitespace().skip(11).take(4);
+    let times: Vec<u64> = fields.map_while(|word| word.parse().ok()).collect();
+    let own = (times.len() == 4).then(|| times.iter().sum())?;
     Some(Ticks { total: busy + idle + iowait + stolen, busy, stolen, own })
 }
 
@@ -84,8 +86,8 @@ mod tests {
     #[test]
     fn proc_files_are_read() {
         let machine = "cpu  100 20 30 9000 500 4 6 77 0 0\ncpu0 1 2 3\n";
-        let process = "42 (a) b (c) R 1 2 3 4 5 6 7 8 9 10 70 5 0 0 20 0 3";
-        assert_eq!(parse(machine, process), Some(ticks(9737, 160, 77, 75)));
+        let process = "42 (a) b (c) R 1 2 3 4 5 6 7 8 9 10 70 5 8 2 20 0 3";
+        assert_eq!(parse(machine, process), Some(ticks(9737, 160, 77, 85)), "with its children");
         for (machine, process) in
             [("", process), ("cpu  1 2\n", process), (machine, ""), (machine, "42 (a) R 1")]
         {

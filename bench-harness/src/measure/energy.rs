@@ -3,8 +3,8 @@
 use anyhow::Result;
 use perjoule_kernels::{DeviceClass, DeviceInfo};
 use perjoule_meter::{
-    Baseline, Discovery, ExternalSource, Kind, Meter, MeterInfo, Modelled, NeuronMaximum, Options,
-    PowerModel, Source, Subject, Unavailable, Utilisation, Window, discover,
+    Baseline, Discovery, ExternalSource, Kind, Meter, MeterError, MeterInfo, Modelled, NeuronMaximum,
+    Options, PowerModel, Source, Subject, Unavailable, Utilisation, Window, discover,
 };
 use perjoule_record::{Energy, EnergyKind, Environment, Interval, Reading};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,12 +13,17 @@ use std::time::{Duration, Instant};
 use crate::catalogue::{Machine, cpu_power};
 use crate::measure::{Interrupted, interrupted};
 
-/// Relative sampling uncertainty that windows aim at.
-const UNCERTAINTY: f64 = 0.01;
+/// Relative sampling uncertainty that windows aim at, and the one that they are stretched for beyond the time of the measurement.
+pub(super) const UNCERTAINTY: f64 = 0.01;
+const COARSE: f64 = 0.05;
+/// Longest window, and longest pause, that is stretched for a slow meter.
+const LONGEST: Duration = Duration::from_secs(10);
+/// Relative sampling uncertainty up to which the window of a single run is sound: several of them average it out.
+const PER_WINDOW: f64 = 0.05;
 /// Window of the idle baseline of a sensor.
 const IDLE_WINDOW: Duration = Duration::from_secs(1);
 /// Shortest window of a sensor: long enough that what else the machine does is seen in it as often as in the samples.
-const SHORTEST: Duration = Duration::from_secs(1);
+pub(super) const SHORTEST: Duration = Duration::from_secs(1);
 /// Rounds of calls in a window, as far as time allows.
 const ROUNDS: u64 = 30;
 
@@ -41,6 +46,13 @@ pub(crate) struct Meters {
 impl Meters {
     /// Looks for sensors; the CPU also gets a model, for where it has none. `threads` is how many of its threads work.
     pub(crate) fn discover(environment: &Environment, threads: usize, added: &Added) -> Self {
+        let options =
+            Options { external: added.external.clone(), neuron: added.neuron, ..Options::default() };
+        Self::discover_in(environment, threads, options)
+    }
+
+    /// Looks for sensors where `options` say, and adds the CPU's model.
+    pub(crate) fn discover_in(environment: &Environment, threads: usize, options: Options) -> Self {
         let machine = Machine {
             cpu: environment.cpu_model.as_deref().unwrap_or("unknown CPU"),
             processors: environment.cpu_count.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
@@ -48,13 +60,12 @@ impl Meters {
             threads: u32::try_from(threads).unwrap_or(u32::MAX),
         };
         let model = cpu_power(machine).ok();
-        let options = Options {
-            models: model.iter().cloned().collect(),
-            external: added.external.clone(),
-            neuron: added.neuron,
-            ..Options::default()
-        };
-        Meters { found: discover(&options), model }
+        Meters { found: discover(&Options { models: model.iter().cloned().collect(), ..options }), model }
+    }
+
+    /// All that were found.
+    pub(crate) fn found(&self) -> &Discovery {
+        &self.found
     }
 
     /// The meters for watching the machine as it is: those that were found, but for a model that takes the processors to be busy one that
@@ -94,6 +105,26 @@ impl Meters {
         ranked.sort_by_key(|(rank, _)| *rank);
         let measured = ranked.iter().any(|(rank, _)| *rank < 4);
         ranked.into_iter().filter(|(rank, _)| *rank < 4 || !measured).map(|(_, meter)| meter).collect()
+    }
+
+    /// The meters for whatever runs on this machine, best first: the CPU's packages, what the user has attached, the whole machine, and then
+    /// what watches a part of it. The model of the CPU stands in only where its packages are not measured.
+    pub(crate) fn of_machine(&self) -> Vec<Arc<dyn Meter>> {
+        let cpu = self.found.cpu().map(|meter| meter.info());
+        let modelled = |info: &MeterInfo| info.source == Source::ModelledTdp;
+        let rank = |info: &MeterInfo| match (info.kind, info.source, info.subject) {
+            (Kind::Measured, ..) if cpu.is_some_and(|cpu| cpu.id == info.id) => 0,
+            (Kind::Measured, Source::External, _) => 1,
+            (Kind::Measured, _, Subject::System) => 2,
+            (Kind::Measured, _, Subject::Cpu) => 3,
+            (Kind::Measured, ..) => 4,
+            (Kind::Modelled, ..) => 5,
+        };
+        let stands = |info: &MeterInfo| !modelled(info) || cpu.is_some_and(modelled);
+        let mut list: Vec<_> =
+            self.found.meters.iter().filter(|meter| stands(meter.info())).cloned().collect();
+        list.sort_by_key(|meter| rank(meter.info()));
+        list
     }
 
     /// The sensor, or the model, that watches this device and nothing else.
@@ -150,13 +181,24 @@ pub(crate) struct Gauge {
     baseline: Mutex<Baseline>,
 }
 
+/// What one meter saw, or why it could not tell.
+pub(super) type Seen = std::result::Result<perjoule_meter::Energy, String>;
+
 /// Open windows, one for each meter.
-pub(crate) struct Windows(Vec<Option<Window>>);
+pub(crate) struct Windows(Vec<perjoule_meter::Result<Window>>);
+
+/// The columns where joules are not known.
+fn unknown(reason: impl ToString) -> Energy {
+    Energy { energy_unknown: Some(reason.to_string()), ..Energy::default() }
+}
 
 impl Gauge {
     /// Takes the idle baseline; the machine should be quiet. `None` without meters.
     pub(crate) fn new(meters: Vec<Arc<dyn Meter>>) -> Option<Self> {
-        let baseline = Mutex::new(Baseline::before(&meters, IDLE_WINDOW));
+        // a meter that tells something once a minute would hold the run up for many: its net joules stay unknown
+        let quick = |meter: &&Arc<dyn Meter>| 2 * meter.info().min_window() <= LONGEST;
+        let quick: Vec<Arc<dyn Meter>> = meters.iter().filter(quick).cloned().collect();
+        let baseline = Mutex::new(Baseline::before(&quick, IDLE_WINDOW));
         (!meters.is_empty()).then_some(Gauge { meters, baseline })
     }
 
@@ -165,14 +207,17 @@ impl Gauge {
         self.meters.first().filter(|meter| meter.info().kind == Kind::Measured).cloned()
     }
 
-    /// Length that a window should have.
-    fn window(&self) -> Duration {
-        self.meters[0].info().window_for(UNCERTAINTY).max(SHORTEST)
+    /// Length that a window has where the measurement leaves `limit` for it: what the meter needs for a narrow interval, at least what it
+    /// needs for a coarse one, but no more than [`LONGEST`] beyond the limit.
+    fn window(&self, limit: Duration) -> Duration {
+        let info = self.meters[0].info();
+        let coarse = info.window_for(COARSE).min(limit.max(LONGEST));
+        info.window_for(UNCERTAINTY).min(limit).max(coarse).max(SHORTEST)
     }
 
     /// Opens a window.
     pub(crate) fn open(&self) -> Windows {
-        Windows(self.meters.iter().map(|meter| Window::start(meter.clone()).ok()).collect())
+        Windows(self.meters.iter().map(|meter| Window::start(meter.clone())).collect())
     }
 
     /// Takes the power at rest again, now that work is done: what is closed from now on has the mean of both as its baseline.
@@ -180,13 +225,22 @@ impl Gauge {
         self.baseline.lock().unwrap_or_else(PoisonError::into_inner).after();
     }
 
-    /// Ends a window. What a meter cannot tell, for instance because the window was too short for it, is `None`.
-    pub(crate) fn finish(&self, windows: Windows) -> Vec<Option<perjoule_meter::Energy>> {
-        windows.0.into_iter().map(|window| window?.finish().ok()).collect()
+    /// Ends a window. What a meter cannot tell, for instance because the window was too short for it, is an error.
+    pub(crate) fn finish(&self, windows: Windows) -> Vec<Seen> {
+        windows
+            .0
+            .into_iter()
+            .map(|window| window.and_then(Window::finish).map_err(|error| error.to_string()))
+            .collect()
     }
 
-    /// The columns of `calls` calls. `None` when the first meter could not tell.
-    pub(crate) fn columns(&self, seen: &[Option<perjoule_meter::Energy>], calls: u64) -> Option<Energy> {
+    /// The columns of `calls` calls: joules, or why the first meter could not tell.
+    pub(crate) fn columns(&self, seen: &[Seen], calls: u64) -> Energy {
+        let energy = match seen.first() {
+            Some(Ok(energy)) => energy,
+            Some(Err(error)) => return unknown(error),
+            None => return Energy::default(),
+        };
         let baseline = self.baseline.lock().unwrap_or_else(PoisonError::into_inner);
         let kind = |energy: &perjoule_meter::Energy| match energy.kind {
             Kind::Measured => EnergyKind::Measured,
@@ -194,8 +248,8 @@ impl Gauge {
         };
         let interval = |[lo, hi]: [f64; 2]| Interval { lo, hi };
         let idle = |meter: &Arc<dyn Meter>| Some(baseline.idle(&meter.info().id)?.ok()?.watts);
-        let reading = |(meter, energy): (&Arc<dyn Meter>, &Option<perjoule_meter::Energy>)| {
-            let energy = energy.as_ref()?;
+        let reading = |(meter, energy): (&Arc<dyn Meter>, &Seen)| {
+            let energy = energy.as_ref().ok()?;
             Some(Reading {
                 source: energy.source.as_str().into(),
                 boundary: energy.boundary.as_str().into(),
@@ -208,13 +262,13 @@ impl Gauge {
                 window_s: energy.seconds,
             })
         };
-        let (meter, energy) = (&self.meters[0], seen.first()?.as_ref()?);
+        let meter = &self.meters[0];
         let mut source = format!("{}: {}", energy.source, meter.info().name);
-        if let (Kind::Modelled, Some(note)) = (energy.kind, energy.notes.first()) {
+        if energy.kind == Kind::Modelled && !energy.notes.is_empty() {
             source.push_str(". ");
-            source.push_str(note);
+            source.push_str(&energy.notes.join(" "));
         }
-        Some(Energy {
+        Energy {
             joules: Some(energy.joules),
             net_joules: baseline.net(energy).ok().map(|net| net.joules),
             joules_per_call: (calls > 0).then(|| energy.joules / calls as f64),
@@ -229,25 +283,61 @@ impl Gauge {
             idle_power_w: idle(meter),
             energies: Some(self.meters.iter().zip(seen).filter_map(reading).collect()),
             ..Energy::default()
-        })
+        }
     }
 
     /// The columns of `calls` calls that took `seconds`, where the power is modelled as constant: then energy follows from time alone,
     /// and a window of its own would only add the noise of other calls.
     pub(crate) fn of_time(&self, seconds: f64, calls: u64) -> Option<Energy> {
-        let seen = self.meters.iter().map(|meter| perjoule_meter::Energy::of_constant(&**meter, seconds));
-        self.columns(&seen.collect::<Vec<_>>(), calls)
+        let first = perjoule_meter::Energy::of_constant(&*self.meters[0], seconds)?;
+        Some(self.columns(&[Ok(first)], calls))
     }
 
-    /// Repeats `call` (some number of calls each) until the window is long enough, but no longer than `limit`.
+    /// Length from which on a window is sound for every meter but those whose energy follows from use ([`Gauge::seen_of_use`]); zero where
+    /// there are no others.
+    pub(crate) fn sound(&self) -> Duration {
+        self.longest(PER_WINDOW)
+    }
+
+    /// Length of a window in which the sampling uncertainty of every sensor is `relative` at most; zero without sensors.
+    pub(crate) fn longest(&self, relative: f64) -> Duration {
+        let sensors = self.meters.iter().filter(|meter| meter.watts_at(0.0).is_none());
+        sensors.map(|meter| meter.info().window_for(relative)).max().unwrap_or(Duration::ZERO)
+    }
+
+    /// Number of meters.
+    pub(crate) fn len(&self) -> usize {
+        self.meters.len()
+    }
+
+    /// Whether sensors are among the meters.
+    pub(crate) fn has_sensors(&self) -> bool {
+        self.meters.iter().any(|meter| meter.watts_at(0.0).is_none())
+    }
+
+    /// What was seen, with the figures of models replaced by those of a known use: `utilisation` of the processors over `seconds`.
+    pub(crate) fn seen_of_use(&self, mut seen: Vec<Seen>, seconds: f64, utilisation: f64) -> Vec<Seen> {
+        for (meter, slot) in self.meters.iter().zip(&mut seen) {
+            if let Some(energy) = perjoule_meter::Energy::of_utilisation(&**meter, seconds, utilisation) {
+                *slot = Ok(energy);
+            }
+        }
+        seen
+    }
+
+    /// Repeats `call` (some number of calls each) until the window is long enough for the meter, and takes the power at rest after it.
+    /// `limit` is what there is time for; a slow meter stretches it, within reason.
     pub(crate) fn window_over(
         &self,
         limit: Duration,
         mut call: impl FnMut() -> Result<u64>,
-    ) -> Result<Option<Energy>> {
-        let length = self.window();
-        if length > limit {
-            return Ok(None);
+    ) -> Result<Energy> {
+        let length = self.window(limit);
+        let info = self.meters[0].info();
+        if info.min_window() > length {
+            let (meter, seconds, needed) =
+                (info.id.clone(), length.as_secs_f64(), info.min_window().as_secs_f64());
+            return Ok(unknown(MeterError::TooShort { meter, seconds, needed }));
         }
         let (start, windows) = (Instant::now(), self.open());
         let (mut calls, mut rounds) = (0, 0);
@@ -258,6 +348,8 @@ impl Gauge {
             calls += call()?;
             rounds += 1;
         }
-        Ok(self.columns(&self.finish(windows), calls))
+        let seen = self.finish(windows);
+        self.rest();
+        Ok(self.columns(&seen, calls))
     }
 }

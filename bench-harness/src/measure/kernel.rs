@@ -19,8 +19,8 @@ const SETS: usize = 1 << 16;
 const ROTATED: u64 = 16;
 /// Difference of the time of a call within a window of energy from the median beyond which it is said.
 const APART: f64 = 0.1;
-/// Relative difference of two kernels that matters.
-const DIFFERENCE: f64 = 0.02;
+/// Relative difference of two kernels, or commands, that matters.
+pub(super) const DIFFERENCE: f64 = 0.02;
 /// Samples of rotating operands last so long between two looks at the roof of memory.
 const PROBED: Duration = Duration::from_millis(50);
 /// Outputs of a large product that are checked one by one.
@@ -207,8 +207,7 @@ impl<'a> Ready<'a> {
         }
         let calls = record.timing.calls_per_sample.unwrap_or(1);
         let limit = task.effort.time.max(Duration::from_secs(2));
-        record.energy =
-            gauge.window_over(limit, || launches.call(calls).map(|()| calls))?.unwrap_or_default();
+        record.energy = gauge.window_over(limit, || launches.call(calls).map(|()| calls))?;
         let energy = &record.energy;
         if let (Some(seconds), Some(calls)) = (energy.energy_window_s, energy.energy_calls) {
             let longer = seconds / calls.max(1) as f64 / median_s - 1.0;

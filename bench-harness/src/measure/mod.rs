@@ -4,12 +4,16 @@
 //! takes one sample at a time, so that two subjects can also be sampled in turn. [`measure`] samples one to the end.
 
 pub(crate) mod ceilings;
+pub(crate) mod command;
 pub(crate) mod conditions;
 pub(crate) mod data;
 pub(crate) mod disturbance;
 pub(crate) mod energy;
 pub(crate) mod kernel;
+pub(crate) mod process;
 pub(crate) mod tokens;
+#[cfg(test)]
+mod trials;
 
 use anyhow::Result;
 use perjoule_record::stats;
@@ -32,7 +36,7 @@ const FEWEST_PAIRS: usize = 20;
 const SPREAD: f64 = 1.25;
 /// Change of the level of samples from which on it is said.
 const DRIFT: f64 = 0.03;
-/// Samples kept in one record at most.
+/// Samples kept in one record at most; those of short calls are so long that they fill the time.
 const MOST: usize = 2_000;
 
 /// Set by Ctrl-C: the measurement in progress ends without a result, finished ones stay.
@@ -52,6 +56,21 @@ pub(crate) fn interrupted() -> bool {
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("interrupted")]
 pub(crate) struct Interrupted;
+
+/// What times are read from: the host's clock, or in tests one that runs as a simulation says.
+pub(crate) trait Clock {
+    /// Time since an origin of the clock's own; never less than before.
+    fn now(&self) -> Duration;
+}
+
+/// The host's monotonic clock.
+struct Host(Instant);
+
+impl Clock for Host {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
 
 /// What is timed.
 pub(crate) trait Subject {
@@ -97,8 +116,9 @@ pub(crate) struct Samples {
 }
 
 /// A subject that is warm, and the size of its samples.
-pub(crate) struct Sampler<'s> {
+struct Sampler<'s> {
     subject: &'s mut dyn Subject,
+    clock: &'s dyn Clock,
     calls: u64,
     warmup_calls: u64,
     clock_ns: f64,
@@ -106,11 +126,16 @@ pub(crate) struct Sampler<'s> {
 
 impl<'s> Sampler<'s> {
     /// Runs `subject` until its time is steady: until the medians of two successive windows of three samples agree within 2 %, or
-    /// `time` is spent.
-    pub(crate) fn warm(subject: &'s mut dyn Subject, time: Duration) -> Result<Self> {
-        let clock_ns = clock_cost_ns();
-        let mut sampler = Sampler { subject, calls: 1, warmup_calls: 0, clock_ns };
-        let start = Instant::now();
+    /// `time` is spent. Samples then last at least `least`, and as long as the clock needs to resolve them.
+    fn warm(
+        subject: &'s mut dyn Subject,
+        clock: &'s dyn Clock,
+        time: Duration,
+        least: Duration,
+    ) -> Result<Self> {
+        let clock_ns = cost_ns(clock);
+        let mut sampler = Sampler { subject, clock, calls: 1, warmup_calls: 0, clock_ns };
+        let start = clock.now();
         // the first call pays for page faults and caches; the second tells how many calls a sample needs
         sampler.warmup_calls = 1;
         if sampler.sample()? * 1e-9 > time.as_secs_f64() / 3.0 {
@@ -119,12 +144,13 @@ impl<'s> Sampler<'s> {
         let second = sampler.sample()?;
         sampler.warmup_calls = 2;
         if !sampler.subject.one_call_a_sample() {
-            let calls = (RESOLUTION * clock_ns / second.max(1.0)).ceil();
+            let least = (RESOLUTION * clock_ns).max(least.as_nanos() as f64);
+            let calls = (least / second.max(1.0)).ceil();
             sampler.calls = (calls as u64).clamp(1, 1 << 20);
         }
         let mut window = Vec::new();
         let mut last: Option<f64> = None;
-        while start.elapsed() < time {
+        while clock.now() - start < time {
             window.push(sampler.sample()?);
             sampler.warmup_calls += sampler.calls;
             if window.len() == 3 {
@@ -150,34 +176,38 @@ impl<'s> Sampler<'s> {
     }
 
     /// One sample, in nanoseconds per call.
-    pub(crate) fn sample(&mut self) -> Result<f64> {
+    fn sample(&mut self) -> Result<f64> {
         if interrupted() {
             return Err(Interrupted.into());
         }
         self.subject.before_sample()?;
-        let start = Instant::now();
+        let start = self.clock.now();
         self.subject.call(self.calls)?;
-        let ns = start.elapsed().as_nanos() as f64 - self.clock_ns;
+        let ns = (self.clock.now() - start).as_nanos() as f64 - self.clock_ns;
         Ok(ns.max(0.0) / self.calls as f64)
     }
 }
 
 /// Warms `subject` up and samples it until the bootstrap 95 % interval of the median is narrower than 1 % or the effort is spent.
 pub(crate) fn measure(subject: &mut dyn Subject, effort: Effort) -> Result<Samples> {
-    let start = Instant::now();
+    measure_by(&Host(Instant::now()), subject, effort)
+}
+
+fn measure_by(clock: &dyn Clock, subject: &mut dyn Subject, effort: Effort) -> Result<Samples> {
+    let start = clock.now();
     let warm_time =
         if effort.repetitions.is_some() { effort.time.min(Duration::from_secs(1)) } else { effort.time };
-    let mut sampler = Sampler::warm(subject, warm_time.mul_f64(0.25))?;
+    let mut sampler = Sampler::warm(subject, clock, warm_time.mul_f64(0.25), effort.time / MOST as u32)?;
     sampler.subject.begin();
     let mut ns = Vec::new();
     // sorting costs more than short samples do: look at the interval seldom
     let mut look = FEWEST;
-    let sampling = Instant::now();
+    let sampling = clock.now();
     loop {
         ns.push(sampler.sample()?);
         // three samples, unless one alone is too long for that
-        let enough = ns.len() >= 3 || start.elapsed() >= effort.time.mul_f64(1.5);
-        let spent = enough && start.elapsed() >= effort.time;
+        let enough = ns.len() >= 3 || clock.now() - start >= effort.time.mul_f64(1.5);
+        let spent = enough && clock.now() - start >= effort.time;
         if let Some(wanted) = effort.repetitions {
             if ns.len() >= wanted.max(1) || (effort.bounded && spent) {
                 break;
@@ -189,7 +219,7 @@ pub(crate) fn measure(subject: &mut dyn Subject, effort: Effort) -> Result<Sampl
         }
         if ns.len() >= look {
             look = look + look / 2;
-            let long = ns.len() >= BELIEVED.0 && sampling.elapsed() >= BELIEVED.1;
+            let long = ns.len() >= BELIEVED.0 && clock.now() - sampling >= BELIEVED.1;
             if long && is_narrow(&ns) {
                 break;
             }
@@ -207,19 +237,31 @@ pub(crate) fn in_turn(
     other: &mut dyn Subject,
     effort: Effort,
 ) -> Result<(Samples, Samples)> {
-    let start = Instant::now();
+    in_turn_by(&Host(Instant::now()), one, other, effort)
+}
+
+fn in_turn_by(
+    clock: &dyn Clock,
+    one: &mut dyn Subject,
+    other: &mut dyn Subject,
+    effort: Effort,
+) -> Result<(Samples, Samples)> {
+    let start = clock.now();
     let warm_time = effort.time.mul_f64(0.15);
-    let mut samplers = [Sampler::warm(one, warm_time)?, Sampler::warm(other, warm_time)?];
+    let least = effort.time / (2 * MOST as u32);
+    let mut samplers =
+        [Sampler::warm(one, clock, warm_time, least)?, Sampler::warm(other, clock, warm_time, least)?];
     samplers.iter_mut().for_each(|sampler| sampler.subject.begin());
     let mut ns = [Vec::new(), Vec::new()];
     let mut look = FEWEST_PAIRS;
+    let sampling = clock.now();
     loop {
         let first = ns[0].len() % 2;
         for which in [first, 1 - first] {
             ns[which].push(samplers[which].sample()?);
         }
         let pairs = ns[0].len();
-        let spent = pairs >= FEWEST && start.elapsed() >= effort.time;
+        let spent = pairs >= FEWEST && clock.now() - start >= effort.time;
         if let Some(wanted) = effort.repetitions {
             if pairs >= wanted.max(1) || (effort.bounded && spent) {
                 break;
@@ -231,7 +273,8 @@ pub(crate) fn in_turn(
         }
         if pairs >= look {
             look = look + look / 2;
-            if is_narrow(&ns[0].iter().zip(&ns[1]).map(|(a, b)| b / a).collect::<Vec<_>>()) {
+            let long = clock.now() - sampling >= BELIEVED.1;
+            if long && is_narrow(&ns[0].iter().zip(&ns[1]).map(|(a, b)| b / a).collect::<Vec<_>>()) {
                 break;
             }
         }
@@ -271,21 +314,31 @@ pub(crate) fn last_level_cache() -> u64 {
     caches.l3.max(caches.l2) as u64
 }
 
-/// Whether the 95 % interval of the median is narrow: that between order statistics, whose ranks follow from the binomial distribution.
-/// It needs a sort only, so that it may stand within a window of energy.
+/// Whether the 95 % interval of the median is narrow: that between order statistics, whose ranks follow from the binomial distribution of
+/// as many independent samples as these are worth. It needs little more than a sort, so that it may stand within a window of energy.
 fn is_narrow(ns: &[f64]) -> bool {
+    let worth = (stats::effective_size(ns) / ns.len() as f64).sqrt();
     let mut sorted = ns.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
     let n = sorted.len() as f64;
-    let reach = 0.98 * n.sqrt();
+    let reach = 0.98 * n.sqrt() / worth;
     let below = (n / 2.0 - reach).floor().max(1.0) as usize - 1;
     let above = ((n / 2.0 + 1.0 + reach).ceil() as usize).min(sorted.len()) - 1;
     sorted[above] - sorted[below] < 2.0 * NARROW * sorted[sorted.len() / 2]
 }
 
-/// What two readings of the clock cost, in nanoseconds: the median of many.
-fn clock_cost_ns() -> f64 {
-    let costs: Vec<f64> = (0..101).map(|_| Instant::now().elapsed().as_nanos() as f64).collect();
+/// What two readings of the host's clock cost, in nanoseconds.
+pub(crate) fn clock_cost_ns() -> f64 {
+    cost_ns(&Host(Instant::now()))
+}
+
+/// What two readings of a clock cost, in nanoseconds: the median of many.
+fn cost_ns(clock: &dyn Clock) -> f64 {
+    let cost = || {
+        let start = clock.now();
+        (clock.now() - start).as_nanos() as f64
+    };
+    let costs: Vec<f64> = (0..101).map(|_| cost()).collect();
     stats::median(&costs).unwrap_or(0.0)
 }
 

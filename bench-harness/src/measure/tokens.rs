@@ -6,7 +6,7 @@
 use anyhow::{Context, Result};
 use perjoule::DType;
 use perjoule_model::{Model, Session, SessionOptions};
-use perjoule_record::{CacheState, Clock, Kind, Record};
+use perjoule_record::{CacheState, Clock, Energy, Kind, Record};
 use std::time::{Duration, Instant};
 
 use super::ceilings::Ceilings;
@@ -196,23 +196,23 @@ impl Bench<'_> {
         let mut windowed = Windowed { inner: &mut repetition, gauge: self.gauge, windows: None, calls: 0 };
         let samples = measure(&mut windowed, effort)?;
         let (windows, mut calls) = (windowed.windows.take(), windowed.calls);
-        let mut energy = None;
+        let mut energy = Energy::default();
         if let Some(gauge) = self.gauge {
             let seen = windows.map(|windows| gauge.finish(windows)).unwrap_or_default();
             gauge.rest();
             // of constant power only the sampled time counts, not the rewinding between
-            energy = gauge.of_time(samples.ns.iter().sum::<f64>() * 1e-9, samples.ns.len() as u64);
-            energy = energy.or_else(|| gauge.columns(&seen, calls));
-            if energy.is_none() {
+            let of_time = gauge.of_time(samples.ns.iter().sum::<f64>() * 1e-9, samples.ns.len() as u64);
+            energy = of_time.unwrap_or_else(|| gauge.columns(&seen, calls));
+            if energy.joules.is_none() {
                 // too short for the meter: repeated until it is not
                 energy = gauge.window_over(effort.time, || {
                     repetition.before_sample()?;
                     repetition.once().map(|()| 1)
                 })?;
             }
-            calls = energy.as_ref().and_then(|energy| energy.energy_calls).unwrap_or(0);
+            calls = energy.energy_calls.unwrap_or(0);
         }
-        record.energy = energy.unwrap_or_default();
+        record.energy = energy;
         ceilings.refresh(model.device())?;
         let timing = &mut record.timing;
         timing.clock = Some(Clock::Host);

@@ -3,6 +3,8 @@
 //! Every table says how its numbers were obtained, and modelled ones carry the word.
 
 pub(crate) mod chart;
+pub(crate) mod command;
+pub(crate) mod figure;
 pub(crate) mod page;
 mod table;
 pub(crate) mod units;
@@ -229,6 +231,9 @@ pub(crate) fn energy_notes(records: &[Record]) -> Vec<String> {
     let mut notes = Vec::new();
     for record in records {
         let e = &record.energy;
+        let unknown =
+            e.energy_unknown.as_ref().map(|reason| format!("energy unknown: {}", printable(reason)));
+        notes.extend(unknown.filter(|note| !notes.contains(note)));
         if let Some(source) = &e.energy_source {
             let (boundary, source) = (text(&e.energy_boundary), source.split(':').next().unwrap_or_default());
             let note = format!(
@@ -289,7 +294,10 @@ pub(crate) fn warnings(record: &Record) -> Vec<String> {
     let what = || {
         let w = &record.workload;
         let test = w.token_test();
-        let name = w.kernel.as_deref().or(w.model.as_deref()).or(w.op.as_deref()).unwrap_or("result");
+        let process = &record.process;
+        let command = process.exec_name.as_deref().or(process.exec_command.as_deref());
+        let name =
+            w.kernel.as_deref().or(w.model.as_deref()).or(w.op.as_deref()).or(command).unwrap_or("result");
         format!("{name} {}", w.shape.as_deref().or(test.as_deref()).unwrap_or_default())
     };
     let mut list: Vec<String> =

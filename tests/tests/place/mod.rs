@@ -38,6 +38,7 @@ impl Place {
     pub fn command(&self, line: &str) -> Command {
         let mut command = Command::new(binary());
         command.args(line.split_whitespace()).current_dir(self.0.path()).env("NO_COLOR", "1");
+        command.env("XDG_CACHE_HOME", self.0.path().join("cache"));
         command
     }
 

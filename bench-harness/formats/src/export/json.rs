@@ -21,7 +21,7 @@ fn pretty(value: &Value) -> Result<String, serde_json::Error> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
-/// `hyperfine --export-json`: times in seconds. Its user and system times are unknown here, so null.
+/// `hyperfine --export-json`: times in seconds. User and system times are known of commands only, else null.
 pub(super) fn hyperfine(
     records: &[Record],
     left_out: &mut Vec<Omission>,
@@ -57,8 +57,8 @@ pub(super) fn hyperfine(
             "mean": mean,
             "stddev": deviation,
             "median": median,
-            "user": null,
-            "system": null,
+            "user": record.process.cpu_user_s.filter(|s| s.is_finite()),
+            "system": record.process.cpu_system_s.filter(|s| s.is_finite()),
             "min": times.iter().copied().reduce(f64::min),
             "max": times.iter().copied().reduce(f64::max),
             "times": times,

@@ -1,4 +1,4 @@
-//! llama-bench's JSONL and table, so that scripts made for them work: `printer` in `tools/llama-bench/llama-bench.cpp` of
+//! llama-bench's outputs, so that scripts made for them work: `printer` in `tools/llama-bench/llama-bench.cpp` of
 //! ggml-org/llama.cpp at commit 0104b151.
 
 use perjoule_record::{Kind, Record, stats};
@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::metrics::energy_word;
 use super::{Omission, invalidity};
-use crate::escape::markdown_cell;
+use crate::escape::{markdown_cell, one_line};
 
 /// Fields in llama-bench's order, that of 2026. Whether a setting is text, a flag or a number is told from its value.
 const FIELDS: [&str; 40] = [
@@ -56,6 +56,22 @@ const FIELDS: [&str; 40] = [
 const TEXT: [&str; 7] =
     ["cpu_mask", "type_k", "type_v", "split_mode", "devices", "tensor_split", "load_mode"];
 
+/// Fields that are texts by nature.
+const NAMES: [&str; 12] = [
+    "build_commit",
+    "cpu_info",
+    "gpu_info",
+    "backends",
+    "model_filename",
+    "model_type",
+    "tensor_buft_overrides",
+    "test_time",
+    "dtype",
+    "energy_kind",
+    "energy_source",
+    "energy_boundary",
+];
+
 /// Whether the record is a test as llama-bench knows them.
 fn is_test(record: &Record) -> bool {
     let workload = &record.workload;
@@ -67,29 +83,103 @@ fn is_test(record: &Record) -> bool {
 
 const NO_TEST: &str = "no prefill or decode of a known length, and llama-bench has nothing else";
 
-/// `-o jsonl`: all fields, null where unknown, and after them those that only perjoule has.
-pub(super) fn lines(records: &[Record], left_out: &mut Vec<Omission>) -> Result<String, serde_json::Error> {
-    let mut text = String::new();
+/// The valid tests; the others are noted as left out.
+fn tests<'r>(records: &'r [Record], left_out: &mut Vec<Omission>) -> Vec<&'r Record> {
+    let mut tests = Vec::new();
     for (index, record) in records.iter().enumerate() {
-        if !record.valid || !is_test(record) {
+        if record.valid && is_test(record) {
+            tests.push(record);
+        } else {
             let reason = if record.valid { NO_TEST.into() } else { invalidity(record) };
             left_out.push(Omission { index, reason });
+        }
+    }
+    tests
+}
+
+/// A test's fields as JSON in llama-bench's order, null where unknown; after them those that only perjoule has, where known.
+fn parts(record: &Record) -> Result<Vec<String>, serde_json::Error> {
+    // Written by hand around serde_json's values: the order of the fields is llama-bench's.
+    let mut fields = fields(record);
+    let mut parts = Vec::new();
+    for key in FIELDS.iter().copied().chain(EXTRA) {
+        let value = fields.remove(key).unwrap_or_default();
+        if value.is_null() && EXTRA.contains(&key) {
             continue;
         }
-        // Written by hand around serde_json's values: the order of the fields is llama-bench's.
-        let mut fields = fields(record);
-        let order = FIELDS.iter().copied().chain(EXTRA);
-        let mut parts = Vec::new();
-        for key in order {
-            let value = fields.remove(key).unwrap_or_default();
-            if value.is_null() && EXTRA.contains(&key) {
-                continue;
-            }
-            parts.push(format!("{}: {}", serde_json::to_string(key)?, serde_json::to_string(&value)?));
-        }
-        text.push_str(&format!("{{{}}}\n", parts.join(", ")));
+        parts.push(format!("{}: {}", serde_json::to_string(key)?, serde_json::to_string(&value)?));
     }
-    Ok(text)
+    Ok(parts)
+}
+
+/// `-o jsonl`: a test a line.
+pub(super) fn lines(records: &[Record], left_out: &mut Vec<Omission>) -> Result<String, serde_json::Error> {
+    let line = |record: &Record| Ok(format!("{{{}}}\n", parts(record)?.join(", ")));
+    tests(records, left_out).into_iter().map(line).collect()
+}
+
+/// `-o json`: one array.
+pub(super) fn array(records: &[Record], left_out: &mut Vec<Omission>) -> Result<String, serde_json::Error> {
+    let object = |record: &Record| Ok(format!("  {{\n    {}\n  }}", parts(record)?.join(",\n    ")));
+    let objects = tests(records, left_out).into_iter().map(object).collect::<Result<Vec<_>, _>>()?;
+    Ok(if objects.is_empty() { "[]\n".into() } else { format!("[\n{}\n]\n", objects.join(",\n")) })
+}
+
+/// Columns of CSV and SQL: samples are in neither, as in llama-bench.
+fn columns() -> impl Iterator<Item = &'static str> {
+    FIELDS.iter().copied().chain(EXTRA.into_iter().filter(|key| !key.starts_with("samples_")))
+}
+
+/// A value as CSV and SQL have it: flags are 0 and 1. `None` is unknown.
+fn scalar(value: Option<Value>) -> Option<String> {
+    match value? {
+        Value::Null => None,
+        Value::Bool(flag) => Some(u8::from(flag).to_string()),
+        Value::String(text) => Some(one_line(&text)),
+        other => Some(other.to_string()),
+    }
+}
+
+/// `-o csv`: every value in quotes, unknown ones empty.
+pub(super) fn csv(records: &[Record], left_out: &mut Vec<Omission>) -> String {
+    let mut text = columns().collect::<Vec<_>>().join(",") + "\n";
+    for record in tests(records, left_out) {
+        let mut fields = fields(record);
+        let cell = |key| {
+            let value = scalar(fields.remove(key)).unwrap_or_default();
+            format!("\"{}\"", value.replace('"', "\"\""))
+        };
+        text.push_str(&columns().map(cell).collect::<Vec<_>>().join(","));
+        text.push('\n');
+    }
+    text
+}
+
+/// `-o sql`: the table, and a statement a test.
+pub(super) fn sql(records: &[Record], left_out: &mut Vec<Omission>) -> String {
+    let column = |key: &str| {
+        let kind = if key.ends_with("_ts") || key.starts_with("joules_") || key == "avg_power_w" {
+            "REAL"
+        } else if TEXT.contains(&key) || NAMES.contains(&key) {
+            "TEXT"
+        } else {
+            "INTEGER"
+        };
+        format!("  {key} {kind}")
+    };
+    let declared = columns().map(column).collect::<Vec<_>>().join(",\n");
+    let names = columns().collect::<Vec<_>>().join(", ");
+    let mut text = format!("CREATE TABLE IF NOT EXISTS llama_bench (\n{declared}\n);\n\n");
+    for record in tests(records, left_out) {
+        let mut fields = fields(record);
+        let quoted = |key| match scalar(fields.remove(key)) {
+            Some(value) => format!("'{}'", value.replace('\'', "''")),
+            None => "NULL".into(),
+        };
+        let values = columns().map(quoted).collect::<Vec<_>>().join(", ");
+        text.push_str(&format!("INSERT INTO llama_bench ({names}) VALUES ({values});\n"));
+    }
+    text
 }
 
 /// What follows llama-bench's fields: samples as it has them, then perjoule's own.
@@ -230,12 +320,17 @@ pub(super) fn table(records: &[Record], left_out: &mut Vec<Omission>) -> String 
                 .map(|((cell, column), &width)| pad(cell, column, width)),
         );
     }
-    let builds =
-        |record: &&&Record| record.source.source_version.clone().or(record.environment.build_commit.clone());
-    if let Some(build) = tests.last().as_ref().and_then(builds) {
-        text.push_str(&format!("\nbuild: {}\n", markdown_cell(&build)));
+    if let Some(last) = tests.last() {
+        text.push_str(&format!("\nbuild: {}\n", markdown_cell(&build(last))));
     }
     text
+}
+
+/// Commit and number as llama-bench prints them, which has `unknown` and 0 for what it does not know.
+fn build(record: &Record) -> String {
+    let own = record.environment.build_commit.clone();
+    let text = record.source.source_version.clone().or(own).unwrap_or_else(|| "unknown".into());
+    if text.ends_with(')') { text } else { text + " (0)" }
 }
 
 fn cell(record: &Record, column: &str) -> String {

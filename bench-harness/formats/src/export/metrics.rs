@@ -124,6 +124,9 @@ pub(super) fn label(record: &Record) -> String {
             add(w.op.clone());
             add(w.shape.clone());
         }
+        Kind::Command => {
+            add(record.process.exec_name.clone().or_else(|| record.process.exec_command.clone()))
+        }
         _ => {
             add(w.model.clone().or_else(|| w.model_type.clone()));
             let phase = |phase| match phase {
@@ -151,7 +154,7 @@ pub(super) fn label(record: &Record) -> String {
         .or_else(|| record.device.device_name.clone())
         .map(|device| format!("on {device}")));
     add(record.device.device_count.filter(|&n| n > 1).map(|n| format!("({n} devices)")));
-    if w.model.is_none() && w.model_type.is_none() && w.op.is_none() {
+    if w.model.is_none() && w.model_type.is_none() && w.op.is_none() && record.kind != Kind::Command {
         // A summary of LoadGen names neither model nor device: its file must do.
         let source = [&record.source.source_tool, &record.source.source_name];
         words.splice(0..0, source.into_iter().flatten().cloned());

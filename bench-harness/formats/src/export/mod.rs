@@ -62,6 +62,9 @@ pub fn export(records: &[Record], format: Format) -> Result<Exported, ExportErro
     let text = match format {
         Format::Perjoule => records.iter().map(to_line).collect::<Result<String, _>>().map_err(json)?,
         Format::LlamaBenchJsonl => llama_bench::lines(records, &mut left_out).map_err(json)?,
+        Format::LlamaBenchJson => llama_bench::array(records, &mut left_out).map_err(json)?,
+        Format::LlamaBenchCsv => llama_bench::csv(records, &mut left_out),
+        Format::LlamaBenchSql => llama_bench::sql(records, &mut left_out),
         Format::LlamaBenchMarkdown => llama_bench::table(records, &mut left_out),
         Format::Hyperfine => json::hyperfine(records, &mut left_out).map_err(json)?,
         Format::Bencher => json::bencher(records, &mut left_out).map_err(json)?,

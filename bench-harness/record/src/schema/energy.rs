@@ -42,6 +42,8 @@ pub struct Energy {
     pub avg_power_w: Option<f64>,
     /// Power at rest, within the same boundary, in watts.
     pub idle_power_w: Option<f64>,
+    /// Why `joules` is null although a meter watches the device, such as a window too short for it.
+    pub energy_unknown: Option<String>,
     /// Every meter that watched, the one of the fields above first. Figures of different boundaries contain one another or not, and are
     /// never added: a package beside a board, a wall around both.
     pub energies: Option<Vec<Reading>>,

@@ -4,11 +4,12 @@
 //! carries its unit in its name. The doc comment of a field is its description in the JSON Schema.
 //!
 //! Compatibility: a field is only ever added within a schema version, and readers ignore fields they do not know, so
-//! files of an older and of a newer perjoule of the same schema version can be mixed. A changed meaning or unit gets a
-//! new name or a new [`SCHEMA_VERSION`].
+//! files of an older and of a newer perjoule of the same schema version can be mixed; each addition raises
+//! [`SCHEMA_MINOR`]. A changed meaning or unit gets a new name or a new [`SCHEMA_VERSION`]. `schema/README.md` has the rules.
 
 mod energy;
 mod number;
+mod process;
 mod timing;
 mod workload;
 
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use energy::{Energy, EnergyKind, Reading};
 pub use number::Interval;
 pub(crate) use number::count;
+pub use process::Process;
 pub use timing::{Clock, Conditions, Roof, Timing, Trace, Verification, Versus};
 pub use workload::{CacheState, DeviceFields, Phase, Workload};
 
@@ -25,6 +27,9 @@ use crate::Environment;
 
 /// The version that this crate writes. Readers accept every version from 1 up.
 pub const SCHEMA_VERSION: u32 = 1;
+
+/// What was added within that version so far: raised with every new field or word. Not part of a record; `x-version` of the schema.
+pub const SCHEMA_MINOR: u32 = 0;
 
 /// One measurement: one line of a results file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -68,6 +73,9 @@ pub struct Record {
     /// How it compares.
     #[serde(flatten)]
     pub versus: Versus,
+    /// What a command used.
+    #[serde(flatten)]
+    pub process: Process,
     /// What it cost.
     #[serde(flatten)]
     pub energy: Energy,
@@ -99,6 +107,7 @@ impl Record {
             roof: Roof::default(),
             verification: Verification::default(),
             versus: Versus::default(),
+            process: Process::default(),
             energy: Energy::default(),
             conditions: Conditions::default(),
             environment: environment.clone(),
@@ -125,6 +134,8 @@ pub enum Kind {
     Tokens,
     /// Whole inputs of a model that are not counted in tokens, such as images or queries; so far only imported.
     Samples,
+    /// A command that was run as a process of its own.
+    Command,
     /// A kind that this version does not know. Stands for whatever a newer version wrote; never written for own results.
     #[serde(other)]
     Other,
@@ -166,5 +177,6 @@ pub fn json_schema() -> serde_json::Value {
     let mut schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Record>();
     schema.insert("$id".into(), "urn:perjoule:record:v1".into());
     schema.insert("title".into(), "perjoule record".into());
+    schema.insert("x-version".into(), format!("{SCHEMA_VERSION}.{SCHEMA_MINOR}.0").into());
     schema.to_value()
 }

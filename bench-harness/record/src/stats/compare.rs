@@ -1,7 +1,7 @@
 //! The verdict on two variants: from samples of each by itself, or from samples taken in turn.
 
 use super::{
-    RESAMPLES, Resampler, bootstrap_median_ci95, central_95, mann_whitney, median, middle,
+    RESAMPLES, Resampler, bootstrap_median_ci95_in_order, central_95, mann_whitney, median, middle,
     quantile_of_sorted, sorted, wilcoxon,
 };
 use crate::Interval;
@@ -139,7 +139,8 @@ fn draw(n: usize, seed: u64) -> Vec<[u32; 2]> {
 }
 
 /// Compares times that were taken in turn: `old[i]` and `new[i]` stand beside each other in time, so that what slows the machine for a
-/// while slows both and drops out of their ratio. Otherwise as [`compare`]; `None` also when the numbers of samples differ.
+/// while slows both and drops out of their ratio; where it does not drop out entirely, the interval is that of samples which resemble their
+/// neighbours. Otherwise as [`compare`]; `None` also when the numbers of samples differ.
 pub fn compare_pairs(old: &[f64], new: &[f64], threshold: f64, seed: u64) -> Option<Comparison> {
     let positive = |samples: &[f64]| samples.iter().all(|&x| x > 0.0);
     if old.len() != new.len() || !positive(old) || !positive(new) || threshold.is_nan() || threshold < 0.0 {
@@ -147,7 +148,7 @@ pub fn compare_pairs(old: &[f64], new: &[f64], threshold: f64, seed: u64) -> Opt
     }
     let ratios: Vec<f64> = new.iter().zip(old).map(|(new, old)| new / old).collect();
     let logarithms: Vec<f64> = ratios.iter().map(|ratio| ratio.ln()).collect();
-    let ci95 = bootstrap_median_ci95(&ratios, seed)?;
+    let ci95 = bootstrap_median_ci95_in_order(&ratios, seed)?;
     let p_value = wilcoxon(&logarithms)?.p_value;
     Some(Comparison { ratio: median(&ratios)?, ci95, p_value, verdict: Verdict::of(ci95, threshold) })
 }

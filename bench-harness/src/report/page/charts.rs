@@ -3,12 +3,13 @@
 //! Colours are Okabe and Ito's, each with a shape of its own; text, axes and lines take the page's colour, so that light, dark and print
 //! need no second specification. What is modelled is hollow and dashed and carries the word.
 
-use perjoule_record::{Kind, Provenance, Record};
+use perjoule_record::Record;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::data::{self, Dataset, OTHERS, clip, rounded};
-use crate::report::units::si;
+use super::data::{Dataset, OTHERS, rounded};
+use super::roofs;
+use super::series::{self, Windows};
 
 const COLOURS: [&str; 7] = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C"];
 const SHAPES: [&str; 7] =
@@ -18,9 +19,9 @@ const ROWS: usize = 24;
 /// Marks beyond which the best of each row stand for the others.
 const MARKS: usize = 400;
 /// Charts of one kind: devices with a roofline, ops with a chart of their own.
-const CHARTS: usize = 6;
+pub(super) const CHARTS: usize = 6;
 /// What a logarithmic axis can show; the table has the rest.
-const RANGE: std::ops::Range<f64> = 1e-15..1e15;
+pub(super) const RANGE: std::ops::Range<f64> = 1e-15..1e15;
 
 /// A chart and what stands around it.
 #[derive(Debug, Clone)]
@@ -60,45 +61,61 @@ pub(crate) fn config() -> Value {
     })
 }
 
-fn drawable(value: Option<f64>) -> bool {
+pub(super) fn drawable(value: Option<f64>) -> bool {
     value.is_some_and(|x| RANGE.contains(&x))
 }
 
-/// Stroke, fill and shape by a column, in the order given; hollow and dashed where `hollow` holds the word.
-fn marks(field: &str, title: Option<&str>, names: &[&str], hollow: &str) -> Value {
+/// Indices of colours and shapes for names, in the order given.
+fn indices(names: &[&str]) -> Vec<usize> {
     let at =
-        |name: &&str, i: usize| if *name == OTHERS { COLOURS.len() - 1 } else { i % (COLOURS.len() - 1) };
-    let indices: Vec<usize> = names.iter().enumerate().map(|(i, name)| at(name, i)).collect();
-    let pick = |list: &[&'static str]| indices.iter().map(|&i| list[i]).collect::<Vec<_>>();
+        |(i, name): (usize, &&str)| if *name == OTHERS { COLOURS.len() - 1 } else { i % (COLOURS.len() - 1) };
+    names.iter().enumerate().map(at).collect()
+}
+
+fn pick(list: &[&'static str], names: &[&str]) -> Vec<&'static str> {
+    indices(names).into_iter().map(|i| list[i]).collect()
+}
+
+fn legend(title: Option<&str>, names: &[&str]) -> Value {
+    let Some(title) = title else { return Value::Null };
     let longest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
     let columns = if longest > 18 { 1 } else { 3 };
-    let legend = match title {
-        Some(title) => {
-            json!({"title": title, "columns": columns, "labelLimit": 270, "symbolFillColor": "transparent"})
-        }
-        None => Value::Null,
-    };
-    let colour = json!({
-        "field": field, "type": "nominal", "scale": {"domain": names, "range": pick(&COLOURS)}, "legend": legend,
-    });
+    json!({"title": title, "columns": columns, "labelLimit": {"expr": "max(width - 60, 200)"}, "symbolFillColor": "transparent"})
+}
+
+/// Colours by a column, in the order given.
+pub(super) fn colours(field: &str, title: Option<&str>, names: &[&str]) -> Value {
+    let range = pick(&COLOURS, names);
+    json!({
+        "field": field, "type": "nominal", "scale": {"domain": names, "range": range}, "legend": legend(title, names),
+    })
+}
+
+/// Stroke, fill and shape by a column, in the order given; hollow and dashed where `hollow` holds the word.
+pub(super) fn marks(field: &str, title: Option<&str>, names: &[&str], hollow: &str) -> Value {
+    let colour = colours(field, title, names);
     let modelled = format!("datum.{hollow} === 'modelled'");
+    let shapes = json!({"domain": names, "range": pick(&SHAPES, names)});
     json!({
         "stroke": colour.clone(),
         "fill": colour,
-        "shape": {"field": field, "type": "nominal", "scale": {"domain": names, "range": pick(&SHAPES)}, "legend": legend},
-        "fillOpacity": {"condition": {"test": modelled, "value": 0}, "value": 0.75},
+        "shape": {"field": field, "type": "nominal", "scale": shapes, "legend": legend(title, names)},
+        "fillOpacity": {
+            "condition": [{"test": modelled, "value": 0}, {"test": format!("datum.{hollow} === 'imported'"), "value": 0.25}],
+            "value": 0.75,
+        },
         "strokeDash": {"condition": {"test": modelled, "value": [3, 1.5]}, "value": [1, 0]},
     })
 }
 
-fn with(mut base: Value, more: Value) -> Value {
+pub(super) fn with(mut base: Value, more: Value) -> Value {
     if let (Some(base), Value::Object(more)) = (base.as_object_mut(), more) {
         base.extend(more);
     }
     base
 }
 
-fn tooltip(fields: &[(&str, &str, bool)]) -> Value {
+pub(super) fn tooltip(fields: &[(&str, &str, bool)]) -> Value {
     let field = |&(field, title, number): &(&str, &str, bool)| match number {
         true => json!({"field": field, "title": title, "type": "quantitative", "format": ".3~g"}),
         false => json!({"field": field, "title": title, "type": "nominal"}),
@@ -107,7 +124,7 @@ fn tooltip(fields: &[(&str, &str, bool)]) -> Value {
 }
 
 /// The names of `field` in `rows`, in the order of their first row, the rest last.
-fn names<'a>(data: &'a Dataset, field: &str, rows: &[usize]) -> Vec<&'a str> {
+pub(super) fn names<'a>(data: &'a Dataset, field: &str, rows: &[usize]) -> Vec<&'a str> {
     let mut seen = HashSet::new();
     let mut list: Vec<&str> = rows.iter().map(|&row| data.text(field, row)).collect();
     list.retain(|name| seen.insert(*name));
@@ -116,273 +133,20 @@ fn names<'a>(data: &'a Dataset, field: &str, rows: &[usize]) -> Vec<&'a str> {
 }
 
 /// All charts that the data has something for.
-pub(crate) fn all(records: &[Record], kernels: &Dataset, tokens: &Dataset, power: &Dataset) -> Vec<Chart> {
-    let mut charts = rooflines(records, kernels);
-    charts.extend(tokens_by_device(tokens));
-    charts.extend(sweeps(tokens));
-    charts.extend(by_shape(kernels));
-    charts.extend(power_over_time(power));
-    charts
-}
-
-// ---------------------------------------------------------------------------------------------------------------- rooflines
-
-/// An upper limit of arithmetic, for one dtype and those that are taken to equal it.
-#[derive(Debug, Clone, PartialEq)]
-struct Peak {
-    gflops: f64,
-    measured: Vec<String>,
-    modelled: Vec<String>,
-}
-
-impl Peak {
-    fn label(&self) -> String {
-        let list = |list: &[String]| list.join(", ");
-        let rate = si(self.gflops);
-        match (self.measured.is_empty(), self.modelled.is_empty()) {
-            (false, true) => format!("{} {rate} GFLOP/s", list(&self.measured)),
-            (false, false) => {
-                format!("{} {rate} GFLOP/s\nmodelled alike: {}", list(&self.measured), list(&self.modelled))
-            }
-            (true, _) => format!("{} {rate} GFLOP/s\nmodelled", list(&self.modelled)),
-        }
-    }
-}
-
-/// The ceilings of a device: the best that any probe of these records saw.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Roofs {
-    peaks: Vec<Peak>,
-    gbps: Option<f64>,
-}
-
-impl Roofs {
-    pub(crate) fn of(records: &[Record], device: &str) -> Self {
-        let usable = |value: Option<f64>| value.filter(|x| RANGE.contains(x));
-        // rates by dtype as ceilings, then what kernels were held against
-        let mut ceilings: BTreeMap<&str, (f64, bool)> = BTreeMap::new();
-        let mut held: BTreeMap<&str, f64> = BTreeMap::new();
-        let mut gbps: Option<f64> = None;
-        let raise = |best: &mut Option<f64>, value: Option<f64>| {
-            *best = best.map_or(value, |best| Some(value.map_or(best, |value| best.max(value))));
-        };
-        for record in records.iter().filter(|r| r.valid && data::device(r) == device) {
-            let dtype = record.workload.dtype.as_deref().unwrap_or("");
-            match record.kind {
-                Kind::Ceiling if record.workload.op.as_deref() == Some("multiply_add") => {
-                    if let Some(rate) = usable(record.timing.gflops) {
-                        let modelled = record.provenance == Provenance::Modelled;
-                        let entry = ceilings.entry(dtype).or_insert((rate, modelled));
-                        *entry = (entry.0.max(rate), entry.1 && modelled);
-                    }
-                }
-                Kind::Ceiling if record.workload.op.as_deref() == Some("read") => {
-                    raise(&mut gbps, usable(record.timing.gbps));
-                }
-                Kind::Kernel => {
-                    raise(&mut gbps, usable(record.roof.roof_gbps));
-                    if let Some(rate) = usable(record.roof.roof_gflops) {
-                        let entry = held.entry(dtype).or_insert(rate);
-                        *entry = entry.max(rate);
-                    }
-                }
-                _ => {}
-            }
-        }
-        let mut peaks: Vec<Peak> = Vec::new();
-        // measured ones first: a modelled one equal to it joins it
-        for pass in [false, true] {
-            for (&dtype, &(rate, modelled)) in ceilings.iter().filter(|(_, (_, modelled))| *modelled == pass)
-            {
-                let same = |peak: &&mut Peak| (peak.gflops / rate - 1.0).abs() < 0.01;
-                let peak = match peaks.iter_mut().find(same) {
-                    Some(peak) => peak,
-                    None => {
-                        peaks.push(Peak { gflops: rate, measured: Vec::new(), modelled: Vec::new() });
-                        let last = peaks.len() - 1;
-                        &mut peaks[last]
-                    }
-                };
-                if modelled { &mut peak.modelled } else { &mut peak.measured }.push(clip(dtype));
-            }
-        }
-        for (dtype, rate) in held {
-            let shown = clip(dtype);
-            let names = |peak: &Peak| peak.measured.contains(&shown) || peak.modelled.contains(&shown);
-            let near = |peak: &Peak| (peak.gflops / rate - 1.0).abs() < 0.01;
-            if let Some(i) = peaks.iter().position(names) {
-                peaks[i].gflops = peaks[i].gflops.max(rate);
-            } else if let Some(i) = peaks.iter().position(near) {
-                peaks[i].measured.push(shown);
-            } else {
-                peaks.push(Peak { gflops: rate, measured: vec![shown], modelled: Vec::new() });
-            }
-        }
-        Roofs { peaks, gbps }
-    }
-}
-
-fn rooflines(records: &[Record], kernels: &Dataset) -> Vec<Chart> {
-    let mut by_device: Vec<(&str, Vec<usize>)> =
-        kernels.distinct("device").iter().map(|d| (d.as_str(), Vec::new())).collect();
-    let mut left = 0;
-    for row in 0..kernels.len() {
-        let shown = kernels.number("drawn", row) == Some(1.0)
-            && drawable(kernels.number("intensity", row))
-            && drawable(kernels.number("gflops", row));
-        let device = kernels.text("device", row);
-        match by_device.iter_mut().find(|(of, _)| *of == device) {
-            Some((_, rows)) if shown => rows.push(row),
-            _ => left += 1,
-        }
-    }
-    by_device.retain(|(_, rows)| !rows.is_empty());
-    by_device.sort_by_key(|(_, rows)| std::cmp::Reverse(rows.len()));
-    let devices = by_device.len();
-    let charts = by_device.into_iter().take(CHARTS).enumerate();
-    charts.map(|(i, (device, rows))| roofline(records, kernels, device, rows, i, left, devices)).collect()
-}
-
-fn roofline(
+pub(crate) fn all(
     records: &[Record],
     kernels: &Dataset,
-    device: &str,
-    rows: Vec<usize>,
-    index: usize,
-    left: usize,
-    devices: usize,
-) -> Chart {
-    // the dataset's device is cut to what a page shows; the records' may be longer
-    let whole = records.iter().map(data::device).find(|whole| clip(whole) == device);
-    let roofs = Roofs::of(records, whole.as_deref().unwrap_or(device));
-    let values = |key: &str| rows.iter().filter_map(|&row| kernels.number(key, row)).collect::<Vec<_>>();
-    let (xs, ys) = (values("intensity"), values("gflops"));
-    let smallest = |list: &[f64]| list.iter().copied().fold(f64::INFINITY, f64::min);
-    let largest = |list: &[f64]| list.iter().copied().fold(0.0, f64::max);
-    let peak = roofs.peaks.iter().map(|p| p.gflops).fold(0.0, f64::max);
-    let ridge = roofs.gbps.map_or(0.0, |gbps| peak / gbps);
-    let mut x = [smallest(&xs) / 2.0, (largest(&xs) * 2.0).max(ridge * 8.0)];
-    if ridge > 0.0 {
-        x[0] = x[0].min(ridge / 8.0);
-    }
-    let y = [smallest(&ys) / 2.0, largest(&ys).max(peak) * 8.0];
-    let mut lines = Vec::new();
-    let (mut labels, mut sublabels) = (Vec::new(), Vec::new());
-    let mut point = |x: f64, y: f64, roof: &str, modelled: bool| {
-        lines.push(json!({"x": rounded(x), "y": rounded(y), "roof": roof, "modelled": modelled}));
-    };
-    for p in &roofs.peaks {
-        let (label, modelled) = (p.label(), p.measured.is_empty());
-        let start = roofs.gbps.map_or(x[0], |gbps| p.gflops / gbps);
-        point(start, p.gflops, &label, modelled);
-        point(x[1], p.gflops, &label, modelled);
-        let (above, below) = label.split_once('\n').unwrap_or((&label, ""));
-        labels.push(json!({"x": x[1], "y": rounded(p.gflops), "roof": above}));
-        if !below.is_empty() {
-            sublabels.push(json!({"x": x[1], "y": rounded(p.gflops), "roof": below}));
-        }
-    }
-    let mut slope = Vec::new();
-    if let Some(gbps) = roofs.gbps {
-        let label = format!("memory read {} GB/s", si(gbps));
-        let end = if ridge > 0.0 { ridge } else { x[1] };
-        let start = x[0].max(y[0] / gbps);
-        point(start, start * gbps, &label, false);
-        point(end, end * gbps, &label, false);
-        // above the roofs there are no points to write over
-        slope.push(json!({"x": rounded(x[0]), "y": rounded(y[1] / 1.4), "roof": format!("slope: {label}")}));
-    }
-    let ops = names(kernels, "group", &rows);
-    let scale = |domain: [f64; 2]| json!({"type": "log", "domain": domain.map(rounded), "nice": false});
-    let axis = json!({"format": ".6~g", "labelOverlap": true, "tickCount": 6});
-    let xs = |field: &str| json!({"field": field, "type": "quantitative", "scale": scale(x), "axis": with(axis.clone(), json!({"title": "arithmetic intensity, flop/byte"}))});
-    let ys = |field: &str| json!({"field": field, "type": "quantitative", "scale": scale(y), "axis": with(axis.clone(), json!({"title": "GFLOP/s"}))});
-    let size = if rows.len() > 500 { 18 } else { 55 };
-    let text = |values: Vec<Value>, align: &str, baseline: &str, dx: f64, dy: f64| {
-        json!({
-            "data": {"values": values},
-            "mark": {
-                "type": "text", "align": align, "baseline": baseline, "dx": dx, "dy": dy,
-                "limit": {"expr": "width - 8"}, "fontWeight": "bold",
-            },
-            "encoding": {"x": xs("x"), "y": ys("y"), "text": {"field": "roof", "type": "nominal"}},
-        })
-    };
-    let spec = json!({
-        "width": "container",
-        "height": 380,
-        "layer": [
-            {
-                "data": {"values": lines},
-                "mark": {"type": "line", "color": "currentColor", "strokeWidth": 2, "clip": true},
-                "encoding": {
-                    "x": xs("x"), "y": ys("y"), "detail": {"field": "roof", "type": "nominal"},
-                    "strokeDash": {"condition": {"test": "datum.modelled", "value": [5, 4]}, "value": [1, 0]},
-                },
-            },
-            {
-                "data": {"name": "kernels"},
-                "mark": {"type": "point", "size": size, "strokeWidth": 1.2},
-                "encoding": with(marks("group", Some("op"), &ops, "from"), json!({
-                    "x": xs("intensity"),
-                    "y": ys("gflops"),
-                    "tooltip": tooltip(&[
-                        ("kernel", "kernel", false), ("op", "op", false), ("shape", "shape", false), ("dtype", "dtype", false),
-                        ("gflops", "GFLOP/s", true), ("intensity", "flop/byte", true), ("roof", "of roof (share)", true),
-                        ("cache", "cache", false), ("from", "time is", false), ("notes", "notes", false),
-                    ]),
-                })),
-            },
-            text(labels, "right", "bottom", -2.0, -20.0),
-            text(sublabels, "right", "bottom", -2.0, -5.0),
-            text(slope, "left", "middle", 4.0, 2.0),
-        ],
-    });
-    // what lies above its roof is suspicious, not good
-    let share = |row: usize| kernels.number("roof", row).unwrap_or(0.0);
-    let credible = rows.iter().filter(|&&row| share(row) <= 1.05);
-    let best = credible.max_by(|a, b| share(**a).total_cmp(&share(**b)));
-    let best = best.map(|&row| {
-        let (kernel, share) = (kernels.text("kernel", row), kernels.shown("roof", row));
-        format!(" Nearest to the roof: {kernel} at {share}.")
-    });
-    let best = best.unwrap_or_default();
-    let roof = match (roofs.gbps.is_some(), roofs.peaks.is_empty()) {
-        (false, true) => "No ceiling was measured, so there is no roof to hold them against.".to_owned(),
-        _ => {
-            "Lines are the ceilings: the best that any probe of these records saw; a dashed one is modelled."
-                .to_owned()
-        }
-    };
-    let mut caption = format!(
-        "Each point is a kernel on one shape, by how much it computes for each byte it must move and how fast it is. {roof} \
-         Left of the ridge memory limits, right of it arithmetic. A hollow, dashed point is modelled.{best}"
-    );
-    if left > 0 && index == 0 {
-        caption += &format!(
-            " Not drawn: {left} results that are invalid, or count no operations or no bytes; the table has them."
-        );
-    }
-    if devices > CHARTS && index == 0 {
-        caption += &format!(
-            " {CHARTS} of {devices} devices have a plot here, those with most kernels; the table has all."
-        );
-    }
-    let label = format!(
-        "Roofline plot of {device}: {} kernel results, logarithmic axes, {} ops.{best}",
-        rows.len(),
-        ops.len()
-    );
-    Chart {
-        id: format!("roofline-{}", index + 1),
-        title: format!("Roofline of {device}"),
-        caption,
-        label,
-        dataset: "kernels",
-        rows,
-        columns: &["op", "dtype", "shape", "kernel", "intensity", "gflops", "roof", "from"],
-        spec,
-    }
+    tokens: &Dataset,
+    windows: &Windows,
+    traces: &Dataset,
+) -> Vec<Chart> {
+    let mut charts = roofs::charts(records, kernels);
+    charts.extend(tokens_by_device(tokens));
+    charts.extend(sweeps(tokens));
+    charts.extend(series::energy_over_time(windows));
+    charts.extend(series::readings(traces));
+    charts.extend(by_shape(kernels));
+    charts
 }
 
 // ------------------------------------------------------------------------------------------------ rows of labelled intervals
@@ -492,14 +256,16 @@ fn intervals(data: &Dataset, name: &str, rows: &[usize], figure: &Figure, series
             },
             {
                 "transform": [
-                    {"aggregate": [{"op": "max", "field": "is_modelled", "as": "any"}], "groupby": ["where"]},
-                    {"calculate": "datum.any ? datum.where + ' · modelled' : datum.where", "as": "words"},
+                    {"aggregate": [{"op": "max", "field": "how", "as": "how"}], "groupby": ["where"]},
+                    {"calculate": "datum.where + ['', ' · imported', ' · modelled'][datum.how]", "as": "words"},
                 ],
                 "mark": {"type": "text", "align": "left", "dx": 2, "yOffset": -10, "limit": {"expr": "width - 4"}},
                 "encoding": {"x": {"value": 0}, "y": y, "text": {"field": "words", "type": "nominal"}},
             },
         ],
-        "transform": [{"calculate": format!("{modelled} ? 1 : 0"), "as": "is_modelled"}],
+        "transform": [{
+            "calculate": format!("{modelled} ? 2 : datum.{} === 'imported' ? 1 : 0", figure.kind), "as": "how",
+        }],
     })
 }
 
@@ -619,7 +385,7 @@ fn tokens_by_device(tokens: &Dataset) -> Vec<Chart> {
     charts
 }
 
-// ------------------------------------------------------------------------------------------------------- sweeps and time
+// ------------------------------------------------------------------------------------------------------- sweeps
 
 /// Rates and joules against the number of sequences, where one workload was run with several.
 fn sweeps(tokens: &Dataset) -> Vec<Chart> {
@@ -707,38 +473,4 @@ fn sweeps(tokens: &Dataset) -> Vec<Chart> {
         });
     }
     charts
-}
-
-fn power_over_time(power: &Dataset) -> Option<Chart> {
-    let rows: Vec<usize> = (0..power.len()).filter(|&row| drawable(power.number("watts", row))).collect();
-    if rows.len() < 2 {
-        return None;
-    }
-    let devices = names(power, "device", &rows);
-    let x = json!({"field": "time", "type": "temporal", "scale": {"type": "utc"}, "title": "time, UTC", "axis": {"labelOverlap": true}});
-    let y =
-        json!({"field": "watts", "type": "quantitative", "title": "mean power, W", "scale": {"zero": true}});
-    let spec = json!({
-        "width": "container",
-        "height": 260,
-        "data": {"name": "power"},
-        "mark": {"type": "point", "size": 60, "strokeWidth": 1.5},
-        "encoding": with(marks("device", Some("device"), &devices, "kind"), json!({
-            "x": x, "y": y,
-            "tooltip": tooltip(&[("what", "result", false), ("watts", "W", true), ("idle", "W at rest", true), ("time", "time", false)]),
-        })),
-    });
-    let label = format!("Mean power by time of {} measured windows.", rows.len());
-    Some(Chart {
-        id: "power".into(),
-        title: "Power over time".into(),
-        caption: "Mean power of each window in which a meter was read, by the time of its result. Modelled power is not drawn here: it \
-                  says nothing about time."
-            .into(),
-        label,
-        dataset: "power",
-        rows,
-        columns: &["time", "device", "what", "watts", "idle", "source"],
-        spec,
-    })
 }

@@ -77,7 +77,7 @@ pub(crate) struct Dataset {
 }
 
 /// A cell on its way into a dataset.
-enum Cell {
+pub(super) enum Cell {
     Text(String),
     Number(Option<f64>),
 }
@@ -99,7 +99,7 @@ pub(crate) fn clip(text: &str) -> String {
 }
 
 impl Dataset {
-    fn new(columns: &[(&'static str, &str, Format)]) -> Self {
+    pub(super) fn new(columns: &[(&'static str, &str, Format)]) -> Self {
         let column = |&(key, title, format): &(&'static str, &str, Format)| Column {
             key,
             title: title.to_owned(),
@@ -112,7 +112,7 @@ impl Dataset {
         Dataset { columns: columns.iter().map(column).collect(), rows: 0 }
     }
 
-    fn push<const N: usize>(&mut self, cells: [Cell; N]) {
+    pub(super) fn push<const N: usize>(&mut self, cells: [Cell; N]) {
         debug_assert_eq!(N, self.columns.len());
         for (column, cell) in self.columns.iter_mut().zip(cells) {
             match (&mut column.values, cell) {
@@ -205,23 +205,23 @@ impl Dataset {
     }
 }
 
-fn text(field: &Option<String>) -> Cell {
+pub(super) fn text(field: &Option<String>) -> Cell {
     Cell::Text(field.clone().unwrap_or_default())
 }
 
-fn number(value: impl Into<Option<f64>>) -> Cell {
+pub(super) fn number(value: impl Into<Option<f64>>) -> Cell {
     Cell::Number(value.into())
 }
 
-fn count(value: Option<u64>) -> Cell {
+pub(super) fn count(value: Option<u64>) -> Cell {
     Cell::Number(value.map(|n| n as f64))
 }
 
-fn low(interval: Option<Interval>) -> Cell {
+pub(super) fn low(interval: Option<Interval>) -> Cell {
     Cell::Number(interval.map(|i| i.lo))
 }
 
-fn high(interval: Option<Interval>) -> Cell {
+pub(super) fn high(interval: Option<Interval>) -> Cell {
     Cell::Number(interval.map(|i| i.hi))
 }
 
@@ -232,7 +232,12 @@ pub(crate) fn device(record: &Record) -> String {
     match (name, &d.device) {
         (Some(name), Some(id)) => format!("{name} ({id})"),
         (Some(name), None) => name.clone(),
-        (None, id) => id.clone().unwrap_or_else(|| "unknown device".into()),
+        (None, Some(id)) => id.clone(),
+        // a command may use any device: it is the machine's
+        (None, None) => match (record.kind, &record.environment.cpu_model) {
+            (Kind::Command, Some(cpu)) => format!("machine with {cpu}"),
+            _ => "unknown device".into(),
+        },
     }
 }
 
@@ -275,7 +280,7 @@ fn verified(record: &Record) -> &'static str {
 }
 
 /// What makes a record doubtful, in words, the worst first.
-fn notes(record: &Record) -> String {
+pub(super) fn notes(record: &Record) -> String {
     let mut notes: Vec<String> = record.invalid_reasons.iter().map(|r| format!("INVALID: {r}")).collect();
     if !record.valid && notes.is_empty() {
         notes.push("INVALID: no reason given".into());
@@ -333,7 +338,7 @@ fn leaders<'a>(rates: impl Iterator<Item = (&'a str, &'a str, f64)>) -> HashMap<
     ranks
 }
 
-fn name(field: &Option<String>) -> &str {
+pub(super) fn name(field: &Option<String>) -> &str {
     field.as_deref().unwrap_or("")
 }
 
@@ -434,6 +439,11 @@ pub(crate) fn kernels(records: &[Record]) -> Dataset {
 
 /// Whether more than one device is in the records.
 pub(crate) fn several_devices(records: &[Record]) -> bool {
+    records.first().is_some_and(|first| records.iter().any(|r| device(r) != device(first)))
+}
+
+/// Whether more than one device is among these.
+pub(crate) fn several(records: &[&Record]) -> bool {
     records.first().is_some_and(|first| records.iter().any(|r| device(r) != device(first)))
 }
 
@@ -561,33 +571,6 @@ pub(crate) fn ceilings(records: &[Record]) -> Dataset {
             Cell::Text(provenance(record).into()),
             text(&w.config),
             Cell::Text(notes(record)),
-        ]);
-    }
-    data
-}
-
-/// Mean power of each window in which a meter was read, by the time of the result; rows only where a meter measured.
-pub(crate) fn power(records: &[Record]) -> Dataset {
-    let mut data = Dataset::new(&[
-        ("device", "device", Format::Text),
-        ("time", "time", Format::Text),
-        ("what", "result", Format::Text),
-        ("watts", "W", Format::Si),
-        ("idle", "W at rest", Format::Si),
-        ("source", "source", Format::Text),
-    ]);
-    let metered = |r: &&Record| r.energy.energy_kind == Some(EnergyKind::Measured) && r.valid;
-    for record in records.iter().filter(metered) {
-        let (Some(time), Some(watts)) = (&record.test_time, record.energy.avg_power_w) else { continue };
-        let w = &record.workload;
-        let what = w.token_test().map(|test| format!("{} {test}", name(&w.model)));
-        data.push([
-            Cell::Text(device(record)),
-            Cell::Text(time.clone()),
-            Cell::Text(what.unwrap_or_else(|| format!("{} {}", name(&w.kernel), name(&w.shape)))),
-            number(watts),
-            number(record.energy.idle_power_w),
-            text(&record.energy.energy_source),
         ]);
     }
     data

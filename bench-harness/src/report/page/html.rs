@@ -7,12 +7,15 @@
 use anyhow::{Context, Result};
 use base64::Engine;
 use minijinja::{AutoEscape, Environment, Value};
+use perjoule_record::Provenance;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::Input;
 use super::charts::{self, Chart};
+use super::commands::{self, COMMANDS};
 use super::data::{self, Dataset, clip};
+use super::series;
 use super::words::{Words, words};
 
 const TEMPLATE: &str = include_str!("../../../assets/report.html");
@@ -66,6 +69,8 @@ struct Row {
 
 #[derive(Debug, Serialize)]
 struct Figure {
+    /// Whether marks are points, whose filling says how they were obtained.
+    key: bool,
     id: String,
     title: String,
     caption: String,
@@ -87,6 +92,7 @@ struct Page<'a> {
     words: Words,
     figures: Vec<Figure>,
     sections: Vec<Section>,
+    imported: bool,
     warnings: Vec<String>,
     more_warnings: usize,
     remarks: &'a [String],
@@ -179,12 +185,16 @@ pub(crate) fn render(input: &Input<'_>) -> Result<String> {
     let kernels = data::kernels(records);
     let tokens = data::tokens(records);
     let ceilings = data::ceilings(records);
-    let power = data::power(records);
-    let charts = charts::all(records, &kernels, &tokens, &power);
+    let windows = series::windows(records);
+    let traces = series::traces(records);
+    let commands = commands::commands(records);
+    let charts = charts::all(records, &kernels, &tokens, &windows, &traces);
     let set = |name: &str| match name {
         "kernels" => &kernels,
         "tokens" => &tokens,
-        "power" => &power,
+        "commands" => &commands,
+        "windows" => &windows.data,
+        "traces" => &traces,
         _ => &ceilings,
     };
     let mut kernel_columns = KERNELS.to_vec();
@@ -194,6 +204,7 @@ pub(crate) fn render(input: &Input<'_>) -> Result<String> {
     let sections = [
         ("tokens", "Tokens", TOKENS.to_vec()),
         ("kernels", "Kernels", kernel_columns),
+        ("commands", "Commands", COMMANDS.to_vec()),
         ("ceilings", "Ceilings", ceiling_columns),
     ];
     let mut sections: Vec<_> = sections.into_iter().filter(|(id, _, _)| set(id).len() > 0).collect();
@@ -201,6 +212,7 @@ pub(crate) fn render(input: &Input<'_>) -> Result<String> {
         sections.iter_mut().for_each(|(_, _, keys)| keys.retain(|key| *key != "device"));
     }
     let figure = |chart: &Chart| Figure {
+        key: chart.dataset != "traces",
         id: chart.id.clone(),
         title: chart.title.clone(),
         caption: chart.caption.clone(),
@@ -231,7 +243,7 @@ pub(crate) fn render(input: &Input<'_>) -> Result<String> {
         })
         .collect();
     let mut sets = serde_json::Map::new();
-    for name in ["kernels", "tokens", "ceilings", "power"] {
+    for name in ["kernels", "tokens", "commands", "ceilings", "windows", "traces"] {
         if set(name).len() > 0 {
             sets.insert(name.into(), set(name).to_json());
         }
@@ -257,6 +269,7 @@ pub(crate) fn render(input: &Input<'_>) -> Result<String> {
                 table: table(set(id), keys, 0..set(id).len(), set(id).len(), title),
             })
             .collect(),
+        imported: records.iter().any(|r| r.provenance == Provenance::Imported),
         warnings: input.warnings.iter().take(WARNINGS).map(|text| clip(text)).collect(),
         more_warnings: input.warnings.len().saturating_sub(WARNINGS),
         remarks: input.remarks,
@@ -290,7 +303,7 @@ fn policy(scripts: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use perjoule_record::{Kind, Provenance, Record};
+    use perjoule_record::{Kind, Record};
 
     const NASTY: &str = "</SCRIPT><script>alert(1)</script><!-- \u{2028} ' \" & <img src=x onerror=alert(1)>";
 

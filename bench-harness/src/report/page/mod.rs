@@ -4,9 +4,12 @@
 
 mod charts;
 pub(crate) mod classes;
-mod data;
+mod commands;
+pub(super) mod data;
 mod html;
-mod words;
+pub(super) mod roofs;
+mod series;
+pub(super) mod words;
 
 use perjoule_record::Record;
 

@@ -25,6 +25,14 @@ pub(crate) struct Machine {
     commands: Vec<String>,
 }
 
+/// Where imported records come from.
+#[derive(Debug, PartialEq, Serialize)]
+pub(crate) struct Origin {
+    text: String,
+    /// Empty unless it is a link that a reader may follow.
+    url: String,
+}
+
 /// Everything in words.
 #[derive(Debug, Serialize)]
 pub(crate) struct Words {
@@ -34,6 +42,7 @@ pub(crate) struct Words {
     pub(crate) energy: Vec<String>,
     pub(crate) modelled: bool,
     pub(crate) doubts: Vec<String>,
+    pub(crate) sources: Vec<Origin>,
     pub(crate) machines: Vec<Machine>,
     pub(crate) more_machines: usize,
     pub(crate) methods: Vec<&'static str>,
@@ -83,9 +92,36 @@ pub(crate) fn words(records: &[Record], skipped: usize) -> Words {
         energy,
         doubts: doubts(records, skipped),
         methods: methods(records),
+        sources: sources(records),
         more_machines: runs(records).len().saturating_sub(LISTED),
         machines: machines(records),
     }
+}
+
+/// What stands below a still figure, where the page is not at hand: how many records of which provenance, on what, when, how energy was
+/// obtained, what to doubt, and what made it.
+pub(crate) fn foot(records: &[Record], skipped: usize) -> Vec<String> {
+    let count = |word: &str| records.iter().filter(|r| provenance(r) == word).count();
+    let words = ["measured", "imported", "modelled", "unknown"].map(|word| (count(word), word));
+    let parts: Vec<String> =
+        words.iter().filter(|(n, _)| *n > 0).map(|(n, word)| format!("{n} {word}")).collect();
+    let mut lines = vec![format!("{}: {}.", plural(records.len(), "record"), listed(&parts, 4))];
+    let mut about = summary(records).into_iter().filter(|(name, _)| *name != "What");
+    lines.extend(about.by_ref().map(|(name, text)| format!("{name}: {text}")));
+    lines.extend(energy(records).into_iter().take(3).map(|line| format!("Energy: {line}")));
+    let doubts = doubts(records, skipped).into_iter().filter(|line| !line.starts_with("Nothing"));
+    lines.extend(doubts.map(|line| format!("Doubt: {line}")));
+    let versions = distinct(taken(records).filter_map(|r| r.environment.perjoule_version.as_deref()));
+    let commits = distinct(taken(records).filter_map(|r| r.environment.build_commit.as_deref()));
+    let mut made = format!("Drawn by perjoule {}", env!("CARGO_PKG_VERSION"));
+    if !versions.is_empty() {
+        made += &format!("; records made by version {}", listed(&versions, 3));
+    }
+    if !commits.is_empty() {
+        made += &format!(", commit {}", listed(&commits, 3));
+    }
+    lines.push(made + ".");
+    lines
 }
 
 /// Records that were taken on a machine, predictions left out.
@@ -105,6 +141,12 @@ fn summary(records: &[Record]) -> Vec<(&'static str, String)> {
     if tokens > 0 {
         let models = distinct(of(Kind::Tokens).filter_map(|r| r.workload.model.as_deref()));
         parts.push(format!("{} of {}", plural(tokens, "token result"), listed(&models, 6)));
+    }
+    let commands = of(Kind::Command).count();
+    if commands > 0 {
+        let labels: Vec<String> = of(Kind::Command).map(crate::report::command::label).collect();
+        let labels = distinct(labels.iter().map(String::as_str));
+        parts.push(format!("{} of {}", plural(commands, "command result"), listed(&labels, 6)));
     }
     let ceilings = of(Kind::Ceiling).count();
     if ceilings > 0 {
@@ -303,6 +345,28 @@ fn doubts(records: &[Record], skipped: usize) -> Vec<String> {
     lines
 }
 
+/// Tools and files that results were imported from, each with the number of its records.
+fn sources(records: &[Record]) -> Vec<Origin> {
+    let mut list: Vec<(String, String, usize)> = Vec::new();
+    for record in records.iter().filter(|r| r.provenance == Provenance::Imported) {
+        let s = &record.source;
+        let tool = s.source_tool.as_deref().unwrap_or("a tool without a name");
+        let version = s.source_version.as_deref().map(|v| format!(" {v}")).unwrap_or_default();
+        let file = s.source_name.as_deref().map(|n| format!(", file {n}")).unwrap_or_default();
+        let text = clip(&format!("{tool}{version}{file}"));
+        // nothing but the web: a link could run a script otherwise
+        let web = |url: &&str| ["http://", "https://"].iter().any(|scheme| url.starts_with(scheme));
+        let url = clip(s.source_url.as_deref().filter(web).unwrap_or(""));
+        match list.iter().position(|(t, u, _)| *t == text && *u == url) {
+            Some(i) => list[i].2 += 1,
+            None if list.len() < LISTED => list.push((text, url, 1)),
+            None => {}
+        }
+    }
+    let origin = |(text, url, n)| Origin { text: format!("{} of {text}", plural(n, "record")), url };
+    list.into_iter().map(origin).collect()
+}
+
 /// Machines and builds, with the records of each.
 fn runs(records: &[Record]) -> Vec<Vec<&Record>> {
     let mut list: Vec<(String, Vec<&Record>)> = Vec::new();
@@ -396,6 +460,13 @@ fn methods(records: &[Record]) -> Vec<&'static str> {
              by side, d1024 stands for tokens in the KV cache before. tokens/s is the mean over repetitions, of all sequences together.",
         );
     }
+    if has(Kind::Command) {
+        list.push(
+            "Commands: a run is timed from its start to its end; several commands are run alternately. CPU time is that of all processes that \
+             were waited for, memory the largest resident set of any one of them. Joules are those of the runs' own windows, of a window \
+             of several runs, or modelled from the CPU time.",
+        );
+    }
     if has(Kind::Ceiling) {
         list.push(
             "Ceilings: multiply-adds on registers, and streaming through several times the last-level cache; a sample is the best of \
@@ -409,8 +480,8 @@ fn methods(records: &[Record]) -> Vec<&'static str> {
         );
     }
     list.push(
-        "From: measured is measured by perjoule, imported is another tool's result, modelled is computed from a model and stands hollow and \
-         dashed in charts.",
+        "From: measured is measured by perjoule, imported is another tool's result and half filled in charts, modelled is computed from a \
+         model and stands hollow and dashed.",
     );
     list
 }

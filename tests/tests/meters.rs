@@ -1,0 +1,94 @@
+//! Joules of `perjoule run` from a meter outside the machine: a simulated one at the end of a Unix socket, whose power is known.
+#![cfg(unix)]
+
+use serde_json::Value;
+use std::io::Write;
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+mod place;
+use place::Place;
+
+/// A meter that serves one reader: the header, then what `line` makes of the seconds since then, every `period`.
+fn meter(place: &Place, name: &str, header: &str, period: Duration, line: fn(f64) -> String) {
+    let listener = UnixListener::bind(place.path(name)).unwrap();
+    let header = header.to_owned();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(header.as_bytes()).unwrap();
+        let start = Instant::now();
+        // ends when the reader is gone
+        while stream.write_all(format!("{}\n", line(start.elapsed().as_secs_f64())).as_bytes()).is_ok() {
+            std::thread::sleep(period);
+        }
+    });
+}
+
+const RUN: &str =
+    "run --op matmul --shape m=64,n=64,k=64 --dtype f32 -r 10 --format json -o /dev/null --quiet --meter";
+const WALL: &str = "# boundary: wall\n# name: Outlet <3>\n# accuracy: 1 %\n# period: 0.05 s\n";
+
+fn record(place: &Place, line: &str) -> Value {
+    let list: Value = serde_json::from_str(&place.ok(line)).unwrap();
+    list[0].clone()
+}
+
+#[test]
+fn a_wall_meter_measures_the_joules_of_a_run() {
+    let place = Place::new();
+    meter(&place, "wall", WALL, Duration::from_millis(50), |_| "W 50".into());
+    let seen = record(&place, &format!("{RUN} wall"));
+    let number = |field: &str| seen[field].as_f64().unwrap_or_else(|| panic!("{field}: {seen}"));
+    assert_eq!(
+        (seen["energy_kind"].as_str(), seen["energy_boundary"].as_str()),
+        (Some("measured"), Some("wall"))
+    );
+    assert!(seen["energy_source"].as_str().unwrap().contains("Outlet <3>"), "{}", seen["energy_source"]);
+    // a steady 50 W: joules are 50 times the window, whatever the window was
+    let (joules, window) = (number("joules"), number("energy_window_s"));
+    assert!((joules / window / 50.0 - 1.0).abs() < 0.005, "{joules} J in {window} s");
+    assert!((number("joules_per_call") * number("energy_calls") / joules - 1.0).abs() < 1e-9);
+    let interval: Vec<f64> =
+        seen["energy_ci95"].as_array().unwrap().iter().filter_map(Value::as_f64).collect();
+    assert!(interval[0] < joules && joules < interval[1], "{interval:?} around {joules}");
+    // at rest it shows the same power: nothing is left above it
+    assert!((number("idle_power_w") / 50.0 - 1.0).abs() < 0.005, "{}", seen["idle_power_w"]);
+    assert!(number("net_joules").abs() < 0.02 * joules, "{}", seen["net_joules"]);
+    let boundaries: Vec<&str> =
+        seen["energies"].as_array().unwrap().iter().filter_map(|e| e["boundary"].as_str()).collect();
+    assert!(boundaries.contains(&"wall"), "{boundaries:?}");
+}
+
+#[test]
+fn a_meter_of_energy_needs_no_steady_power() {
+    let place = Place::new();
+    meter(&place, "pdu", WALL, Duration::from_millis(50), |t| format!("J {}", 80.0 * t));
+    let seen = record(&place, &format!("{RUN} pdu"));
+    let watts = seen["joules"].as_f64().unwrap() / seen["energy_window_s"].as_f64().unwrap();
+    let [low, high] =
+        [0, 1].map(|i| seen["energy_ci95"][i].as_f64().unwrap() / seen["energy_window_s"].as_f64().unwrap());
+    assert!(low < 80.0 && 80.0 < high, "{low}..{high} W, {watts} W measured");
+}
+
+#[test]
+fn a_meter_too_slow_for_a_kernel_leaves_its_energy_unknown_and_says_why() {
+    let place = Place::new();
+    let slow = "# boundary: wall\n# period: 100 s\n";
+    meter(&place, "slow", slow, Duration::from_millis(50), |_| "W 50".into());
+    let seen = record(&place, &format!("{RUN} slow --budget 2"));
+    assert!(seen["joules"].is_null() && seen["joules_per_call"].is_null(), "{}", seen["joules"]);
+    let reason = seen["energy_unknown"].as_str().unwrap();
+    assert!(reason.contains("200"), "{reason}");
+}
+
+#[test]
+fn a_meter_that_was_named_and_cannot_be_used_is_an_error() {
+    let place = Place::new();
+    place.refused("run --meter nowhere", "--meter: external for nowhere");
+    place.refused("devices --meter a --meter a", "given twice");
+    std::fs::write(place.path("file"), "W 1\n").unwrap();
+    place.refused("devices --meter file", "file");
+    place.refused("run --neuron-watts 0", "watts");
+    meter(&place, "odd", "# boundary: house\n", Duration::from_millis(50), |_| "W 1".into());
+    place.refused("devices --meter odd", "house");
+}

@@ -177,7 +177,9 @@ fn table(reading: &Reading, missing: usize) -> String {
     let style = if look.colour && std::io::stdout().is_terminal() { Style::Colour } else { Style::Plain };
     let mut text = table.render(style);
     let seconds = units::si(reading.seconds);
-    text.push_str(&format!(" power: the mean over {seconds} s, energy: in these; - is unknown\n"));
+    text.push_str(&format!(
+        " power: the mean over {seconds} s, energy: up to the meter's last reading in these; - is unknown\n"
+    ));
     if missing > 0 {
         let s = if missing == 1 { "" } else { "s" };
         text.push_str(&format!(

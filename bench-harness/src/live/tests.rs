@@ -276,6 +276,12 @@ fn a_large_screen_has_panels_with_graphs_and_a_small_one_lines() {
     let small = screen(60, 8, &shown(&busy(8)));
     assert!(small.contains("gpu0    100 W measured  use 90 %"), "{small}");
     assert!(small.contains("more: scroll down"), "{small}");
+    let middle = screen(60, 20, &state);
+    assert!(
+        middle.lines().filter(|line| line.contains("██████")).count() >= 6,
+        "graphs below their device:\n{middle}"
+    );
+    assert!(middle.contains("gpu1") && !middle.contains("── gpu1"), "{middle}");
     let tiny = screen(20, 5, &state);
     assert!(tiny.contains("cpu     65.0 W"), "{tiny}");
     let ascii = {

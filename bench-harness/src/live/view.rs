@@ -463,8 +463,14 @@ fn compact(frame: &mut Frame<'_>, area: Rect, devices: &[&DeviceReading], state:
     let rows = area.height as usize;
     let first = state.scroll.min(devices.len().saturating_sub(rows));
     let more = devices.len().saturating_sub(first + rows);
+    // where lines are left over, graphs get some below their device
+    let drawn = |device: &&&DeviceReading| graphed(device, state).is_some_and(History::is_known);
+    let graphs = devices.iter().filter(drawn).count();
+    let tall = (rows.saturating_sub(devices.len()) / graphs.max(1)).min(TALLEST as usize) as u16;
+    let mut y = area.y;
     for (i, device) in devices.iter().skip(first).take(rows).enumerate() {
-        let row = Rect { y: area.y + i as u16, height: 1, ..area };
+        let row = Rect { y, height: 1, ..area };
+        y += 1;
         if more > 0 && i + 1 == rows && rows > 1 {
             frame.render_widget(Line::from(format!("{} more: scroll down", more + 1)), row);
             break;
@@ -484,9 +490,14 @@ fn compact(frame: &mut Frame<'_>, area: Rect, devices: &[&DeviceReading], state:
         let text = clip(&text, area.width as usize);
         let used = (text.chars().count() as u16 + 2).max(40);
         frame.render_widget(Line::from(text), row);
-        if let Some(history) = graphed(device, state).filter(|_| area.width > used + 10) {
+        let Some(history) = graphed(device, state).filter(|history| history.is_known()) else { continue };
+        if tall > 0 {
+            graph(frame, Rect { y, height: tall, ..area }, history, device, state);
+            y += tall;
+        } else if area.width > used + 10 {
             let room = (area.width - used) as usize;
-            let top = if history.peak() <= Some(1.0) { Some(1.0) } else { history.peak() };
+            let power = state.histories.get(&device.id).is_some_and(|of| of.watts.is_known());
+            let top = if power { history.peak() } else { Some(1.0) };
             let bars = sparks(&history.columns(room), top, state.look);
             let bars = Span::styled(bars, state.look.style(Color::Green));
             frame.render_widget(bars, Rect { x: row.x + used, width: area.width - used, ..row });

@@ -54,9 +54,10 @@ impl Selection {
     /// Where a kernel or model has just the name that is wanted, longer names that hold it are not meant.
     fn prefer_whole_names(&self, series: &mut HashMap<i64, Series>) {
         let model = self.model.as_deref().map(canonical_model);
-        let names: [(Option<&str>, fn(&Series) -> &str); 2] =
-            [(self.kernel.as_deref(), |series| &series.kernel), (model.as_deref(), |series| &series.model)];
-        for (wanted, of) in names {
+        type Name = fn(&Series) -> &str;
+        let kernel_name: Name = |series| &series.kernel;
+        let model_name: Name = |series| &series.model;
+        for (wanted, of) in [(self.kernel.as_deref(), kernel_name), (model.as_deref(), model_name)] {
             let is = |one: &Series| wanted.is_some_and(|wanted| of(one).eq_ignore_ascii_case(wanted));
             if series.values().any(is) {
                 series.retain(|_, one| is(one));

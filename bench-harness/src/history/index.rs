@@ -87,7 +87,8 @@ impl Sources {
                 continue;
             }
             for file in inputs::files(path)? {
-                let file = file.canonicalize().with_context(|| format!("cannot read {}", file.display()))?;
+                // a pipe has no other name; what is not there is said where it is read
+                let file = if file.is_file() { file.canonicalize().unwrap_or(file) } else { file };
                 if !files.contains(&file) {
                     files.push(file);
                 }

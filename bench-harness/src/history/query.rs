@@ -207,7 +207,8 @@ impl Index {
             add(&mut run.provenance, &series.provenance);
             let (count, names) = run.kinds.entry(series.kind.clone()).or_default();
             *count += records;
-            add(names, if series.model.is_empty() { &series.op } else { &series.model });
+            let name = [&series.model, &series.op, &series.what].into_iter().find(|name| !name.is_empty());
+            name.into_iter().for_each(|name| add(names, name));
         }
         let mut list: Vec<Run> = runs.into_values().collect();
         list.sort_by(|a, b| (&b.time, &b.name).cmp(&(&a.time, &a.name)));

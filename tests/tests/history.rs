@@ -184,6 +184,14 @@ build: 8cf427ff (5163)
         String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
     };
     assert!(piped.contains("imported") && piped.lines().count() == 2, "{piped}");
+    #[cfg(unix)]
+    {
+        let fifo = place.path("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let child = place.command("history fifo --format csv").stdout(Stdio::piped()).spawn().unwrap();
+        std::fs::write(&fifo, table).unwrap();
+        assert_eq!(String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap().lines().count(), 2);
+    }
 }
 
 /// Whatever happens to the files or the index, what is said is what the files say.

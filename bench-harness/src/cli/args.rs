@@ -28,6 +28,7 @@ const EXAMPLES: &str = "Examples:
   perjoule run --format json | jq '.[].joules_per_total_token'
   perjoule kernels --op attention --shape q=1,kv=4096
   perjoule report results/*.jsonl -o report.html  a page with charts and tables
+  perjoule history --model llama-3.2-1b           how fast it was, commit by commit
   perjoule check                                  are the kernels right on this machine?
   perjoule compare old.jsonl new.jsonl --fail-on 3%
 

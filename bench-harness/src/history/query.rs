@@ -51,6 +51,20 @@ impl Selection {
             && part(&self.machine, &series.machine)
     }
 
+    /// Where a kernel or model has just the name that is wanted, longer names that hold it are not meant.
+    fn prefer_whole_names(&self, series: &mut HashMap<i64, Series>) {
+        let model = self.model.as_deref().map(canonical_model);
+        type Name = fn(&Series) -> &str;
+        let kernel_name: Name = |series| &series.kernel;
+        let model_name: Name = |series| &series.model;
+        for (wanted, of) in [(self.kernel.as_deref(), kernel_name), (model.as_deref(), model_name)] {
+            let is = |one: &Series| wanted.is_some_and(|wanted| of(one).eq_ignore_ascii_case(wanted));
+            if series.values().any(is) {
+                series.retain(|_, one| is(one));
+            }
+        }
+    }
+
     /// The condition on times and its values. A day stands for all of its hours.
     fn times(&self) -> (String, Vec<String>) {
         let mut text = String::new();
@@ -123,7 +137,9 @@ impl Index {
         let mut statement = self.db.prepare(&format!("SELECT {SERIES} FROM series"))?;
         let all = statement.query_map([], series_of)?;
         let wanted = all.filter(|one| one.as_ref().map_or(true, |(_, series)| selection.takes(series)));
-        Ok(wanted.collect::<Result<_, _>>()?)
+        let mut wanted: HashMap<i64, Series> = wanted.collect::<Result<_, _>>()?;
+        selection.prefer_whole_names(&mut wanted);
+        Ok(wanted)
     }
 
     /// The series that are wanted with their records, oldest first; series by what they are, then how known, then where measured.
@@ -191,7 +207,8 @@ impl Index {
             add(&mut run.provenance, &series.provenance);
             let (count, names) = run.kinds.entry(series.kind.clone()).or_default();
             *count += records;
-            add(names, if series.model.is_empty() { &series.op } else { &series.model });
+            let name = [&series.model, &series.op, &series.what].into_iter().find(|name| !name.is_empty());
+            name.into_iter().for_each(|name| add(names, name));
         }
         let mut list: Vec<Run> = runs.into_values().collect();
         list.sort_by(|a, b| (&b.time, &b.name).cmp(&(&a.time, &a.name)));
@@ -297,5 +314,12 @@ mod tests {
         assert!(!takes(Selection { shape: some("m=16"), ..Selection::default() }));
         assert!(!takes(Selection { op: some("mat"), ..Selection::default() }), "an op is named in full");
         assert!(!takes(Selection { kind: Some("tokens"), ..Selection::default() }));
+
+        let named = |kernel: &str| Series { kernel: kernel.into(), ..Series::default() };
+        let mut found = HashMap::from([(1, named("dots")), (2, named("dots_packed"))]);
+        Selection { kernel: some("dot"), ..Selection::default() }.prefer_whole_names(&mut found);
+        assert_eq!(found.len(), 2);
+        Selection { kernel: some("Dots"), ..Selection::default() }.prefer_whole_names(&mut found);
+        assert!(found.len() == 1 && found.contains_key(&1));
     }
 }

@@ -22,6 +22,7 @@ pub(super) const EXAMPLES: &str = "Examples:
   perjoule history --op matmul --shape m=1 --dtype bf16   how fast its kernels were, commit by commit
   perjoule history --model llama-3.2-1b --test tg128 --metric joules
   perjoule history --since 30d --kind tokens --format csv
+  perjoule history --kind command --metric time           what `perjoule exec` ran
   perjoule history results theirs.md --model llama
 
 Measured, imported and modelled results are series of their own. The index is kept as results/.perjoule-index.sqlite, or in the
@@ -41,6 +42,8 @@ pub(crate) enum Kind {
     Tokens,
     /// What is not counted in tokens, of other tools
     Samples,
+    /// Commands that `perjoule exec` ran
+    Command,
 }
 
 /// What stdout of `perjoule history` carries.
@@ -120,6 +123,7 @@ pub(super) fn run(args: &HistoryArgs) -> Result<Ended> {
             Kind::Kernel => "kernel",
             Kind::Tokens => "tokens",
             Kind::Samples => "samples",
+            Kind::Command => "command",
         }),
         op: args.op.clone(),
         kernel: args.kernel.clone(),

@@ -53,7 +53,7 @@ fn discover_with(root: &Path, read: ReadTable) -> Discovery {
     for card in sysfs::entries(root) {
         let name = sysfs::file_name(&card);
         // beside cards there are connectors (card0-DP-1) and render nodes, which lead to the same device
-        if !name.strip_prefix("card").is_some_and(|n| n.parse::<u32>().is_ok()) {
+        if name.strip_prefix("card").is_none_or(|n| n.parse::<u32>().is_err()) {
             continue;
         }
         let path = card.join("device/gpu_metrics");

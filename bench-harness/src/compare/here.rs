@@ -85,7 +85,8 @@ impl Here {
                 // as far as its own results lie apart, and a part of what other machines do
                 let band = LEAST_BAND.max(far).max(rate.width().sqrt());
                 let value = rate.value * centre;
-                Quantity::new(value, Some([value / band, value * band]))
+                // no machine passes its own roof
+                Quantity::new(value, Some([value / band, (value * band).min(prediction.roof.max(value))]))
             }
         };
         row.share_of_roof = row.tokens_per_s.and_then(|rate| rate.times(1.0 / prediction.roof));

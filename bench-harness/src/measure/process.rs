@@ -282,9 +282,9 @@ mod tests {
 
     #[test]
     fn memory_is_the_largest_of_the_tree() {
-        // dd holds one block of that size
-        let large = shell("dd if=/dev/zero of=/dev/null bs=96M count=1");
-        assert!(large.peak_bytes.is_some_and(|peak| (96 << 20..160 << 20).contains(&peak)), "{large:?}");
+        // dd holds one block of that size, which is more than this process with its other tests
+        let large = shell("dd if=/dev/zero of=/dev/null bs=1024M count=1");
+        assert!(large.peak_bytes.is_some_and(|peak| (1 << 30..1100 << 20).contains(&peak)), "{large:?}");
     }
 
     #[test]

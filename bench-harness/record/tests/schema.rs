@@ -107,10 +107,13 @@ fn broken(old: &Value, new: &Value, place: &str) -> Vec<String> {
 
 #[test]
 fn minors_only_add() {
-    for minor in 0..SCHEMA_MINOR {
-        let (old, new) = (published(minor).unwrap(), published(minor + 1).unwrap());
-        assert_eq!(broken(&old, &new, "record"), [""; 0], "1.{minor} to 1.{}", minor + 1);
+    let mut minor = 0;
+    while let Some(new) = published(minor + 1) {
+        let old = published(minor).unwrap();
+        minor += 1;
+        assert_eq!(broken(&old, &new, "record"), [""; 0], "1.{} to 1.{minor}", minor - 1);
     }
+    assert_eq!(minor, SCHEMA_MINOR, "a published version is missing");
 }
 
 #[test]

@@ -7,13 +7,11 @@
 //! | `measure` | the measuring engine, ceilings, kernels, tokens, energy windows |
 //! | `live` | power, use, clocks and temperatures now, and how a terminal shows them |
 //! | `compare` | records and classes side by side, and regressions between two files |
-//! | `catalogue` | published facts about hardware |
 //! | `history` | records over time, found through an index |
 //! | `inputs` | files of results, of perjoule and of other tools |
 //! | `report` | tables and formats made from records |
 //! | `signals` | what the process does on Ctrl-C, a closed pipe and a full file |
 
-mod catalogue;
 mod cli;
 mod compare;
 mod history;

@@ -3,6 +3,7 @@
 //! - [`Catalogue`] holds the classes. Every number has its sources; [`Known::Unknown`] and [`Known::Conflict`] are values.
 //! - [`predict`] gives tokens/s, watts and joules per token with a 90 % interval, the roof that limits, and what it was calibrated from.
 //!   The model is fitted to the published rows when it is first used.
+//! - [`Processors`] are CPU packages with their TDP.
 //! - [`Grid`] turns joules per token into dollars and grams of CO2 equivalent per million tokens.
 //! - [`validate`] holds predictions against rows that the model was not shown.
 //!
@@ -37,6 +38,7 @@ mod cost;
 mod fit;
 mod known;
 mod predict;
+mod processor;
 mod published;
 pub mod validate;
 mod workload;
@@ -45,5 +47,6 @@ pub use class::{Catalogue, CatalogueError, Class, Extended, LookupError, Peaks};
 pub use cost::{Assumptions, Costs, Grid, Operator, Region};
 pub use known::{Figure, Known, Trust};
 pub use predict::{Estimate, Model, Power, Prediction, predict};
+pub use processor::{AnyProcessor, Processor, Processors};
 pub use published::{Boundary, Row};
 pub use workload::{Dtype, Limit, ModelShape, Phase, Stack, WhyNot, Workload};

@@ -119,8 +119,18 @@ impl Session<'_> {
     /// [`Error::Sequences`], [`Error::TokenId`], [`Error::TooLong`], [`Error::Device`]. What was refused changes nothing. Faults of a device
     /// that is not [synchronous](perjoule::DeviceInfo::synchronous) may come later, with the logits.
     pub fn prefill(&mut self, ids: &[u32]) -> Result<()> {
-        let tokens = self.check(ids)?;
-        self.chunks(ids, tokens, false).map(drop)
+        self.prefill_while(ids, &mut |_| true).map(drop)
+    }
+
+    /// As [`Session::prefill`], chunk by chunk: before each but the first `go_on` gets the tokens of each sequence that are processed, and
+    /// stops by returning false. Gives their number. What was processed stays; only a whole prompt has logits to choose from.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn prefill_while(&mut self, ids: &[u32], go_on: &mut dyn FnMut(usize) -> bool) -> Result<usize> {
+        let (tokens, start) = (self.check(ids)?, self.len);
+        self.chunks(ids, tokens, false, go_on)?;
+        Ok(self.len - start)
     }
 
     /// The same, with the logits of every token: `[parallel, len, vocab]`.
@@ -129,7 +139,7 @@ impl Session<'_> {
     /// As [`Session::prefill`].
     pub fn prefill_all(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         let tokens = self.check(ids)?;
-        self.chunks(ids, tokens, true)
+        self.chunks(ids, tokens, true, &mut |_| true)
     }
 
     /// One step with given ids, `[parallel]`.
@@ -281,14 +291,20 @@ impl Session<'_> {
         Ok(tokens)
     }
 
-    fn chunks(&mut self, ids: &[u32], tokens: usize, all: bool) -> Result<Vec<f32>> {
+    fn chunks(
+        &mut self,
+        ids: &[u32],
+        tokens: usize,
+        all: bool,
+        go_on: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Vec<f32>> {
         let parallel = self.options.parallel;
         let vocab = self.model.geometry().vocab;
         let longest = (self.options.chunk / parallel).max(1);
         let start = self.len;
         let mut logits = if all { vec![0.0; parallel * tokens * vocab] } else { Vec::new() };
         let mut first = 0;
-        while first < tokens {
+        while first < tokens && (first == 0 || go_on(first)) {
             let q_len = longest.min(tokens - first);
             let output = match (all, first + q_len == tokens) {
                 (true, _) => Output::All,

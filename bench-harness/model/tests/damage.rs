@@ -206,6 +206,18 @@ fn sessions_refuse_what_does_not_fit_and_stay_usable() {
     fresh.prefill(&[1, 2, 3, 4, 5, 6]).unwrap();
     assert_eq!(refused_before, fresh.logits().unwrap());
     assert_eq!(session.decode_greedy(5, &mut |_| true).unwrap(), 5);
+
+    // stopped between chunks of one token each, and taken up again
+    let mut stopped = model.session(SessionOptions { chunk: 2, ..options }).unwrap();
+    let mut seen = Vec::new();
+    let done = stopped.prefill_while(&[1, 2, 3, 4, 5, 6], &mut |done| {
+        seen.push(done);
+        done < 2
+    });
+    assert_eq!((done.unwrap(), stopped.len(), seen), (2, 2, vec![1, 2]));
+    stopped.prefill(&[3, 6]).unwrap();
+    let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-4 * a.abs().max(1.0);
+    assert!(stopped.logits().unwrap().iter().zip(&refused_before).all(close), "as if it had not stopped");
 }
 
 /// A change to a file: where, and the bytes that take the place of how many.

@@ -13,7 +13,7 @@ use std::time::Instant;
 use super::args::GenerateArgs;
 use super::{Ended, environment, open, parse_ids, progress, run_tokens, threads_of};
 use crate::measure::energy::Gauge;
-use crate::measure::interrupted;
+use crate::measure::{Interrupted, interrupted};
 use crate::report::{kind_word, units::si};
 
 /// Prompt tokens processed at once.
@@ -69,7 +69,10 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<Ended> {
 
     let windows = gauge.as_ref().map(Gauge::open);
     let start = Instant::now();
-    session.prefill(&prompt)?;
+    session.prefill_while(&prompt, &mut |_| !interrupted())?;
+    if interrupted() {
+        return Err(Interrupted.into());
+    }
     let mut printer =
         Printer { stream: tokenizer.as_ref().map(Tokenizer::stream), quiet: args.json, first: true };
     let mut random = Xoshiro256PlusPlus::seed_from_u64(args.seed);

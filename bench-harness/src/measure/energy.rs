@@ -10,7 +10,7 @@ use perjoule_record::{Energy, EnergyKind, Environment, Interval, Reading};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::catalogue::{Machine, cpu_power};
+use super::cpu_power::{Machine, cpu_power};
 use crate::measure::{Interrupted, interrupted};
 
 /// Relative sampling uncertainty that windows aim at, and the one that they are stretched for beyond the time of the measurement.

@@ -6,6 +6,7 @@
 pub(crate) mod ceilings;
 pub(crate) mod command;
 pub(crate) mod conditions;
+pub(crate) mod cpu_power;
 pub(crate) mod data;
 pub(crate) mod disturbance;
 pub(crate) mod energy;

@@ -52,6 +52,12 @@ fn ids(vocab: usize, count: usize, seed: u64) -> Vec<u32> {
     (0..count).map(|_| (random.next_u64() % vocab.max(1) as u64) as u32).collect()
 }
 
+/// A prompt, until somebody interrupts.
+fn prefill(session: &mut Session<'_>, prompt: &[u32]) -> Result<()> {
+    session.prefill_while(prompt, &mut |_| !interrupted())?;
+    if interrupted() { Err(Interrupted.into()) } else { Ok(()) }
+}
+
 /// One repetition of a test on a session.
 struct Repetition<'m> {
     session: Session<'m>,
@@ -69,7 +75,7 @@ impl<'m> Repetition<'m> {
         // decode continues from a token: where nothing is to be in the cache, that of a one-token prompt
         let start = if test.n_gen > 0 && test.n_prompt == 0 { test.n_depth.max(1) } else { test.n_depth };
         if start > 0 {
-            session.prefill(&ids(vocab, test.n_parallel * start, seed))?;
+            prefill(&mut session, &ids(vocab, test.n_parallel * start, seed))?;
         }
         let prompt = ids(vocab, test.n_parallel * test.n_prompt, seed ^ 1);
         let first = match test.n_gen > 0 && test.n_prompt == 0 {
@@ -93,7 +99,7 @@ impl<'m> Repetition<'m> {
 
     fn once(&mut self) -> Result<()> {
         if !self.prompt.is_empty() {
-            self.session.prefill(&self.prompt)?;
+            prefill(&mut self.session, &self.prompt)?;
             // reading an id back waits for the device
             self.session.greedy()?;
         }
@@ -130,11 +136,11 @@ pub(crate) fn pace(model: &Model, parallel: usize, seed: u64) -> Result<(f64, f6
     let options = SessionOptions { parallel, capacity: PROMPT + 4, chunk: PROMPT };
     let mut session = model.session(options)?;
     let prompt = ids(model.geometry().vocab, parallel * PROMPT, seed);
-    session.prefill(&prompt)?;
+    prefill(&mut session, &prompt)?;
     session.greedy()?;
     session.rewind(0)?;
     let start = Instant::now();
-    session.prefill(&prompt)?;
+    prefill(&mut session, &prompt)?;
     session.greedy()?;
     let prefill = start.elapsed().as_secs_f64() / PROMPT as f64;
     session.decode_greedy(1, &mut |_| true)?;

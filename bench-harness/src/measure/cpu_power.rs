@@ -1,39 +1,8 @@
-//! Published facts about processors, as data: `catalogue/processors.toml`, each figure with its source.
-//!
-//! Here they give the thermal design power from which energy is modelled where no sensor can be read.
+//! The power of a CPU whose sensors cannot be read, modelled from the thermal design power of its package.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use perjoule_catalogue::Processors;
 use perjoule_meter::{Band, PowerModel, Utilisation};
-use serde::Deserialize;
-
-/// Packages of processors: what [`cpu_power`] looks up.
-const PROCESSORS: &str = include_str!("../../catalogue/processors.toml");
-
-/// Where the band of an entry that names its part exactly is not stated: memory-bound work stays below the TDP, boost goes beyond.
-const BAND: [f64; 2] = [0.5, 1.3];
-
-#[derive(Deserialize)]
-struct Processors {
-    fallback: Fallback,
-    processor: Vec<Processor>,
-}
-
-#[derive(Deserialize)]
-struct Fallback {
-    watts_per_core: f64,
-    band: [f64; 2],
-}
-
-#[derive(Deserialize)]
-struct Processor {
-    #[serde(rename = "match")]
-    pattern: String,
-    name: String,
-    cores: u32,
-    threads: u32,
-    tdp_w: f64,
-    band: Option<[f64; 2]>,
-}
 
 /// The machine as far as the model needs it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,12 +20,10 @@ pub(crate) struct Machine<'a> {
 /// The power model of a machine's CPU: the share of a known package's TDP that its logical processors are, or an assumption per core
 /// with a wide band.
 pub(crate) fn cpu_power(machine: Machine<'_>) -> Result<PowerModel> {
-    let list: Processors = toml::from_str(PROCESSORS).context("catalogue/processors.toml")?;
+    let list = Processors::builtin();
     ensure!(machine.processors > 0, "the number of processors is unknown");
-    let found = list.processor.iter().filter(|p| machine.cpu.contains(&p.pattern));
-    let best = found.max_by_key(|p| p.pattern.len());
     let busy = f64::from(machine.threads.clamp(1, machine.processors)) / f64::from(machine.processors);
-    let mut model = match best {
+    let mut model = match list.find(machine.cpu) {
         Some(p) => {
             // several packages, or a whole one whose second threads are switched off
             let packages = machine.processors.div_ceil(p.threads);
@@ -68,7 +35,7 @@ pub(crate) fn cpu_power(machine: Machine<'_>) -> Result<PowerModel> {
             };
             PowerModel {
                 share: (machine.processors, whole),
-                band: band(p.band.unwrap_or(BAND)),
+                band: band(p.band),
                 ..PowerModel::new(p.name.clone(), p.tdp_w * f64::from(packages) * per_package)
             }
         }
@@ -133,13 +100,9 @@ mod tests {
     }
 
     #[test]
-    fn every_entry_is_usable_and_has_a_known_source() {
-        let text: toml::Table = toml::from_str(PROCESSORS).unwrap();
-        let sources = text["sources"].as_table().unwrap();
-        for entry in text["processor"].as_array().unwrap() {
-            assert!(sources.contains_key(entry["source"].as_str().unwrap()), "{entry}");
-            let pattern = entry["match"].as_str().unwrap();
-            perjoule_meter::Modelled::new(model(pattern, 2, true)).unwrap();
+    fn every_entry_makes_a_model() {
+        for processor in &Processors::builtin().list {
+            perjoule_meter::Modelled::new(model(&processor.pattern, 2, true)).unwrap();
         }
     }
 }

@@ -210,7 +210,12 @@ fn kernels_are_measured_in_turn_and_compared() {
 fn modelled_joules_belong_to_the_time_beside_them() {
     let place = Place::new();
     let line = "run --op add --dtype f32 --shape rows=4,len=256 --budget 1 --format jsonl --quiet";
-    for record in records(&place.ok(line)).iter().filter(|record| record["energy_kind"] == "modelled") {
+    let list = records(&place.ok(line));
+    let modelled = || list.iter().filter(|record| record["energy_kind"] == "modelled");
+    if modelled().count() == 0 {
+        println!("not tried: this machine's energy is measured");
+    }
+    for record in modelled() {
         let number = |name: &str| record[name].as_f64().unwrap();
         let power = number("joules_per_call") / (number("median_ns") * 1e-9);
         assert!((power / number("avg_power_w") - 1.0).abs() < 1e-9, "{power}");

@@ -12,7 +12,7 @@ pub struct Environment {
     pub run_id: Option<String>,
     /// Version of perjoule.
     pub perjoule_version: Option<String>,
-    /// Commit that perjoule was built from, with `-dirty` if tracked files differed from it when this was built.
+    /// Commit that the program was built from, with `-dirty` if tracked sources differed from it then.
     pub build_commit: Option<String>,
     /// The compiler that built it, as `rustc --version` prints it.
     pub rustc: Option<String>,
@@ -48,13 +48,11 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// What is known without asking the system: version, commit, compiler and architecture. For wasm32, where the page
-    /// fills in the rest.
+    /// What is known without asking the system: version and architecture. The program fills in its own commit and compiler; for wasm32
+    /// the page fills in the rest.
     pub fn of_build() -> Self {
         Self {
             perjoule_version: Some(env!("CARGO_PKG_VERSION").into()),
-            build_commit: option_env!("PERJOULE_BUILD_COMMIT").map(Into::into),
-            rustc: option_env!("PERJOULE_RUSTC").map(Into::into),
             arch: Some(std::env::consts::ARCH.into()),
             ..Self::default()
         }

@@ -142,7 +142,11 @@ fn threads_of(info: &DeviceInfo) -> usize {
 /// What is known about this machine, for records.
 fn environment() -> Environment {
     let features = perjoule_cpu::features::Features::detect().map(|f| f.names()).unwrap_or_default();
-    Environment::collect(features)
+    let mut environment = Environment::collect(features);
+    // by build.rs
+    environment.build_commit = option_env!("PERJOULE_BUILD_COMMIT").map(Into::into);
+    environment.rustc = option_env!("PERJOULE_RUSTC").map(Into::into);
+    environment
 }
 
 /// Token ids from `1,2,3`.

@@ -95,7 +95,8 @@ impl Here {
             0 => prediction.calibration,
             n => format!("the machine's ceilings, and its own {n} results of the phase"),
         };
-        row.notes = prediction.notes;
+        // its power is that of its runs, not of a TDP
+        row.notes = prediction.notes.into_iter().filter(|note| !note.contains("TDP")).collect();
         let joules = self.watts.as_ref().zip(row.tokens_per_s).and_then(|(watts, rate)| {
             let ([low, high], [slow, fast]) = (watts.of.interval?, rate.interval?);
             Quantity::new(watts.of.value / rate.value, Some([low / fast, high / slow]))

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `workload` | what a result is for, and which results may stand beside each other |
 //! | `row` | one result: from a record, or predicted for a class of hardware |
+//! | `here` | this machine as a class of hardware, from what it measured |
 //! | `costs` | dollars and carbon of a million tokens |
 //! | `side` | groups of comparable results, as tables, JSON and CSV |
 //! | `regression` | two files matched line by line, with a verdict for each |

@@ -242,7 +242,7 @@ pub(crate) struct Identity<'a> {
     load: Load,
     machine: Option<Machine<'a>>,
     kernel: Option<&'a str>,
-    /// Device, op, shape, cache state, configuration of a ceiling or settings of another tool, that tool, unit of what it counts, command.
+    /// Device, op, shape, cache state, settings of another tool, that tool, unit of what it counts, command.
     texts: [Option<&'a str>; 8],
     /// Prompt chunk, devices.
     sizes: [Option<u64>; 2],
@@ -261,7 +261,7 @@ impl<'a> Identity<'a> {
     pub(crate) fn of(record: &'a Record) -> Self {
         let (w, e, d) = (&record.workload, &record.environment, &record.device);
         let imported = record.provenance == Provenance::Imported;
-        let settings = w.config.as_deref().filter(|_| record.kind == Kind::Ceiling || imported);
+        let settings = w.config.as_deref().filter(|_| imported);
         Identity {
             kind: kind_name(record.kind),
             provenance: provenance_name(record.provenance),

@@ -207,12 +207,12 @@ impl Gauge {
         self.meters.first().filter(|meter| meter.info().kind == Kind::Measured).cloned()
     }
 
-    /// Length that a window has where the measurement leaves `limit` for it: what the meter needs for a narrow interval, at least what it
-    /// needs for a coarse one, but no more than [`LONGEST`] beyond the limit.
+    /// Length that a window has where the measurement leaves `limit` for it: what the slowest meter needs for a narrow interval, at least
+    /// what it needs for a coarse one, but no more than [`LONGEST`] beyond the limit.
     fn window(&self, limit: Duration) -> Duration {
-        let info = self.meters[0].info();
-        let coarse = info.window_for(COARSE).min(limit.max(LONGEST));
-        info.window_for(UNCERTAINTY).min(limit).max(coarse).max(SHORTEST)
+        let need = |relative| self.meters.iter().map(|meter| meter.info().window_for(relative)).max();
+        let coarse = need(COARSE).unwrap_or_default().min(limit.max(LONGEST));
+        need(UNCERTAINTY).unwrap_or_default().min(limit).max(coarse).max(SHORTEST)
     }
 
     /// Opens a window.

@@ -1,8 +1,8 @@
 //! Sources of energy, and the counters of perf events that stand in for one of them.
 
 use perjoule_meter::{
-    Discovery, HWMON_ROOT, INA3221_IIO_ROOT, Kind, NEURON_ROOT, Options, POWER_SUPPLY_ROOT, POWERCAP_ROOT,
-    PerfRoots, Source, Unavailable,
+    DRM_ROOT, Discovery, HWMON_ROOT, INA3221_IIO_ROOT, Kind, NEURON_ROOT, Options, POWER_SUPPLY_ROOT,
+    POWERCAP_ROOT, PerfRoots, Source, Unavailable,
 };
 use perjoule_record::Environment;
 
@@ -22,6 +22,7 @@ fn discover(root: &Root, environment: &Environment) -> Meters {
     let options = Options {
         powercap_root: at(POWERCAP_ROOT),
         perf: PerfRoots { pmu: under(&perf.pmu), cpus: under(&perf.cpus), cpuinfo: under(&perf.cpuinfo) },
+        drm_root: at(DRM_ROOT),
         hwmon_root: at(HWMON_ROOT),
         ina3221_iio_root: at(INA3221_IIO_ROOT),
         power_supply_root: at(POWER_SUPPLY_ROOT),

@@ -6,7 +6,7 @@ use perjoule_record::Record;
 
 use super::costs::Money;
 use super::row::{EnergyOf, Quantity, Row};
-use super::workload::Load;
+use super::workload::{Load, Phase};
 
 /// A band reaches at least that far on either side, as a factor: ceilings and power of one run were another's.
 const LEAST_BAND: f64 = 1.25;
@@ -18,11 +18,13 @@ pub(crate) struct Here {
     class: Class,
     /// Of each token record its workload, and measured over predicted tokens/s.
     ratios: Vec<(Load, f64)>,
-    watts: Option<Watts>,
+    /// Power of each token record.
+    watts: Vec<Watts>,
 }
 
 #[derive(Debug, Clone)]
 struct Watts {
+    phase: Option<Phase>,
     of: Quantity,
     boundary: String,
     measured: bool,
@@ -52,7 +54,7 @@ impl Here {
             Some((load, measured / predicted))
         };
         let ratios = records.iter().filter_map(ratio).collect();
-        Some(Here { name: name.into(), ratios, watts: records.iter().find_map(watts), class })
+        Some(Here { name: name.into(), ratios, watts: records.iter().filter_map(watts).collect(), class })
     }
 
     /// What it will do: predicted as a class is, and corrected by what it did at other work of the same phase. Where it cannot, the notes
@@ -97,11 +99,12 @@ impl Here {
         };
         // its power is that of its runs, not of a TDP
         row.notes = prediction.notes.into_iter().filter(|note| !note.contains("TDP")).collect();
-        let joules = self.watts.as_ref().zip(row.tokens_per_s).and_then(|(watts, rate)| {
+        let watts = self.power(load);
+        let joules = watts.as_ref().zip(row.tokens_per_s).and_then(|(watts, rate)| {
             let ([low, high], [slow, fast]) = (watts.of.interval?, rate.interval?);
             Quantity::new(watts.of.value / rate.value, Some([low / fast, high / slow]))
         });
-        if let Some((watts, joules)) = self.watts.as_ref().zip(joules) {
+        if let Some((watts, joules)) = watts.zip(joules) {
             let how = if watts.measured { "measured" } else { "modelled" };
             row.energy_cost_boundary = watts.boundary.clone();
             row.energy = Some(EnergyOf {
@@ -116,6 +119,23 @@ impl Here {
         row
     }
 
+    /// Power at a workload: that of its phase, as far as its records lie apart and at least [`LEAST_BAND`]; of one boundary and kind, else
+    /// `None`.
+    fn power(&self, load: &Load) -> Option<Watts> {
+        let of_phase = || self.watts.iter().filter(|watts| watts.phase == load.phase);
+        let first = of_phase().next()?;
+        if of_phase().any(|w| (&w.boundary, w.measured) != (&first.boundary, first.measured)) {
+            return None;
+        }
+        let n = of_phase().count() as f64;
+        let centre = (of_phase().map(|w| w.of.value.ln()).sum::<f64>() / n).exp();
+        let least = |x: f64, w: &Watts| x.min(w.of.interval.map_or(w.of.value, |[low, _]| low));
+        let most = |x: f64, w: &Watts| x.max(w.of.interval.map_or(w.of.value, |[_, high]| high));
+        let low = of_phase().fold(centre / LEAST_BAND, least);
+        let high = of_phase().fold(centre * LEAST_BAND, most);
+        Some(Watts { of: Quantity::new(centre, Some([low, high]))?, ..first.clone() })
+    }
+
     /// Ratios of records that tell about a workload: of its phase.
     fn own(&self, load: &Load) -> Vec<f64> {
         self.ratios.iter().filter(|(known, _)| known.phase == load.phase).map(|(_, ratio)| *ratio).collect()
@@ -127,8 +147,69 @@ fn watts(record: &Record) -> Option<Watts> {
     let (watts, seconds) = (e.avg_power_w?, e.energy_window_s.filter(|s| *s > 0.0)?);
     let interval = e.energy_ci95.map(|ci| [ci.lo / seconds, ci.hi / seconds]);
     Some(Watts {
+        phase: Load::of(record).phase,
         of: Quantity::new(watts, interval)?,
         boundary: e.energy_boundary.clone()?,
         measured: e.energy_kind == Some(perjoule_record::EnergyKind::Measured),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use perjoule_record::{EnergyKind, Environment, Interval, Kind};
+
+    /// A run of llama-3.1-8b in bf16 at `rate` tokens/s and `watts`, measured.
+    fn record(prompt: u64, generated: u64, rate: f64, watts: f64) -> Record {
+        let mut record = Record::new(Kind::Tokens, &Environment::default());
+        let w = &mut record.workload;
+        w.model = Some("llama-3.1-8b".into());
+        w.dtype = Some("bf16".into());
+        (w.n_prompt, w.n_gen, w.n_depth) = (Some(prompt), Some(generated), Some(0));
+        w.n_parallel = Some(1);
+        record.device.device_memory_bytes = Some(32 << 30);
+        (record.roof.roof_gflops, record.roof.roof_gbps) = (Some(2000.0), Some(200.0));
+        record.timing.avg_ts = Some(rate);
+        let e = &mut record.energy;
+        (e.avg_power_w, e.energy_window_s, e.joules) = (Some(watts), Some(1.0), Some(watts));
+        e.energy_ci95 = Some(Interval { lo: 0.98 * watts, hi: 1.02 * watts });
+        e.energy_boundary = Some("package".into());
+        e.energy_kind = Some(EnergyKind::Measured);
+        record
+    }
+
+    fn load(prompt: u64, generated: u64) -> Load {
+        Load::of(&record(prompt, generated, 1.0, 1.0))
+    }
+
+    #[test]
+    fn a_phase_has_its_own_power_whatever_the_order_of_records() {
+        let money = Money::new("virginia", None, None, &[]).unwrap();
+        let mut records = vec![record(128, 0, 90.0, 200.0), record(0, 32, 11.0, 50.0)];
+        let joules = |records: &[Record]| {
+            let row = Here::of(records, "Test CPU").unwrap().row(&load(0, 64), &money);
+            assert_eq!((row.provenance, row.energy.as_ref().unwrap().kind), ("modelled", "modelled"));
+            let rate = row.tokens_per_s.unwrap();
+            let [low, high] = rate.interval.unwrap();
+            assert!(low < 11.0 && 11.0 < high, "what it did at much the same: {rate:?}");
+            row.energy.unwrap().joules.value * rate.value
+        };
+        let watts = joules(&records);
+        assert!((watts / 50.0 - 1.0).abs() < 1e-9, "{watts}");
+        records.reverse();
+        assert!((joules(&records) / 50.0 - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_does_not_fit_or_was_never_held_against_a_roof_has_no_number() {
+        let money = Money::new("virginia", None, None, &[]).unwrap();
+        let here = Here::of(&[record(0, 32, 11.0, 50.0)], "Test CPU").unwrap();
+        let mut large = load(0, 32);
+        large.model = Some("llama-3.1-70b".into());
+        let row = here.row(&large, &money);
+        assert!(row.tokens_per_s.is_none() && row.notes[0].contains("does not fit"), "{:?}", row.notes);
+        let mut bare = record(0, 32, 11.0, 50.0);
+        bare.roof = Default::default();
+        assert!(Here::of(&[bare], "Test CPU").is_none());
+    }
 }

@@ -223,8 +223,10 @@ impl Panel {
         (top, bottom): (f32, f32),
     ) {
         let room = beside(fonts, rows, right - left);
-        let (start, end) =
-            room.map_or((left, right), |(label, shown)| (left + label + 8.0, right - shown - 8.0));
+        // values stand right of a limit's line, not on it
+        let values = rows.iter().map(|row| fonts.width(&row.shown, BODY, false)).fold(0.0, f32::max);
+        let below = (left, if limit.is_some() { right - values - 8.0 } else { right });
+        let (start, end) = room.map_or(below, |(label, shown)| (left + label + 8.0, right - shown - 8.0));
         let ends = rows.iter().filter_map(|row| row.interval).flat_map(|(low, high)| [low, high]);
         let values = rows.iter().map(|row| row.value).chain(ends);
         let mut scale = Scale::fitting(values.chain(limit), start + 6.0, end - 6.0);

@@ -5,13 +5,16 @@
 pub(crate) mod chart;
 pub(crate) mod command;
 pub(crate) mod figure;
+pub(crate) mod meters;
 pub(crate) mod page;
+pub(crate) mod samples;
 mod table;
 pub(crate) mod units;
 
 pub(crate) use table::{Align, Style, Table, markdown, one_line, printable};
 
-use perjoule_record::{Energy, EnergyKind, Provenance, Record};
+use crate::compare::row::tokens_per_s;
+use perjoule_record::{Energy, EnergyKind, Kind, Provenance, Record};
 use units::{count, duration_ns, percent, si};
 
 fn text(field: &Option<String>) -> &str {
@@ -180,7 +183,9 @@ pub(crate) fn versus(records: &[Record]) -> Table {
 pub(crate) fn tokens(records: &[Record]) -> Table {
     let kind = common_kind(records);
     let joules = format!("J/token\n{}", kind.unwrap_or(""));
-    let models = records.iter().any(|r| r.workload.model_type != records[0].workload.model_type);
+    let differ = |of: fn(&Record) -> &Option<String>| records.iter().any(|r| of(r) != of(&records[0]));
+    let named = records.iter().all(|r| r.workload.model_type.is_some());
+    let models = differ(|r| &r.workload.model_type) || (!named && differ(|r| &r.workload.model));
     let mut table = Table::new([
         ("test", Align::Left),
         ("tokens/s", Align::Right),
@@ -188,18 +193,18 @@ pub(crate) fn tokens(records: &[Record]) -> Table {
         ("runs", Align::Right),
         ("of roof", Align::Right),
         (joules.as_str(), Align::Right),
-        ("95 % interval\nJ/token", Align::Right),
+        ("interval\nJ/token", Align::Right),
         ("net of idle\nJ/token", Align::Right),
         ("tokens/J", Align::Right),
     ]);
     for record in records {
         let (w, t, e) = (&record.workload, &record.timing, &record.energy);
-        let mut test = w.token_test().unwrap_or_else(|| "-".into());
+        let mut test = w.token_test().unwrap_or_else(|| page::phase(record).into());
         if let Some(sequences) = w.n_parallel.filter(|&n| n > 1) {
             test.push_str(&format!(" x{sequences}"));
         }
         if models {
-            test = format!("{} {test}", text(&w.model_type));
+            test = format!("{} {test}", text(if named { &w.model_type } else { &w.model }));
         }
         if several_devices(records) {
             test = format!("{}: {test}", text(&record.device.device));
@@ -213,7 +218,7 @@ pub(crate) fn tokens(records: &[Record]) -> Table {
         });
         table.row([
             test,
-            or_dash(t.avg_ts.map(si)),
+            or_dash(tokens_per_s(record).map(|rate| si(rate.value))),
             or_dash(t.stddev_ts.zip(t.avg_ts).map(|(sd, mean)| percent(sd / mean))),
             or_dash(t.samples_ns.as_ref().map(|s| s.len().to_string())),
             or_dash(record.roof.roof_fraction.map(|share| format!("{:.0} %", 100.0 * share))),
@@ -224,6 +229,22 @@ pub(crate) fn tokens(records: &[Record]) -> Table {
         ]);
     }
     table
+}
+
+/// What the intervals of these results hold.
+pub(crate) fn interval_note(records: &[Record]) -> Option<String> {
+    let shown = |r: &&Record| {
+        r.kind != Kind::Ceiling && (r.timing.ci95_ns.is_some() || r.energy.energy_ci95.is_some())
+    };
+    let mut parts = Vec::new();
+    let mut say = |is: bool, text: &'static str| parts.extend(is.then_some(text));
+    let predicted = |r: &&Record| r.provenance == Provenance::Modelled;
+    let list = || records.iter().filter(shown);
+    say(list().any(|r| !predicted(&r)), "95 % of what was measured");
+    let modelled = |r: &Record| r.energy.energy_kind == Some(EnergyKind::Modelled);
+    say(list().any(|r| !predicted(&r) && modelled(r)), "the band of the model of modelled joules");
+    say(list().any(|r| predicted(&r)), "90 % of what is predicted for a class");
+    (!parts.is_empty()).then(|| format!("intervals: {}", parts.join(", ")))
 }
 
 /// How the energy of these records was obtained, a line for each source; empty when none is known.

@@ -133,7 +133,7 @@ fn results_of_other_tools_are_shown_as_what_they_are() {
     let serving = samples.join("ml-energy-lm-arena-chat.json");
     let (page, tables) = page_and_tables(folder.path(), serving.to_str().unwrap());
     // 1086.7 generated tokens a second
-    assert!(tables.contains("1087"), "{tables}");
+    assert!(tables.contains("1087 (imported)") && tables.contains("B200: Qwen"), "{tables}");
     assert!(page.contains("\"key\":\"ts\"") && page.contains("1086.7"), "rates are in the page");
 }
 

@@ -136,6 +136,7 @@ pub(super) fn run(
             output.table(&report::tokens(&records))?;
             report::meters::meters(&records).iter().try_for_each(|table| output.table(table))?;
             run.notes(&records, output)?;
+            report::interval_note(&records).iter().try_for_each(|note| output.line(note))?;
             output.charts(&report::chart::tokens(&records))?;
         }
         result?;

@@ -108,6 +108,9 @@ impl Load {
 
     /// Prompt, generated tokens and depth, in words.
     fn context(&self) -> String {
+        if (self.n_prompt, self.n_gen, self.n_depth) == (None, None, None) {
+            return "tokens of unknown numbers".into();
+        }
         let n = |n: Option<u64>| n.map_or("an unknown number".into(), |n| n.to_string());
         let mut text = match self.phase {
             Some(Phase::Prefill) => format!("{} prompt tokens", n(self.n_prompt)),

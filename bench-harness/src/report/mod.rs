@@ -55,8 +55,23 @@ fn energy_cell(value: Option<String>, energy: &Energy, common: Option<&str>) -> 
     }
 }
 
-fn several_devices(records: &[Record]) -> bool {
-    records.iter().any(|r| r.device.device != records[0].device.device)
+/// A rate, with the word for how it is known where that is not from a measurement of perjoule.
+fn rate_cell(rate: String, record: &Record) -> String {
+    match page::provenance(record) {
+        "measured" => rate,
+        word => format!("{rate} ({word})"),
+    }
+}
+
+/// The device's id; of other tools and predictions, which have none, its name.
+fn device_of(record: &Record) -> String {
+    record.device.device.clone().unwrap_or_else(|| page::device(record))
+}
+
+/// The device that a row begins with, where the rows are of several.
+fn device_prefix(records: &[Record], record: &Record, end: &str) -> String {
+    let own = device_of(record);
+    if records.iter().any(|r| device_of(r) != device_of(&records[0])) { own + end } else { String::new() }
 }
 
 /// Ceilings: rate, spread, how it was obtained.
@@ -88,11 +103,7 @@ pub(crate) fn ceilings(records: &[Record]) -> Table {
         let amount = record.timing.flops.or(record.timing.bytes);
         let best =
             fastest.zip(amount).filter(|(ns, _)| measured && *ns > 0.0).map(|(ns, n)| si(n as f64 / ns));
-        let device = if several_devices(records) {
-            format!("{} ", text(&record.device.device))
-        } else {
-            String::new()
-        };
+        let device = device_prefix(records, record, " ");
         table.row([format!("{device}{what}"), or_dash(rate), or_dash(spread), or_dash(best), how]);
     }
     table
@@ -114,11 +125,7 @@ pub(crate) fn kernels(records: &[Record]) -> Table {
     ]);
     for record in records {
         let (w, t) = (&record.workload, &record.timing);
-        let device = if several_devices(records) {
-            format!("{}: ", text(&record.device.device))
-        } else {
-            String::new()
-        };
+        let device = device_prefix(records, record, ": ");
         let cache = w.cache_state.and_then(|state| serde_json::to_value(state).ok());
         let cache = cache.as_ref().and_then(|v| v.as_str()).map(|c| format!(", {c}")).unwrap_or_default();
         let what = format!(
@@ -206,9 +213,7 @@ pub(crate) fn tokens(records: &[Record]) -> Table {
         if models {
             test = format!("{} {test}", text(if named { &w.model_type } else { &w.model }));
         }
-        if several_devices(records) {
-            test = format!("{}: {test}", text(&record.device.device));
-        }
+        test.insert_str(0, &device_prefix(records, record, ": "));
         let per_token = e.joules_per_output_token.or(e.joules_per_total_token);
         let net = e.net_joules_per_output_token.or(e.net_joules_per_total_token);
         let interval = e.energy_ci95.zip(per_token).zip(e.joules).filter(|(_, joules)| *joules > 0.0);
@@ -218,7 +223,7 @@ pub(crate) fn tokens(records: &[Record]) -> Table {
         });
         table.row([
             test,
-            or_dash(tokens_per_s(record).map(|rate| si(rate.value))),
+            or_dash(tokens_per_s(record).map(|rate| rate_cell(si(rate.value), record))),
             or_dash(t.stddev_ts.zip(t.avg_ts).map(|(sd, mean)| percent(sd / mean))),
             or_dash(t.samples_ns.as_ref().map(|s| s.len().to_string())),
             or_dash(record.roof.roof_fraction.map(|share| format!("{:.0} %", 100.0 * share))),
@@ -231,20 +236,26 @@ pub(crate) fn tokens(records: &[Record]) -> Table {
     table
 }
 
-/// What the intervals of these results hold.
-pub(crate) fn interval_note(records: &[Record]) -> Option<String> {
-    let shown = |r: &&Record| {
-        r.kind != Kind::Ceiling && (r.timing.ci95_ns.is_some() || r.energy.energy_ci95.is_some())
-    };
-    let mut parts = Vec::new();
-    let mut say = |is: bool, text: &'static str| parts.extend(is.then_some(text));
-    let predicted = |r: &&Record| r.provenance == Provenance::Modelled;
-    let list = || records.iter().filter(shown);
-    say(list().any(|r| !predicted(&r)), "95 % of what was measured");
-    let modelled = |r: &Record| r.energy.energy_kind == Some(EnergyKind::Modelled);
-    say(list().any(|r| !predicted(&r) && modelled(r)), "the band of the model of modelled joules");
-    say(list().any(|r| predicted(&r)), "90 % of what is predicted for a class");
+/// What intervals hold, by what they are of.
+pub(crate) fn coverage(measured: bool, modelled_joules: bool, predicted: bool) -> Option<String> {
+    let parts = [
+        (measured, "95 % of what was measured"),
+        (modelled_joules, "the band of the model for modelled joules"),
+        (predicted, "90 % of what is predicted for a class"),
+    ];
+    let parts: Vec<&str> = parts.into_iter().filter(|(is, _)| *is).map(|(_, words)| words).collect();
     (!parts.is_empty()).then(|| format!("intervals: {}", parts.join(", ")))
+}
+
+/// What the intervals of these results hold; nothing where they have none.
+pub(crate) fn interval_note(records: &[Record]) -> Option<String> {
+    let shown = |r: &&Record| r.timing.ci95_ns.is_some() || r.energy.energy_ci95.is_some();
+    let predicted = |r: &Record| r.provenance == Provenance::Modelled;
+    let modelled = |r: &Record| r.energy.energy_kind == Some(EnergyKind::Modelled);
+    let any = |is: &dyn Fn(&Record) -> bool| {
+        records.iter().filter(|r| r.kind != Kind::Ceiling).filter(shown).any(is)
+    };
+    coverage(any(&|r| !predicted(r)), any(&|r| !predicted(r) && modelled(r)), any(&predicted))
 }
 
 /// How the energy of these records was obtained, a line for each source; empty when none is known.

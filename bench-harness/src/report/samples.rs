@@ -3,9 +3,8 @@
 use perjoule_record::{Kind, Record};
 
 use super::units::{duration_ns, joules, si};
-use super::{Align, Table, energy_cell, or_dash};
+use super::{Align, Table, energy_cell, or_dash, page};
 use crate::compare::regression::what;
-use crate::report::page::provenance;
 
 /// Where another tool's figure comes from.
 pub(crate) fn source(record: &Record) -> String {
@@ -42,7 +41,7 @@ pub(crate) fn samples(records: &[Record]) -> Table {
         let e = &record.energy;
         table.row([
             what(record),
-            super::page::device(record),
+            page::device(record),
             rate(record).unwrap_or_else(|| "unknown".into()),
             or_dash(time_ns(record).map(duration_ns)),
             match e.joules_per_call {
@@ -50,7 +49,7 @@ pub(crate) fn samples(records: &[Record]) -> Table {
                 some => energy_cell(some.map(joules), e, None),
             },
             or_dash(e.energy_boundary.clone()),
-            provenance(record).into(),
+            page::provenance(record).into(),
             source(record),
         ]);
     }

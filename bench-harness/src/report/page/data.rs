@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 
 use crate::compare::row::tokens_per_s;
-use crate::report::{meters, units};
+use crate::report::{coverage, meters, units};
 
 /// Characters of a name that are shown; longer ones end in an ellipsis.
 const LONGEST: usize = 160;
@@ -187,14 +187,10 @@ impl Dataset {
     /// What the intervals hold, by how the rows came to be.
     pub(crate) fn intervals(&self) -> Option<String> {
         let has = |key: &str, word: &str| self.distinct(key).iter().any(|text| text == word);
-        let mut parts = vec!["95 % of what was measured"];
-        if self.column("joules_lo").is_some() && has("energy", "modelled") {
-            parts.push("the band of the model for modelled joules");
-        }
-        if has("from", "modelled") && self.column("test").is_some() {
-            parts.push("90 % of what is predicted for a class");
-        }
-        (self.rows > 0).then(|| format!("intervals: {}", parts.join(", ")))
+        // a ceiling that is modelled has no interval
+        let predicted = has("from", "modelled") && self.column("test").is_some();
+        let measured = has("from", "measured") || has("from", "imported");
+        coverage(measured, has("energy", "modelled"), predicted)
     }
 
     /// The texts of a column in the order in which they first appear.

@@ -44,7 +44,7 @@
     const [low, high] = key.split("|").map(k => set.columns.get(k));
     if (!high) return low;
     const show = row => (low.value(row) === null || high.value(row) === null ? "-" : low.show(row) + ".." + high.show(row));
-    return { key, title: "95 % interval", number: true, value: low.value, show };
+    return { key, title: "interval", number: true, value: low.value, show };
   };
   const rowsOf = (set, rows) => rows || Array.from({ length: set.n }, (_, i) => i);
 

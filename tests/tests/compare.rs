@@ -329,6 +329,22 @@ fn ten_thousand_records_are_compared_at_once() {
     assert!(text.contains("10000 same"), "{text}");
 }
 
+/// Serving with lengths that are not published: its rate and joules are compared, its phase is the stated one.
+#[test]
+fn published_serving_is_compared() {
+    let place = Place::new();
+    let samples = concat!(env!("CARGO_MANIFEST_DIR"), "/../bench-harness/formats/tests/samples");
+    place.ok(&format!("import {samples}/ml-energy-lm-arena-chat.json -o s.jsonl --quiet"));
+    let first = std::fs::read_to_string(place.path("s.jsonl")).unwrap().lines().next().unwrap().to_owned();
+    let first: Value = serde_json::from_str(&first).unwrap();
+    write(&place, "one.jsonl", std::slice::from_ref(&first));
+    let all = parsed(&place.ok("compare one.jsonl --format json"));
+    let row = &all["groups"][0]["rows"][0];
+    assert_eq!(row["provenance"], "imported");
+    let text = all.to_string();
+    assert!(text.contains("\"serving\"") && text.contains("1086.7") && text.contains("0.699"), "{text}");
+}
+
 #[test]
 fn results_of_other_tools_are_imported_and_compared() {
     let place = Place::new();

@@ -51,7 +51,7 @@ fn every_format_is_written_and_the_same_twice() {
     good(at, &[records]);
     assert_eq!(read("report.html"), read("a.html"), "the default name");
     good(at, &[records, "-o", "r.md", "--title", "A <b> & |"]);
-    assert!(read("r.md").starts_with("# A &lt;b> &amp; |\n") && read("r.md").contains("modelled"));
+    assert!(read("r.md").starts_with("# A &lt;b&gt; &amp; \\|\n") && read("r.md").contains("modelled"));
     good(at, &[records, "-o", "r.csv"]);
     let lines = std::fs::read_to_string(records).unwrap().lines().count();
     assert!(read("r.csv").starts_with("schema_version,kind,") && read("r.csv").lines().count() == lines + 1);
@@ -90,6 +90,130 @@ fn classes_are_predictions_and_say_so() {
     good(folder.path(), &[records.to_str().unwrap(), "--class", "nvidia-h100-sxm", "-o", "c.html"]);
     let page = std::fs::read_to_string(folder.path().join("c.html")).unwrap();
     assert!(page.contains("nvidia-h100-sxm") && page.contains("not measured, each with a band"));
+}
+
+/// A record that perjoule measured, with these fields.
+fn record(kind: &str, fields: serde_json::Value) -> String {
+    let mut record = serde_json::json!({
+        "schema_version": 1, "kind": kind, "provenance": "measured", "valid": true, "device": "cpu", "dtype": "bf16",
+        "cpu_model": "Test CPU", "n_threads": 2,
+    });
+    for (key, value) in fields.as_object().unwrap() {
+        record[key] = value.clone();
+    }
+    format!("{record}\n")
+}
+
+/// The page and the tables in Markdown of a file.
+fn page_and_tables(folder: &Path, file: &str) -> (String, String) {
+    good(folder, &[file, "-o", "p.html"]);
+    good(folder, &[file, "-o", "p.md"]);
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    (read("p.html"), read("p.md"))
+}
+
+/// What other tools publish of serving, and of images and queries, is in the tables as it was published.
+#[test]
+fn results_of_other_tools_are_shown_as_what_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench-harness/formats/tests/samples");
+    for (name, parts) in [
+        ("ml-energy-lm-arena-chat.json", ["prefill and decode", "0.699"]),
+        ("ml-energy-text-to-image.json", ["images/s", "342 J"]),
+        ("mlperf-singlestream.txt", ["queries/s", "276 µs"]),
+        ("mlperf.csv", ["samples/s", "unknown"]),
+    ] {
+        let file = samples.join(name);
+        let (page, tables) = page_and_tables(folder.path(), file.to_str().unwrap());
+        for part in parts {
+            assert!(tables.contains(part), "{name}: {part} is not in {tables}");
+        }
+        assert!(page.contains(parts[0]) && !page.contains("<td>prefill</td>"), "{name}");
+    }
+    let serving = samples.join("ml-energy-lm-arena-chat.json");
+    let (page, tables) = page_and_tables(folder.path(), serving.to_str().unwrap());
+    // 1086.7 generated tokens a second
+    assert!(tables.contains("1087 (imported)") && tables.contains("B200: Qwen"), "{tables}");
+    assert!(page.contains("\"key\":\"ts\"") && page.contains("1086.7"), "rates are in the page");
+}
+
+#[test]
+fn a_cell_is_escaped_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let fields =
+        serde_json::json!({"op": "matmul", "kernel": "k<T>&", "shape": "m=1", "samples_ns": [1.0, 1.0]});
+    let mut lines = record("kernel", fields);
+    let fields = serde_json::json!({
+        "op": "matmul", "kernel": "x", "shape": "m=1", "energy_unknown": "no <b>meter</b> & more",
+        "invalid_reasons": ["a < b"], "valid": false,
+    });
+    lines += &record("kernel", fields);
+    std::fs::write(folder.path().join("k.jsonl"), lines).unwrap();
+    let (page, tables) = page_and_tables(folder.path(), "k.jsonl");
+    assert!(tables.contains("k&lt;T&gt;&amp;") && !tables.contains("&amp;lt;"), "{tables}");
+    assert!(tables.contains("no &lt;b&gt;meter&lt;/b&gt; &amp; more"));
+    assert!(tables.contains("a &lt; b") && !tables.contains('<'), "{tables}");
+    assert!(page.contains("energy unknown: no "), "why joules are unknown is in the notes");
+}
+
+/// Two meters watched: the joules of both are shown, and those of each boundary apart.
+#[test]
+fn every_meter_that_watched_is_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let seen = |boundary: &str, meter: &str, joules: f64| {
+        serde_json::json!({
+            "source": "test", "boundary": boundary, "kind": "measured", "meter": meter, "joules": joules,
+            "ci95": [0.9 * joules, 1.1 * joules], "net_joules": null, "idle_power_w": 10.0, "window_s": 2.0,
+        })
+    };
+    let energy = |mut fields: serde_json::Value| {
+        fields["joules"] = 20.0.into();
+        fields["energy_kind"] = "measured".into();
+        fields["energy_source"] = "test: CPU".into();
+        fields["energy_boundary"] = "package".into();
+        fields["energy_calls"] = 10.into();
+        fields["energies"] =
+            serde_json::json!([seen("package", "CPU", 20.0), seen("wall", "Outlet 3", 41.0)]);
+        fields
+    };
+    let kernel = serde_json::json!({"op": "matmul", "kernel": "k", "shape": "m=1", "joules_per_call": 2.0});
+    // 20 J for 40 generated tokens: the outlet saw 1.025 J of each
+    let tokens = serde_json::json!({
+        "model": "m", "n_prompt": 0, "n_gen": 4, "n_depth": 0, "n_parallel": 1, "avg_ts": 20.0, "joules_per_output_token": 0.5,
+    });
+    let lines = record("kernel", energy(kernel)) + &record("tokens", energy(tokens));
+    std::fs::write(folder.path().join("m.jsonl"), lines).unwrap();
+    let (page, tables) = page_and_tables(folder.path(), "m.jsonl");
+    let row =
+        |part: &str| tables.lines().find(|line| line.contains("Outlet 3") && line.contains(part)).is_some();
+    assert!(row("4.10 J") && (row("1.02 J") || row("1.03 J")) && row("20.5"), "{tables}");
+    assert!(page.contains("also measured, wall, Outlet 3: 4.10 J/call (3.69 J..4.51 J)"));
+    assert!(!page.contains("also measured, package"), "the record&#x27;s own joules stand in their column");
+}
+
+/// The page and the comparison show one rate with one interval, and say which intervals are 95 and which 90 %.
+#[test]
+fn intervals_are_those_of_the_comparison_and_say_what_they_hold() {
+    let folder = tempfile::tempdir().unwrap();
+    let fields = serde_json::json!({
+        "model": "Qwen/Qwen3-0.6B", "n_prompt": 0, "n_gen": 10, "n_depth": 512, "n_parallel": 1,
+        "samples_ns": [1e8, 1.25e8, 1e8], "median_ns": 1e8, "ci95_ns": [1e8, 1.25e8], "avg_ts": 93.333, "stddev_ts": 11.547,
+    });
+    std::fs::write(folder.path().join("t.jsonl"), record("tokens", fields)).unwrap();
+    let class = ["t.jsonl", "--class", "nvidia-h100-sxm", "-o", "c.html"];
+    let stderr = good(folder.path(), &class);
+    assert!(!stderr.contains("no prediction"), "{stderr}");
+    let page = std::fs::read_to_string(folder.path().join("c.html")).unwrap();
+    assert!(page.contains("nvidia-h100-sxm") && !page.contains("95 % interval</th>"));
+    assert!(
+        page.contains("95 % of what was measured") && page.contains("90 % of what is predicted for a class")
+    );
+    // Student's t of two degrees of freedom: 93.333 ± 4.303 · 11.547 / √3
+    assert!(page.contains("64.646") && page.contains("122.02"), "the interval of the mean");
+    let compare = ["compare", "t.jsonl", "--format", "json"];
+    let output = Command::new(binary()).args(compare).current_dir(folder.path()).output().unwrap();
+    let all: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(all.to_string().contains("64.64") && all.to_string().contains("122.0"), "{all}");
 }
 
 /// Text in which nothing may become markup, in any format.

@@ -125,17 +125,23 @@ fn title(records: &[Record]) -> String {
 fn markdown(title: &str, records: &[Record]) -> String {
     let of = |kind: Kind| records.iter().filter(|r| r.kind == kind).cloned().collect::<Vec<_>>();
     let (ceilings, kernels, tokens) = (of(Kind::Ceiling), of(Kind::Kernel), of(Kind::Tokens));
-    let mut text = format!("# {}\n", page::clip(title));
+    // a name that looks like markup stays text; cells are escaped where they are rendered
+    let mut text = format!("# {}\n", report::markdown(&page::clip(title)));
     let mut section = |heading: &str, records: &[Record], table: fn(&[Record]) -> report::Table| {
         if records.is_empty() {
             return;
         }
         text += &format!("\n## {heading}\n\n{}", table(records).render(Style::Markdown));
+        if let Some(meters) = report::meters::meters(records) {
+            text += &format!("\n{}", meters.render(Style::Markdown));
+        }
         let invalid: Vec<String> =
             records.iter().flat_map(report::warnings).map(|line| page::clip(&line)).collect();
         let sources = report::energy_notes(records).into_iter();
         let notes = sources.map(|note| note.replace("; Devices above says what that is", ""));
-        let notes: Vec<String> = notes.chain(report::disturbance_note(records)).chain(invalid).collect();
+        let notes = notes.chain(report::disturbance_note(records)).chain(invalid);
+        let notes = report::interval_note(records).into_iter().chain(notes);
+        let notes: Vec<String> = notes.map(|note| report::markdown(&note)).collect();
         if !notes.is_empty() {
             text += &format!("\n* {}\n", notes.join("\n* "));
         }
@@ -143,9 +149,9 @@ fn markdown(title: &str, records: &[Record]) -> String {
     section("Ceilings", &ceilings, report::ceilings);
     section("Kernels", &kernels, report::kernels);
     section("Tokens", &tokens, report::tokens);
+    section("Samples", &of(Kind::Samples), report::samples::samples);
     section("Commands", &of(Kind::Command), report::command::commands);
-    // a name that looks like markup stays text
-    text.replace('&', "&amp;").replace('<', "&lt;")
+    text
 }
 
 fn csv(records: &[Record]) -> Result<String> {

@@ -436,6 +436,7 @@ impl Run<'_> {
         if !records.is_empty() {
             output.heading("Kernels", "outputs verified before they were timed")?;
             output.table(&report::kernels(&records))?;
+            report::meters::meters(&records).iter().try_for_each(|table| output.table(table))?;
             self.notes(&records, output)?;
             output.charts(&report::chart::kernels(&records))?;
             if args.versus.is_some() {

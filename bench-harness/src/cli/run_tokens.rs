@@ -134,7 +134,9 @@ pub(super) fn run(
             let weights = if source.is_random() { " (random weights)" } else { "" };
             output.heading("Tokens", &format!("{}{weights}", report::model_line(first)))?;
             output.table(&report::tokens(&records))?;
+            report::meters::meters(&records).iter().try_for_each(|table| output.table(table))?;
             run.notes(&records, output)?;
+            report::interval_note(&records).iter().try_for_each(|note| output.line(note))?;
             output.charts(&report::chart::tokens(&records))?;
         }
         result?;

@@ -1,7 +1,9 @@
 //! One result: a record of tokens, or a prediction for a class of hardware.
 
-use perjoule_catalogue::{Assumptions, Catalogue, Class, Costs, Estimate, Known, WhyNot, predict};
-use perjoule_record::{Provenance, Record, stats};
+use perjoule_catalogue::{
+    Assumptions, Catalogue, Class, Costs, Estimate, Known, Prediction, WhyNot, Workload, predict,
+};
+use perjoule_record::{Phase, Provenance, Record, stats};
 
 use super::costs::Money;
 use super::workload::{Load, provenance_name};
@@ -139,6 +141,8 @@ impl Row {
         let mut row = Row::empty(one_line(&device_name(record)), provenance, load);
         row.file = Some(file.to_owned());
         row.class = record.device.device_class.clone();
+        // a price is that of one device
+        row.devices = record.device.device_count.and_then(|n| u32::try_from(n).ok()).unwrap_or(1).max(1);
         let (w, t) = (&record.workload, &record.timing);
         row.basis = w.token_test().unwrap_or_default();
         row.roof = "ceilings measured in the same run".into();
@@ -190,17 +194,7 @@ impl Row {
                 return row;
             }
         };
-        let mut count = devices.unwrap_or(1);
-        let prediction = loop {
-            match predict(class, count, &work) {
-                Err(WhyNot::DoesNotFit { min_devices: Some(least), .. })
-                    if devices.is_none() && least > count =>
-                {
-                    count = least;
-                }
-                other => break other,
-            }
-        };
+        let (count, prediction) = predict_on(class, devices, &work);
         row.devices = count;
         let prediction = match prediction {
             Ok(prediction) => prediction,
@@ -233,20 +227,47 @@ impl Row {
     }
 }
 
-/// Tokens a second: generated ones in serving, else as the record counts them.
+/// The prediction for `devices` of a class or, where none are given, for the fewest that hold the model; and for how many it is.
+pub(crate) fn predict_on(
+    class: &Class,
+    devices: Option<u32>,
+    work: &Workload,
+) -> (u32, Result<Prediction, WhyNot>) {
+    let mut count = devices.unwrap_or(1);
+    loop {
+        match predict(class, count, work) {
+            Err(WhyNot::DoesNotFit { min_devices: Some(least), .. })
+                if devices.is_none() && least > count =>
+            {
+                count = least;
+            }
+            other => return (count, other),
+        }
+    }
+}
+
+/// Tokens a second of all sequences, with their interval: generated ones in serving, else as the record counts them. It is the one
+/// rate that reports and comparisons show.
 pub(crate) fn tokens_per_s(record: &Record) -> Option<Quantity> {
     let w = &record.workload;
-    let (p, n) = (w.n_prompt.unwrap_or(0) as f64, w.n_gen.unwrap_or(0) as f64);
-    // records count prompt and generated tokens alike
-    let counted = if p > 0.0 && n > 0.0 { n / (p + n) } else { 1.0 };
-    rate(record).and_then(|rate| rate.times(counted))
+    if w.token_phase() != Some(Phase::Mixed) {
+        return rate(record);
+    }
+    // `avg_ts` counts prompt and generated tokens alike: without their numbers it tells no rate of generated ones
+    let lengths = w.n_prompt.zip(w.n_gen).map(|(p, n)| (p as f64, n as f64)).filter(|(p, n)| p + n > 0.0);
+    let generated = lengths.and_then(|(p, n)| rate(record)?.times(n / (p + n)));
+    generated.or_else(|| Quantity::new(record.timing.avg_output_ts?, None))
 }
 
 /// Joules of a generated token, of a prompt alone those of its tokens.
 pub(crate) fn energy_per_token(record: &Record) -> Option<EnergyOf> {
     let e = &record.energy;
-    let generates = record.workload.n_gen.is_some_and(|n| n > 0);
-    energy(record, if generates { e.joules_per_output_token } else { e.joules_per_total_token }?)
+    let joules = match record.workload.token_phase() {
+        Some(Phase::Prefill) => e.joules_per_total_token,
+        Some(Phase::Decode | Phase::Mixed) => e.joules_per_output_token,
+        _ => e.joules_per_output_token.or(e.joules_per_total_token),
+    };
+    energy(record, joules?)
 }
 
 /// A figure made of the record's joules, and how they are known.
@@ -275,19 +296,25 @@ pub(crate) fn device_name(record: &Record) -> String {
     text
 }
 
-/// Tokens a second as the record has them: the mean of the samples' rates with Student's 95 % interval, else from the median.
+/// Tokens a second as the record has them: the mean of the samples' rates with Student's 95 % interval, else from the median. A
+/// prediction has no samples: its band is that of its time.
 fn rate(record: &Record) -> Option<Quantity> {
-    let t = &record.timing;
+    let (w, t) = (&record.workload, &record.timing);
+    let sequence = w.n_prompt.unwrap_or(0) as f64 + w.n_gen.unwrap_or(0) as f64;
+    let of_time = |ns: f64| Some(sequence * w.n_parallel? as f64 * 1e9 / ns);
     if let Some(mean) = t.avg_ts {
         let n = t.samples_ns.as_ref().map_or(0, Vec::len);
         let half = t.stddev_ts.filter(|_| n >= 2).map(|sd| student(n - 1) * sd / (n as f64).sqrt());
-        return Quantity::new(mean, half.map(|half| [(mean - half).max(0.0), mean + half]));
+        let band = t.ci95_ns.filter(|_| record.provenance == Provenance::Modelled);
+        let ends = match half {
+            Some(half) => Some([(mean - half).max(0.0), mean + half]),
+            None => band.and_then(|band| Some([of_time(band.hi)?, of_time(band.lo)?])),
+        };
+        return Quantity::new(mean, ends);
     }
-    let w = &record.workload;
-    let tokens = (w.n_prompt.unwrap_or(0) + w.n_gen.unwrap_or(0)) as f64 * w.n_parallel? as f64;
     let ns = t.median_ns.or_else(|| stats::median(t.samples_ns.as_deref()?))?;
-    let ends = t.ci95_ns.map(|ci| [tokens * 1e9 / ci.hi, tokens * 1e9 / ci.lo]);
-    Quantity::new(tokens * 1e9 / ns, ends)
+    let ends = t.ci95_ns.and_then(|ci| Some([of_time(ci.hi)?, of_time(ci.lo)?]));
+    Quantity::new(of_time(ns)?, ends)
 }
 
 /// Student's t at 97.5 % for degrees of freedom from 1 (any table of the distribution has these).
@@ -353,6 +380,27 @@ pub(crate) mod tests {
         let row = Row::of_record(&both, "a", &Catalogue::builtin(), &money());
         assert_eq!(row.load.phase, Some(Phase::Serving));
         assert!((row.tokens_per_s.unwrap().value - 100.0).abs() < 1e-9, "10 of 40 tokens are generated");
+    }
+
+    #[test]
+    fn served_tokens_of_unknown_lengths_keep_the_rate_that_was_published() {
+        let mut served = record("Qwen/Qwen3-14B", 8);
+        (served.workload.n_prompt, served.workload.n_gen) = (None, None);
+        served.workload.phase = Some(perjoule_record::Phase::Mixed);
+        (served.timing, served.energy) = Default::default();
+        served.energy.joules_per_output_token = Some(0.5);
+        assert_eq!(tokens_per_s(&served), None);
+        served.timing.avg_output_ts = Some(1086.7);
+        let row = Row::of_record(&served, "a", &Catalogue::builtin(), &money());
+        assert_eq!(row.load.phase, Some(Phase::Serving));
+        assert_eq!(row.tokens_per_s, Some(Quantity { value: 1086.7, interval: None }));
+        assert_eq!(row.energy.map(|energy| energy.joules.value), Some(0.5));
+        served.timing.avg_ts = Some(5000.0);
+        assert_eq!(
+            tokens_per_s(&served).map(|rate| rate.value),
+            Some(1086.7),
+            "prompts are in the other rate"
+        );
     }
 
     #[test]

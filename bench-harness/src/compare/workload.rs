@@ -88,10 +88,10 @@ impl Load {
     /// What a record of tokens is for.
     pub(crate) fn of(record: &Record) -> Load {
         let w = &record.workload;
-        let phase = match (w.n_prompt, w.n_gen) {
-            (Some(p), Some(0) | None) if p > 0 => Some(Phase::Prefill),
-            (Some(0) | None, Some(n)) if n > 0 => Some(Phase::Decode),
-            (Some(p), Some(n)) if p > 0 && n > 0 => Some(Phase::Serving),
+        let phase = match w.token_phase() {
+            Some(perjoule_record::Phase::Prefill) => Some(Phase::Prefill),
+            Some(perjoule_record::Phase::Decode) => Some(Phase::Decode),
+            Some(perjoule_record::Phase::Mixed) => Some(Phase::Serving),
             _ => None,
         };
         Load {
@@ -108,6 +108,9 @@ impl Load {
 
     /// Prompt, generated tokens and depth, in words.
     fn context(&self) -> String {
+        if (self.n_prompt, self.n_gen, self.n_depth) == (None, None, None) {
+            return "tokens of unknown numbers".into();
+        }
         let n = |n: Option<u64>| n.map_or("an unknown number".into(), |n| n.to_string());
         let mut text = match self.phase {
             Some(Phase::Prefill) => format!("{} prompt tokens", n(self.n_prompt)),
@@ -516,6 +519,16 @@ mod tests {
         assert_eq!(phase(None, None).unwrap(), None);
         let decode = Wanted { phase: Some(Phase::Decode), n_prompt: Some(9), ..Wanted::default() };
         assert!(decode.settle().unwrap_err().to_string().contains("-d 9"));
+    }
+
+    #[test]
+    fn a_stated_phase_needs_no_lengths() {
+        let mut record = Record::new(Kind::Tokens, &perjoule_record::Environment::default());
+        assert_eq!(Load::of(&record).phase, None);
+        record.workload.phase = Some(perjoule_record::Phase::Mixed);
+        let load = Load::of(&record);
+        assert_eq!((load.phase, load.n_prompt, load.n_gen), (Some(Phase::Serving), None, None));
+        assert!(load.modelled().is_err(), "unknown lengths are no lengths");
     }
 
     #[test]

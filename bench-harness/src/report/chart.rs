@@ -1,5 +1,6 @@
 //! Charts of text: horizontal bars behind labels, for where a picture says more than a column of a table.
 
+use crate::compare::row::tokens_per_s;
 use perjoule_record::{Record, Workload};
 
 use super::units::si;
@@ -150,7 +151,7 @@ pub(crate) fn tokens(records: &[Record]) -> Vec<Chart> {
             |axis: &Axis| of.windows(2).any(|pair| axis.1(&pair[0].workload) != axis.1(&pair[1].workload));
         let swept: Vec<&str> = AXES.iter().filter(|axis| varies(axis)).map(|axis| axis.0).collect();
         let rows = of.iter().filter_map(|record| {
-            let value = record.timing.avg_ts?;
+            let value = tokens_per_s(record)?.value;
             let mut label = record.workload.token_test()?;
             if let Some(n) = record.workload.n_parallel.filter(|n| *n > 1) {
                 label.push_str(&format!(" x{n}"));

@@ -176,47 +176,6 @@ fn energy_word(verdict: Verdict) -> &'static str {
     }
 }
 
-/// What each meter saw, boundaries apart; `None` where one meter tells everything.
-pub(crate) fn meters(records: &[Record]) -> Option<Table> {
-    let several = |record: &Record| record.energy.energies.as_ref().is_some_and(|list| list.len() > 1);
-    records.iter().any(several).then(|| {
-        let mut table = Table::new([
-            ("command", Align::Left),
-            ("meter", Align::Left),
-            ("boundary", Align::Left),
-            ("how", Align::Left),
-            ("J/run", Align::Right),
-            ("95 % interval", Align::Right),
-            ("net of idle\nJ/run", Align::Right),
-            ("mean\nW", Align::Right),
-            ("idle\nW", Align::Right),
-        ]);
-        for record in records {
-            for (i, seen) in record.energy.energies.iter().flatten().enumerate() {
-                let of = |figure: f64| per_run(record, Some(figure));
-                let kind = match seen.kind {
-                    EnergyKind::Measured => "measured",
-                    EnergyKind::Modelled => "modelled",
-                    _ => "unknown",
-                };
-                let ci = seen.ci95.and_then(|ci| Some(Interval { lo: of(ci.lo)?, hi: of(ci.hi)? }));
-                table.row([
-                    if i == 0 { label(record) } else { String::new() },
-                    format!("{}, {}", seen.meter, seen.source),
-                    seen.boundary.clone(),
-                    kind.into(),
-                    or_dash(of(seen.joules).map(joules)),
-                    range(ci, joules),
-                    or_dash(seen.net_joules.and_then(of).map(joules)),
-                    or_dash((seen.window_s > 0.0).then(|| si(seen.joules / seen.window_s))),
-                    or_dash(seen.idle_power_w.map(si)),
-                ]);
-            }
-        }
-        table
-    })
-}
-
 /// What stands below the tables: where joules come from, what they hold, and what made runs noisy.
 pub(crate) fn notes(records: &[Record]) -> Vec<String> {
     let mut notes: Vec<String> = Vec::new();

@@ -5,13 +5,16 @@
 pub(crate) mod chart;
 pub(crate) mod command;
 pub(crate) mod figure;
+pub(crate) mod meters;
 pub(crate) mod page;
+pub(crate) mod samples;
 mod table;
 pub(crate) mod units;
 
 pub(crate) use table::{Align, Style, Table, markdown, one_line, printable};
 
-use perjoule_record::{Energy, EnergyKind, Provenance, Record};
+use crate::compare::row::tokens_per_s;
+use perjoule_record::{Energy, EnergyKind, Kind, Provenance, Record};
 use units::{count, duration_ns, percent, si};
 
 fn text(field: &Option<String>) -> &str {
@@ -52,8 +55,23 @@ fn energy_cell(value: Option<String>, energy: &Energy, common: Option<&str>) -> 
     }
 }
 
-fn several_devices(records: &[Record]) -> bool {
-    records.iter().any(|r| r.device.device != records[0].device.device)
+/// A rate, with the word for how it is known where that is not from a measurement of perjoule.
+fn rate_cell(rate: String, record: &Record) -> String {
+    match page::provenance(record) {
+        "measured" => rate,
+        word => format!("{rate} ({word})"),
+    }
+}
+
+/// The device's id; of other tools and predictions, which have none, its name.
+fn device_of(record: &Record) -> String {
+    record.device.device.clone().unwrap_or_else(|| page::device(record))
+}
+
+/// The device that a row begins with, where the rows are of several.
+fn device_prefix(records: &[Record], record: &Record, end: &str) -> String {
+    let own = device_of(record);
+    if records.iter().any(|r| device_of(r) != device_of(&records[0])) { own + end } else { String::new() }
 }
 
 /// Ceilings: rate, spread, how it was obtained.
@@ -85,11 +103,7 @@ pub(crate) fn ceilings(records: &[Record]) -> Table {
         let amount = record.timing.flops.or(record.timing.bytes);
         let best =
             fastest.zip(amount).filter(|(ns, _)| measured && *ns > 0.0).map(|(ns, n)| si(n as f64 / ns));
-        let device = if several_devices(records) {
-            format!("{} ", text(&record.device.device))
-        } else {
-            String::new()
-        };
+        let device = device_prefix(records, record, " ");
         table.row([format!("{device}{what}"), or_dash(rate), or_dash(spread), or_dash(best), how]);
     }
     table
@@ -111,11 +125,7 @@ pub(crate) fn kernels(records: &[Record]) -> Table {
     ]);
     for record in records {
         let (w, t) = (&record.workload, &record.timing);
-        let device = if several_devices(records) {
-            format!("{}: ", text(&record.device.device))
-        } else {
-            String::new()
-        };
+        let device = device_prefix(records, record, ": ");
         let cache = w.cache_state.and_then(|state| serde_json::to_value(state).ok());
         let cache = cache.as_ref().and_then(|v| v.as_str()).map(|c| format!(", {c}")).unwrap_or_default();
         let what = format!(
@@ -180,7 +190,9 @@ pub(crate) fn versus(records: &[Record]) -> Table {
 pub(crate) fn tokens(records: &[Record]) -> Table {
     let kind = common_kind(records);
     let joules = format!("J/token\n{}", kind.unwrap_or(""));
-    let models = records.iter().any(|r| r.workload.model_type != records[0].workload.model_type);
+    let differ = |of: fn(&Record) -> &Option<String>| records.iter().any(|r| of(r) != of(&records[0]));
+    let named = records.iter().all(|r| r.workload.model_type.is_some());
+    let models = differ(|r| &r.workload.model_type) || (!named && differ(|r| &r.workload.model));
     let mut table = Table::new([
         ("test", Align::Left),
         ("tokens/s", Align::Right),
@@ -188,22 +200,20 @@ pub(crate) fn tokens(records: &[Record]) -> Table {
         ("runs", Align::Right),
         ("of roof", Align::Right),
         (joules.as_str(), Align::Right),
-        ("95 % interval\nJ/token", Align::Right),
+        ("interval\nJ/token", Align::Right),
         ("net of idle\nJ/token", Align::Right),
         ("tokens/J", Align::Right),
     ]);
     for record in records {
         let (w, t, e) = (&record.workload, &record.timing, &record.energy);
-        let mut test = w.token_test().unwrap_or_else(|| "-".into());
+        let mut test = w.token_test().unwrap_or_else(|| page::phase(record).into());
         if let Some(sequences) = w.n_parallel.filter(|&n| n > 1) {
             test.push_str(&format!(" x{sequences}"));
         }
         if models {
-            test = format!("{} {test}", text(&w.model_type));
+            test = format!("{} {test}", text(if named { &w.model_type } else { &w.model }));
         }
-        if several_devices(records) {
-            test = format!("{}: {test}", text(&record.device.device));
-        }
+        test.insert_str(0, &device_prefix(records, record, ": "));
         let per_token = e.joules_per_output_token.or(e.joules_per_total_token);
         let net = e.net_joules_per_output_token.or(e.net_joules_per_total_token);
         let interval = e.energy_ci95.zip(per_token).zip(e.joules).filter(|(_, joules)| *joules > 0.0);
@@ -213,7 +223,7 @@ pub(crate) fn tokens(records: &[Record]) -> Table {
         });
         table.row([
             test,
-            or_dash(t.avg_ts.map(si)),
+            or_dash(tokens_per_s(record).map(|rate| rate_cell(si(rate.value), record))),
             or_dash(t.stddev_ts.zip(t.avg_ts).map(|(sd, mean)| percent(sd / mean))),
             or_dash(t.samples_ns.as_ref().map(|s| s.len().to_string())),
             or_dash(record.roof.roof_fraction.map(|share| format!("{:.0} %", 100.0 * share))),
@@ -224,6 +234,28 @@ pub(crate) fn tokens(records: &[Record]) -> Table {
         ]);
     }
     table
+}
+
+/// What intervals hold, by what they are of.
+pub(crate) fn coverage(measured: bool, modelled_joules: bool, predicted: bool) -> Option<String> {
+    let parts = [
+        (measured, "95 % of what was measured"),
+        (modelled_joules, "the band of the model for modelled joules"),
+        (predicted, "90 % of what is predicted for a class"),
+    ];
+    let parts: Vec<&str> = parts.into_iter().filter(|(is, _)| *is).map(|(_, words)| words).collect();
+    (!parts.is_empty()).then(|| format!("intervals: {}", parts.join(", ")))
+}
+
+/// What the intervals of these results hold; nothing where they have none.
+pub(crate) fn interval_note(records: &[Record]) -> Option<String> {
+    let shown = |r: &&Record| r.timing.ci95_ns.is_some() || r.energy.energy_ci95.is_some();
+    let predicted = |r: &Record| r.provenance == Provenance::Modelled;
+    let modelled = |r: &Record| r.energy.energy_kind == Some(EnergyKind::Modelled);
+    let any = |is: &dyn Fn(&Record) -> bool| {
+        records.iter().filter(|r| r.kind != Kind::Ceiling).filter(shown).any(is)
+    };
+    coverage(any(&|r| !predicted(r)), any(&|r| !predicted(r) && modelled(r)), any(&predicted))
 }
 
 /// How the energy of these records was obtained, a line for each source; empty when none is known.

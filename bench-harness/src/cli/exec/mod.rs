@@ -292,7 +292,7 @@ fn tables(records: &[Record], format: Format) -> String {
         }
     };
     block(report::command::versus(records));
-    block(report::command::meters(records));
+    block(report::meters::meters(records));
     text.push('\n');
     for note in report::command::notes(records) {
         match style {

@@ -343,7 +343,8 @@ fn tokens_by_device(tokens: &Dataset) -> Vec<Chart> {
             rates,
             "token-rate",
             "Tokens per second by device",
-            "Tokens of all sequences together; a point is the mean of the repetitions, its line the 95 % interval of the median. \
+            "Tokens of all sequences together; a point is the mean of the repetitions, its line the 95 % interval of that mean \
+             (of a prediction, its 90 % band). Where a test has prompts and generation, generated tokens count. \
              Prefill reads prompts, many tokens at once; decode makes one token of each sequence a step.",
         ),
         (

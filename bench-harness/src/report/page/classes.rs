@@ -1,10 +1,12 @@
 //! What other hardware would do with the models in the records, by the catalogue: predicted, so modelled, each with its band.
 
 use anyhow::{Result, bail};
-use perjoule_catalogue::{Catalogue, Dtype, Model, ModelShape, Phase, Stack, Workload};
-use perjoule_record::{EnergyKind, Environment, Interval, Kind, Provenance, Record};
+use perjoule_catalogue::{Catalogue, Class, Prediction};
+use perjoule_record::{EnergyKind, Environment, Interval, Kind, Phase, Provenance, Record};
 
-use super::data::phase;
+use crate::compare::row::predict_on;
+use crate::compare::workload::Load;
+use crate::report::one_line;
 
 /// Records of predictions for each class and each distinct workload of a model in `records`, and why some are missing.
 pub(crate) fn predicted(records: &[Record], classes: &[String]) -> Result<(Vec<Record>, Vec<String>)> {
@@ -12,116 +14,54 @@ pub(crate) fn predicted(records: &[Record], classes: &[String]) -> Result<(Vec<R
     let classes = classes.iter().map(|class| Ok(catalogue.find(class)?)).collect::<Result<Vec<_>>>()?;
     let mut list = Vec::new();
     let mut missing: Vec<String> = Vec::new();
-    let mut workloads: Vec<&Record> = Vec::new();
+    let mut workloads: Vec<(Load, &Record)> = Vec::new();
     for record in records.iter().filter(|r| r.kind == Kind::Tokens && r.provenance == Provenance::Measured) {
-        let key = |r: &Record| {
-            let w = &r.workload;
-            (w.model.clone(), w.dtype.clone(), w.n_prompt, w.n_gen, w.n_depth, w.n_parallel)
-        };
-        if !workloads.iter().any(|other| key(other) == key(record)) {
-            workloads.push(record);
+        let load = Load::of(record);
+        if !workloads.iter().any(|(other, _)| *other == load) {
+            workloads.push((load, record));
         }
     }
     if workloads.is_empty() && !classes.is_empty() {
         bail!("--class predicts the models of token results, and these records have none");
     }
     for class in classes {
-        for record in &workloads {
-            let load = match load(record) {
-                Ok(load) => load,
-                Err(why) => {
-                    if !missing.contains(&why) {
-                        missing.push(why);
+        for (load, record) in &workloads {
+            let model = one_line(record.workload.model.as_deref().unwrap_or("a model"));
+            let why = match load.modelled() {
+                Ok(work) => match predict_on(class, None, &work) {
+                    (devices, Ok(prediction)) => {
+                        list.push(as_record(record, class, devices, &prediction));
+                        continue;
                     }
-                    continue;
-                }
+                    (_, Err(why)) => format!("no prediction of {model} on {}: {why}", class.id),
+                },
+                Err(why) => format!("no prediction of {model}: {why}"),
             };
-            match Model::builtin().predict(class, 1, &load) {
-                Ok(prediction) => list.push(as_record(record, &class.id, &class.name, &prediction)),
-                Err(why) => {
-                    let model = record.workload.model.as_deref().unwrap_or("a model");
-                    let why = format!("no prediction of {model} on {}: {why}", class.id);
-                    if !missing.contains(&why) {
-                        missing.push(why);
-                    }
-                }
+            if !missing.contains(&why) {
+                missing.push(why);
             }
         }
     }
     Ok((list, missing))
 }
 
-fn shape(model: &str) -> Option<ModelShape> {
-    if let Some(shape) = ModelShape::builtin().get(model) {
-        return Some(*shape);
-    }
-    let geometry = perjoule_model::zoo::geometry(model).ok()?;
-    let windows: Vec<usize> = geometry.layers.iter().filter_map(|layer| layer.attention.window()).collect();
-    Some(ModelShape {
-        params: geometry.n_params() as f64 / 1e9,
-        active_params: geometry.n_active_params() as f64 / 1e9,
-        layers: geometry.layers.len() as u32,
-        hidden: geometry.hidden as u32,
-        kv_heads: geometry.kv_heads as u32,
-        head_dim: geometry.head_dim as u32,
-        vocab: geometry.vocab as u32,
-        tied: geometry.tied_head,
-        window: windows.first().map(|&window| window as u32),
-        windowed: windows.len() as u32,
-    })
-}
-
-fn load(record: &Record) -> Result<Workload, String> {
-    let w = &record.workload;
-    let name = w.model.as_deref().unwrap_or("");
-    let model = shape(name).ok_or_else(|| format!("no prediction of {name}: its shape is not known"))?;
-    let dtype = match w.dtype.as_deref() {
-        Some("f32") => Dtype::F32,
-        Some("bf16") => Dtype::Bf16,
-        Some("f16") => Dtype::F16,
-        Some("f8e4m3") => Dtype::Fp8,
-        Some("q4_0") => Dtype::Q4_0,
-        Some("q4_k") => Dtype::Q4KM,
-        Some("mxfp4") => Dtype::Mxfp4,
-        other => {
-            return Err(format!(
-                "no prediction of {name}: the catalogue has no format {}",
-                other.unwrap_or("")
-            ));
-        }
-    };
-    let phase = match phase(record) {
-        "prefill" => Phase::Prefill,
-        "decode" => Phase::Decode,
-        _ => return Err(format!("no prediction of {name}: prefill and decode in one result")),
-    };
-    let size = |n: Option<u64>| u32::try_from(n.unwrap_or(0)).unwrap_or(u32::MAX);
-    Ok(Workload {
-        model,
-        dtype,
-        kv_dtype: if dtype == Dtype::F32 { Dtype::F32 } else { Dtype::Bf16 },
-        phase,
-        stack: Stack::Serving,
-        n_parallel: w.n_parallel.unwrap_or(1) as f64,
-        n_prompt: if phase == Phase::Decode { size(w.n_depth).max(1) } else { size(w.n_prompt) },
-        n_gen: size(w.n_gen),
-    })
-}
-
 /// The prediction as a record, so that tables and charts treat it as any other modelled figure.
-fn as_record(of: &Record, id: &str, name: &str, prediction: &perjoule_catalogue::Prediction) -> Record {
+fn as_record(of: &Record, class: &Class, devices: u32, prediction: &Prediction) -> Record {
     let mut record = Record::new(Kind::Tokens, &Environment::default());
     record.test_time = None;
     record.provenance = Provenance::Modelled;
-    record.device.device_class = Some(id.to_owned());
-    record.device.device_name = Some(name.to_owned());
+    record.device.device_class = Some(class.id.clone());
+    record.device.device_name = Some(class.name.clone());
+    record.device.device_count = Some(devices.into());
     record.workload = of.workload.clone();
     (record.workload.seed, record.workload.n_threads) = (None, None);
     let w = &record.workload;
-    let tokens = w.n_prompt.unwrap_or(0).saturating_add(w.n_gen.unwrap_or(0)) as f64;
-    let tokens = tokens * w.n_parallel.unwrap_or(1) as f64;
+    let of_all = |n: u64| n as f64 * w.n_parallel.unwrap_or(1) as f64;
+    let all = of_all(w.n_prompt.unwrap_or(0).saturating_add(w.n_gen.unwrap_or(0)));
+    // what a prediction counts: generated tokens in serving, where a record's rate counts those of prompts too
+    let tokens = if w.token_phase() == Some(Phase::Mixed) { of_all(w.n_gen.unwrap_or(0)) } else { all };
     let rate = prediction.tokens_per_s;
-    record.timing.avg_ts = Some(rate.value);
+    record.timing.avg_ts = Some(rate.value * all / tokens);
     record.timing.median_ns = Some(tokens * 1e9 / rate.value);
     record.timing.ci95_ns = Some(Interval { lo: tokens * 1e9 / rate.high, hi: tokens * 1e9 / rate.low });
     record.roof.roof_fraction = Some(prediction.share_of_roof);
@@ -134,7 +74,7 @@ fn as_record(of: &Record, id: &str, name: &str, prediction: &perjoule_catalogue:
         e.joules = Some(j.value * tokens);
         e.energy_ci95 = Some(Interval { lo: j.low * tokens, hi: j.high * tokens });
         e.avg_power_w = Some(power.watts.value);
-        e.joules_per_total_token = Some(j.value);
+        e.joules_per_total_token = Some(j.value * tokens / all);
         if w.n_gen.unwrap_or(0) > 0 {
             e.joules_per_output_token = Some(j.value);
         }

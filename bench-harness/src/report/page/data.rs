@@ -3,12 +3,13 @@
 //! Texts are cut to a length that a page can show and stored once a column; numbers keep five digits. A number that is not finite is
 //! null, so nothing on the page needs to know NaN.
 
-use perjoule_record::{CacheState, EnergyKind, Interval, Kind, Provenance, Record};
+use perjoule_record::{CacheState, EnergyKind, Interval, Kind, Phase, Provenance, Record};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::HashMap;
 
-use crate::report::units;
+use crate::compare::row::tokens_per_s;
+use crate::report::{coverage, meters, units};
 
 /// Characters of a name that are shown; longer ones end in an ellipsis.
 const LONGEST: usize = 160;
@@ -183,6 +184,15 @@ impl Dataset {
         }
     }
 
+    /// What the intervals hold, by how the rows came to be.
+    pub(crate) fn intervals(&self) -> Option<String> {
+        let has = |key: &str, word: &str| self.distinct(key).iter().any(|text| text == word);
+        // a ceiling that is modelled has no interval
+        let predicted = has("from", "modelled") && self.column("test").is_some();
+        let measured = has("from", "measured") || has("from", "imported");
+        coverage(measured, has("energy", "modelled"), predicted)
+    }
+
     /// The texts of a column in the order in which they first appear.
     pub(crate) fn distinct(&self, key: &str) -> &[String] {
         match self.column(key).map(|column| &column.values) {
@@ -229,9 +239,11 @@ pub(super) fn high(interval: Option<Interval>) -> Cell {
 pub(crate) fn device(record: &Record) -> String {
     let d = &record.device;
     let name = d.device_class.as_ref().or(d.device_name.as_ref());
+    let together = d.device_count.filter(|&n| n > 1);
+    let name = name.map(|name| together.map_or(name.clone(), |n| format!("{n} x {name}")));
     match (name, &d.device) {
         (Some(name), Some(id)) => format!("{name} ({id})"),
-        (Some(name), None) => name.clone(),
+        (Some(name), None) => name,
         (None, Some(id)) => id.clone(),
         // a command may use any device: it is the machine's
         (None, None) => match (record.kind, &record.environment.cpu_model) {
@@ -291,6 +303,8 @@ pub(super) fn notes(record: &Record) -> String {
     let list = |list: &Option<Vec<String>>| list.as_ref().filter(|l| !l.is_empty()).map(|l| l.join(" and "));
     notes.extend(list(&record.throttle_reasons).map(|why| format!("throttled: {why}")));
     notes.extend(list(&record.disturbances).map(|why| format!("disturbed: {why}")));
+    notes.extend(meters::also(record));
+    notes.extend(record.energy.energy_unknown.as_ref().map(|why| format!("energy unknown: {why}")));
     notes.join("; ")
 }
 
@@ -454,10 +468,11 @@ pub(crate) fn joules_per_token(record: &Record) -> Option<f64> {
 
 /// The part of inference that a record measures.
 pub(crate) fn phase(record: &Record) -> &'static str {
-    match (record.workload.n_prompt.unwrap_or(0), record.workload.n_gen.unwrap_or(0)) {
-        (_, 0) => "prefill",
-        (0, _) => "decode",
-        _ => "prefill and decode",
+    match record.workload.token_phase() {
+        Some(Phase::Prefill) => "prefill",
+        Some(Phase::Decode) => "decode",
+        Some(Phase::Mixed) => "prefill and decode",
+        _ => "unknown phase",
     }
 }
 
@@ -494,10 +509,10 @@ pub(crate) fn tokens(records: &[Record]) -> Dataset {
         let (w, t, e) = (&record.workload, &record.timing, &record.energy);
         let device = device(record);
         let test = w.token_test().unwrap_or_default();
+        let part = if test.is_empty() { phase(record) } else { &test };
         let sequences = w.n_parallel.unwrap_or(1);
-        let per_sequence = w.n_prompt.unwrap_or(0).saturating_add(w.n_gen.unwrap_or(0));
-        let amount = per_sequence.saturating_mul(sequences) as f64 * 1e9;
-        let ts = rate_interval(record, Some(amount));
+        let rate = tokens_per_s(record);
+        let ts = rate.and_then(|rate| rate.interval).map(|[lo, hi]| Interval { lo, hi });
         let per_token = joules_per_token(record);
         let j = energy_interval(record, per_token);
         let net = e.net_joules_per_output_token.or(e.net_joules_per_total_token);
@@ -508,10 +523,10 @@ pub(crate) fn tokens(records: &[Record]) -> Dataset {
             Cell::Text(device),
             text(&w.model),
             text(&w.dtype),
-            Cell::Text(test.clone()),
+            Cell::Text(part.into()),
             Cell::Text(phase(record).into()),
-            Cell::Number(Some(sequences as f64)),
-            number(t.avg_ts),
+            count(w.n_parallel),
+            number(rate.map(|rate| rate.value)),
             number(t.stddev_ts.zip(t.avg_ts).filter(|(_, mean)| *mean > 0.0).map(|(sd, mean)| sd / mean)),
             low(ts),
             high(ts),
@@ -526,8 +541,8 @@ pub(crate) fn tokens(records: &[Record]) -> Dataset {
             Cell::Text(energy_kind(record).into()),
             Cell::Text(provenance(record).into()),
             Cell::Text(notes(record)),
-            Cell::Text(format!("{on}{model} {test}{times}")),
-            Cell::Text(format!("{on}{model} {test}")),
+            Cell::Text(format!("{on}{model} {part}{times}")),
+            Cell::Text(format!("{on}{model} {part}")),
             number(drawn(record)),
         ]);
     }

@@ -15,6 +15,7 @@ use super::Input;
 use super::charts::{self, Chart};
 use super::commands::{self, COMMANDS};
 use super::data::{self, Dataset, clip};
+use super::samples::{self, SAMPLES};
 use super::series;
 use super::words::{Words, words};
 
@@ -122,21 +123,22 @@ fn table(
     total: usize,
     caption: &str,
 ) -> Table {
+    let bands = keys.iter().any(|key| key.contains('|'));
+    let caption = match data.intervals().filter(|_| bands) {
+        Some(held) => format!("{caption}; {held}"),
+        None => caption.to_owned(),
+    };
     let headings = keys.iter().map(|key| {
         let (title, number) = data.heading(key.split('|').next().unwrap_or(key));
-        let title = if key.contains('|') { "95 % interval" } else { title };
+        // what it holds differs from row to row: the caption says it
+        let title = if key.contains('|') { "interval" } else { title };
         Heading { title: title.to_owned(), number }
     });
     let row = |row: usize| Row {
         invalid: data.text("notes", row).starts_with("INVALID"),
         cells: keys.iter().map(|key| data.shown(key, row)).collect(),
     };
-    Table {
-        caption: caption.to_owned(),
-        headings: headings.collect(),
-        rows: rows.take(STATIC_ROWS).map(row).collect(),
-        total,
-    }
+    Table { caption, headings: headings.collect(), rows: rows.take(STATIC_ROWS).map(row).collect(), total }
 }
 
 const KERNELS: [&str; 15] = [
@@ -188,11 +190,13 @@ pub(crate) fn render(input: &Input<'_>) -> Result<String> {
     let windows = series::windows(records);
     let traces = series::traces(records);
     let commands = commands::commands(records);
+    let samples = samples::samples(records);
     let charts = charts::all(records, &kernels, &tokens, &windows, &traces);
     let set = |name: &str| match name {
         "kernels" => &kernels,
         "tokens" => &tokens,
         "commands" => &commands,
+        "samples" => &samples,
         "windows" => &windows.data,
         "traces" => &traces,
         _ => &ceilings,
@@ -203,6 +207,7 @@ pub(crate) fn render(input: &Input<'_>) -> Result<String> {
     ceiling_columns.push("notes");
     let sections = [
         ("tokens", "Tokens", TOKENS.to_vec()),
+        ("samples", "Samples", SAMPLES.to_vec()),
         ("kernels", "Kernels", kernel_columns),
         ("commands", "Commands", COMMANDS.to_vec()),
         ("ceilings", "Ceilings", ceiling_columns),
@@ -243,7 +248,7 @@ pub(crate) fn render(input: &Input<'_>) -> Result<String> {
         })
         .collect();
     let mut sets = serde_json::Map::new();
-    for name in ["kernels", "tokens", "commands", "ceilings", "windows", "traces"] {
+    for name in ["kernels", "tokens", "samples", "commands", "ceilings", "windows", "traces"] {
         if set(name).len() > 0 {
             sets.insert(name.into(), set(name).to_json());
         }

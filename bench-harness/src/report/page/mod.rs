@@ -8,12 +8,13 @@ mod commands;
 pub(super) mod data;
 mod html;
 pub(super) mod roofs;
+mod samples;
 mod series;
 pub(super) mod words;
 
 use perjoule_record::Record;
 
-pub(crate) use data::clip;
+pub(crate) use data::{clip, device, phase, provenance};
 pub(crate) use html::render;
 
 /// What a page is made of.

@@ -5,6 +5,7 @@ use serde::Serialize;
 use std::collections::BTreeSet;
 
 use super::data::{clip, device, energy_kind, joules_per_token, phase, provenance};
+use crate::compare::row::tokens_per_s;
 use crate::report::units::{bytes, joules, percent, si};
 
 /// A best figure.
@@ -142,6 +143,12 @@ fn summary(records: &[Record]) -> Vec<(&'static str, String)> {
         let models = distinct(of(Kind::Tokens).filter_map(|r| r.workload.model.as_deref()));
         parts.push(format!("{} of {}", plural(tokens, "token result"), listed(&models, 6)));
     }
+    let samples = of(Kind::Samples).count();
+    if samples > 0 {
+        let models = distinct(of(Kind::Samples).filter_map(|r| r.workload.model.as_deref()));
+        let of = if models.is_empty() { String::new() } else { format!(" of {}", listed(&models, 6)) };
+        parts.push(format!("{}{of}", plural(samples, "sample result")));
+    }
     let commands = of(Kind::Command).count();
     if commands > 0 {
         let labels: Vec<String> = of(Kind::Command).map(crate::report::command::label).collect();
@@ -229,7 +236,7 @@ fn best(records: &[Record]) -> Vec<Best> {
     for (part, speed, cost) in
         [("decode", "Fastest decode", "Cheapest decode"), ("prefill", "Fastest prefill", "Cheapest prefill")]
     {
-        let rates = tokens(part).filter_map(|r| Some((r.timing.avg_ts.filter(finite)?, r)));
+        let rates = tokens(part).filter_map(|r| Some((tokens_per_s(r)?.value, r)));
         if let Some((rate, r)) = rates.max_by(|a, b| a.0.total_cmp(&b.0)) {
             list.push(Best {
                 what: speed,
@@ -457,7 +464,15 @@ fn methods(records: &[Record]) -> Vec<&'static str> {
     if has(Kind::Tokens) {
         list.push(
             "Tokens: named as llama-bench names them. pp512 reads a prompt of 512 tokens, tg128 generates 128, x4 is four sequences side \
-             by side, d1024 stands for tokens in the KV cache before. tokens/s is the mean over repetitions, of all sequences together.",
+             by side, d1024 stands for tokens in the KV cache before. tokens/s is the mean over repetitions, of all sequences together, with \
+             Student's 95 % interval; where prompts and generation are in one test it counts generated tokens. A prediction for a class has \
+             a 90 % band instead.",
+        );
+    }
+    if has(Kind::Samples) {
+        list.push(
+            "Samples: images, queries or whatever else another tool counts, at its own rate and unit. J/sample is the energy of one where \
+             that tool states it.",
         );
     }
     if has(Kind::Command) {

@@ -3,6 +3,8 @@
 use anyhow::{Result, bail, ensure};
 use perjoule_catalogue::{Catalogue, Class};
 use perjoule_record::{Kind, Record};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
@@ -15,7 +17,7 @@ use crate::compare::here::Here;
 use crate::compare::regression::{FAIL_ON, Rules, parse_threshold, regression};
 use crate::compare::row::{Row, device_name};
 use crate::compare::side::{self, Group};
-use crate::compare::workload::{Load, Loose, Wanted};
+use crate::compare::workload::{Identity, Load, Loose, Wanted};
 use crate::inputs;
 use crate::report::{Style, markdown, one_line, printable};
 
@@ -130,12 +132,14 @@ fn side_by_side(args: &CompareArgs) -> Result<Ended> {
     let mut refused: Option<String> = None;
     let mut rows: Vec<Row> = Vec::new();
     for source in &sources {
-        for record in &source.records {
-            rows.push(Row::of_record(record, &source.name, &catalogue, &money));
-        }
+        let newest = newest_of_each(&source.records);
+        let row = |record: &&Record| Row::of_record(record, &source.name, &catalogue, &money);
+        let mut of_source: Vec<Row> = newest.iter().map(row).collect();
+        name_settings(&mut of_source, &newest);
+        rows.extend(of_source);
     }
     let mut taken = vec![0usize; sources.len()];
-    for row in newest_of_each(rows) {
+    for row in rows {
         match row.load.refusal(&wanted.nearest(&row.load), loose) {
             // without files it is no error that this machine ran something else
             Some(why) => refused = refused.or(Some(why)),
@@ -194,27 +198,47 @@ fn here(sources: &[Source]) -> Option<Here> {
 
 /// Puts a row beside those that it is comparable with.
 fn add(groups: &mut Vec<(Load, Group)>, row: Row, loose: &[Loose]) {
-    let key = row.load.masked(loose);
+    let mut key = row.load.masked(loose);
+    if row.load.model.is_none() && !loose.contains(&Loose::Model) {
+        // models that nobody names are not known to be the same
+        key.model = row.file.as_ref().map(|file| format!("unknown, of {file}"));
+    }
     match groups.iter_mut().find(|(known, _)| *known == key) {
         Some((_, group)) => group.rows.push(row),
         None => groups.push((key, Group { load: row.load.clone(), rows: vec![row] })),
     }
 }
 
-/// Of rows of one file, device and workload the last: a file is appended to.
-fn newest_of_each(rows: Vec<Row>) -> Vec<Row> {
-    let mut list: Vec<Row> = Vec::new();
-    for row in rows {
-        let same = |other: &&mut Row| {
-            (&other.name, &other.file, &other.load, other.provenance)
-                == (&row.name, &row.file, &row.load, row.provenance)
-        };
-        match list.iter_mut().find(same) {
-            Some(place) => *place = row,
-            None => list.push(row),
+/// Of records of one measurement in a file the last: a file is appended to.
+fn newest_of_each(records: &[Record]) -> Vec<&Record> {
+    let mut places = HashMap::new();
+    let mut list: Vec<&Record> = Vec::new();
+    for record in records {
+        match places.entry(Identity::of(record)) {
+            Entry::Occupied(place) => list[*place.get()] = record,
+            Entry::Vacant(place) => {
+                place.insert(list.len());
+                list.push(record);
+            }
         }
     }
     list
+}
+
+/// Names what tells rows of one device and workload apart: the prompt's chunks, or another tool's settings.
+fn name_settings(rows: &mut [Row], records: &[&Record]) {
+    let alike = |a: &Row, b: &Row| (&a.name, &a.load, a.provenance) == (&b.name, &b.load, b.provenance);
+    let twins: Vec<bool> =
+        (0..rows.len()).map(|i| (0..rows.len()).any(|j| i != j && alike(&rows[i], &rows[j]))).collect();
+    for ((row, record), _) in rows.iter_mut().zip(records).zip(twins).filter(|(_, twin)| *twin) {
+        let w = &record.workload;
+        let chunk = w.n_batch.map(|n| format!("chunks of {n}"));
+        let settings =
+            chunk.into_iter().chain(w.config.as_deref().map(one_line)).collect::<Vec<_>>().join(", ");
+        if !settings.is_empty() {
+            row.name.push_str(&format!(" ({settings})"));
+        }
+    }
 }
 
 /// Refuses files that have nothing comparable between them.

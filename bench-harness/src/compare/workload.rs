@@ -95,7 +95,8 @@ impl Load {
             _ => None,
         };
         Load {
-            model: w.model.as_deref().map(canonical_model),
+            // other tools name the architecture, its size and its type in one, and no checkpoint
+            model: w.model.as_deref().or(w.model_type.as_deref()).map(canonical_model),
             dtype: w.dtype.as_deref().map(canonical_dtype),
             phase,
             n_parallel: w.n_parallel,
@@ -245,8 +246,8 @@ pub(crate) struct Identity<'a> {
     load: Load,
     machine: Option<Machine<'a>>,
     kernel: Option<&'a str>,
-    /// Device, op, shape, cache state, settings of another tool, that tool, unit of what it counts, command.
-    texts: [Option<&'a str>; 8],
+    /// Device, op, shape, cache state, settings of another tool, that tool, unit of what it counts, command and its name.
+    texts: [Option<&'a str>; 9],
     /// Prompt chunk, devices.
     sizes: [Option<u64>; 2],
 }
@@ -257,6 +258,8 @@ struct Machine<'a> {
     cpu_features: BTreeSet<&'a str>,
     device_name: Option<&'a str>,
     threads: Option<u64>,
+    /// Of commands, which have all of them.
+    processors: Option<u64>,
 }
 
 impl<'a> Identity<'a> {
@@ -274,6 +277,7 @@ impl<'a> Identity<'a> {
                 cpu_features: e.cpu_features.iter().flatten().map(String::as_str).collect(),
                 device_name: d.device_name.as_deref(),
                 threads: w.n_threads,
+                processors: e.cpu_count.filter(|_| record.kind == Kind::Command),
             }),
             kernel: w.kernel.as_deref(),
             texts: [
@@ -284,7 +288,8 @@ impl<'a> Identity<'a> {
                 settings,
                 record.source.source_tool.as_deref(),
                 record.timing.throughput_unit.as_deref(),
-                record.process.exec_name.as_deref().or(record.process.exec_command.as_deref()),
+                record.process.exec_name.as_deref(),
+                record.process.exec_command.as_deref(),
             ],
             sizes: [w.n_batch, d.device_count],
         }

@@ -264,7 +264,7 @@ mod tests {
         assert!(md.contains("&lt;script&gt;x\\|y&lt;/script&gt;") && !md.contains("<script>"), "{md}");
         let github = text(&old, &new, Target::Github);
         let commands = github.lines().filter(|line| line.starts_with("::"));
-        assert_eq!(commands.count(), 2, "{github}");
+        assert_eq!(commands.count(), 3, "{github}");
         assert!(
             github
                 .lines()

@@ -90,7 +90,8 @@ pub(super) fn inflation(samples: &[f64]) -> f64 {
     let centred = centred_ranks(samples);
     let covariance = |lag: usize| centred[lag..].iter().zip(&centred).map(|(a, b)| a * b).sum::<f64>();
     let variance = covariance(0);
-    if variance <= 0.0 {
+    // Independent samples seldom look alike by so much, and would otherwise often count for less than they are.
+    if covariance(1) * (n as f64).sqrt() <= 2.0 * variance {
         return 1.0;
     }
     let (mut sum, mut least) = (-1.0, f64::INFINITY);

@@ -246,7 +246,7 @@ fn only_a_real_regression_fails() {
         ("same.jsonl", kernel("a", 1000.0, 0.005), 0, "same"),
         ("slower.jsonl", slower.clone(), 1, "slower"),
         ("faster.jsonl", kernel("a", 900.0, 0.005), 0, "faster"),
-        ("invalid.jsonl", with(slower, &[("valid", false.into())]), 0, "invalid"),
+        ("invalid.jsonl", with(slower, &[("valid", false.into())]), 1, "invalid"),
     ] {
         write(&place, name, &[first, kernel("b", 1010.0, 0.5), kernel("more", 1.0, 0.0)]);
         let output = place.run(&format!("compare old.jsonl {name} --fail-on 3% --format json"));
@@ -261,11 +261,66 @@ fn only_a_real_regression_fails() {
         for format in ["table", "md", "junit", "github"] {
             let output = place.run(&format!("compare old.jsonl {name} --regression --format {format}"));
             assert_eq!(output.status.code(), Some(code), "{name} {format}");
+            let missing =
+                format!("compare old.jsonl {name} --fail-on 3% --fail-on-missing --format {format}");
+            assert_eq!(place.run(&missing).status.code(), Some(1), "{missing}");
             let text = String::from_utf8(output.stdout).unwrap();
             assert!(text.contains("gone") && text.contains("more") | (format == "github"), "{text}");
         }
     }
     assert_eq!(place.run("compare old.jsonl slower.jsonl --fail-on 10%").status.code(), Some(0));
+}
+
+#[test]
+fn a_gate_that_judges_nothing_does_not_pass() {
+    let place = Place::new();
+    let fine = kernel("a", 1000.0, 0.005);
+    write(&place, "old.jsonl", std::slice::from_ref(&fine));
+    write(&place, "other.jsonl", &[kernel("b", 1000.0, 0.005)]);
+    write(&place, "bare.jsonl", &[with(fine.clone(), &[("samples_ns", Value::Null)])]);
+    write(&place, "invalid.jsonl", &[with(fine, &[("valid", false.into())])]);
+    for new in ["other.jsonl", "bare.jsonl", "invalid.jsonl"] {
+        for format in ["table", "md", "junit", "github", "json"] {
+            let output = place.run(&format!("compare old.jsonl {new} --fail-on 3% --format {format}"));
+            assert_eq!(output.status.code(), Some(1), "{new} {format}");
+            let text = String::from_utf8(output.stdout).unwrap();
+            assert!(text.contains("no measurement could be judged"), "{new} {format}: {text}");
+        }
+    }
+    assert!(place.ok("compare old.jsonl old.jsonl --fail-on 3% --fail-on-missing").contains("1 same"));
+    place.refused("compare old.jsonl old.jsonl --fail-on-missing", "--fail-on-missing belongs to --fail-on");
+}
+
+#[test]
+fn measured_energy_is_gated_and_modelled_energy_is_not() {
+    let place = Place::new();
+    let of = |joules: f64, kind: &str| {
+        let changes = [
+            ("joules_per_output_token", (joules / 10.0).into()),
+            ("joules", joules.into()),
+            ("energy_ci95", json!([0.99 * joules, 1.01 * joules])),
+            ("energy_kind", kind.into()),
+        ];
+        with(tokens("llama-3.1-8b", 1), &changes)
+    };
+    write(&place, "old.jsonl", &[of(20.0, "measured")]);
+    write(&place, "more.jsonl", &[of(22.0, "measured")]);
+    write(&place, "modelled.jsonl", &[of(22.0, "modelled")]);
+    let output = place.run("compare old.jsonl more.jsonl --fail-on 3% --format json");
+    assert_eq!(output.status.code(), Some(1));
+    let report = parsed(std::str::from_utf8(&output.stdout).unwrap());
+    let energy = &report["lines"][0];
+    assert_eq!((&energy["kind"], &energy["verdict"]), (&"energy".into(), &"more energy".into()));
+    assert!((energy["ratio"].as_f64().unwrap() - 1.1).abs() < 1e-9, "{energy}");
+    assert_eq!((&energy["joules_old"], &energy["median_ns_old"]), (&2.0.into(), &Value::Null));
+    let table = String::from_utf8(place.run("compare old.jsonl more.jsonl --regression").stdout).unwrap();
+    for part in ["energy: llama-3.1-8b", "MORE ENERGY", "2.20 J", "1 regression beyond 3 %"] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    assert_eq!(place.run("compare old.jsonl more.jsonl --fail-on 15%").status.code(), Some(0));
+    assert!(place.ok("compare more.jsonl old.jsonl --fail-on 3%").contains("1 less energy"));
+    let text = place.ok("compare old.jsonl modelled.jsonl --fail-on 3%");
+    assert!(text.contains("energy is not compared: it is modelled"), "{text}");
 }
 
 #[test]

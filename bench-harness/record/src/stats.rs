@@ -7,6 +7,7 @@ mod compare;
 mod dependence;
 mod mann_whitney;
 mod many;
+mod student;
 mod welch;
 mod wilcoxon;
 
@@ -14,10 +15,16 @@ pub use compare::{Comparer, Comparison, Verdict, compare, compare_pairs};
 pub use dependence::{Dependence, dependence};
 pub use mann_whitney::{MannWhitney, mann_whitney};
 pub use many::benjamini_hochberg;
+pub use student::{normal_two_sided, student_97_5};
 pub use welch::welch;
 pub use wilcoxon::{Wilcoxon, wilcoxon};
 
 use crate::Interval;
+use student::Estimate;
+
+/// Resampling of fewer samples than this knows too little of what was not sampled: an interval between the smallest and the largest of
+/// five holds the median in 94 of 100 cases, of two in 50. Their intervals and tests are Student's, of the logarithms.
+const FEW: usize = 6;
 
 /// Resamples that [`bootstrap_median_ci95`] draws: the bounds then vary by a few per cent of the interval's width.
 pub const RESAMPLES: usize = 2000;
@@ -107,11 +114,16 @@ pub fn bootstrap_median_ci95(samples: &[f64], seed: u64) -> Option<Interval> {
 /// [`dependence`] says for being above the median or below it, and at least the cube root of n (Hall, Horowitz and Jing, "On blocking
 /// rules for the bootstrap with dependent data", 1995). What resampling in runs misses of the dependence is made up for by stretching.
 /// For independent samples it is as wide as [`bootstrap_median_ci95`], for others wider, as it must be.
+///
+/// Of fewer than six samples it is Student's interval about the median: of the logarithms, or of the samples where one is not positive.
 pub fn bootstrap_median_ci95_in_order(samples: &[f64], seed: u64) -> Option<Interval> {
     if samples.len() < 2 {
         return None;
     }
     let sorted_samples = sorted(samples)?;
+    if samples.len() < FEW {
+        return few_median_ci95(&sorted_samples);
+    }
     let mut order: Vec<u32> = (0..samples.len() as u32).collect();
     order.sort_unstable_by(|&a, &b| samples[a as usize].total_cmp(&samples[b as usize]));
     let mut rank = vec![0u32; samples.len()];
@@ -130,6 +142,29 @@ pub fn bootstrap_median_ci95_in_order(samples: &[f64], seed: u64) -> Option<Inte
         lo: (median - stretch * (median - plain.lo)).max(sorted_samples[0]),
         hi: (median + stretch * (plain.hi - median)).min(sorted_samples[sorted_samples.len() - 1]),
     })
+}
+
+/// The interval of the median of few samples, from the spread of all: the median of normal samples scatters by sqrt(pi / 2) times as
+/// much as their mean, of few samples a little less. `None` where it is beyond the numbers.
+fn few_median_ci95(sorted: &[f64]) -> Option<Interval> {
+    let widened = (std::f64::consts::PI / 2.0).sqrt();
+    let median = quantile_of_sorted(sorted, 0.5);
+    let interval = if sorted[0] > 0.0 {
+        about(median, widened * Estimate::mean(&logarithms(sorted))?.half())
+    } else {
+        let half = widened * Estimate::mean(sorted)?.half();
+        Interval { lo: median - half, hi: median + half }
+    };
+    (interval.lo.is_finite() && interval.hi.is_finite()).then_some(interval)
+}
+
+/// The interval that reaches as many times above `value` as below, `half` in logarithms. Ends beyond the numbers become the last one.
+fn about(value: f64, half: f64) -> Interval {
+    Interval { lo: value * (-half).exp(), hi: (value * half.exp()).min(f64::MAX) }
+}
+
+fn logarithms(samples: &[f64]) -> Vec<f64> {
+    samples.iter().map(|x| x.ln()).collect()
 }
 
 /// How many independent samples tell as much about the median as these do, in the order in which they were taken: fewer than there are

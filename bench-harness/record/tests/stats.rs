@@ -200,12 +200,6 @@ fn intervals_of_samples_that_resemble_their_neighbours() {
     assert!(in_order >= 170, "resembling samples: {in_order} of 200");
     assert!(apart < in_order - 15, "the plain bootstrap is no worse: {apart} of 200 against {in_order}");
     assert_eq!(stats::bootstrap_median_ci95_in_order(&[1.0], 0), None);
-    let few = [3.0, 1.0, 2.0];
-    assert_eq!(
-        stats::bootstrap_median_ci95_in_order(&few, 7),
-        stats::bootstrap_median_ci95(&few, 7),
-        "runs of one"
-    );
 }
 
 /// A machine that slows down by a third and recovers: what both variants see drops out of the pairs, and would drown the difference
@@ -257,18 +251,120 @@ fn spelled_out(old: &[f64], new: &[f64], seed: u64) -> [f64; 2] {
 
 #[test]
 fn many_comparisons_at_once_are_the_comparisons_one_by_one() {
-    let sizes = [(2, 2), (2, 7), (5, 20), (20, 20), (21, 60)];
+    let sizes = [(2, 2), (2, 7), (5, 20), (6, 6), (7, 19), (20, 20), (21, 60)];
     let comparer = stats::Comparer::new(0.02, 9, sizes);
     for (i, (n, m)) in sizes.into_iter().chain([(3, 4)]).enumerate() {
         let (old, new) = (times(1000.0, n, i as u64), times(990.0, m, 100 + i as u64));
         let together = comparer.compare(&old, &new).unwrap();
         assert_eq!(Some(together), stats::compare(&old, &new, 0.02, 9));
+        if n.min(m) < 6 {
+            continue;
+        }
         let [lo, hi] = spelled_out(&old, &new, 9);
         let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-12;
+        if n.max(m) >= 20 {
+            // wider where they happen to resemble their neighbours
+            assert!(together.ci95.lo <= lo && hi <= together.ci95.hi, "{n} {m}: {together:?} {lo} {hi}");
+            continue;
+        }
         assert!(near(together.ci95.lo, lo) && near(together.ci95.hi, hi), "{n} {m}: {together:?} {lo} {hi}");
     }
     assert_eq!(comparer.compare(&[1.0], &[1.0, 2.0]), None);
     assert_eq!(comparer.compare(&[1.0, f64::NAN], &[1.0, 2.0]), None);
+}
+
+/// In which share of trials each of the comparisons of `n` samples a side, apart and in pairs, calls `new` faster or slower.
+fn told_apart(n: usize, new: f64) -> [f64; 2] {
+    let trials = if n < 6 { 2000 } else { 400 };
+    let mut told = [0; 2];
+    for trial in 0..trials {
+        let (old, new) = (times(1000.0, n, 2 * trial + 1), times(new, n, 2 * trial + 2));
+        let apart = stats::compare(&old, &new, 0.0, trial).unwrap();
+        let pairs = stats::compare_pairs(&old, &new, 0.0, trial).unwrap();
+        for (told, compared) in told.iter_mut().zip([apart, pairs]) {
+            let differs = matches!(compared.verdict, Verdict::Faster | Verdict::Slower);
+            assert!(!differs || compared.p_value <= 0.05, "{compared:?}");
+            assert!(compared.ci95.contains(compared.ratio), "{compared:?}");
+            *told += u32::from(differs);
+        }
+    }
+    told.map(|told| f64::from(told) / trials as f64)
+}
+
+/// By bootstrap, almost half of these with two samples a side are called different.
+#[test]
+fn few_samples_of_one_distribution_are_not_called_different() {
+    for n in [2, 3, 4, 5, 8, 20] {
+        let told = told_apart(n, 1000.0);
+        assert!(told.iter().all(|told| *told <= 0.06), "{n} samples: {told:?}");
+    }
+}
+
+#[test]
+fn three_standard_deviations_are_found_from_five_samples_on() {
+    for n in [5, 6, 8, 20] {
+        let told = told_apart(n, 1030.0);
+        assert!(told.iter().all(|told| *told >= 0.85), "{n} samples: {told:?}");
+    }
+}
+
+#[test]
+fn intervals_of_the_median_of_few_samples_hold_it() {
+    for n in 2..=5 {
+        let (mut held, mut held_below_zero) = (0, 0);
+        for trial in 0..400 {
+            let samples = times(1000.0, n, trial + 1);
+            let interval = stats::bootstrap_median_ci95_in_order(&samples, trial).unwrap();
+            assert!(interval.contains(stats::median(&samples).unwrap()));
+            held += u32::from(interval.contains(1000.0));
+            let below_zero: Vec<f64> = samples.iter().map(|x| x - 2000.0).collect();
+            let interval = stats::bootstrap_median_ci95_in_order(&below_zero, trial).unwrap();
+            held_below_zero += u32::from(interval.contains(-1000.0));
+        }
+        assert!(held.min(held_below_zero) >= 376, "{n} samples: {held} and {held_below_zero} of 400");
+    }
+    assert_eq!(stats::bootstrap_median_ci95_in_order(&[3.0; 4], 1), Some([3.0, 3.0].into()));
+    assert_eq!(stats::bootstrap_median_ci95_in_order(&[-f64::MAX, f64::MAX], 1), None, "beyond the numbers");
+    let wide = stats::bootstrap_median_ci95_in_order(&[1e-300, 1e300], 1).unwrap();
+    assert!(wide.lo >= 0.0 && wide.hi.is_finite(), "{wide:?}");
+}
+
+/// Samples of a machine whose slow moments last for 20 of them: 2 % of moments, 1 % of jitter.
+fn with_neighbours(n: usize, seed: u64) -> Vec<f64> {
+    let (moments, jitter) = (times(0.01, n, 2 * seed + 1), times(0.01, n, 2 * seed + 2));
+    let kept = (-1.0f64 / 20.0).exp();
+    let normal = |x: f64| 100.0 * (x / 0.01 - 1.0);
+    let mut moment = 0.02 * normal(times(0.01, 1, !seed)[0]);
+    moments
+        .into_iter()
+        .zip(jitter)
+        .map(|(m, j)| {
+            moment = kept * moment + 0.02 * (1.0 - kept * kept).sqrt() * normal(m);
+            1000.0 * (moment + 0.01 * normal(j)).exp()
+        })
+        .collect()
+}
+
+/// As if they were independent, about half of these are called different.
+#[test]
+fn samples_that_resemble_their_neighbours_are_not_called_different() {
+    let (mut wrong, mut significant, mut held, mut found) = (0, 0, 0, 0);
+    for line in 0..400 {
+        let old = with_neighbours(400, 2 * line);
+        let new = with_neighbours(400, 2 * line + 1);
+        let compared = stats::compare(&old, &new, 0.0, line).unwrap();
+        wrong += u32::from(matches!(compared.verdict, Verdict::Faster | Verdict::Slower));
+        significant += u32::from(compared.p_value <= 0.05);
+        held += u32::from(compared.ci95.contains(1.0));
+        let slower: Vec<f64> = new.iter().map(|x| 1.05 * x).collect();
+        found += u32::from(stats::compare(&old, &slower, 0.02, line).unwrap().verdict == Verdict::Slower);
+    }
+    println!(
+        "of 400: {wrong} wrong, {significant} significant, {held} intervals hold 1, {found} of 5 % found"
+    );
+    assert!(wrong <= 24, "{wrong} of 400 verdicts are wrong");
+    assert!(held >= 360, "{held} of 400 intervals hold the truth");
+    assert!(found >= 360, "{found} of 400 differences of 5 % are found");
 }
 
 #[test]
@@ -286,5 +382,11 @@ fn verdicts_by_interval() {
     ] {
         assert_eq!(Verdict::of([lo, hi].into(), threshold), expected, "[{lo}, {hi}] at {threshold}");
     }
+    for verdict in [Verdict::Faster, Verdict::Slower, Verdict::Same] {
+        assert_eq!(verdict.with_p_value(0.05), verdict);
+    }
+    assert_eq!(Verdict::Slower.with_p_value(0.051), Verdict::Unclear);
+    assert_eq!(Verdict::Slower.with_p_value(f64::NAN), Verdict::Unclear);
+    assert_eq!(Verdict::Same.with_p_value(0.9), Verdict::Same);
     assert_eq!(format!("[{:>7}]", Verdict::Same), "[   same]");
 }

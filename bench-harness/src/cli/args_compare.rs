@@ -91,9 +91,12 @@ pub(crate) struct CompareArgs {
     /// Hold the second file against the first: is anything slower?
     #[arg(long, help_heading = "Regressions", conflicts_with = "self_")]
     pub(crate) regression: bool,
-    /// The same, with the relative difference from which on a slower result fails [default: 3%]
+    /// The same, with the relative difference from which on a slower result, or one of more measured energy, fails [default: 3%]
     #[arg(long, value_name = "3%", help_heading = "Regressions", conflicts_with = "self_")]
     pub(crate) fail_on: Option<String>,
+    /// Fail also when the second file lacks measurements of the first
+    #[arg(long, help_heading = "Regressions")]
+    pub(crate) fail_on_missing: bool,
     /// Match records of different kernels that do the same
     #[arg(long, help_heading = "Regressions")]
     pub(crate) any_kernel: bool,
@@ -127,4 +130,5 @@ Examples:
   perjoule compare old.jsonl new.jsonl --fail-on 3% --format md
   perjoule compare --self --op matmul --shape m=1,n=4096,k=4096
 
-Exit code: 1 when something is slower by more than --fail-on, with an interval that says so.";
+Exit code: 1 when something is slower, or takes more measured energy, by more than --fail-on, with an interval that says so; when something \
+valid in OLD is invalid in NEW; when nothing could be judged; with --fail-on-missing, when NEW lacks what OLD has.";

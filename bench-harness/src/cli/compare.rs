@@ -38,6 +38,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<Ended> {
     if args.regression || args.fail_on.is_some() {
         return regressions(args);
     }
+    ensure!(!args.fail_on_missing, "--fail-on-missing belongs to --fail-on or --regression");
     ensure!(!args.any_kernel, "--any-kernel belongs to --fail-on or --regression");
     side_by_side(args)
 }
@@ -74,8 +75,12 @@ fn regressions(args: &CompareArgs) -> Result<Ended> {
             bail!("--format csv belongs to results side by side; use json, junit, md, github or table")
         }
     };
-    let rules =
-        Rules { threshold, any_kernel: args.any_kernel, any_machine: args.loose.contains(&Loose::Machine) };
+    let rules = Rules {
+        threshold,
+        any_kernel: args.any_kernel,
+        any_machine: args.loose.contains(&Loose::Machine),
+        fail_on_missing: args.fail_on_missing,
+    };
     let (of_old, of_new) = rayon::join(|| read(old), || read(new));
     let (of_old, of_new) = (of_old?, of_new?);
     let (old, new) = (old.display().to_string(), new.display().to_string());
@@ -83,7 +88,7 @@ fn regressions(args: &CompareArgs) -> Result<Ended> {
     let mut out = anstream::stdout();
     out.write_all(export(&report, target)?.as_bytes())?;
     out.flush()?;
-    Ok(if report.regressions() > 0 { Ended::Failed } else { Ended::Done })
+    Ok(if report.failures().is_empty() { Ended::Done } else { Ended::Failed })
 }
 
 /// Records of tokens of one file that may be compared.

@@ -4,8 +4,8 @@ use anyhow::Result;
 use perjoule_formats::{Finding, Findings, FindingsFormat, export_findings};
 use serde_json::{Value, json};
 
-use super::regression::{Line, Outcome, Report, VERDICTS, percent};
-use crate::report::units::duration_ns;
+use super::regression::{CEILING, ENERGY, Line, Outcome, Report, VERDICTS, joules, percent};
+use crate::report::units;
 use crate::report::{Align, Style, Table, markdown, printable};
 
 /// A format of [`export`].
@@ -39,9 +39,26 @@ pub(crate) fn export(report: &Report<'_>, target: Target) -> Result<String> {
     }
 }
 
+/// Time of a call in nanoseconds.
 fn median(line: &Line<'_>, new: bool) -> Option<f64> {
     let record = if new { line.new } else { line.old };
+    let record = record.filter(|_| line.kind != ENERGY);
     record.and_then(|record| perjoule_record::stats::median(record.timing.samples_ns.as_deref()?))
+}
+
+/// Joules of a call or a token, of lines of energy.
+fn energy(line: &Line<'_>, new: bool) -> Option<f64> {
+    let (of_old, of_new) = joules(line.old?, line.new?).filter(|_| line.kind == ENERGY)?;
+    Some(if new { of_new } else { of_old })
+}
+
+/// Where the joules of a line come from, and what they contain.
+fn meter(line: &Line<'_>) -> String {
+    let energy = line.new.filter(|_| line.kind == ENERGY).map(|record| &record.energy);
+    let words = energy.and_then(|e| e.energy_source.as_ref().zip(e.energy_boundary.as_ref()));
+    words.map_or_else(String::new, |(source, boundary)| {
+        format!(", measured by {source} (boundary: {boundary})")
+    })
 }
 
 fn p_value(p: f64) -> String {
@@ -53,12 +70,14 @@ fn detail(line: &Line<'_>) -> String {
     match &line.outcome {
         Outcome::Compared(c, among) => {
             let chance = if among.chance { ", may be chance among so many lines" } else { "" };
+            let what = if line.kind == ENERGY { "energy" } else { "time" };
             format!(
-                "{:.3} times the old time, 95 % interval {:.3} to {:.3}, p {}{chance}",
+                "{:.3} times the old {what}, 95 % interval {:.3} to {:.3}, p {}{chance}{}",
                 c.ratio,
                 c.ci95.lo,
                 c.ci95.hi,
-                p_value(c.p_value)
+                p_value(c.p_value),
+                meter(line)
             )
         }
         Outcome::Invalid(why) | Outcome::NoSamples(why) => why.clone(),
@@ -80,7 +99,10 @@ fn for_people(report: &Report<'_>, style: Style) -> String {
     let all = report.lines.len() <= FEW;
     let wanted: Vec<&Line<'_>> = report.lines.iter().filter(|line| all || line.verdict() != "same").collect();
     for line in wanted.iter().take(SHOWN) {
-        let time = |new| median(line, new).map_or("-".into(), duration_ns);
+        let time = |new| {
+            let time = median(line, new).map(units::duration_ns);
+            time.or_else(|| energy(line, new).map(units::joules)).unwrap_or_else(|| "-".into())
+        };
         let (ratio, interval, p) = match &line.outcome {
             Outcome::Compared(c, _) => {
                 (format!("{:.3}", c.ratio), format!("{:.3}..{:.3}", c.ci95.lo, c.ci95.hi), p_value(c.p_value))
@@ -88,11 +110,15 @@ fn for_people(report: &Report<'_>, style: Style) -> String {
             _ => ("-".into(), "-".into(), "-".into()),
         };
         let verdict = match &line.outcome {
-            _ if line.is_regression(report.threshold) => "SLOWER".into(),
+            _ if line.is_regression(report.threshold) => line.verdict().to_uppercase(),
             Outcome::Invalid(why) => format!("INVALID: {why}"),
             _ => line.verdict().to_owned(),
         };
-        let kind = if line.kind == "ceiling" { "machine: " } else { "" };
+        let kind = match line.kind {
+            CEILING => "machine: ",
+            ENERGY => "energy: ",
+            _ => "",
+        };
         table.row([format!("{kind}{}", line.label), verdict, ratio, interval, p, time(false), time(true)]);
     }
     let mut after = Vec::new();
@@ -106,7 +132,7 @@ fn for_people(report: &Report<'_>, style: Style) -> String {
     }
     after.extend(report.notes.iter().cloned());
     after.push(
-        "verdicts rest on samples that were not taken in turn: what changed on the machine between the files is in them".into(),
+        "the two files were not measured in turn: how the machine drifted between them is in the ratios, and in no interval".into(),
     );
     let (summary, rows) = (report.summary(), table.render(style));
     if style == Style::Markdown {
@@ -129,6 +155,8 @@ fn json(report: &Report<'_>) -> Value {
         "new": report.new,
         "threshold": report.threshold,
         "regressions": report.regressions(),
+        "failures": report.failures(),
+        "missing": report.missing().map(|line| &line.label).collect::<Vec<_>>(),
         "counts": counts,
         "lines": report.lines.iter().map(|line| line_json(line, report.threshold)).collect::<Vec<_>>(),
         "notes": report.notes,
@@ -160,33 +188,35 @@ fn line_json(line: &Line<'_>, threshold: f64) -> Value {
         "cache_state": w.cache_state,
         "verdict": line.verdict(),
         "regression": line.is_regression(threshold),
+        "broken": line.is_broken(),
         "ratio": compared.map(|(c, _)| c.ratio),
         "ratio_ci95": compared.map(|(c, _)| [c.ci95.lo, c.ci95.hi]),
         "p_value": compared.map(|(c, _)| c.p_value),
         "q_value": compared.map(|(_, among)| among.q_value),
         "median_ns_old": median(line, false),
         "median_ns_new": median(line, true),
+        "joules_old": energy(line, false),
+        "joules_new": energy(line, true),
         "detail": detail(line),
     })
 }
 
-/// What CI systems are told.
+/// What CI systems are told: an error or a failure for everything that the run fails for, and for nothing else.
 fn findings(report: &Report<'_>) -> Findings {
+    use perjoule_formats::Outcome as Means;
     let finding = |line: &Line<'_>| {
         let (outcome, verdict) = match &line.outcome {
-            _ if line.is_regression(report.threshold) => (
-                perjoule_formats::Outcome::Regression,
-                format!("slower by more than {}", percent(report.threshold)),
-            ),
-            Outcome::Invalid(_) => (perjoule_formats::Outcome::Invalid, "invalid record".into()),
-            Outcome::Compared(..) if line.verdict() == "unclear" => {
-                (perjoule_formats::Outcome::Unclear, "unclear".into())
+            _ if line.is_regression(report.threshold) => {
+                let by = percent(report.threshold);
+                (Means::Regression, format!("{} by more than {by}", line.verdict()))
             }
-            Outcome::OnlyOld | Outcome::NoSamples(_) => {
-                (perjoule_formats::Outcome::Missing, line.verdict().into())
-            }
-            Outcome::OnlyNew => (perjoule_formats::Outcome::New, line.verdict().into()),
-            Outcome::Compared(..) => (perjoule_formats::Outcome::Fine, line.verdict().into()),
+            _ if line.is_missing() && report.fail_on_missing => (Means::Regression, "missing".into()),
+            Outcome::Invalid(_) if line.is_broken() => (Means::Invalid, "invalid record".into()),
+            Outcome::Invalid(_) => (Means::Missing, "invalid record".into()),
+            Outcome::Compared(..) if line.verdict() == "unclear" => (Means::Unclear, "unclear".into()),
+            Outcome::OnlyOld | Outcome::NoSamples(_) => (Means::Missing, line.verdict().into()),
+            Outcome::OnlyNew => (Means::New, line.verdict().into()),
+            Outcome::Compared(..) => (Means::Fine, line.verdict().into()),
         };
         Finding {
             name: line.label.clone(),
@@ -198,11 +228,19 @@ fn findings(report: &Report<'_>) -> Findings {
             seconds: median(line, true).map(|ns| ns * 1e-9),
         }
     };
+    let nothing = report.unjudged().map(|message| Finding {
+        name: "anything at all".into(),
+        group: "compare".into(),
+        outcome: Means::Invalid,
+        verdict: "nothing could be judged".into(),
+        message,
+        seconds: None,
+    });
     Findings {
         title: format!("{} -> {}", report.old, report.new),
         summary: report.summary(),
         notes: report.notes.clone(),
-        list: report.lines.iter().map(finding).collect(),
+        list: nothing.into_iter().chain(report.lines.iter().map(finding)).collect(),
     }
 }
 
@@ -226,7 +264,7 @@ mod tests {
         assert!(md.contains("&lt;script&gt;x\\|y&lt;/script&gt;") && !md.contains("<script>"), "{md}");
         let github = text(&old, &new, Target::Github);
         let commands = github.lines().filter(|line| line.starts_with("::"));
-        assert_eq!(commands.count(), 2, "{github}");
+        assert_eq!(commands.count(), 3, "{github}");
         assert!(
             github
                 .lines()
@@ -255,7 +293,7 @@ mod tests {
         assert_eq!(json["regressions"], 1);
         assert_eq!(
             json["counts"],
-            json!({"slower": 1, "faster": 0, "same": 1, "unclear": 0, "invalid": 1, "no_samples": 0, "only_old": 1, "only_new": 0})
+            json!({"slower": 1, "faster": 0, "more_energy": 0, "less_energy": 0, "same": 1, "unclear": 0, "invalid": 1, "no_samples": 0, "only_old": 1, "only_new": 0})
         );
         let slower = &json["lines"][0];
         assert_eq!((&slower["kernel_new"], &slower["regression"]), (&"b".into(), &true.into()));
@@ -265,13 +303,40 @@ mod tests {
         let md = text(&old, &new, Target::Markdown);
         assert!(
             md.starts_with(
-                "### perjoule: 1 regression beyond 3 %: 1 slower, 1 same, 1 invalid, 1 only old\n"
+                "### perjoule: 1 regression beyond 3 %; 1 line no longer valid: 1 slower, 1 same, 1 invalid, 1 only old\n"
             ),
             "{md}"
         );
         let github = text(&old, &new, Target::Github);
         assert_eq!(github.matches("::error ").count(), 2);
         assert_eq!(github.matches("::warning ").count(), 1);
+    }
+
+    /// Whether the run fails, a test does, and an annotation is an error, is one answer.
+    #[test]
+    fn what_ci_sees_is_what_the_run_ends_with() {
+        let fine = |name: &str| kernel(name, 1000.0, 0.001);
+        let mut invalid = fine("a");
+        invalid.invalidate("wrong result");
+        let strict = Rules { fail_on_missing: true, ..RULES };
+        for (old, new, rules, fails) in [
+            (vec![fine("a")], vec![fine("a")], RULES, false),
+            (vec![fine("a"), fine("b")], vec![fine("b")], RULES, false),
+            (vec![fine("a"), fine("b")], vec![fine("b")], strict, true),
+            (vec![fine("a"), fine("b")], vec![invalid.clone(), fine("b")], RULES, true),
+            (vec![invalid.clone(), fine("b")], vec![invalid.clone(), fine("b")], RULES, false),
+            (vec![invalid.clone(), fine("b")], vec![fine("a"), fine("b")], RULES, false),
+            (vec![invalid.clone()], vec![invalid.clone()], RULES, true),
+            (vec![fine("a")], vec![fine("b")], RULES, true),
+        ] {
+            let report = regression(("old", &old), ("new", &new), &rules).unwrap();
+            assert_eq!(!report.failures().is_empty(), fails, "{:?}", report.failures());
+            let junit = export(&report, Target::Junit).unwrap();
+            let junit = quick_junit::Report::deserialize_from_str(&junit).unwrap();
+            assert_eq!(junit.failures + junit.errors > 0, fails, "{junit:?}");
+            let github = export(&report, Target::Github).unwrap();
+            assert_eq!(github.contains("::error "), fails, "{github}");
+        }
     }
 
     #[test]

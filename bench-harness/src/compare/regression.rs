@@ -2,13 +2,18 @@
 //!
 //! Lines match when they are the same measurement: [`Identity`]. Verdicts are those of [`stats::compare`]: samples of two files were
 //! not taken in turn, so whatever changed on the machine meanwhile is in them. Of many lines some differ by chance: a difference counts
-//! only where it also is a discovery among all lines, of which at most [`FALSE`] are expected to be false.
+//! only where it also is a discovery among all lines, of which at most [`FALSE`] are expected to be false. Joules that both sides measured
+//! alike are lines of their own.
+
+mod energy;
 
 use anyhow::{Result, bail, ensure};
 use perjoule_record::stats::{Comparer, Comparison, Verdict, benjamini_hochberg, welch};
 use perjoule_record::{Kind, Provenance, Record};
 use rayon::prelude::*;
 use std::collections::{BTreeSet, HashMap, HashSet};
+
+pub(super) use energy::joules;
 
 use super::workload::{Identity, cache_name, kind_name};
 use crate::report::one_line;
@@ -29,6 +34,8 @@ pub(crate) struct Rules {
     pub(crate) any_kernel: bool,
     /// Machines and numbers of threads may differ.
     pub(crate) any_machine: bool,
+    /// Lines that the new file lacks fail.
+    pub(crate) fail_on_missing: bool,
 }
 
 impl Rules {
@@ -44,7 +51,7 @@ impl Rules {
 /// What became of a line.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Outcome {
-    /// Samples on both sides. The verdict is that among all lines, [`Among`] says what it rests on.
+    /// Samples or measured joules on both sides. The verdict is that among all lines, [`Among`] says what it rests on.
     Compared(Comparison, Among),
     /// A side must not be used.
     Invalid(String),
@@ -67,11 +74,17 @@ pub(crate) struct Among {
     pub(crate) chance: bool,
 }
 
+/// Kind of lines that compare joules instead of times.
+pub(crate) const ENERGY: &str = "energy";
+/// Kind of lines that are of the machine, not of the code.
+pub(crate) const CEILING: &str = "ceiling";
+
 /// A measurement that is in one of the files or both.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Line<'a> {
     /// What was measured, in words.
     pub(crate) label: String,
+    /// That of the records, or [`ENERGY`].
     pub(crate) kind: &'static str,
     pub(crate) old: Option<&'a Record>,
     pub(crate) new: Option<&'a Record>,
@@ -83,6 +96,8 @@ impl Line<'_> {
     pub(crate) fn verdict(&self) -> &'static str {
         match &self.outcome {
             Outcome::Compared(c, _) => match c.verdict {
+                Verdict::Faster if self.kind == ENERGY => "less energy",
+                Verdict::Slower if self.kind == ENERGY => "more energy",
                 Verdict::Faster => "faster",
                 Verdict::Slower => "slower",
                 Verdict::Same => "same",
@@ -95,11 +110,27 @@ impl Line<'_> {
         }
     }
 
-    /// Whether it is what a run must fail for: certainly slower, and by more than the threshold. A ceiling that is slower is a machine
-    /// that is slower.
+    /// Whether it is what a run must fail for: certainly slower or of more energy, and by more than the threshold. A ceiling that is
+    /// slower is a machine that is slower.
     pub(crate) fn is_regression(&self, threshold: f64) -> bool {
         let beyond = |c: &Comparison| c.verdict == Verdict::Slower && c.ratio > 1.0 + threshold;
-        self.kind != "ceiling" && matches!(&self.outcome, Outcome::Compared(c, _) if beyond(c))
+        self.kind != CEILING && matches!(&self.outcome, Outcome::Compared(c, _) if beyond(c))
+    }
+
+    /// Whether it was valid before and is no more.
+    pub(crate) fn is_broken(&self) -> bool {
+        matches!(self.outcome, Outcome::Invalid(_))
+            && self.old.is_some_and(is_valid)
+            && self.new.is_some_and(|new| !is_valid(new))
+    }
+
+    /// Whether it could be judged before, and the new file has nothing to judge it by.
+    pub(crate) fn is_missing(&self) -> bool {
+        match self.outcome {
+            Outcome::OnlyOld => true,
+            Outcome::NoSamples(_) => self.old.is_some_and(has_samples) && !self.new.is_some_and(has_samples),
+            _ => false,
+        }
     }
 
     /// The first of those that must be looked at.
@@ -107,12 +138,12 @@ impl Line<'_> {
         match self.verdict() {
             _ if self.is_regression(threshold) => 0,
             "invalid" => 1,
-            "slower" => 2,
+            "slower" | "more energy" => 2,
             "unclear" => 3,
             "no samples" => 4,
             "only old" => 5,
             "only new" => 6,
-            "faster" => 7,
+            "faster" | "less energy" => 7,
             _ => 8,
         }
     }
@@ -124,14 +155,25 @@ pub(crate) struct Report<'a> {
     pub(crate) old: &'a str,
     pub(crate) new: &'a str,
     pub(crate) threshold: f64,
+    pub(crate) fail_on_missing: bool,
     /// What must be looked at comes first, then in the order of the new file.
     pub(crate) lines: Vec<Line<'a>>,
     pub(crate) notes: Vec<String>,
 }
 
 /// The verdicts in the order in which they are counted.
-pub(crate) const VERDICTS: [&str; 8] =
-    ["slower", "faster", "same", "unclear", "invalid", "no samples", "only old", "only new"];
+pub(crate) const VERDICTS: [&str; 10] = [
+    "slower",
+    "faster",
+    "more energy",
+    "less energy",
+    "same",
+    "unclear",
+    "invalid",
+    "no samples",
+    "only old",
+    "only new",
+];
 
 impl Report<'_> {
     /// Lines that a run must fail for.
@@ -144,17 +186,81 @@ impl Report<'_> {
         self.lines.iter().filter(|line| line.verdict() == verdict).count()
     }
 
+    /// Lines that the new file has nothing for.
+    pub(crate) fn missing(&self) -> impl Iterator<Item = &Line<'_>> {
+        self.lines.iter().filter(|line| line.is_missing())
+    }
+
+    /// Why nothing of this can pass or fail, where no line could be judged. Ceilings alone judge nothing, unless there is nothing else.
+    pub(crate) fn unjudged(&self) -> Option<String> {
+        let judged = |line: &Line<'_>| matches!(line.outcome, Outcome::Compared(..));
+        let work = |line: &&Line<'_>| line.kind != CEILING;
+        let of_work = self.lines.iter().any(|line| work(&line));
+        let any = match of_work {
+            true => self.lines.iter().filter(work).any(judged),
+            false => self.lines.iter().any(judged),
+        };
+        (!any).then(|| {
+            let what = if of_work { "measurement" } else { "record" };
+            format!(
+                "no {what} could be judged: none is valid, with samples, in both {} and {}",
+                self.old, self.new
+            )
+        })
+    }
+
+    /// Everything that the run fails for, a sentence each; empty when it passes.
+    pub(crate) fn failures(&self) -> Vec<String> {
+        let mut list = Vec::new();
+        match self.regressions() {
+            0 => {}
+            n => list.push(format!("{} beyond {}", counted(n, "regression"), percent(self.threshold))),
+        }
+        match self.lines.iter().filter(|line| line.is_broken()).count() {
+            0 => {}
+            n => list.push(format!("{} no longer valid", counted(n, "line"))),
+        }
+        match self.missing().count() {
+            n if n > 0 && self.fail_on_missing => list.push(format!("{} missing", counted(n, "line"))),
+            _ => {}
+        }
+        list.extend(self.unjudged());
+        list
+    }
+
     /// In one line.
     pub(crate) fn summary(&self) -> String {
-        let counted = VERDICTS.iter().map(|verdict| (self.count(verdict), verdict)).filter(|(n, _)| *n > 0);
-        let counted: Vec<String> = counted.map(|(n, verdict)| format!("{n} {verdict}")).collect();
-        let counted = if counted.is_empty() { "nothing to compare".into() } else { counted.join(", ") };
-        match self.regressions() {
-            0 => format!("no regression beyond {}: {counted}", percent(self.threshold)),
-            1 => format!("1 regression beyond {}: {counted}", percent(self.threshold)),
-            n => format!("{n} regressions beyond {}: {counted}", percent(self.threshold)),
+        let verdicts = VERDICTS.iter().map(|verdict| (self.count(verdict), verdict)).filter(|(n, _)| *n > 0);
+        let verdicts: Vec<String> = verdicts.map(|(n, verdict)| format!("{n} {verdict}")).collect();
+        let verdicts = if verdicts.is_empty() { "nothing to compare".into() } else { verdicts.join(", ") };
+        let mut failures = self.failures();
+        if failures.is_empty() {
+            failures.push(format!("no regression beyond {}", percent(self.threshold)));
         }
+        format!("{}: {verdicts}", failures.join("; "))
     }
+
+    /// Names what the new file lacks, and says what that means.
+    fn note_of_missing(&self) -> Option<String> {
+        /// Names that are listed.
+        const NAMED: usize = 10;
+        let missing: Vec<&str> = self.missing().map(|line| line.label.as_str()).collect();
+        if missing.is_empty() {
+            return None;
+        }
+        let mut names = missing.iter().take(NAMED).copied().collect::<Vec<_>>().join("; ");
+        if missing.len() > NAMED {
+            names.push_str(&format!("; and {} more", missing.len() - NAMED));
+        }
+        let fails =
+            if self.fail_on_missing { "the run fails for it" } else { "--fail-on-missing fails for it" };
+        Some(format!("missing in {}: {} ({fails}): {names}", self.new, counted(missing.len(), "line")))
+    }
+}
+
+/// A number of things.
+fn counted(n: usize, thing: &str) -> String {
+    if n == 1 { format!("1 {thing}") } else { format!("{n} {thing}s") }
 }
 
 /// A relative difference, without digits that it does not need.
@@ -246,11 +352,14 @@ pub(crate) fn regression<'a>(
     let comparer = Comparer::new(rules.threshold, SEED, sizes);
     let mut lines: Vec<Line<'a>> =
         both.into_par_iter().filter_map(|(old, new)| line(&comparer, old, new)).collect();
+    let joules = energy::lines(&lines, rules.threshold);
+    lines.extend(joules.lines);
     notes.extend(among_all(&mut lines));
+    notes.extend(joules.notes);
     lines.sort_by_key(|line| line.rank(rules.threshold));
     let ceilings: Vec<&str> = lines
         .iter()
-        .filter(|line| line.kind == "ceiling" && ["slower", "faster"].contains(&line.verdict()))
+        .filter(|line| line.kind == CEILING && ["slower", "faster"].contains(&line.verdict()))
         .map(|line| line.label.as_str())
         .collect();
     if !ceilings.is_empty() {
@@ -259,11 +368,18 @@ pub(crate) fn regression<'a>(
             ceilings.join(", ")
         ));
     }
-    Ok(Report { old: old_name, new: new_name, threshold: rules.threshold, lines, notes })
+    let (threshold, fail_on_missing) = (rules.threshold, rules.fail_on_missing);
+    let mut report = Report { old: old_name, new: new_name, threshold, fail_on_missing, lines, notes };
+    report.notes.extend(report.note_of_missing());
+    Ok(report)
 }
 
 /// Adjusts the verdicts for the number of lines, and says so. A single line is what it is.
 fn among_all(lines: &mut [Line<'_>]) -> Option<String> {
+    let (more, less) = match lines.iter().any(|line| line.kind == ENERGY) {
+        true => ("slower or of more energy", "faster or of less"),
+        false => ("slower", "faster"),
+    };
     let mut compared: Vec<&mut Outcome> = lines
         .iter_mut()
         .map(|line| &mut line.outcome)
@@ -297,7 +413,7 @@ fn among_all(lines: &mut [Line<'_>]) -> Option<String> {
         String::new()
     };
     Some(format!(
-        "of {n} lines {slower} are slower and {faster} faster, false discoveries among them held to {} (Benjamini-Hochberg){by_chance}",
+        "of {n} lines {slower} are {more} and {faster} {less}, false discoveries among them held to {} (Benjamini-Hochberg){by_chance}",
         percent(FALSE)
     ))
 }
@@ -312,6 +428,16 @@ fn p_value(old: &[f64], new: &[f64], of_ranks: f64) -> f64 {
     }
     let logarithms = |samples: &[f64]| samples.iter().map(|x| x.ln()).collect::<Vec<f64>>();
     welch(&logarithms(old), &logarithms(new)).unwrap_or(1.0)
+}
+
+fn is_valid(record: &Record) -> bool {
+    record.valid && record.verification.verified != Some(false)
+}
+
+/// Whether the record has what a verdict needs.
+fn has_samples(record: &Record) -> bool {
+    let samples = samples(record);
+    samples.len() >= 2 && samples.iter().all(|ns| ns.is_finite() && *ns > 0.0)
 }
 
 fn samples(record: &Record) -> &[f64] {
@@ -425,201 +551,4 @@ fn same_machine(old: (&str, &[Record]), new: (&str, &[Record])) -> Result<()> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use perjoule_record::{CacheState, Environment};
-
-    /// A kernel whose samples scatter by `noise` around `centre`.
-    pub(crate) fn kernel(name: &str, centre: f64, noise: f64) -> Record {
-        let mut record = Record::new(Kind::Kernel, &Environment::default());
-        let w = &mut record.workload;
-        (w.op, w.kernel, w.dtype) = (Some("matmul".into()), Some(name.into()), Some("bf16".into()));
-        (w.shape, w.n_threads, w.cache_state) = (Some("m=1".into()), Some(2), Some(CacheState::Hot));
-        record.environment.cpu_model = Some("Test CPU".into());
-        let at = |i: usize| centre * (1.0 + noise * ((i * 7919 % 101) as f64 / 50.0 - 1.0));
-        record.timing.samples_ns = Some((0..30).map(at).collect());
-        record
-    }
-
-    pub(crate) const RULES: Rules = Rules { threshold: 0.03, any_kernel: false, any_machine: false };
-
-    fn report<'a>(old: &'a [Record], new: &'a [Record]) -> Report<'a> {
-        regression(("old", old), ("new", new), &RULES).unwrap()
-    }
-
-    #[test]
-    fn verdicts_are_those_of_the_samples() {
-        for (factor, noise, verdict, fails) in [
-            (1.0, 0.005, "same", 0),
-            (1.05, 0.005, "slower", 1),
-            (0.9, 0.005, "faster", 0),
-            (1.0, 0.5, "unclear", 0),
-            // certain, but within the threshold
-            (1.02, 0.005, "same", 0),
-        ] {
-            let (old, new) = ([kernel("k", 1000.0, noise)], [kernel("k", 1000.0 * factor, noise)]);
-            let report = report(&old, &new);
-            assert_eq!(report.lines[0].verdict(), verdict, "{factor} {noise}: {:?}", report.lines);
-            assert_eq!(report.regressions(), fails);
-        }
-    }
-
-    #[test]
-    fn a_difference_that_reaches_beyond_the_threshold_but_is_not_is_no_regression() {
-        let compared =
-            Comparison { ratio: 1.025, ci95: [1.01, 1.04].into(), p_value: 0.0, verdict: Verdict::Slower };
-        let line = |ratio: f64, kind| Line {
-            label: String::new(),
-            kind,
-            old: None,
-            new: None,
-            outcome: Outcome::Compared(
-                Comparison { ratio, ..compared },
-                Among { p_value: 0.0, q_value: 0.0, chance: false },
-            ),
-        };
-        assert!(!line(1.025, "kernel").is_regression(0.03));
-        assert!(line(1.035, "kernel").is_regression(0.03));
-        assert!(!line(1.035, "ceiling").is_regression(0.03), "that is the machine");
-    }
-
-    /// Uniform in 0..1, from a number (SplitMix64).
-    fn random(state: &mut u64) -> f64 {
-        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = *state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) as f64 / 2f64.powi(64)
-    }
-
-    /// Lines whose `samples` scatter like a machine's: log-normally by `noise`. `slow` says which are 5 % slower.
-    fn file(
-        lines: usize,
-        samples: usize,
-        noise: f64,
-        state: &mut u64,
-        slow: impl Fn(usize) -> bool,
-    ) -> Vec<Record> {
-        let record = |i: usize, state: &mut u64| {
-            let mut record = kernel(&format!("k{i}"), 1.0, 0.0);
-            let centre = 1000.0 * if slow(i) { 1.05 } else { 1.0 };
-            let normal = |state: &mut u64| (0..12).map(|_| random(state)).sum::<f64>() - 6.0;
-            record.timing.samples_ns =
-                Some((0..samples).map(|_| centre * (noise * normal(state)).exp()).collect());
-            record
-        };
-        (0..lines).map(|i| record(i, state)).collect()
-    }
-
-    /// Without the number of lines in mind, almost every one of these files has a line that is called slower.
-    #[test]
-    fn many_lines_of_one_distribution_have_no_regression() {
-        for samples in [30, 5] {
-            let mut state = 7;
-            let (mut files, mut naive) = (0, 0);
-            for _ in 0..200 {
-                let [old, new] = [(), ()].map(|()| file(200, samples, 0.1, &mut state, |_| false));
-                let report = report(&old, &new);
-                files += usize::from(report.count("slower") > 0);
-                naive += usize::from(report.lines.iter().any(|line| {
-                    matches!(&line.outcome, Outcome::Compared(c, among) if among.chance && c.ratio > 1.0)
-                }));
-            }
-            assert!(files < 10, "{samples} samples: {files} of 200 files");
-            assert!(naive > 150, "{samples} samples: {naive} of 200 files would have been");
-        }
-    }
-
-    #[test]
-    fn a_real_slowdown_of_few_lines_is_found() {
-        for (samples, noise) in [(30, 0.02), (5, 0.005)] {
-            let mut state = 11;
-            let old = file(1000, samples, noise, &mut state, |_| false);
-            let new = file(1000, samples, noise, &mut state, |i| i % 100 == 0);
-            let report = report(&old, &new);
-            let slower: Vec<&str> = report
-                .lines
-                .iter()
-                .filter(|line| line.verdict() == "slower")
-                .filter_map(|line| line.new?.workload.kernel.as_deref())
-                .collect();
-            let real = slower.iter().filter(|name| name.ends_with("00") || **name == "k0").count();
-            assert_eq!(real, 10, "{samples} samples: {slower:?}");
-            assert!(slower.len() <= 12, "{slower:?}");
-            assert!(report.notes.iter().any(|note| note.contains("held to 5 %")), "{:?}", report.notes);
-        }
-    }
-
-    #[test]
-    fn a_single_line_is_judged_by_itself() {
-        let mut state = 3;
-        let (old, new) = (file(1, 3, 0.001, &mut state, |_| false), file(1, 3, 0.001, &mut state, |_| true));
-        let report = report(&old, &new);
-        assert_eq!((report.lines[0].verdict(), report.notes.len()), ("slower", 0));
-    }
-
-    #[test]
-    fn what_has_no_counterpart_is_named() {
-        let old = [kernel("a", 1.0, 0.0), kernel("b", 1.0, 0.0)];
-        let new = [kernel("b", 1.0, 0.0), kernel("c", 1.0, 0.0)];
-        let report = report(&old, &new);
-        let verdicts: Vec<(&str, &str)> =
-            report.lines.iter().map(|line| (line.verdict(), line.label.split(' ').nth(3).unwrap())).collect();
-        assert_eq!(verdicts, [("only old", "a"), ("only new", "c"), ("same", "b")]);
-        let any = Rules { any_kernel: true, ..RULES };
-        let pair = regression(("old", &old[..1]), ("new", &new[1..]), &any).unwrap();
-        assert_eq!(pair.lines.len(), 1, "kernels of other names match when asked for");
-    }
-
-    #[test]
-    fn invalid_records_are_never_good() {
-        let mut bad = kernel("k", 500.0, 0.005);
-        bad.invalidate("wrong result");
-        let (old, new) = ([kernel("k", 1000.0, 0.005)], [bad.clone()]);
-        let compared = report(&old, &new);
-        assert_eq!((compared.lines[0].verdict(), compared.count("faster")), ("invalid", 0));
-        // an older valid record does not stand in for it
-        bad.test_time = Some("2999-01-01T00:00:00Z".into());
-        let two = [kernel("k", 1000.0, 0.005), bad];
-        assert_eq!(report(&old, &two).lines[0].verdict(), "invalid");
-        let mut wrong = kernel("k", 1000.0, 0.005);
-        wrong.verification.verified = Some(false);
-        assert_eq!(report(&old, &[wrong]).lines[0].verdict(), "invalid");
-    }
-
-    #[test]
-    fn senseless_samples_have_no_verdict() {
-        for samples in [vec![], vec![1.0], vec![f64::NAN, 1.0], vec![0.0, 1.0]] {
-            let mut odd = kernel("k", 1.0, 0.0);
-            odd.timing.samples_ns = Some(samples);
-            assert_eq!(report(&[kernel("k", 1.0, 0.0)], &[odd]).lines[0].verdict(), "no samples");
-        }
-        let huge = [kernel("k", 1e308, 0.0)];
-        assert_eq!(report(&huge, &huge).lines[0].verdict(), "same");
-    }
-
-    #[test]
-    fn machines_that_differ_are_refused_by_name() {
-        let mut other = kernel("k", 1.0, 0.0);
-        other.environment.cpu_model = Some("Other CPU".into());
-        other.workload.n_threads = Some(4);
-        let (old, new) = ([kernel("k", 1.0, 0.0)], [other]);
-        let error = regression(("old", &old), ("new", &new), &RULES).unwrap_err().to_string();
-        assert!(error.contains("cpu_model (Test CPU and Other CPU), threads (2 and 4)"), "{error}");
-        assert!(error.contains("--loose machine"));
-        let loose = Rules { any_machine: true, ..RULES };
-        assert_eq!(regression(("old", &old), ("new", &new), &loose).unwrap().lines[0].verdict(), "same");
-        assert!(regression(("old", &[]), ("new", &new), &loose).is_err());
-    }
-
-    #[test]
-    fn thresholds_are_shares() {
-        assert_eq!(parse_threshold("3%").unwrap(), 0.03);
-        assert_eq!(parse_threshold("0.03").unwrap(), 0.03);
-        assert_eq!(parse_threshold("2.5 %").unwrap(), 0.025);
-        assert_eq!((percent(0.03), percent(0.025)), ("3 %".into(), "2.5 %".into()));
-        for text in ["3", "nan", "-1%", "x", "", "%", "inf", "1e999%"] {
-            assert!(parse_threshold(text).is_err(), "{text}");
-        }
-    }
-}
+pub(crate) mod tests;

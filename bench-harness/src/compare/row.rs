@@ -304,7 +304,10 @@ fn rate(record: &Record) -> Option<Quantity> {
     let of_time = |ns: f64| Some(sequence * w.n_parallel? as f64 * 1e9 / ns);
     if let Some(mean) = t.avg_ts {
         let n = t.samples_ns.as_ref().map_or(0, Vec::len);
-        let half = t.stddev_ts.filter(|_| n >= 2).map(|sd| student(n - 1) * sd / (n as f64).sqrt());
+        let half = t
+            .stddev_ts
+            .filter(|_| n >= 2)
+            .map(|sd| stats::student_97_5((n - 1) as f64) * sd / (n as f64).sqrt());
         let band = t.ci95_ns.filter(|_| record.provenance == Provenance::Modelled);
         let ends = match half {
             Some(half) => Some([(mean - half).max(0.0), mean + half]),
@@ -315,17 +318,6 @@ fn rate(record: &Record) -> Option<Quantity> {
     let ns = t.median_ns.or_else(|| stats::median(t.samples_ns.as_deref()?))?;
     let ends = t.ci95_ns.and_then(|ci| Some([of_time(ci.hi)?, of_time(ci.lo)?]));
     Quantity::new(of_time(ns)?, ends)
-}
-
-/// Student's t at 97.5 % for degrees of freedom from 1 (any table of the distribution has these).
-fn student(freedom: usize) -> f64 {
-    const T: [f64; 30] = [
-        12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
-        2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048,
-        2.045, 2.042,
-    ];
-    // beyond the table the difference to the normal distribution falls with the degrees of freedom
-    T.get(freedom.max(1) - 1).copied().unwrap_or(1.960 + 2.46 / freedom as f64)
 }
 
 #[cfg(test)]
@@ -432,11 +424,5 @@ pub(crate) mod tests {
             Row::predicted(catalogue.get("aws-inferentia2").unwrap(), None, &load("llama-3.1-8b"), &money());
         assert!(inferentia.energy.is_none(), "no TDP, no energy");
         assert!(inferentia.notes.iter().any(|note| note.contains("no power or energy")));
-    }
-
-    #[test]
-    fn student_is_that_of_the_tables() {
-        assert_eq!((student(1), student(4), student(30)), (12.706, 2.776, 2.042));
-        assert!((student(60) - 2.000).abs() < 0.002 && (student(120) - 1.980).abs() < 0.002);
     }
 }

@@ -1,8 +1,11 @@
 //! The verdict on two variants: from samples of each by itself, or from samples taken in turn.
 
+use super::dependence::inflation;
+use super::mann_whitney::dependent_p_value;
+use super::student::{Estimate, student_97_5};
 use super::{
-    RESAMPLES, Resampler, bootstrap_median_ci95_in_order, central_95, mann_whitney, median, middle,
-    quantile_of_sorted, sorted, wilcoxon,
+    FEW, RESAMPLES, Resampler, about, bootstrap_median_ci95_in_order, central_95, logarithms, median, middle,
+    quantile_of_sorted, sorted, welch, wilcoxon,
 };
 use crate::Interval;
 use schemars::JsonSchema;
@@ -10,15 +13,19 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+/// A p-value above this is no difference.
+const SIGNIFICANT: f64 = 0.05;
+
 /// What two sets of times say about each other.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Comparison {
     /// Median of the new times over the median of the old (of pairs: median of the ratios within them): below 1 is faster.
     pub ratio: f64,
-    /// 95 % interval of `ratio` by bootstrap.
+    /// 95 % interval of `ratio`: by bootstrap, of fewer than six samples on a side Student's (of two sets Welch's) of the logarithms.
     pub ci95: Interval,
-    /// Of the Mann-Whitney test (of pairs: the Wilcoxon signed-rank test of their logarithms), two-sided. It stands beside the verdict and does not decide it: with enough samples
-    /// it finds differences too small to matter.
+    /// Two-sided, of the Mann-Whitney test (of pairs the Wilcoxon signed-rank test of their logarithms), of fewer than six samples
+    /// Student's or Welch's test of the logarithms. It takes away a verdict that the interval would give, and never gives one: with
+    /// enough samples it finds differences too small to matter.
     pub p_value: f64,
     /// The answer.
     pub verdict: Verdict,
@@ -28,13 +35,13 @@ pub struct Comparison {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// The interval lies below 1 and reaches beyond the threshold.
+    /// The interval lies below 1 and reaches beyond the threshold, and the p-value is at most 0.05.
     Faster,
-    /// The interval lies above 1 and reaches beyond the threshold.
+    /// The interval lies above 1 and reaches beyond the threshold, and the p-value is at most 0.05.
     Slower,
     /// The whole interval is within the threshold around 1: any difference is too small to matter.
     Same,
-    /// The interval holds 1 and reaches beyond the threshold: more samples are needed.
+    /// The interval holds 1 and reaches beyond the threshold, or the p-value is above 0.05: more samples are needed.
     Unclear,
 }
 
@@ -52,6 +59,14 @@ impl Verdict {
             Self::Unclear
         }
     }
+
+    /// The same beside a p-value: above 0.05 nothing is faster or slower.
+    pub fn with_p_value(self, p_value: f64) -> Self {
+        match self {
+            Self::Faster | Self::Slower if p_value.is_nan() || p_value > SIGNIFICANT => Self::Unclear,
+            verdict => verdict,
+        }
+    }
 }
 
 impl std::fmt::Display for Verdict {
@@ -65,8 +80,11 @@ impl std::fmt::Display for Verdict {
     }
 }
 
-/// Compares times: positive, in any unit, taken under the same conditions (best interleaved). `threshold` is the
-/// relative difference that matters, at least 0; `seed` fixes the bootstrap.
+/// Compares times: positive, in any unit, in the order in which they were taken, under the same conditions. `threshold` is the relative
+/// difference that matters, at least 0; `seed` fixes the bootstrap.
+///
+/// Where neighbours resemble each other (seen from 20 samples on), the interval is as much wider as the samples are worth fewer, and the
+/// p-value is as much larger. What changed between the two sets is in no interval.
 ///
 /// `None` with fewer than two samples on a side, or samples that are not finite and positive, or a negative threshold.
 pub fn compare(old: &[f64], new: &[f64], threshold: f64, seed: u64) -> Option<Comparison> {
@@ -95,7 +113,10 @@ impl Comparer {
     pub fn new(threshold: f64, seed: u64, sizes: impl IntoIterator<Item = (usize, usize)>) -> Self {
         let mut comparer = Self { threshold, seed, drawn: Default::default() };
         for (old, new) in sizes {
-            for (side, n) in [old, new].into_iter().enumerate().filter(|(_, n)| *n >= 2) {
+            if old.min(new) < FEW {
+                continue;
+            }
+            for (side, n) in [old, new].into_iter().enumerate() {
                 let seed = comparer.seed_of(side);
                 comparer.drawn[side].entry(n).or_insert_with(|| draw(n, seed));
             }
@@ -113,22 +134,81 @@ impl Comparer {
         if !usable(old) || !usable(new) || self.threshold.is_nan() || self.threshold < 0.0 {
             return None;
         }
-        let p_value = mann_whitney(new, old)?.p_value;
+        let Judged { ratio, ci95, p_value } = if old.len().min(new.len()) < FEW {
+            Judged {
+                ratio: median(new)? / median(old)?,
+                ..Judged::student(welch::difference(&logarithms(new), &logarithms(old))?)
+            }
+        } else {
+            self.resampled(old, new)?
+        };
+        Comparison::of(ratio, ci95, p_value, self.threshold)
+    }
+
+    /// By bootstrap and ranks.
+    fn resampled(&self, old: &[f64], new: &[f64]) -> Option<Judged> {
+        let (of_old, of_new) = (inflation(old), inflation(new));
+        let worth = (old.len() as f64 / of_old).min(new.len() as f64 / of_new);
+        let p_value = dependent_p_value(new, old, [of_new, of_old])?;
         let (old, new) = (sorted(old)?, sorted(new)?);
         let ratio = quantile_of_sorted(&new, 0.5) / quantile_of_sorted(&old, 0.5);
         let ranks = |side: usize, n: usize| match self.drawn[side].get(&n) {
             Some(drawn) => Cow::Borrowed(drawn),
             None => Cow::Owned(draw(n, self.seed_of(side))),
         };
-        let (of_old, of_new) = (ranks(0, old.len()), ranks(1, new.len()));
-        let pairs = of_old.iter().zip(of_new.iter());
+        let (old_ranks, new_ranks) = (ranks(0, old.len()), ranks(1, new.len()));
+        let pairs = old_ranks.iter().zip(new_ranks.iter());
         let mut ratios: Vec<f64> = pairs.map(|(o, n)| middle(&new, *n) / middle(&old, *o)).collect();
         if !ratio.is_finite() || !ratios.iter().all(|ratio| ratio.is_finite()) {
             return None;
         }
-        let ci95 = central_95(&mut ratios);
-        Some(Comparison { ratio, ci95, p_value, verdict: Verdict::of(ci95, self.threshold) })
+        let mut ci95 = central_95(&mut ratios);
+        if of_old.max(of_new) > 1.0 {
+            let (old, new) = (relative_error(&old), relative_error(&new));
+            let all = old * old + new * new;
+            let share = if all > 0.0 { old * old / all } else { 0.5 };
+            // how far the samples depend on each other is known only as well as from so many
+            let known = student_97_5(worth - 1.0) / student_97_5(f64::INFINITY);
+            let stretch = known * (share * of_old + (1.0 - share) * of_new).sqrt();
+            let lo = about(ratio, stretch * (ratio / ci95.lo).ln().max(0.0)).lo;
+            let hi = about(ratio, stretch * (ci95.hi / ratio).ln().max(0.0)).hi;
+            ci95 = Interval { lo, hi };
+        }
+        Some(Judged { ratio, ci95, p_value })
     }
+}
+
+/// What a verdict follows from.
+struct Judged {
+    ratio: f64,
+    ci95: Interval,
+    p_value: f64,
+}
+
+impl Judged {
+    /// From an estimate of the ratio's logarithm.
+    fn student(estimate: Estimate) -> Self {
+        let ratio = estimate.value.exp();
+        Self { ratio, ci95: about(ratio, estimate.half()), p_value: estimate.p_value() }
+    }
+}
+
+impl Comparison {
+    /// The ratio of medians stands beside an interval of means where samples are few: then the interval reaches to it.
+    fn of(ratio: f64, ci95: Interval, p_value: f64, threshold: f64) -> Option<Self> {
+        let ci95 = Interval { lo: ci95.lo.min(ratio), hi: ci95.hi.max(ratio) };
+        let finite = ratio.is_finite() && ci95.lo.is_finite() && ci95.hi.is_finite() && p_value.is_finite();
+        let verdict = Verdict::of(ci95, threshold).with_p_value(p_value);
+        finite.then_some(Self { ratio, ci95, p_value, verdict })
+    }
+}
+
+/// The standard error of the median over the median, from the order statistics that are a standard deviation of the binomial distribution
+/// beside it.
+fn relative_error(sorted: &[f64]) -> f64 {
+    let reach = 0.5 / (sorted.len() as f64).sqrt();
+    let of = |p: f64| quantile_of_sorted(sorted, p);
+    (of(0.5 + reach) - of(0.5 - reach)) / (2.0 * of(0.5))
 }
 
 /// The middle ranks of all resamples of `n` samples.
@@ -140,15 +220,19 @@ fn draw(n: usize, seed: u64) -> Vec<[u32; 2]> {
 
 /// Compares times that were taken in turn: `old[i]` and `new[i]` stand beside each other in time, so that what slows the machine for a
 /// while slows both and drops out of their ratio; where it does not drop out entirely, the interval is that of samples which resemble their
-/// neighbours. Otherwise as [`compare`]; `None` also when the numbers of samples differ.
+/// neighbours. Otherwise as [`compare`], by Student's interval and test of fewer than six pairs; `None` also when the numbers of samples differ.
 pub fn compare_pairs(old: &[f64], new: &[f64], threshold: f64, seed: u64) -> Option<Comparison> {
     let positive = |samples: &[f64]| samples.iter().all(|&x| x > 0.0);
     if old.len() != new.len() || !positive(old) || !positive(new) || threshold.is_nan() || threshold < 0.0 {
         return None;
     }
     let ratios: Vec<f64> = new.iter().zip(old).map(|(new, old)| new / old).collect();
-    let logarithms: Vec<f64> = ratios.iter().map(|ratio| ratio.ln()).collect();
+    let logarithms = logarithms(&ratios);
+    let ratio = median(&ratios)?;
+    if ratios.len() < FEW {
+        let Judged { ci95, p_value, .. } = Judged::student(Estimate::mean(&logarithms)?);
+        return Comparison::of(ratio, ci95, p_value, threshold);
+    }
     let ci95 = bootstrap_median_ci95_in_order(&ratios, seed)?;
-    let p_value = wilcoxon(&logarithms)?.p_value;
-    Some(Comparison { ratio: median(&ratios)?, ci95, p_value, verdict: Verdict::of(ci95, threshold) })
+    Comparison::of(ratio, ci95, wilcoxon(&logarithms)?.p_value, threshold)
 }

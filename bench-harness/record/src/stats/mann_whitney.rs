@@ -4,6 +4,8 @@
 //! Exact for small sets without ties, else by the normal approximation with corrections for ties and continuity; the
 //! same choice as scipy's `method="auto"`.
 
+use super::student::student_two_sided;
+
 /// The smaller set's size up to which the distribution of U is counted out.
 const EXACT_UP_TO: usize = 8;
 
@@ -21,6 +23,24 @@ pub struct MannWhitney {
 
 /// Tests `a` against `b`, two-sided. `None` if either is empty or holds a value that is not finite.
 pub fn mann_whitney(a: &[f64], b: &[f64]) -> Option<MannWhitney> {
+    Some(tested(a, b)?.0)
+}
+
+/// The two-sided p-value of samples that depend on each other, of which so many of `a` and of `b` are worth one: U scatters more by as
+/// much, and how much is known only as well as from so many samples.
+pub(super) fn dependent_p_value(a: &[f64], b: &[f64], [of_a, of_b]: [f64; 2]) -> Option<f64> {
+    let (test, z) = tested(a, b)?;
+    if of_a <= 1.0 && of_b <= 1.0 {
+        return Some(test.p_value);
+    }
+    let (n, m) = (a.len() as f64, b.len() as f64);
+    let inflation = (m * of_a + n * of_b) / (n + m);
+    let freedom = ((n / of_a).min(m / of_b) - 1.0).max(1.0);
+    Some(student_two_sided(z.max(0.0) / inflation.sqrt(), freedom).max(test.p_value))
+}
+
+/// The outcome, and how many standard deviations that is.
+fn tested(a: &[f64], b: &[f64]) -> Option<(MannWhitney, f64)> {
     let (n, m) = (a.len(), b.len());
     if n == 0 || m == 0 || !a.iter().chain(b).all(|x| x.is_finite()) {
         return None;
@@ -42,7 +62,7 @@ pub fn mann_whitney(a: &[f64], b: &[f64]) -> Option<MannWhitney> {
     let u = rank_sum - nf * (nf + 1.0) / 2.0;
     let exact = ties == 0.0 && n.min(m) <= EXACT_UP_TO && n * m <= EXACT_PAIRS_UP_TO;
     let p_value = if exact { exact_p(u, n, m) } else { normal_p(u, nf, mf, ties) };
-    Some(MannWhitney { u, p_value })
+    Some((MannWhitney { u, p_value }, normal_z(u, nf, mf, ties)))
 }
 
 /// Twice the probability of the tail that U lies in, from the number of orders that give each U.
@@ -68,11 +88,15 @@ fn exact_p(u: f64, n: usize, m: usize) -> f64 {
 }
 
 fn normal_p(u: f64, n: f64, m: f64, ties: f64) -> f64 {
+    libm::erfc(normal_z(u, n, m, ties) / std::f64::consts::SQRT_2).min(1.0)
+}
+
+/// How many standard deviations U is from its mean, less the correction for continuity.
+fn normal_z(u: f64, n: f64, m: f64, ties: f64) -> f64 {
     let total = n + m;
     let variance = n * m / 12.0 * (total + 1.0 - ties / (total * (total - 1.0)));
     if variance <= 0.0 {
-        return 1.0; // Every value is the same.
+        return 0.0; // Every value is the same.
     }
-    let z = ((u - n * m / 2.0).abs() - 0.5) / variance.sqrt();
-    libm::erfc(z / std::f64::consts::SQRT_2).min(1.0)
+    ((u - n * m / 2.0).abs() - 0.5) / variance.sqrt()
 }

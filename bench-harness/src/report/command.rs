@@ -241,8 +241,12 @@ pub(crate) fn notes(records: &[Record]) -> Vec<String> {
                     say("modelled joules follow from time and from the CPU time of the command alone".into());
                 }
             }
-            _ => say("energy: unknown: no meter could tell it; `perjoule doctor` says what would".into()),
+            _ => say(match &e.energy_unknown {
+                Some(reason) => format!("energy: unknown: {}", super::printable(reason)),
+                None => "energy: unknown: no meter could tell it; `perjoule doctor` says what would".into(),
+            }),
         }
+        super::meter_notes(record).into_iter().for_each(&mut say);
         if let Some(config) =
             record.workload.config.as_ref().filter(|text| !text.starts_with("energy: the runs'"))
         {

@@ -17,8 +17,10 @@ pub(crate) struct Probe {
     /// The reading that the next one is compared with. Of a counter it is the one with which its value last changed: a step that is not
     /// there yet has begun all the same, and its time belongs to it.
     last: Option<(Instant, Sample)>,
-    /// Whether `last` may lie within a step of the counter, and what came before the next one is not known.
-    within_step: bool,
+    /// Whether a counter's value was seen to change to that of `last`, and whether it stood still since: without the first, a step that ends
+    /// now may have begun before it was looked at.
+    at_step: bool,
+    stood: bool,
     /// Joules and seconds since the last [`Probe::take`].
     since: (f64, f64),
     /// Joules since the first reading; the seconds that they were seen for.
@@ -35,7 +37,8 @@ impl Probe {
             asked: None,
             answered: None,
             last: None,
-            within_step: false,
+            at_step: false,
+            stood: false,
             since: zero,
             total: zero,
             error: None,
@@ -111,6 +114,11 @@ impl Probe {
         }
     }
 
+    /// Counts from this reading on.
+    fn begin(&mut self, at: Instant, sample: Sample) {
+        (self.last, self.at_step, self.stood) = (Some((at, sample)), false, false);
+    }
+
     fn see(&mut self, at: Instant, sample: Sample) {
         let (Sample::Joules(value) | Sample::Watts(value)) = sample;
         if !value.is_finite() || value < 0.0 {
@@ -121,14 +129,13 @@ impl Probe {
         let unread =
             self.answered.replace(at).map_or(Duration::ZERO, |then| at.saturating_duration_since(then));
         let Some((then, before)) = self.last else {
-            (self.last, self.within_step) = (Some((at, sample)), false);
+            self.begin(at, sample);
             return;
         };
         let seconds = at.saturating_duration_since(then).as_secs_f64();
         let joules = match (before, sample) {
             (Sample::Joules(old), Sample::Joules(new)) if new == old => {
-                // the first step of all has begun before it was looked at: it would be too many joules for the time that was seen
-                self.within_step |= self.total.1 == 0.0;
+                self.stood = true;
                 let what = "the counter stood still: its steps are too coarse for such short intervals, or it is not connected";
                 self.error = Some(what.into());
                 return;
@@ -136,13 +143,15 @@ impl Probe {
             (Sample::Joules(old), Sample::Joules(new)) if new > old => new - old,
             (Sample::Watts(old), Sample::Watts(new)) => (old + new) / 2.0 * seconds,
             _ => {
-                (self.last, self.within_step) = (Some((at, sample)), false);
+                self.begin(at, sample);
                 self.error = Some("the counter was reset".into());
                 return;
             }
         };
         self.last = Some((at, sample));
-        if std::mem::take(&mut self.within_step) {
+        let whole = self.at_step || !self.stood;
+        (self.at_step, self.stood) = (true, false);
+        if !whole {
             return;
         }
         if matches!(sample, Sample::Joules(_)) && self.meter.info().may_wrap_within(unread) {

@@ -258,7 +258,7 @@ impl Bench<'_> {
                 Total::of([].iter(), gauge.nothing(&reason))
             } else if gauge.least() > self.longest(gauge) {
                 let reason = format!(
-                    "the meter needs {:.2} s to tell anything, and a run takes {median:.2} s: --budget {:.0} has time to repeat it",
+                    "the meter needs {:.2} s to tell anything, and a run takes {median:.3} s: --budget {:.0} has time to repeat it",
                     gauge.least().as_secs_f64(),
                     gauge.sound().as_secs_f64().ceil()
                 );

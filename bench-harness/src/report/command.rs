@@ -247,8 +247,12 @@ pub(crate) fn notes(records: &[Record]) -> Vec<String> {
             }),
         }
         super::meter_notes(record).into_iter().for_each(&mut say);
-        if let Some(config) =
-            record.workload.config.as_ref().filter(|text| !text.starts_with("energy: the runs'"))
+        let said = |text: &str| e.energy_unknown.as_deref() == text.strip_prefix("energy: ");
+        if let Some(config) = record
+            .workload
+            .config
+            .as_ref()
+            .filter(|text| !text.starts_with("energy: the runs'") && !said(text))
         {
             say(format!("{}: {config}", label(record)));
         }

@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Installs the handlers. A second Ctrl-C ends the process at once.
 pub(crate) fn install() -> Result<()> {
     #[cfg(unix)]
-    // SAFETY: ignoring a signal runs no handler, and no other thread exists yet that could change it at the same time.
+    // SAFETY: neither ignoring a signal nor its default runs a handler, and no other thread exists yet that could change it at the same time.
     unsafe {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+        // where whoever started us ignores it, the system reaps our children by itself, and what they used is gone
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
     }
     static ASKED: AtomicBool = AtomicBool::new(false);
     ctrlc::set_handler(|| {

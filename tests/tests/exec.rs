@@ -304,6 +304,18 @@ fn an_interruption_ends_the_child_and_keeps_finished_runs() {
 }
 
 #[test]
+fn children_are_accounted_for_where_their_end_was_ignored() {
+    let place = Place::new();
+    let script =
+        format!("trap '' CHLD; exec {} exec --format json -r 2 -w 0 true", place::binary().display());
+    let output =
+        std::process::Command::new("sh").args(["-c", &script]).current_dir(place.0.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let list: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(list[0]["samples_ns"].as_array().unwrap().len(), 2);
+}
+
+#[test]
 fn readers_that_leave_are_no_error() {
     let script = format!("{} exec -r 2 -w 0 true | head -c 1", place::binary().display());
     let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();

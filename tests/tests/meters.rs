@@ -1,4 +1,4 @@
-//! Joules of `perjoule run` from a meter outside the machine: a simulated one at the end of a Unix socket, whose power is known.
+//! Joules of `perjoule run` and `perjoule exec` from a meter outside the machine: a simulated one at the end of a Unix socket, whose power is known.
 #![cfg(unix)]
 
 use serde_json::Value;
@@ -84,6 +84,86 @@ fn a_meter_too_slow_for_a_kernel_leaves_its_energy_unknown_and_says_why() {
         let reason = seen["energy_unknown"].as_str().unwrap();
         assert!(reason.contains("200"), "{reason}");
     }
+}
+
+#[test]
+fn what_is_wrong_with_measured_joules_is_said() {
+    let place = Place::new();
+    let odd = |name: &str| {
+        let line = |t: f64| if (t * 25.0) as u64 % 3 == 0 { "oops".into() } else { "W 50".into() };
+        let header = "# boundary: wall\n# name: Outlet <3>\n# period: 0.2 s\n";
+        meter(&place, name, header, Duration::from_millis(20), line);
+    };
+    odd("run");
+    let seen = at_the_wall(&record(&place, &format!("{RUN} run")));
+    let notes = seen["notes"].to_string();
+    assert!(notes.contains("lost or refused") && notes.contains("10 % is assumed"), "{seen}");
+    odd("table");
+    let text = place.ok(&format!("{} table", RUN.replace("json", "table")));
+    assert!(text.contains("Outlet <3>: ") && text.contains("lost or refused"), "{text}");
+    odd("exec");
+    let text = place.ok("exec -r 1 -w 0 --meter exec -- sleep 1.5");
+    assert!(text.contains("lost or refused") && text.contains("10 % is assumed"), "{text}");
+}
+
+#[test]
+fn several_boards_are_added_and_walls_are_not() {
+    let place = Place::new();
+    let board = |i: u32| {
+        format!("# boundary: board\n# device: GPU-{i}\n# name: card {i}\n# accuracy: 1 %\n# period: 0.05 s\n")
+    };
+    let every = Duration::from_millis(10);
+    meter(&place, "a", &board(1), every, |_| "W 50".into());
+    meter(&place, "b", &board(2), every, |_| "W 70".into());
+    meter(&place, "c", &board(3), every, |_| "W 30".into());
+    meter(&place, "w", WALL, every, |_| "W 500".into());
+    let seen =
+        record(&place, "exec --format json -r 2 -w 0 --meter a --meter b --meter c --meter w -- sleep 1");
+    let list = seen["energies"].as_array().unwrap_or_else(|| panic!("{seen}"));
+    let watts = |name: &str| {
+        let reading = list.iter().find(|reading| reading["meter"] == name);
+        let reading = reading.unwrap_or_else(|| panic!("no {name}: {list:?}"));
+        assert!(reading["net_ci95"].is_array(), "{reading}");
+        reading["joules"].as_f64().unwrap() / reading["window_s"].as_f64().unwrap()
+    };
+    for (name, expected) in [("3 boards", 150.0), ("card 1", 50.0), ("card 2", 70.0), ("Outlet <3>", 500.0)] {
+        assert!((watts(name) / expected - 1.0).abs() < 0.01, "{name}: {} W", watts(name));
+    }
+    // where no sensor of a processor goes first, the boards together are what the command cost
+    if list[0]["meter"] == "3 boards" {
+        assert!((seen["avg_power_w"].as_f64().unwrap() / 150.0 - 1.0).abs() < 0.01);
+        assert!((seen["idle_power_w"].as_f64().unwrap() / 150.0 - 1.0).abs() < 0.01);
+        let [low, high] = [0, 1].map(|end| seen["energy_ci95"][end].as_f64().unwrap());
+        let joules = seen["joules"].as_f64().unwrap();
+        assert!(low < 0.99 * joules + 1e-6 && high > 1.01 * joules - 1e-6, "all sensors are off alike");
+        let runs = seen["run_joules"].as_array().unwrap();
+        assert!(runs.iter().all(|joules| joules.as_f64().unwrap() > 140.0), "{runs:?}");
+        assert!(seen["energy_source"].as_str().unwrap().contains("3 boards (card 1, card 2, card 3)"));
+    }
+}
+
+#[test]
+fn a_slow_meter_costs_neither_the_budget_nor_what_a_fast_one_knows() {
+    let place = Place::new();
+    let every = Duration::from_millis(20);
+    let slow = "# boundary: wall\n# name: slow\n# period: 5 s\n";
+    let exec = "exec --format json -r 1 -w 0 --budget 2";
+    meter(&place, "fast", WALL, every, |_| "W 50".into());
+    meter(&place, "slow", slow, every, |_| "W 50".into());
+    let seen = record(&place, &format!("{exec} --meter fast --meter slow -- sleep 0.05"));
+    assert!(at_the_wall(&seen)["meter"] == "Outlet <3>", "{seen}");
+    assert!(seen["energy_window_s"].as_f64().unwrap() < 8.0, "{seen}");
+    // alone it cannot tell anything in that time
+    meter(&place, "alone", slow, every, |_| "W 50".into());
+    let seen = record(&place, &format!("{exec} --meter alone -- sleep 0.05"));
+    if seen["joules"].is_null() {
+        let reason = seen["energy_unknown"].as_str().unwrap();
+        assert!(reason.contains("10.00 s") && reason.contains("--budget 41"), "{reason}");
+        assert_eq!(seen["joules_per_call"], Value::Null);
+    }
+    meter(&place, "shown", slow, every, |_| "W 50".into());
+    let text = place.ok("exec -r 1 -w 0 --budget 2 --meter shown -- sleep 0.05");
+    assert!(text.contains("energy: unknown: the meter needs 10.00 s") || text.contains("measured"), "{text}");
 }
 
 #[test]

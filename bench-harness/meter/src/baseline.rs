@@ -53,7 +53,7 @@ impl Baseline {
         Baseline { meters: meters.to_vec(), window, before, after: None }
     }
 
-    /// How long each pause lasts: zero where every meter knows its power at rest.
+    /// How long each pause measures: zero where every meter knows its power at rest. Two update periods, 2 s at most, go before it.
     pub fn window(&self) -> Duration {
         self.window
     }
@@ -96,8 +96,14 @@ impl Baseline {
     }
 }
 
-/// One pause for all meters.
+/// Longest wait for readings of what came before the pause to pass.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// One pause for all meters. A reading is as old as the update period, and a mean over it: what the work before drew must be out of it.
 fn pause(meters: &[Arc<dyn Meter>], window: Duration) -> Vec<Result<Idle>> {
+    let sensors = meters.iter().filter(|meter| meter.idle().is_none());
+    let periods = sensors.map(|meter| 2 * meter.info().update_period).max();
+    thread::sleep(periods.unwrap_or_default().min(SETTLE));
     let open: Vec<_> = meters
         .iter()
         .map(|meter| match meter.idle() {

@@ -148,7 +148,7 @@ impl MeterError {
     }
 
     /// Whether a window in which this happened, even if later readings succeed, has no energy.
-    pub(crate) fn spoils_window(&self) -> bool {
+    pub fn spoils_window(&self) -> bool {
         matches!(self, MeterError::Reset { .. } | MeterError::Lost { .. } | MeterError::Impossible { .. })
     }
 

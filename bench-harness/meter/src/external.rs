@@ -20,6 +20,9 @@ use crate::quantity::{Band, Boundary, Source};
 /// Longest line, bytes.
 const LINE_LIMIT: usize = 4096;
 
+/// Share of time by which a sender's clock may be slow: one that loses time makes its lines look ever older.
+const DRIFT: f64 = 0.02;
+
 /// A meter is silent when no line came for this many of its periods.
 const SILENT_PERIODS: u32 = 3;
 
@@ -262,6 +265,18 @@ enum Refusal {
     Header(String),
 }
 
+/// How the sender's clock relates to ours.
+#[derive(Debug)]
+struct Clock {
+    /// When the first timestamp came; delays count from there.
+    first: Instant,
+    /// The last timestamp, s, and when it came, s since `first`.
+    stamp: f64,
+    arrived: f64,
+    /// The smallest delay between a timestamp and its arrival that was seen, s, raised by [`DRIFT`].
+    least: f64,
+}
+
 /// The protocol's state from line to line.
 #[derive(Debug, Default)]
 struct Protocol {
@@ -272,8 +287,7 @@ struct Protocol {
     period: Option<Duration>,
     /// Whether the first reading counted energy; later ones must do the same.
     counts: Option<bool>,
-    /// The last timestamp, and the smallest delay between a timestamp and its arrival that was seen.
-    clock: Option<(f64, Instant, f64)>,
+    clock: Option<Clock>,
 }
 
 impl Protocol {
@@ -320,18 +334,19 @@ impl Protocol {
     }
 
     /// The time of a line by the sender's clock. Its origin is not known, so the line with the shortest delay so
-    /// far is taken to have come at once, and others are as old as they came later than that.
+    /// far is taken to have come at once, and others are as old as they came later than that, less what the clock may have lost since.
     fn dated(&mut self, stamp: f64, arrived: Instant) -> std::result::Result<Instant, Refusal> {
-        let (first, delay) = match self.clock {
-            None => (arrived, -stamp),
-            Some((last, _, _)) if stamp <= last => return Err(Refusal::Line),
-            Some((_, first, least)) => {
-                let delay = arrived.saturating_duration_since(first).as_secs_f64() - stamp;
-                (first, delay.min(least))
+        let (first, arrived_s, delay, least) = match &self.clock {
+            None => (arrived, 0.0, -stamp, -stamp),
+            Some(clock) if stamp <= clock.stamp => return Err(Refusal::Line),
+            Some(clock) => {
+                let now = arrived.saturating_duration_since(clock.first).as_secs_f64();
+                let delay = now - stamp;
+                (clock.first, now, delay, delay.min(clock.least + DRIFT * (now - clock.arrived)))
             }
         };
-        let late = arrived.saturating_duration_since(first).as_secs_f64() - stamp - delay;
-        self.clock = Some((stamp, first, delay));
+        self.clock = Some(Clock { first, stamp, arrived: arrived_s, least });
+        let late = delay - least;
         let late = Duration::try_from_secs_f64(late.max(0.0)).unwrap_or_default();
         Ok(arrived.checked_sub(late).unwrap_or(arrived))
     }
@@ -439,10 +454,25 @@ mod tests {
         };
         assert!(at(0.0, 1000.0).abs() < 1e-6);
         assert!(at(1.0, 1001.0).abs() < 1e-6);
-        // Three seconds in a buffer.
-        assert!((at(5.0, 1002.0) - 3.0).abs() < 1e-6);
+        // Three seconds in a buffer, less the drift of four.
+        assert!((at(5.0, 1002.0) - 2.92).abs() < 1e-6);
         // A shorter delay than ever: the clock's origin is set anew.
         assert!(at(5.5, 1006.0).abs() < 1e-6);
-        assert!((at(7.0, 1007.0) - 0.5).abs() < 1e-6);
+        assert!((at(7.0, 1007.0) - 0.47).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_clock_that_is_slow_or_fast_makes_no_line_old() {
+        for rate in [0.99, 1.0, 1.01] {
+            let (mut protocol, start) = (Protocol::default(), Instant::now());
+            for i in 0..36_000 {
+                let seconds = 0.1 * f64::from(i);
+                let arrived = start + Duration::from_secs_f64(seconds);
+                let line = format!("W 1 {}", 1.7e9 + rate * seconds);
+                let (at, _) = protocol.line(&line, arrived).expect("taken").expect("a reading");
+                let age = arrived.saturating_duration_since(at).as_secs_f64();
+                assert!(age < 1e-3, "{age} s old after {seconds} s at {rate}");
+            }
+        }
     }
 }

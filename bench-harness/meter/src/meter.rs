@@ -92,6 +92,11 @@ impl MeterInfo {
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).max(self.min_window())
     }
 
+    /// Whether its counter may have started over unseen in `pause` without a reading: a load of 1 kW would have filled it.
+    pub fn may_wrap_within(&self, pause: Duration) -> bool {
+        self.wraps_at.is_some_and(|joules| pause.as_secs_f64() * WRAP_WATTS > joules)
+    }
+
     /// Whether this meter and `other` count, or may count, some of the same energy, so that their figures must not
     /// be added. What is not known, such as what a rail feeds, counts as overlapping.
     pub fn overlaps(&self, other: &MeterInfo) -> bool {

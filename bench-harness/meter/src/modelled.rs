@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{MeterError, Result};
 use crate::meter::{Meter, MeterInfo, Sample, Subject};
-use crate::quantity::{Band, Boundary, Energy, Idle, Kind, Source, Z95};
+use crate::quantity::{Band, Boundary, Energy, Idle, Kind, Sampling, Source, Z95};
 use crate::sysfs;
 
 /// Time between two steps of `/proc/stat` on Linux: USER_HZ is 100 on every architecture that matters here.
@@ -158,7 +158,7 @@ impl Modelled {
             let value = utilisation.to_string();
             return Err(MeterError::Parameter { name: "utilisation", value, expected: "in 0..=1" });
         }
-        Ok(Energy::new(&self.info, self.model.watts(utilisation) * seconds, 0.0, seconds))
+        Ok(Energy::new(&self.info, self.model.watts(utilisation) * seconds, Sampling::NONE, seconds))
     }
 }
 

@@ -216,6 +216,9 @@ impl Band {
 pub struct Uncertainty {
     /// From the finite update period of a counter, or the spacing of power samples.
     pub sampling: f64,
+    /// The part of `sampling` that is from the two ends of the window, at each of which a reading is as old as the update period at most.
+    /// It still holds what was before the work, so it is off in the same direction whenever that work is measured.
+    pub ends: f64,
     /// From the sensor's accuracy class, or the width of a model's band.
     pub sensor: f64,
     /// From the idle baseline; 0 in gross figures.
@@ -226,6 +229,29 @@ impl Uncertainty {
     /// Combined standard uncertainty, J.
     pub fn combined(&self) -> f64 {
         (self.sampling.powi(2) + self.sensor.powi(2) + self.idle.powi(2)).sqrt()
+    }
+}
+
+/// Standard uncertainty from sampling, J, apart by whether it is the same in every window.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sampling {
+    /// From the ends: see [`Uncertainty::ends`].
+    pub(crate) ends: f64,
+    /// All other, independent from window to window.
+    pub(crate) rest: f64,
+}
+
+impl Sampling {
+    /// A model has none.
+    pub(crate) const NONE: Sampling = Sampling { ends: 0.0, rest: 0.0 };
+
+    fn of(energy: &Energy) -> Sampling {
+        let Uncertainty { sampling, ends, .. } = energy.uncertainty;
+        Sampling { ends, rest: (sampling.powi(2) - ends.powi(2)).max(0.0).sqrt() }
+    }
+
+    fn combined(self) -> f64 {
+        self.ends.hypot(self.rest)
     }
 }
 
@@ -255,13 +281,19 @@ pub struct Energy {
 }
 
 impl Energy {
-    pub(crate) fn new(info: &MeterInfo, joules: f64, sampling: f64, seconds: f64) -> Energy {
+    pub(crate) fn new(info: &MeterInfo, joules: f64, parts: Sampling, seconds: f64) -> Energy {
         let Band { low, high } = info.accuracy;
+        let (sampling, ends) = (parts.combined(), parts.ends);
         let arm = |relative: f64| (joules * relative).hypot(Z95 * sampling);
         Energy {
             joules,
             ci95: [(joules - arm(1.0 - low)).max(0.0), joules + arm(high - 1.0)],
-            uncertainty: Uncertainty { sampling, sensor: joules * (high - low) / (2.0 * Z95), idle: 0.0 },
+            uncertainty: Uncertainty {
+                sampling,
+                ends,
+                sensor: joules * (high - low) / (2.0 * Z95),
+                idle: 0.0,
+            },
             seconds,
             source: info.source,
             boundary: info.boundary,
@@ -296,30 +328,70 @@ impl Energy {
     /// The energy of `seconds` by a meter whose power is constant; `None` for every other.
     pub fn of_constant(meter: &dyn Meter, seconds: f64) -> Option<Energy> {
         let watts = meter.constant_watts()?;
-        Some(Energy::new(meter.info(), watts * seconds, 0.0, seconds))
+        Some(Energy::new(meter.info(), watts * seconds, Sampling::NONE, seconds))
     }
 
     /// The energy of `seconds` at a utilisation in 0..=1 that is known afterwards, such as CPU time over wall time and processors; a note
     /// says which. `None` for sensors, and for numbers out of range.
     pub fn of_utilisation(meter: &dyn Meter, seconds: f64, utilisation: f64) -> Option<Energy> {
         let watts = meter.watts_at(utilisation).filter(|_| seconds.is_finite() && seconds > 0.0)?;
-        let mut energy = Energy::new(meter.info(), watts * seconds, 0.0, seconds);
+        let mut energy = Energy::new(meter.info(), watts * seconds, Sampling::NONE, seconds);
         energy.notes.push(format!("Utilisation {:.1} %.", 100.0 * utilisation));
         Some(energy)
     }
 
-    /// The energy of several windows of one meter together. Their ends miss the counter's steps independently, so sampling adds in squares;
-    /// the sensor is off by the same in all of them, so its part adds up. `None` for no windows, or those of different meters.
+    /// The energy of several windows of one meter together. What their ends miss has the same sign where the same work is measured again,
+    /// and the sensor is off by the same in all of them, so these parts add up; all other sampling adds in squares. `None` for no windows,
+    /// or those of different meters.
     pub fn sum(parts: &[Energy]) -> Option<Energy> {
         let (first, rest) = parts.split_first()?;
         if rest.iter().any(|part| part.meter != first.meter || part.kind != first.kind) {
             return None;
         }
+        let ends = parts.iter().map(|part| part.uncertainty.ends).sum();
+        let total =
+            Energy::added(parts, Sampling { ends, rest: squares(parts, |part| Sampling::of(part).rest) })?;
+        Some(Energy {
+            seconds: parts.iter().map(|part| part.seconds).sum(),
+            uncertainty: Uncertainty {
+                idle: parts.iter().map(|part| part.uncertainty.idle).sum(),
+                ..total.uncertainty
+            },
+            ..total
+        })
+    }
+
+    /// The energy that several meters of one boundary saw over the same time, such as that of all boards. The caller makes sure that they do
+    /// not overlap ([`MeterInfo::overlaps`]). Sensors of one kind are off alike, so their parts add up; sampling adds in squares. `None` for
+    /// no meters, or where boundaries or kinds differ: those are never added.
+    pub fn of_meters(parts: &[Energy]) -> Option<Energy> {
+        let (first, rest) = parts.split_first()?;
+        if rest.iter().any(|part| part.boundary != first.boundary || part.kind != first.kind) {
+            return None;
+        }
+        let ends = squares(parts, |part| part.uncertainty.ends);
+        let total =
+            Energy::added(parts, Sampling { ends, rest: squares(parts, |part| Sampling::of(part).rest) })?;
+        let ids: Vec<&str> = parts.iter().map(|part| part.meter.as_str()).collect();
+        Some(Energy {
+            meter: ids.join(" + "),
+            // windows open and close one after the other: the mean is what the joules belong to
+            seconds: parts.iter().map(|part| part.seconds).sum::<f64>() / parts.len() as f64,
+            update_period: parts.iter().map(|part| part.update_period).max().unwrap_or_default(),
+            uncertainty: Uncertainty {
+                idle: squares(parts, |part| part.uncertainty.idle),
+                ..total.uncertainty
+            },
+            ..total
+        })
+    }
+
+    /// Joules, interval and notes of `parts` together, with `sampling` as that of the whole.
+    fn added(parts: &[Energy], sampling: Sampling) -> Option<Energy> {
         let total = |of: &dyn Fn(&Energy) -> f64| parts.iter().map(of).sum::<f64>();
-        let squares =
-            |of: &dyn Fn(&Energy) -> f64| parts.iter().map(|part| of(part).powi(2)).sum::<f64>().sqrt();
         let joules = total(&|part| part.joules);
-        let sampling = squares(&|part| part.uncertainty.sampling);
+        let Sampling { ends, .. } = sampling;
+        let sampling = sampling.combined();
         // what an arm of an interval has beside sampling
         let beside = |arm: f64, part: &Energy| {
             (arm.powi(2) - (Z95 * part.uncertainty.sampling).powi(2)).max(0.0).sqrt()
@@ -332,15 +404,16 @@ impl Energy {
                 notes.push(note.clone());
             }
         }
+        let first = parts.first()?;
         Some(Energy {
             joules,
             ci95: [joules - low.hypot(Z95 * sampling), joules + high.hypot(Z95 * sampling)],
             uncertainty: Uncertainty {
                 sampling,
+                ends,
                 sensor: total(&|part| part.uncertainty.sensor),
-                idle: total(&|part| part.uncertainty.idle),
+                ..first.uncertainty
             },
-            seconds: total(&|part| part.seconds),
             notes,
             ..first.clone()
         })
@@ -389,6 +462,11 @@ impl Energy {
             ..self.clone()
         })
     }
+}
+
+/// Root of the sum of squares.
+fn squares(parts: &[Energy], of: impl Fn(&Energy) -> f64) -> f64 {
+    parts.iter().map(|part| of(part).powi(2)).sum::<f64>().sqrt()
 }
 
 /// Energy of one piece of work, from [`Energy::per`].

@@ -9,8 +9,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::error::{MeterError, Result};
-use crate::meter::{Meter, MeterInfo, Sample, WRAP_WATTS};
-use crate::quantity::Energy;
+use crate::meter::{Meter, MeterInfo, Sample};
+use crate::quantity::{Energy, Sampling};
 
 /// A pause between power samples beyond this many polling intervals is noted in the result.
 const LONG_GAP: u32 = 10;
@@ -105,7 +105,7 @@ impl Trace {
 
         let gap = series.windows(2).map(|pair| pair[1].0 - pair[0].0).fold(0.0, f64::max);
         let (joules, sampling) = if counter {
-            if info.wraps_at.is_some_and(|joules| gap * WRAP_WATTS > joules) {
+            if info.may_wrap_within(Duration::from_secs_f64(gap)) {
                 return Err(MeterError::Missed { meter: info.id.clone(), seconds: gap });
             }
             if series.windows(2).any(|pair| pair[1].1 < pair[0].1) {
@@ -115,8 +115,9 @@ impl Trace {
             if joules == 0.0 && info.update_period > Duration::ZERO {
                 return Err(MeterError::Stalled { meter: info.id.clone(), seconds });
             }
-            // Two ends, each uniform within one update period: see MeterInfo::window_for.
-            (joules, joules / seconds * info.update_period.as_secs_f64() / 6f64.sqrt())
+            // Two ends, each uniform within one update period (see MeterInfo::window_for) and one step of its value.
+            let ends = joules / seconds * info.update_period.as_secs_f64() / 6f64.sqrt();
+            (joules, Sampling { ends, rest: resolution(&series) / 6f64.sqrt() })
         } else {
             if series.len() < 3 && info.update_period > Duration::ZERO {
                 let spacing = info.poll_every.unwrap_or(info.update_period);
@@ -152,7 +153,7 @@ impl Trace {
 /// `period` also reports each end of the window late, as in [`MeterInfo::window_for`]. In a pause of more than
 /// `long` seconds the mean power may have been anything between the extremes of the trace (rectangular, width
 /// / sqrt(12)).
-fn integrate(series: &[(f64, f64)], period: f64, long: f64) -> (f64, f64) {
+fn integrate(series: &[(f64, f64)], period: f64, long: f64) -> (f64, Sampling) {
     let joules = series.windows(2).map(|p| (p[1].0 - p[0].0) * (p[0].1 + p[1].1) / 2.0).sum();
     let n = series.len() as f64;
     let seconds = series[series.len() - 1].0 - series[0].0;
@@ -163,7 +164,21 @@ fn integrate(series: &[(f64, f64)], period: f64, long: f64) -> (f64, f64) {
     let ends = (high - low) * period / 6f64.sqrt();
     let pauses = series.windows(2).map(|p| p[1].0 - p[0].0).filter(|pause| *pause > long);
     let unseen = pauses.map(|pause| ((high - low) * pause).powi(2) / 12.0).sum::<f64>().sqrt();
-    (joules, noise.hypot(ends).hypot(unseen))
+    (joules, Sampling { ends, rest: noise.hypot(unseen) })
+}
+
+/// Step of a counter's value, J, as far as its readings tell: they rise by multiples of it, so no two rises differ by less. Of a counter
+/// that is much finer than its readings are apart, next to nothing is left. 0 where only the ends were read.
+fn resolution(series: &[(f64, f64)]) -> f64 {
+    if series.len() < 3 {
+        return 0.0;
+    }
+    let rounding = 16.0 * f64::EPSILON * series[series.len() - 1].1;
+    let mut rises: Vec<f64> = series.windows(2).map(|pair| pair[1].1 - pair[0].1).collect();
+    rises.push(0.0);
+    rises.sort_by(f64::total_cmp);
+    let apart = rises.windows(2).map(|pair| pair[1] - pair[0]).filter(|apart| *apart > rounding);
+    apart.reduce(f64::min).unwrap_or(0.0)
 }
 
 /// An open measurement. It reads the meter at its start and end, and in between on a thread of its own where

@@ -243,6 +243,46 @@ fn intervals_of_counters_cover_the_truth() {
     assert!(covered(&trials, 0.6) < 0.90, "the intervals are not wider than they must be");
 }
 
+/// A counter that shows whole hundredths of a watt-hour (36 J) every 100 ms, polled, at windows of 3 to 30 s.
+fn counted_coarsely(random: &mut Random) -> (Energy, f64) {
+    let (watts, gain) = (random.within(50.0, 700.0), 1.0 + 0.005 / 1.96 * random.normal());
+    let (phase, begun) = (random.within(0.0, 0.1), random.within(0.0, 36.0));
+    let seconds = 10f64.powf(random.within(0.5, 1.5));
+    let shown = |t: f64| {
+        let joules = begun + gain * watts * 0.1 * ((t + phase) / 0.1).floor();
+        3600.0 * 0.01 * (1234.0 + (joules / 36.0).floor())
+    };
+    let (mut trace, start, mut t) = (Trace::new(info(100, 0.005)), Instant::now(), 0.0);
+    while t < seconds {
+        trace.push(start + Duration::from_secs_f64(t), Sample::Joules(shown(t)));
+        t += random.within(0.0375, 0.0625);
+    }
+    let energy = trace.energy().expect("energy");
+    let truth = watts * energy.seconds;
+    (energy, truth)
+}
+
+#[test]
+fn intervals_of_coarse_counters_cover_the_truth() {
+    let random = &mut Random(4);
+    let trials: Vec<(Energy, f64)> = (0..2000).map(|_| counted_coarsely(random)).collect();
+    let share = covered(&trials, 1.0);
+    assert!(share >= 0.93, "{share}");
+    assert!(covered(&trials, 0.5) < 0.90, "the intervals are not wider than they must be");
+}
+
+#[test]
+fn a_fine_counter_that_is_read_rarely_is_not_taken_for_a_coarse_one() {
+    let random = &mut Random(5);
+    let (mut trace, start) = (Trace::new(info(1, 0.05)), Instant::now());
+    for i in 0..7 {
+        let t = 10.0 * f64::from(i) + random.within(0.0, 0.01);
+        trace.push(start + Duration::from_secs_f64(t), Sample::Joules(100.0 * t));
+    }
+    let energy = trace.energy().expect("energy");
+    assert!(energy.uncertainty.sampling < 1e-3 * energy.joules, "{energy:?}");
+}
+
 #[test]
 fn intervals_of_integrated_power_cover_the_truth() {
     let random = &mut Random(2);
@@ -466,6 +506,31 @@ fn one_pause_serves_all_meters_and_the_one_after_serves_the_next_work() {
     assert_eq!(known.window(), Duration::ZERO, "a model needs no pause");
 }
 
+/// A counter whose readings are 0.2 s old: 240 W for the first 0.3 s, 40 W from then on.
+#[derive(Debug)]
+struct Late(MeterInfo, Instant);
+
+impl Meter for Late {
+    fn info(&self) -> &MeterInfo {
+        &self.0
+    }
+
+    fn read(&self) -> Result<Sample> {
+        let t = (self.1.elapsed().as_secs_f64() - 0.2).max(0.0);
+        Ok(Sample::Joules(240.0 * t.min(0.3) + 40.0 * (t - 0.3).max(0.0)))
+    }
+}
+
+#[test]
+fn a_pause_right_after_work_does_not_see_the_work() {
+    let start = Instant::now();
+    let meter: Arc<dyn Meter> = Arc::new(Late(info(200, 0.05), start));
+    thread::sleep(Duration::from_millis(300));
+    let baseline = Baseline::before(&[meter], Duration::from_millis(20));
+    let idle = baseline.idle("test:m").expect("known").expect("taken");
+    assert!((idle.watts - 40.0).abs() < 1.0, "{idle:?}");
+}
+
 #[test]
 fn work_is_repeated_until_the_window_is_long_enough() {
     let meter: Arc<dyn Meter> = Settable::new("m", 50, 10);
@@ -488,17 +553,50 @@ fn window_of(joules: f64, seconds: f64) -> Energy {
 }
 
 #[test]
-fn windows_add_their_noise_in_squares_and_their_sensor_in_full() {
+fn windows_add_their_ends_and_their_sensor_in_full() {
     let parts: Vec<Energy> = (0..16).map(|_| window_of(10.0, 1.0)).collect();
     let sum = Energy::sum(&parts).expect("one meter");
     assert!((sum.joules - 160.0).abs() < 1e-9 && (sum.seconds - 16.0).abs() < 1e-9);
-    assert!((sum.uncertainty.sampling - 4.0 * parts[0].uncertainty.sampling).abs() < 1e-12, "sqrt(16)");
+    // each run begins after the same rest, which the reading at its start still holds
+    assert!((sum.uncertainty.sampling - 16.0 * parts[0].uncertainty.sampling).abs() < 1e-12, "common to all");
     assert!((sum.uncertainty.sensor - 16.0 * parts[0].uncertainty.sensor).abs() < 1e-12, "common to all");
     let arm = 8f64.hypot(1.96 * sum.uncertainty.sampling);
     assert!((sum.ci95[0] - (160.0 - arm)).abs() < 1e-9 && (sum.ci95[1] - (160.0 + arm)).abs() < 1e-9);
     // one window is its own sum
     let one = Energy::sum(&parts[..1]).expect("one window");
     assert!((one.ci95[0] - parts[0].ci95[0]).abs() < 1e-9 && one.joules == parts[0].joules);
+}
+
+#[test]
+fn windows_add_the_noise_of_power_in_squares() {
+    let random = &mut Random(9);
+    let steady = Load(vec![(0.0, 100.0), (10.0, 100.0)]);
+    let parts: Vec<Energy> =
+        (0..16).map(|_| sampled(random, &steady, 10.0, 1.0, 0.1).energy().expect("energy")).collect();
+    let ends: f64 = parts.iter().map(|part| part.uncertainty.ends).sum();
+    let rest = parts.iter().map(|part| part.uncertainty.sampling.powi(2) - part.uncertainty.ends.powi(2));
+    let expected = ends.hypot(rest.sum::<f64>().sqrt());
+    let sum = Energy::sum(&parts).expect("one meter").uncertainty;
+    assert!((sum.sampling - expected).abs() < 1e-9 && (sum.ends - ends).abs() < 1e-9, "{sum:?}");
+    assert!(sum.sampling < parts.iter().map(|part| part.uncertainty.sampling).sum());
+}
+
+#[test]
+fn meters_of_one_boundary_add_up_over_the_same_time() {
+    let of = |id: &str, joules| Energy { meter: id.into(), ..window_of(joules, 2.0) };
+    let parts = [of("a", 10.0), of("b", 30.0), of("c", 60.0)];
+    let all = Energy::of_meters(&parts).expect("boards");
+    assert!(
+        (all.joules - 100.0).abs() < 1e-9 && (all.seconds - 2.0).abs() < 1e-9 && all.meter == "a + b + c"
+    );
+    let squares = parts.iter().map(|part| part.uncertainty.sampling.powi(2)).sum::<f64>();
+    assert!((all.uncertainty.sampling - squares.sqrt()).abs() < 1e-9);
+    // 5 % each, all off alike
+    let arm = 5f64.hypot(1.96 * squares.sqrt());
+    assert!((all.ci95[1] - all.joules - arm).abs() < 1e-9, "{all:?}");
+    let wall = Energy { boundary: Boundary::Wall, ..of("d", 200.0) };
+    assert_eq!(Energy::of_meters(&[parts[0].clone(), wall]), None, "never across boundaries");
+    assert_eq!(Energy::of_meters(&[]), None);
 }
 
 #[test]

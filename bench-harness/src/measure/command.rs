@@ -5,16 +5,18 @@
 //! at the end. Where power is modelled, joules follow from the CPU time that the system counted for the command.
 
 use anyhow::{Result, bail};
-use perjoule_record::{Clock, Kind, Record, stats};
+use perjoule_record::{Clock, Interval, Kind, Record, stats};
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
 use super::conditions::Watch;
-use super::energy::{Gauge, SHORTEST, Seen, UNCERTAINTY};
+use super::energy::{Gauge, SHORTEST, Seen};
 use super::kernel::DIFFERENCE;
 use super::process::{Finished, Processes, ending};
 use super::{BELIEVED, FEWEST, FEWEST_PAIRS, Interrupted, MOST, interrupted, is_narrow};
 
+/// Half width of a 95 % interval in standard deviations of a normal distribution.
+const Z95: f64 = 1.96;
 /// Seed of the bootstrap.
 const SEED: u64 = 1;
 /// Runs before the first sample, at most, when their number is not given.
@@ -233,22 +235,35 @@ impl Bench<'_> {
 
     /// Fills the columns of energy.
     fn energy(&self, gauge: &Gauge, taken: &[Vec<Run>], records: &mut [Record]) -> Result<()> {
-        let mut totals = Vec::new();
+        let (mut totals, mut each) = (Vec::new(), Vec::new());
         for ((task, runs), record) in self.tasks.iter().zip(taken).zip(&mut *records) {
             let median = stats::median(&walls(runs)).unwrap_or(0.0);
-            let joules = self.joules_of_runs(gauge, runs);
-            let alone = median >= gauge.sound().as_secs_f64();
-            record.process.run_joules = joules;
+            let of_runs = self.joules_of_runs(gauge, runs);
+            // what is repeated once only may as well be one of the runs
+            let enough = gauge.sound().min(self.longest(gauge).max(gauge.least()));
+            let alone = median >= enough.as_secs_f64();
+            record.process.run_joules =
+                of_runs.as_ref().map(|list| list.iter().map(|(joules, _)| *joules).collect());
+            each.push(of_runs);
             let total = if alone || !gauge.has_sensors() || interrupted() {
                 let how = if gauge.has_sensors() { "own windows" } else { "CPU time" };
                 record.workload.config = Some(format!("energy: the runs' {how}"));
                 Total::of(runs.iter().map(|run| &run.finished), summed(gauge, runs))
             } else if task.prepare.is_some() {
-                record.workload.config = Some(format!(
-                    "energy: a run is shorter than the {:.2} s that the meters need, and --prepare would be in a window of several",
+                let reason = format!(
+                    "a run is shorter than the {:.2} s that the meters need, and --prepare would be in a window of several",
                     gauge.sound().as_secs_f64()
-                ));
-                Total::of([].iter(), Vec::new())
+                );
+                record.workload.config = Some(format!("energy: {reason}"));
+                Total::of([].iter(), gauge.nothing(&reason))
+            } else if gauge.least() > self.longest(gauge) {
+                let reason = format!(
+                    "the meter needs {:.2} s to tell anything, and a run takes {median:.3} s: --budget {:.0} has time to repeat it",
+                    gauge.least().as_secs_f64(),
+                    gauge.sound().as_secs_f64().ceil()
+                );
+                record.workload.config = Some(format!("energy: {reason}"));
+                Total::of([].iter(), gauge.nothing(&reason))
             } else {
                 (self.progress)(&format!("energy: {}", task.label()));
                 match self.window(gauge, task) {
@@ -272,12 +287,10 @@ impl Bench<'_> {
             let seen = gauge.seen_of_use(total.seen, total.wall_s, use_);
             record.energy = gauge.columns(&seen, total.runs);
         }
-        let (first, rest) = match records.split_first_mut() {
-            Some((first, rest)) => (first.process.run_joules.clone(), rest),
-            None => return Ok(()),
-        };
-        for record in rest {
-            versus_joules(record, first.as_deref());
+        if let Some(Some(first)) = each.first() {
+            for (record, runs) in records.iter_mut().zip(&each).skip(1) {
+                versus_joules(record, first, runs.as_deref().unwrap_or_default());
+            }
         }
         Ok(())
     }
@@ -288,23 +301,30 @@ impl Bench<'_> {
         if all > 0.0 { (cpu_s / all).clamp(0.0, 1.0) } else { 0.0 }
     }
 
-    /// Gross joules of each run, if the first meter can tell those of every one.
-    fn joules_of_runs(&self, gauge: &Gauge, runs: &[Run]) -> Option<Vec<f64>> {
+    /// Gross joules of each run and their standard uncertainty from sampling, if the meters of the record's own fields can tell those of
+    /// every one.
+    fn joules_of_runs(&self, gauge: &Gauge, runs: &[Run]) -> Option<Vec<(f64, f64)>> {
         let of = |run: &Run| {
             let finished = &run.finished;
-            let seen = vec![run.seen.first().cloned().unwrap_or_else(|| Err(String::new()))];
+            let seen = if run.seen.is_empty() { gauge.nothing("no window") } else { run.seen.clone() };
             let use_ = self.utilisation(finished.cpu_s(), finished.wall_s);
-            let seen = gauge.seen_of_use(seen, finished.wall_s, use_).into_iter().next()?.ok()?;
+            let seen = gauge.head(&gauge.seen_of_use(seen, finished.wall_s, use_)).ok()?;
             // a window of a few steps of the counter says little of a single run
-            (seen.uncertainty.sampling <= 0.1 * seen.joules).then_some(seen.joules)
+            let sampling = seen.uncertainty.sampling;
+            (sampling <= 0.1 * seen.joules).then_some((seen.joules, sampling))
         };
-        runs.iter().map(of).collect::<Option<Vec<f64>>>().filter(|joules| !joules.is_empty())
+        runs.iter().map(of).collect::<Option<Vec<_>>>().filter(|list| !list.is_empty())
     }
 
-    /// Repeats a command within one window, as long as the meters need.
+    /// Longest window of repeated runs: a command's share of the time, and for a slow meter more of it, but never more than all.
+    fn longest(&self, gauge: &Gauge) -> Duration {
+        Duration::from_secs_f64(self.share()).max(gauge.sound()).min(self.plan.budget)
+    }
+
+    /// Repeats a command within one window, as long as the meters need and there is time for.
     fn window(&self, gauge: &Gauge, task: &Task) -> Result<Total> {
-        let most = Duration::from_secs_f64(self.share()).max(gauge.sound());
-        let length = gauge.longest(UNCERTAINTY).max(SHORTEST).min(most);
+        let most = self.longest(gauge);
+        let length = gauge.narrow().max(SHORTEST).min(most);
         let (start, windows) = (Instant::now(), gauge.open());
         let mut runs = Vec::new();
         while runs.is_empty() || start.elapsed() < length {
@@ -403,14 +423,51 @@ fn versus(record: &mut Record, name: &str, first: &[Run], runs: &[Run]) {
     }
 }
 
-/// What a command's runs cost beside those of the first one, where both are known run by run.
-fn versus_joules(record: &mut Record, first: Option<&[f64]>) {
-    let (Some(old), Some(new)) = (first, record.process.run_joules.as_deref()) else { return };
-    let pairs = old.len().min(new.len());
-    if let Some(compared) = stats::compare_pairs(&old[..pairs], &new[..pairs], DIFFERENCE, SEED) {
-        record.process.versus_joules_ratio = Some(compared.ratio);
-        record.process.versus_joules_ci95 = Some(compared.ci95);
-        record.process.versus_joules_p_value = Some(compared.p_value);
-        record.process.versus_joules_verdict = Some(compared.verdict);
+/// What a command's runs cost beside those of the first one, run by run. The ends of windows miss the same in every run of a command, which
+/// the spread of the runs does not show: the interval of the ratio is widened by it.
+fn versus_joules(record: &mut Record, first: &[(f64, f64)], runs: &[(f64, f64)]) {
+    let pairs = first.len().min(runs.len());
+    let joules = |list: &[(f64, f64)]| list[..pairs].iter().map(|(joules, _)| *joules).collect::<Vec<_>>();
+    let (old, new) = (joules(first), joules(runs));
+    let Some(compared) = stats::compare_pairs(&old, &new, DIFFERENCE, SEED) else { return };
+    let relative = |list: &[(f64, f64)], joules: &[f64]| {
+        list[..pairs].iter().map(|(_, sampling)| sampling).sum::<f64>() / joules.iter().sum::<f64>()
+    };
+    let sampling = Z95 * compared.ratio * relative(first, &old).hypot(relative(runs, &new));
+    let ci95 = Interval {
+        lo: (compared.ratio - (compared.ratio - compared.ci95.lo).hypot(sampling)).max(0.0),
+        hi: compared.ratio + (compared.ci95.hi - compared.ratio).hypot(sampling),
+    };
+    record.process.versus_joules_ratio = Some(compared.ratio);
+    record.process.versus_joules_ci95 = Some(ci95);
+    record.process.versus_joules_p_value = Some(compared.p_value);
+    record.process.versus_joules_verdict = Some(stats::Verdict::of(ci95, DIFFERENCE));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use perjoule_record::{Environment, stats::Verdict};
+
+    #[test]
+    fn what_all_windows_miss_alike_is_in_the_ratio_of_joules() {
+        let runs = |joules: f64, sampling: f64| -> Vec<(f64, f64)> {
+            (0..10).map(|i| (joules + 0.01 * f64::from(i % 3), sampling * joules)).collect()
+        };
+        let verdict = |sampling: f64| {
+            let mut record = Record::new(Kind::Command, &Environment::default());
+            versus_joules(&mut record, &runs(100.0, sampling), &runs(106.0, sampling));
+            let p = record.process;
+            (p.versus_joules_ratio.unwrap(), p.versus_joules_ci95.unwrap(), p.versus_joules_verdict.unwrap())
+        };
+        let (ratio, ci, word) = verdict(0.0);
+        assert!((ratio - 1.06).abs() < 1e-3 && ci.lo > 1.05 && word == Verdict::Slower);
+        // 5 % of each: 1.96 x 1.06 x 0.05 x sqrt(2)
+        let (ratio, ci, word) = verdict(0.05);
+        assert!((ratio - ci.lo - 0.147).abs() < 2e-3 && (ci.hi - ratio - 0.147).abs() < 2e-3, "{ci:?}");
+        assert_eq!(word, Verdict::Unclear);
+        let mut record = Record::new(Kind::Command, &Environment::default());
+        versus_joules(&mut record, &runs(1.0, 0.0), &[]);
+        assert_eq!(record.process.versus_joules_ratio, None);
     }
 }

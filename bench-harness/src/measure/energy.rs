@@ -18,7 +18,7 @@ pub(super) const UNCERTAINTY: f64 = 0.01;
 const COARSE: f64 = 0.05;
 /// Longest window, and longest pause, that is stretched for a slow meter.
 const LONGEST: Duration = Duration::from_secs(10);
-/// Relative sampling uncertainty up to which the window of a single run is sound: several of them average it out.
+/// Relative sampling uncertainty up to which the window of a single run is sound.
 const PER_WINDOW: f64 = 0.05;
 /// Window of the idle baseline of a sensor.
 const IDLE_WINDOW: Duration = Duration::from_secs(1);
@@ -178,7 +178,37 @@ fn describe(missing: &Unavailable) -> String {
 pub(crate) struct Gauge {
     /// The one whose figures stand in a record's own fields, and what else watches the device.
     meters: Vec<Arc<dyn Meter>>,
+    /// Meters of one boundary that watch different devices, by index: what they saw is added.
+    groups: Vec<Vec<usize>>,
     baseline: Mutex<Baseline>,
+}
+
+/// The measured meters of each boundary that do not overlap, where there are several: the boards of a machine. The first of them that was
+/// found goes before one that overlaps it.
+fn groups(meters: &[Arc<dyn Meter>]) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    for (at, meter) in meters.iter().enumerate() {
+        let info = meter.info();
+        if info.kind != Kind::Measured {
+            continue;
+        }
+        match groups.iter_mut().find(|group| meters[group[0]].info().boundary == info.boundary) {
+            None => groups.push(vec![at]),
+            Some(group) if group.iter().any(|other| meters[*other].info().overlaps(info)) => {}
+            Some(group) => group.push(at),
+        }
+    }
+    groups.retain(|group| group.len() > 1);
+    groups
+}
+
+/// What a group is called: `3 boards`.
+fn name_of_group(boundary: perjoule_meter::Boundary, n: usize) -> String {
+    match boundary {
+        perjoule_meter::Boundary::Battery => format!("{n} batteries"),
+        perjoule_meter::Boundary::Dram => format!("{n} memories"),
+        other => format!("{n} {other}s"),
+    }
 }
 
 /// What one meter saw, or why it could not tell.
@@ -192,6 +222,17 @@ fn unknown(reason: impl ToString) -> Energy {
     Energy { energy_unknown: Some(reason.to_string()), ..Energy::default() }
 }
 
+fn kind(energy: &perjoule_meter::Energy) -> EnergyKind {
+    match energy.kind {
+        Kind::Measured => EnergyKind::Measured,
+        Kind::Modelled => EnergyKind::Modelled,
+    }
+}
+
+fn interval([lo, hi]: [f64; 2]) -> Interval {
+    Interval { lo, hi }
+}
+
 impl Gauge {
     /// Takes the idle baseline; the machine should be quiet. `None` without meters.
     pub(crate) fn new(meters: Vec<Arc<dyn Meter>>) -> Option<Self> {
@@ -199,7 +240,7 @@ impl Gauge {
         let quick = |meter: &&Arc<dyn Meter>| 2 * meter.info().min_window() <= LONGEST;
         let quick: Vec<Arc<dyn Meter>> = meters.iter().filter(quick).cloned().collect();
         let baseline = Mutex::new(Baseline::before(&quick, IDLE_WINDOW));
-        (!meters.is_empty()).then_some(Gauge { meters, baseline })
+        (!meters.is_empty()).then(|| Gauge { groups: groups(&meters), meters, baseline })
     }
 
     /// The sensor whose figures stand in a record's own fields; `None` where they are modelled.
@@ -234,45 +275,108 @@ impl Gauge {
             .collect()
     }
 
-    /// The columns of `calls` calls: joules, or why the first meter could not tell.
+    /// The meters of a record's own fields: the first one, with the others of its boundary that watch other devices.
+    fn heads(&self) -> &[usize] {
+        self.groups.iter().find(|group| group[0] == 0).map_or(&[0], Vec::as_slice)
+    }
+
+    /// What stands in a record's own fields of what was seen; an error where one of its meters could not tell.
+    pub(super) fn head(&self, seen: &[Seen]) -> Seen {
+        self.together(self.heads(), seen)
+    }
+
+    /// What several meters saw together.
+    fn together(&self, group: &[usize], seen: &[Seen]) -> Seen {
+        let of = |at: &usize| match seen.get(*at) {
+            Some(Err(reason)) if group.len() > 1 => {
+                Err(format!("{}: {reason}", self.meters[*at].info().name))
+            }
+            Some(seen) => seen.clone(),
+            None => Err("it was not measured".to_owned()),
+        };
+        let mut parts = group.iter().map(of).collect::<Result<Vec<_>, String>>()?;
+        if parts.len() == 1 {
+            return Ok(parts.remove(0));
+        }
+        let different = || "its meters cannot be added".to_owned();
+        perjoule_meter::Energy::of_meters(&parts).ok_or_else(different)
+    }
+
+    /// What some meters saw together, as a reading.
+    fn reading(&self, baseline: &Baseline, group: &[usize], seen: &[Seen]) -> Option<Reading> {
+        let energy = self.together(group, seen).ok()?;
+        let net = self.net(baseline, group, seen);
+        let info = self.meters[group[0]].info();
+        Some(Reading {
+            source: energy.source.as_str().into(),
+            boundary: energy.boundary.as_str().into(),
+            kind: kind(&energy),
+            meter: match group.len() {
+                1 => info.name.clone(),
+                n => name_of_group(info.boundary, n),
+            },
+            joules: energy.joules,
+            ci95: Some(interval(energy.ci95)),
+            net_joules: net.as_ref().map(|net| net.joules),
+            net_ci95: net.map(|net| interval(net.ci95)),
+            idle_power_w: self.idle(baseline, group),
+            window_s: energy.seconds,
+            // those of a sum stand beside its parts
+            notes: (group.len() == 1 && !energy.notes.is_empty()).then_some(energy.notes),
+        })
+    }
+
+    /// What some meters saw together above their power at rest.
+    fn net(&self, baseline: &Baseline, group: &[usize], seen: &[Seen]) -> Option<perjoule_meter::Energy> {
+        let of = |at: &usize| baseline.net(seen.get(*at)?.as_ref().ok()?).ok();
+        let mut parts = group.iter().map(of).collect::<Option<Vec<_>>>()?;
+        if parts.len() == 1 { parts.pop() } else { perjoule_meter::Energy::of_meters(&parts) }
+    }
+
+    /// Power at rest of some meters together.
+    fn idle(&self, baseline: &Baseline, group: &[usize]) -> Option<f64> {
+        let of = |at: &usize| Some(baseline.idle(&self.meters[*at].info().id)?.ok()?.watts);
+        group.iter().map(of).sum()
+    }
+
+    /// The columns of `calls` calls: joules, or why the first meter could not tell. What other meters saw is there in any case.
     pub(crate) fn columns(&self, seen: &[Seen], calls: u64) -> Energy {
-        let energy = match seen.first() {
-            Some(Ok(energy)) => energy,
-            Some(Err(error)) => return unknown(error),
-            None => return Energy::default(),
-        };
+        if seen.is_empty() {
+            return Energy::default();
+        }
         let baseline = self.baseline.lock().unwrap_or_else(PoisonError::into_inner);
-        let kind = |energy: &perjoule_meter::Energy| match energy.kind {
-            Kind::Measured => EnergyKind::Measured,
-            Kind::Modelled => EnergyKind::Modelled,
+        let mut readings = Vec::new();
+        for at in 0..self.meters.len() {
+            let group = self.groups.iter().find(|group| group[0] == at);
+            readings.extend(group.and_then(|group| self.reading(&baseline, group, seen)));
+            readings.extend(self.reading(&baseline, &[at], seen));
+        }
+        let energies = (!readings.is_empty()).then_some(readings);
+        let heads = self.heads();
+        let energy = match self.head(seen) {
+            Ok(energy) => energy,
+            Err(reason) => {
+                return Energy { energies, energy_calls: (calls > 0).then_some(calls), ..unknown(reason) };
+            }
         };
-        let interval = |[lo, hi]: [f64; 2]| Interval { lo, hi };
-        let idle = |meter: &Arc<dyn Meter>| Some(baseline.idle(&meter.info().id)?.ok()?.watts);
-        let reading = |(meter, energy): (&Arc<dyn Meter>, &Seen)| {
-            let energy = energy.as_ref().ok()?;
-            Some(Reading {
-                source: energy.source.as_str().into(),
-                boundary: energy.boundary.as_str().into(),
-                kind: kind(energy),
-                meter: meter.info().name.clone(),
-                joules: energy.joules,
-                ci95: Some(interval(energy.ci95)),
-                net_joules: baseline.net(energy).ok().map(|net| net.joules),
-                idle_power_w: idle(meter),
-                window_s: energy.seconds,
-            })
+        let name = match heads.len() {
+            1 => self.meters[0].info().name.clone(),
+            n => {
+                let names = heads.iter().map(|at| self.meters[*at].info().name.as_str());
+                let names = names.collect::<Vec<_>>().join(", ");
+                format!("{} ({names})", name_of_group(energy.boundary, n))
+            }
         };
-        let meter = &self.meters[0];
-        let mut source = format!("{}: {}", energy.source, meter.info().name);
+        let mut source = format!("{}: {name}", energy.source);
         if energy.kind == Kind::Modelled && !energy.notes.is_empty() {
             source.push_str(". ");
             source.push_str(&energy.notes.join(" "));
         }
         Energy {
             joules: Some(energy.joules),
-            net_joules: baseline.net(energy).ok().map(|net| net.joules),
+            net_joules: self.net(&baseline, heads, seen).map(|net| net.joules),
             joules_per_call: (calls > 0).then(|| energy.joules / calls as f64),
-            energy_kind: Some(kind(energy)),
+            energy_kind: Some(kind(&energy)),
             energy_source: Some(source),
             energy_boundary: Some(energy.boundary.as_str().into()),
             energy_ci95: Some(interval(energy.ci95)),
@@ -280,8 +384,8 @@ impl Gauge {
             energy_period_s: Some(energy.update_period.as_secs_f64()),
             energy_calls: Some(calls),
             avg_power_w: Some(energy.watts()),
-            idle_power_w: idle(meter),
-            energies: Some(self.meters.iter().zip(seen).filter_map(reading).collect()),
+            idle_power_w: self.idle(&baseline, heads),
+            energies,
             ..Energy::default()
         }
     }
@@ -293,16 +397,35 @@ impl Gauge {
         Some(self.columns(&[Ok(first)], calls))
     }
 
-    /// Length from which on a window is sound for every meter but those whose energy follows from use ([`Gauge::seen_of_use`]); zero where
-    /// there are no others.
+    /// Length from which on a window is sound for the meters of a record's own fields; zero where their energy follows from use
+    /// ([`Gauge::seen_of_use`]). Others tell what they can in such a window.
     pub(crate) fn sound(&self) -> Duration {
-        self.longest(PER_WINDOW)
+        self.of_heads(|info| info.window_for(PER_WINDOW))
     }
 
-    /// Length of a window in which the sampling uncertainty of every sensor is `relative` at most; zero without sensors.
-    pub(crate) fn longest(&self, relative: f64) -> Duration {
+    /// Length of a window below which the meters of a record's own fields tell nothing.
+    pub(crate) fn least(&self) -> Duration {
+        // a sensor of power needs three readings
+        self.of_heads(|info| {
+            info.min_window().max(3 * info.poll_every.unwrap_or_default().min(info.update_period))
+        })
+    }
+
+    fn of_heads(&self, of: impl Fn(&MeterInfo) -> Duration) -> Duration {
+        let heads = self.heads().iter().map(|at| &self.meters[*at]);
+        let sensors = heads.filter(|meter| meter.watts_at(0.0).is_none());
+        sensors.map(|meter| of(meter.info())).max().unwrap_or(Duration::ZERO)
+    }
+
+    /// Length of a window in which the sampling uncertainty of every sensor is [`UNCERTAINTY`] at most; zero without sensors.
+    pub(crate) fn narrow(&self) -> Duration {
         let sensors = self.meters.iter().filter(|meter| meter.watts_at(0.0).is_none());
-        sensors.map(|meter| meter.info().window_for(relative)).max().unwrap_or(Duration::ZERO)
+        sensors.map(|meter| meter.info().window_for(UNCERTAINTY)).max().unwrap_or(Duration::ZERO)
+    }
+
+    /// What is seen where nothing was measured for `reason`.
+    pub(crate) fn nothing(&self, reason: &str) -> Vec<Seen> {
+        self.meters.iter().map(|_| Err(reason.to_owned())).collect()
     }
 
     /// Number of meters.

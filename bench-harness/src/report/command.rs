@@ -200,10 +200,18 @@ pub(crate) fn notes(records: &[Record]) -> Vec<String> {
                     say("modelled joules follow from time and from the CPU time of the command alone".into());
                 }
             }
-            _ => say("energy: unknown: no meter could tell it; `perjoule doctor` says what would".into()),
+            _ => say(match &e.energy_unknown {
+                Some(reason) => format!("energy: unknown: {}", super::printable(reason)),
+                None => "energy: unknown: no meter could tell it; `perjoule doctor` says what would".into(),
+            }),
         }
-        if let Some(config) =
-            record.workload.config.as_ref().filter(|text| !text.starts_with("energy: the runs'"))
+        super::meter_notes(record).into_iter().for_each(&mut say);
+        let said = |text: &str| e.energy_unknown.as_deref() == text.strip_prefix("energy: ");
+        if let Some(config) = record
+            .workload
+            .config
+            .as_ref()
+            .filter(|text| !text.starts_with("energy: the runs'") && !said(text))
         {
             say(format!("{}: {config}", label(record)));
         }

@@ -117,6 +117,8 @@ mod tests {
         (e.joules, e.energy_calls, e.joules_per_call) = (Some(20.0), Some(10), Some(2.0));
         e.energy_boundary = Some("package".into());
         let seen = |boundary: &str, meter: &str, joules: f64| Reading {
+            net_ci95: None,
+            notes: None,
             source: "test".into(),
             boundary: boundary.into(),
             kind: EnergyKind::Measured,

@@ -14,7 +14,7 @@ pub(crate) mod units;
 pub(crate) use table::{Align, Style, Table, markdown, one_line, printable};
 
 use crate::compare::row::tokens_per_s;
-use perjoule_record::{Energy, EnergyKind, Kind, Provenance, Record};
+use perjoule_record::{Energy, EnergyKind, Kind, Provenance, Reading, Record};
 use units::{count, duration_ns, percent, si};
 
 fn text(field: &Option<String>) -> &str {
@@ -276,8 +276,23 @@ pub(crate) fn energy_notes(records: &[Record]) -> Vec<String> {
                 notes.push(note);
             }
         }
+        for note in meter_notes(record) {
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+        }
     }
     notes
+}
+
+/// What to know of the measured figures of a record, meter by meter. The words of a model stand in its source.
+pub(crate) fn meter_notes(record: &Record) -> Vec<String> {
+    let measured = |seen: &&Reading| seen.kind == EnergyKind::Measured;
+    let of = |seen: &Reading| {
+        let line = |note: &String| format!("{}: {}", printable(&seen.meter), printable(note));
+        seen.notes.iter().flatten().map(line).collect::<Vec<_>>()
+    };
+    record.energy.energies.iter().flatten().filter(measured).flat_map(of).collect()
 }
 
 /// What else used the machine while these records were measured: the worst of each kind, and how many results it concerns.

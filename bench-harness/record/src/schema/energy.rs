@@ -45,7 +45,8 @@ pub struct Energy {
     /// Why `joules` is null although a meter watches the device, such as a window too short for it.
     pub energy_unknown: Option<String>,
     /// Every meter that watched, the one of the fields above first. Figures of different boundaries contain one another or not, and are
-    /// never added: a package beside a board, a wall around both.
+    /// never added: a package beside a board, a wall around both. Meters of one boundary that watch different devices are, in a reading of
+    /// its own before them that says so in `meter`, such as `3 boards`.
     pub energies: Option<Vec<Reading>>,
 }
 
@@ -66,10 +67,16 @@ pub struct Reading {
     pub ci95: Option<Interval>,
     /// Energy less that at rest, in joules.
     pub net_joules: Option<f64>,
+    /// 95 % interval of `net_joules`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_ci95: Option<Interval>,
     /// Power at rest in watts.
     pub idle_power_w: Option<f64>,
     /// Length of the window in seconds.
     pub window_s: f64,
+    /// What to know of the figures, in whole sentences: readings that failed, an accuracy that is assumed, ..
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notes: Option<Vec<String>>,
 }
 
 /// Whether joules were measured.

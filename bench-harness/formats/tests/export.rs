@@ -93,10 +93,8 @@ fn llama_bench_lines_have_its_fields() {
         assert!(object.get(*field).is_some_and(|value| !value.is_null()), "{field}: {line}");
     }
     // what is true of a measurement of perjoule's own, and llama-bench's default
-    for (field, value) in [("n_ubatch", 512.into()), ("type_k", "bf16".into()), ("load_mode", "none".into())]
-    {
-        assert_eq!(line[field], value, "{field}");
-    }
+    assert_eq!((&line["n_ubatch"], &line["type_k"]), (&512.into(), &"bf16".into()));
+    assert_eq!((&line["load_mode"], &line["type_v"]), (&"none".into(), &"bf16".into()));
     assert_eq!((&line["n_gpu_layers"], &line["use_mmap"]), (&0.into(), &false.into()));
     assert_eq!((&line["poll"], &line["backends"]), (&50.into(), &"CPU".into()));
     assert_eq!(line["samples_ts"][0], 256.0);
@@ -227,7 +225,7 @@ fn compare_llama_bench_finds_its_keys() {
         let columns = reader.headers().unwrap().clone();
         let row = reader.records().next().unwrap().unwrap();
         for key in KEYS.iter().chain(&["build_commit", "test_time", "avg_ts"]) {
-            assert!(line.get(key).is_some_and(|value| !value.is_null()), "{key}: {line}");
+            assert!(line.get(*key).is_some_and(|value| !value.is_null()), "{key}: {line}");
             // CSV has flags as 0 and 1
             let cell = &row[columns.iter().position(|column| column == *key).unwrap()];
             let value = match &line[key] {

@@ -19,7 +19,7 @@ pub(super) fn read(text: &str, sink: &mut Sink<'_>) -> Result<(), ImportError> {
         let line = lines.at(start);
         let mut cursor = Cursor { text, at: start + "INSERT INTO ".len() };
         match cursor.insert() {
-            Ok((table, columns, rows)) => {
+            Ok(Insert { table, columns, rows }) => {
                 for values in rows {
                     let row = row(&columns, values, line);
                     if table == "perjoule_bench" {
@@ -85,6 +85,13 @@ fn row(columns: &[String], values: Vec<Value>, line: u64) -> Result<Row, String>
 /// Most items of a list: llama-bench has some forty columns.
 const MAX_ITEMS: usize = 1000;
 
+/// An INSERT statement.
+struct Insert {
+    table: String,
+    columns: Vec<String>,
+    rows: Vec<Vec<Value>>,
+}
+
 struct Cursor<'a> {
     text: &'a str,
     at: usize,
@@ -92,7 +99,7 @@ struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     /// `table (column, ..) VALUES (value, ..), ..;`
-    fn insert(&mut self) -> Result<(String, Vec<String>, Vec<Vec<Value>>), String> {
+    fn insert(&mut self) -> Result<Insert, String> {
         let table = self.name()?;
         let columns = self.list(|cursor| cursor.name())?;
         if !self.word()?.eq_ignore_ascii_case("VALUES") {
@@ -105,7 +112,7 @@ impl<'a> Cursor<'a> {
             }
             rows.push(self.list(Self::value)?);
         }
-        if self.eat(';') { Ok((table, columns, rows)) } else { Err(self.unexpected()) }
+        if self.eat(';') { Ok(Insert { table, columns, rows }) } else { Err(self.unexpected()) }
     }
 
     fn rest(&mut self) -> &'a str {

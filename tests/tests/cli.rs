@@ -310,6 +310,18 @@ fn damaged_weights_are_refused() {
 }
 
 #[test]
+fn threads_beyond_the_processors_are_remarked() {
+    let place = Place::new();
+    let threads = std::thread::available_parallelism().unwrap().get() + 1;
+    let output = place.run(&format!("{SMALL} --threads {threads}"));
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success() && err.contains(&format!("warning: --threads {threads}: ")), "{err}");
+    assert!(out.contains(&format!("Kernels  {threads} threads, ")), "{out}");
+    let output = place.run(&format!("{SMALL} --threads 1"));
+    assert!(!String::from_utf8(output.stderr).unwrap().contains("--threads"));
+}
+
+#[test]
 fn completions_and_the_manual_are_printed() {
     let place = Place::new();
     for shell in ["bash", "zsh", "fish"] {
@@ -324,6 +336,18 @@ fn a_full_disk_is_an_error() {
     let place = Place::new();
     if Path::new("/dev/full").exists() {
         place.refused("run --only ceilings --budget 0.2 --quiet -o /dev/full", "cannot append to /dev/full");
+        for line in
+            ["devices", "kernels", "classes", "schema", "man", "run --only ceilings --budget 0.2 --quiet"]
+        {
+            let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+            let output = place.command(line).stdout(full).output().unwrap();
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{line}: {stderr}");
+            assert!(
+                stderr.starts_with("error: cannot write to stdout: ") && stderr.lines().count() == 1,
+                "{stderr}"
+            );
+        }
     }
     // a file-size limit sends a signal that would kill
     let limited = format!(

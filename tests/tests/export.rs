@@ -126,9 +126,14 @@ fn a_run_speaks_openmetrics_and_says_what_a_format_has_not() {
     let line = "run --op rms_norm --shape rows=8,len=256 --dtype f32 --budget 0.5 -r 5";
     let text = place.ok(&format!("{line} --format openmetrics --quiet"));
     assert!(text.contains("perjoule_call_duration_seconds{") && text.ends_with("# EOF\n"), "{text}");
-    let output = place.run(&format!("{line} --format llama-bench"));
+    let both = RUN.replace("--only tokens", "--only ceilings,tokens").replace("--quiet", "");
+    let output = place.run(&format!("{both} --format llama-bench"));
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(stderr.contains("1 record not in this format"), "{stderr}");
+    assert!(stderr.contains("not in this format"), "{stderr}");
+    // nothing at all would be in it
+    place.refused(&format!("{line} --format llama-bench"), "--format llama-bench is for tokens");
+    place
+        .refused("run --only kernels --format llama-bench-jsonl", "--format llama-bench-jsonl is for tokens");
     place.refused(&format!("{line} --openmetrics no/where.prom"), "no folder");
     place.refused(&format!("{line} --openmetrics ."), "folder");
     place.refused(&format!("{line} --format llama-bench -o -"), "--format");

@@ -76,7 +76,7 @@ fn own_to_llama_bench_and_back() {
         );
         assert_eq!(back.timing.avg_ns, Some(2.1e9));
         assert_eq!(back.test_time, record.test_time);
-        assert_eq!(back.device.backend.as_deref(), Some("cpu"));
+        assert_eq!(back.device.backend.as_deref(), Some("CPU"), "llama-bench's name of it");
         assert_eq!(back.device.device_name.as_deref(), Some("AMD EPYC 7763"));
         let (a, b) = (&back.energy, &record.energy);
         assert_eq!((a.joules_per_output_token, a.energy_kind), (b.joules_per_output_token, b.energy_kind));
@@ -88,12 +88,15 @@ fn own_to_llama_bench_and_back() {
 fn llama_bench_lines_have_its_fields() {
     let line = json(&[decode()], Format::LlamaBenchJsonl);
     let object = line.as_object().unwrap();
-    // Every field that llama-bench writes is there, null where unknown; scripts look for the names.
-    for field in
-        ["build_commit", "build_number", "gpu_info", "n_ubatch", "flash_attn", "avg_ns", "samples_ts"]
-    {
-        assert!(object.contains_key(field), "{field}");
+    // Every field that llama-bench writes is there and none is null; scripts look for the names.
+    for field in LLAMA_BENCH.iter().chain(&["samples_ns", "samples_ts"]) {
+        assert!(object.get(*field).is_some_and(|value| !value.is_null()), "{field}: {line}");
     }
+    // what is true of a measurement of perjoule's own, and llama-bench's default
+    assert_eq!((&line["n_ubatch"], &line["type_k"]), (&512.into(), &"bf16".into()));
+    assert_eq!((&line["load_mode"], &line["type_v"]), (&"none".into(), &"bf16".into()));
+    assert_eq!((&line["n_gpu_layers"], &line["use_mmap"]), (&0.into(), &false.into()));
+    assert_eq!((&line["poll"], &line["backends"]), (&50.into(), &"CPU".into()));
     assert_eq!(line["samples_ts"][0], 256.0);
     assert_eq!(line["samples_ns"][0], 2_000_000_000_u64, "whole nanoseconds are integers");
     assert_eq!(line["energy_kind"], "modelled");
@@ -114,11 +117,184 @@ fn llama_bench_lines_have_its_fields() {
                     assert_eq!(ours[field], "Qwen2.5-7B-Instruct-Q4_K_M.gguf", "without its folder")
                 }
                 // Fields that newer versions dropped.
-                "use_mmap" | "use_direct_io" | "repack" => assert!(ours.get(field).is_none()),
+                "use_direct_io" | "repack" => assert!(ours.get(field).is_none()),
                 _ => assert_eq!(&ours[field], value, "{field}"),
             }
         }
     }
+}
+
+/// The columns of llama-bench's table, as it declares them since 2026.
+const LLAMA_BENCH: [&str; 40] = [
+    "build_commit",
+    "build_number",
+    "cpu_info",
+    "gpu_info",
+    "backends",
+    "model_filename",
+    "model_type",
+    "model_size",
+    "model_n_params",
+    "n_batch",
+    "n_ubatch",
+    "n_threads",
+    "cpu_mask",
+    "cpu_strict",
+    "poll",
+    "type_k",
+    "type_v",
+    "n_gpu_layers",
+    "n_cpu_moe",
+    "split_mode",
+    "main_gpu",
+    "no_kv_offload",
+    "flash_attn",
+    "devices",
+    "tensor_split",
+    "tensor_buft_overrides",
+    "load_mode",
+    "embeddings",
+    "no_op_offload",
+    "no_host",
+    "fit_target",
+    "fit_min_ctx",
+    "n_prompt",
+    "n_gen",
+    "n_depth",
+    "test_time",
+    "avg_ns",
+    "stddev_ns",
+    "avg_ts",
+    "stddev_ts",
+];
+
+/// What compare-llama-bench.py joins two builds by: it refuses lines without one of these, and null equals nothing.
+const KEYS: [&str; 28] = [
+    "cpu_info",
+    "gpu_info",
+    "backends",
+    "n_gpu_layers",
+    "tensor_buft_overrides",
+    "model_filename",
+    "model_type",
+    "n_batch",
+    "n_ubatch",
+    "embeddings",
+    "cpu_mask",
+    "cpu_strict",
+    "poll",
+    "n_threads",
+    "type_k",
+    "type_v",
+    "use_mmap",
+    "no_kv_offload",
+    "split_mode",
+    "main_gpu",
+    "tensor_split",
+    "flash_attn",
+    "n_prompt",
+    "n_gen",
+    "n_depth",
+    // in newer versions
+    "n_cpu_moe",
+    "fit_target",
+    "fit_min_ctx",
+];
+
+/// A record that says no more than it must: no settings, no threads, no build.
+fn sparse() -> Record {
+    let mut record = Record::new(Kind::Tokens, &Environment::default());
+    record.provenance = Provenance::Imported;
+    (record.workload.n_prompt, record.workload.n_gen) = (Some(512), Some(0));
+    record.timing.avg_ts = Some(1000.0);
+    record
+}
+
+/// Two builds' results meet in the join of llama.cpp's script.
+#[test]
+fn compare_llama_bench_finds_its_keys() {
+    let mut later = measured();
+    later.environment.build_commit = Some("fedcba987654".into());
+    later.timing.set_samples(vec![70_934_056.33, 70_934_058.5], 1);
+    let sample = include_str!("samples/llama-bench.json");
+    let theirs = import(sample.as_bytes(), "x", None).unwrap().records;
+    for record in [measured(), later, sparse(), theirs[0].clone()] {
+        let line = json(std::slice::from_ref(&record), Format::LlamaBenchJsonl);
+        let table = text(std::slice::from_ref(&record), Format::LlamaBenchCsv);
+        let mut reader = csv::Reader::from_reader(table.as_bytes());
+        let columns = reader.headers().unwrap().clone();
+        let row = reader.records().next().unwrap().unwrap();
+        for key in KEYS.iter().chain(&["build_commit", "test_time", "avg_ts"]) {
+            assert!(line.get(*key).is_some_and(|value| !value.is_null()), "{key}: {line}");
+            // CSV has flags as 0 and 1
+            let cell = &row[columns.iter().position(|column| column == *key).unwrap()];
+            let value = match &line[key] {
+                Value::Bool(flag) => u8::from(*flag).to_string(),
+                Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            assert_eq!(cell, value, "{key}");
+        }
+        for key in ["avg_ns", "stddev_ns", "n_ubatch", "model_size", "n_gpu_layers"] {
+            assert!(line[key].is_i64() || line[key].is_u64(), "{key} is a column of integers: {line}");
+        }
+    }
+    let (a, mut b) = (json(&[measured()], Format::LlamaBenchJsonl), measured());
+    b.environment.build_commit = Some("fedcba987654".into());
+    let b = json(&[b], Format::LlamaBenchJsonl);
+    assert!(KEYS.iter().all(|key| a[key] == b[key]) && a["build_commit"] != b["build_commit"]);
+}
+
+/// Unknown sizes stay unknown on the way back, and a time follows from a rate. Without either there is no test.
+#[test]
+fn stand_ins_are_no_claims() {
+    let exported = text(&[sparse()], Format::LlamaBenchJsonl);
+    let line: Value = serde_json::from_str(&exported).unwrap();
+    assert_eq!((&line["avg_ns"], &line["build_commit"]), (&512_000_000.into(), &"unknown".into()));
+    let back = import(exported.as_bytes(), "x", None).unwrap();
+    assert!(back.warnings.is_empty(), "{:?}", back.warnings);
+    let record = &back.records[0];
+    let w = &record.workload;
+    assert_eq!((w.n_batch, w.n_threads, w.model_size, w.model_n_params), (None, None, None, None));
+    assert_eq!((&w.model, &w.model_type, &record.source.source_version), (&None, &None, &None));
+    let mut untimed = sparse();
+    untimed.timing.avg_ts = None;
+    let exported = export(&[untimed], Format::LlamaBenchJsonl).unwrap();
+    assert!(exported.text.is_empty() && exported.left_out[0].reason.contains("rate"), "{exported:?}");
+}
+
+/// What older versions of llama-bench called `use_mmap` and `use_direct_io`.
+#[test]
+fn load_modes_follow_from_older_flags() {
+    for (config, mode, mapped) in [
+        ("use_mmap=1", "mmap", true),
+        ("use_mmap=false,use_direct_io=false", "none", false),
+        ("use_mmap=true,use_direct_io=true", "dio", false),
+        ("load_mode=mmap+mlock,use_mmap=0", "mmap+mlock", true),
+        ("flash_attn=maybe,poll=NaN", "mmap", true),
+    ] {
+        let mut record = sparse();
+        record.workload.config = Some(config.into());
+        let line = json(&[record], Format::LlamaBenchJsonl);
+        assert_eq!((&line["load_mode"], &line["use_mmap"]), (&mode.into(), &mapped.into()), "{config}");
+        assert_eq!((&line["flash_attn"], &line["poll"]), (&(-1).into(), &50.into()), "{config}");
+    }
+}
+
+/// llama-bench's own table takes the first statement, since it names no other column.
+#[test]
+fn sql_keeps_to_the_columns_of_llama_bench() {
+    let text = text(&[measured()], Format::LlamaBenchSql);
+    let statement = text.lines().find(|line| line.starts_with("INSERT INTO llama_bench ")).unwrap();
+    let columns = statement.split(['(', ')']).nth(1).unwrap();
+    assert_eq!(columns.split(", ").collect::<Vec<_>>(), LLAMA_BENCH);
+    assert!(!statement.contains("NULL"), "{statement}");
+    // a statement that cannot be read does not lend its energy to the one before
+    let broken = text.replace("'0', '128', '64'", "'0', '128");
+    let both = format!("{text}{}", &broken[broken.find("INSERT").unwrap()..]);
+    let back = import(both.as_bytes(), "x", None).unwrap();
+    assert_eq!((back.records.len(), back.warnings.len()), (1, 2), "{:?}", back.warnings);
+    assert_eq!(back.records[0].energy.joules_per_output_token, Some(0.25));
 }
 
 #[test]
@@ -507,11 +683,13 @@ proptest! {
                     }
                 }
                 Format::LlamaBenchSql => {
-                    let statements = text.lines().skip_while(|line| *line != ");").skip(2);
-                    for line in statements {
+                    let (declared, statements) = text.split_at(text.find("INSERT").unwrap_or(text.len()));
+                    prop_assert!(declared.ends_with(");\n\n"), "{}", declared);
+                    for line in statements.lines() {
                         // quotes within values are doubled, so outside of them stands nothing of the record
                         let outside: String = line.split('\'').step_by(2).collect();
-                        prop_assert!(line.starts_with("INSERT INTO llama_bench (") && line.ends_with(");"), "{}", line);
+                        let into = ["INSERT INTO llama_bench (", "INSERT INTO perjoule_bench ("];
+                        prop_assert!(into.iter().any(|into| line.starts_with(into)) && line.ends_with(");"), "{}", line);
                         prop_assert!(outside.chars().all(|c| c.is_ascii_alphanumeric() || "_(), ;".contains(c)), "{}", outside);
                     }
                 }

@@ -56,7 +56,9 @@ pub(crate) fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let cli = Cli::parse();
-    match dispatch(cli) {
+    // what is left in the buffer would be lost without a word
+    let ended = dispatch(cli).and_then(|ended| Ok(io::stdout().flush().map(|()| ended)?));
+    match ended.map_err(of_stdout) {
         Ok(Ended::Done) => ExitCode::SUCCESS,
         Ok(Ended::Failed) => ExitCode::from(1),
         Ok(Ended::Interrupted) => ExitCode::from(130),
@@ -123,6 +125,13 @@ fn one_line(error: &anyhow::Error) -> String {
         .replace(":;", ":")
 }
 
+/// Names stdout in an error of writing to it: errors of files name their file, so one that the system gave and nobody named is stdout's.
+fn of_stdout(error: anyhow::Error) -> anyhow::Error {
+    let unnamed = error.chain().count() == 1
+        && error.downcast_ref::<io::Error>().is_some_and(|io| io.raw_os_error().is_some());
+    if unnamed { error.context("cannot write to stdout") } else { error }
+}
+
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     let io = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
     io.into_iter().any(|io| io.kind() == io::ErrorKind::BrokenPipe)
@@ -173,6 +182,17 @@ mod tests {
         let error =
             anyhow::anyhow!("cpu has no kernel for matmul:\n  a: needs avx2\n  b: no").context("outer");
         assert_eq!(one_line(&error), "outer: cpu has no kernel for matmul: a: needs avx2; b: no");
+    }
+
+    #[test]
+    fn an_error_that_names_nothing_is_of_stdout() {
+        const FULL: i32 = 28;
+        let full = || io::Error::from_raw_os_error(FULL);
+        let shown = |error: anyhow::Error| one_line(&of_stdout(error));
+        assert!(shown(full().into()).starts_with("cannot write to stdout: "));
+        assert!(shown(anyhow::Error::from(full()).context("a.jsonl")).starts_with("a.jsonl: "));
+        assert_eq!(shown(io::Error::other("a.jsonl is full").into()), "a.jsonl is full");
+        assert!(is_closed_pipe(&of_stdout(io::Error::from_raw_os_error(32).into())));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use perjoule_record::{CacheState, Environment, Kind, Provenance, Record};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use super::args::{Part, RunArgs};
+use super::args::{Format, Part, RunArgs};
 use super::output::Output;
 use super::{Ended, devices, environment, open, run_tokens, threads_of};
 use crate::live::sample::{Roots, Sampler};
@@ -79,6 +79,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
     );
     let parts = parts(args);
     refuse_unused(args, &parts)?;
+    if let Some(threads) = args.threads.filter(|_| !args.quiet) {
+        warn_of_shared_processors(threads);
+    }
     let wanted = if parts.contains(&Part::Kernels) { wanted(args)? } else { Vec::new() };
     let seed = args.seed.unwrap_or(1);
     let sources = match parts.contains(&Part::Tokens) {
@@ -142,6 +145,18 @@ pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
     Ok(if output.invalid() > 0 { Ended::Failed } else { Ended::Done })
 }
 
+/// Threads that take turns on a processor measure the scheduler, too. That may be what is wanted, so it is no error.
+fn warn_of_shared_processors(threads: usize) {
+    if let Some(have) =
+        std::thread::available_parallelism().ok().map(usize::from).filter(|&have| threads > have)
+    {
+        let s = if have == 1 { "" } else { "s" };
+        eprintln!(
+            "warning: --threads {threads}: this process may use {have} processor{s}, so threads wait for each other"
+        );
+    }
+}
+
 fn parts(args: &RunArgs) -> Vec<Part> {
     let kernels = args.op.is_some() || args.shape.is_some() || args.kernel.is_some() || args.versus.is_some();
     match args.only.as_slice() {
@@ -167,6 +182,8 @@ fn refuse_unused(args: &RunArgs, parts: &[Part]) -> Result<()> {
         ("-d", !args.n_depth.is_empty()),
         ("--parallel", !args.parallel.is_empty()),
         ("--batch", args.batch.is_some()),
+        ("--format llama-bench", args.format == Some(Format::LlamaBench)),
+        ("--format llama-bench-jsonl", args.format == Some(Format::LlamaBenchJsonl)),
     ];
     for (part, name, flags) in
         [(Part::Kernels, "kernels", of_kernels.as_slice()), (Part::Tokens, "tokens", of_tokens.as_slice())]
@@ -434,7 +451,8 @@ impl Run<'_> {
         }
         bar.finish_and_clear();
         if !records.is_empty() {
-            output.heading("Kernels", "outputs verified before they were timed")?;
+            let (n, s) = (target.threads, if target.threads == 1 { "" } else { "s" });
+            output.heading("Kernels", &format!("{n} thread{s}, outputs verified before they were timed"))?;
             output.table(&report::kernels(&records))?;
             report::meters::meters(&records).iter().try_for_each(|table| output.table(table))?;
             self.notes(&records, output)?;

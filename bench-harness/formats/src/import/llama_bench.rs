@@ -87,13 +87,15 @@ fn fill(record: &mut Record, row: &Row, problems: &mut Vec<String>) -> Result<()
     let mut soft = Soft { problems };
     // llama-bench runs one sequence; its n_batch is the chunk of a prompt. Only perjoule's own export says otherwise.
     workload.n_parallel = Some(soft.keep(row.count("n_parallel")).unwrap_or(1));
-    workload.n_batch = soft.keep(row.count("n_batch"));
-    workload.n_threads = soft.keep(row.count("n_threads"));
+    // None of these is 0: that is how perjoule's own export says unknown where llama-bench has no word for it.
+    let some = |count: Option<u64>| count.filter(|&count| count > 0);
+    workload.n_batch = some(soft.keep(row.count("n_batch")));
+    workload.n_threads = some(soft.keep(row.count("n_threads")));
     let file = soft.keep(row.text("model_filename"));
     workload.model = file.and_then(|path| path.rsplit(['/', '\\']).next()).map(Into::into);
     workload.model_type = soft.keep(row.text("model_type")).map(Into::into);
-    workload.model_size = soft.keep(row.count("model_size"));
-    workload.model_n_params = soft.keep(row.count("model_n_params"));
+    workload.model_size = some(soft.keep(row.count("model_size")));
+    workload.model_n_params = some(soft.keep(row.count("model_n_params")));
     workload.dtype = soft.keep(row.text("dtype")).map(Into::into);
     workload.config = row.settings(&SETTINGS);
 
@@ -111,8 +113,10 @@ fn fill(record: &mut Record, row: &Row, problems: &mut Vec<String>) -> Result<()
         soft.note(!known, || format!("`test_time` is {time:?}, no time in RFC 3339"));
         known.then(|| time.into())
     });
-    let commit = soft.keep(row.text("build_commit"));
-    record.source.source_version = match (commit, row.spelled("build_number")) {
+    // what it says without a repository
+    let commit = soft.keep(row.text("build_commit")).filter(|commit| *commit != "unknown");
+    let number = row.spelled("build_number").filter(|number| number != "0");
+    record.source.source_version = match (commit, number) {
         (Some(commit), Some(number)) => Some(format!("{commit} ({number})")),
         (commit, number) => commit.map(Into::into).or(number),
     };

@@ -1,5 +1,5 @@
 //! `llama-bench -o sql`: a CREATE TABLE and INSERT statements, one a line. Values are strings in single quotes, which
-//! llama-bench does not escape: a quote inside breaks its statement, and only that.
+//! llama-bench does not escape: a quote inside breaks its statement, and only that. perjoule's own columns follow in a row of a table of their own.
 
 use serde_json::{Map, Value};
 
@@ -11,32 +11,50 @@ use crate::format::is_statement;
 pub(super) fn read(text: &str, sink: &mut Sink<'_>) -> Result<(), ImportError> {
     let mut statements = 0;
     let mut at = 0;
+    // what `perjoule_bench` adds to comes before it
+    let mut last: Option<Row> = None;
     let mut lines = super::json::Lines::new(text);
     while let Some(start) = next_insert(text, at) {
         statements += 1;
         let line = lines.at(start);
         let mut cursor = Cursor { text, at: start + "INSERT INTO ".len() };
         match cursor.insert() {
-            Ok((columns, rows)) => {
+            Ok(Insert { table, columns, rows }) => {
                 for values in rows {
-                    match row(&columns, values, line) {
-                        Ok(row) => llama_bench::push(&row, sink)?,
+                    let row = row(&columns, values, line);
+                    if table == "perjoule_bench" {
+                        match (row, &mut last) {
+                            (Ok(more), Some(last)) => last.cells.extend(more.cells),
+                            (Ok(_), None) => sink.warn(line, "this belongs to no result"),
+                            (Err(message), _) => sink.warn(line, format!("{message}; this row is left out")),
+                        }
+                        continue;
+                    }
+                    push(last.take(), sink)?;
+                    match row {
+                        Ok(row) => last = Some(row),
                         Err(message) => sink.warn(line, format!("{message}; this result is left out")),
                     }
                 }
                 at = cursor.at;
             }
             Err(message) => {
+                push(last.take(), sink)?;
                 sink.warn(line, format!("{message}; this statement is left out"));
                 // A stray quote misleads to the end of the line at most, where the next statement begins.
                 at = start + text[start..].find('\n').unwrap_or(text.len() - start);
             }
         }
     }
+    push(last, sink)?;
     if statements == 0 {
         return Err(sink.not_format("it holds no INSERT statement"));
     }
     Ok(())
+}
+
+fn push(row: Option<Row>, sink: &mut Sink<'_>) -> Result<(), ImportError> {
+    row.map_or(Ok(()), |row| llama_bench::push(&row, sink))
 }
 
 /// The next line at or after `at` that begins with INSERT INTO.
@@ -67,6 +85,13 @@ fn row(columns: &[String], values: Vec<Value>, line: u64) -> Result<Row, String>
 /// Most items of a list: llama-bench has some forty columns.
 const MAX_ITEMS: usize = 1000;
 
+/// An INSERT statement.
+struct Insert {
+    table: String,
+    columns: Vec<String>,
+    rows: Vec<Vec<Value>>,
+}
+
 struct Cursor<'a> {
     text: &'a str,
     at: usize,
@@ -74,8 +99,8 @@ struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     /// `table (column, ..) VALUES (value, ..), ..;`
-    fn insert(&mut self) -> Result<(Vec<String>, Vec<Vec<Value>>), String> {
-        self.name()?;
+    fn insert(&mut self) -> Result<Insert, String> {
+        let table = self.name()?;
         let columns = self.list(|cursor| cursor.name())?;
         if !self.word()?.eq_ignore_ascii_case("VALUES") {
             return Err("VALUES does not follow the columns".into());
@@ -87,7 +112,7 @@ impl<'a> Cursor<'a> {
             }
             rows.push(self.list(Self::value)?);
         }
-        if self.eat(';') { Ok((columns, rows)) } else { Err(self.unexpected()) }
+        if self.eat(';') { Ok(Insert { table, columns, rows }) } else { Err(self.unexpected()) }
     }
 
     fn rest(&mut self) -> &'a str {
@@ -163,6 +188,10 @@ impl<'a> Cursor<'a> {
             return self.quoted('\'').map(Value::String);
         }
         let word = self.word()?;
+        // a call without arguments: last_insert_rowid()
+        if self.eat('(') && !self.eat(')') {
+            return Err(self.unexpected());
+        }
         Ok(if word.eq_ignore_ascii_case("NULL") { Value::Null } else { Value::String(word.into()) })
     }
 }

@@ -90,7 +90,7 @@ fn a_meter_too_slow_for_a_kernel_leaves_its_energy_unknown_and_says_why() {
 fn what_is_wrong_with_measured_joules_is_said() {
     let place = Place::new();
     let odd = |name: &str| {
-        let line = |t: f64| if (t * 25.0) as u64 % 3 == 0 { "oops".into() } else { "W 50".into() };
+        let line = |t: f64| if ((t * 25.0) as u64).is_multiple_of(3) { "oops".into() } else { "W 50".into() };
         let header = "# boundary: wall\n# name: Outlet <3>\n# period: 0.2 s\n";
         meter(&place, name, header, Duration::from_millis(20), line);
     };

@@ -340,12 +340,14 @@ fn a_still_figure_has_a_mark_for_each_figure_it_shows() {
         .map(|r| format!("{}{}{}", r["op"], r["shape"], r["dtype"]))
         .collect();
     assert!(shapes.len() <= 20, "the panel has room for all");
-    // each token result stands in a row of its rate and of its joules, and in two sweeps: there is no size that was run alone
-    let expected = points.count() + shapes.len() + 4 * of("tokens").count();
+    // each token result stands in a row of its rate and of its joules, and in two sweeps where it was not run alone
+    let test = |r: &serde_json::Value| (r["model"].to_string(), r["n_prompt"].as_u64(), r["n_gen"].as_u64());
+    let swept = of("tokens").filter(|r| of("tokens").filter(|other| test(other) == test(r)).count() > 1);
+    let expected = points.count() + shapes.len() + 2 * of("tokens").count() + 2 * swept.count();
     assert_eq!(found.marks, expected);
-    for words in
-        ["measured", "modelled", "95 % intervals", "AMD EPYC", "2026-11-26", "perjoule 0.", "96 records"]
-    {
+    let all = format!("{} records", records.len());
+    let day = &records[0]["test_time"].as_str().unwrap()[..10];
+    for words in ["measured", "modelled", "95 % intervals", "AMD EPYC", day, "perjoule 0.", &all] {
         assert!(found.texts.contains(words), "{words}");
     }
     good(at, &[example().to_str().unwrap(), "--format", "svg"]);

@@ -91,10 +91,8 @@ fn an_external_meter_is_the_machines() {
     let devices = reading["devices"].as_array().unwrap();
     let machine = devices.iter().find(|device| device["id"] == "machine").unwrap();
     let power = &machine["power"][0];
-    assert_eq!(
-        (&power["watts"], &power["kind"], &power["boundary"]),
-        (&150.0.into(), &"measured".into(), &"wall".into())
-    );
+    assert_eq!((power["kind"].as_str(), power["boundary"].as_str()), (Some("measured"), Some("wall")));
+    assert!((power["watts"].as_f64().unwrap() / 150.0 - 1.0).abs() < 1e-9, "{power}");
     assert!(
         (power["joules"].as_f64().unwrap() / reading["seconds"].as_f64().unwrap() / 150.0 - 1.0).abs() < 0.5,
         "{power}"

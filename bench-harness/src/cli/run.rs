@@ -391,7 +391,11 @@ impl Run<'_> {
         report::energy_notes(records).iter().try_for_each(|note| output.line(note))?;
         if records.iter().any(|record| record.kind != Kind::Ceiling) {
             report::roof_note(records).iter().try_for_each(|note| output.line(note))?;
-            output.line("±: half of the 95 % interval of the median")?;
+            let tokens = records.iter().all(|record| record.kind == Kind::Tokens);
+            output.line(match tokens {
+                true => "± sd: standard deviation of the rate from run to run",
+                false => "±: half of the 95 % interval of the median",
+            })?;
             report::unobserved_note(records).iter().try_for_each(|note| output.line(note))?;
         }
         report::disturbance_note(records).iter().try_for_each(|note| output.line(note))?;

@@ -113,6 +113,7 @@ pub(crate) fn ceilings(records: &[Record]) -> Table {
 pub(crate) fn kernels(records: &[Record]) -> Table {
     let kind = common_kind(records);
     let joules = format!("J/call\n{}", kind.unwrap_or(""));
+    let per_tflop = format!("J/TFLOP\n{}", kind.unwrap_or(""));
     let mut table = Table::new([
         ("op, dtype, cache state\nshape, kernel", Align::Left),
         ("time", Align::Right),
@@ -122,6 +123,7 @@ pub(crate) fn kernels(records: &[Record]) -> Table {
         ("of roof", Align::Right),
         ("error", Align::Right),
         (joules.as_str(), Align::Right),
+        (per_tflop.as_str(), Align::Right),
     ]);
     for record in records {
         let (w, t) = (&record.workload, &record.timing);
@@ -154,6 +156,7 @@ pub(crate) fn kernels(records: &[Record]) -> Table {
             or_dash(record.roof.roof_fraction.map(|share| format!("{:.0} %", 100.0 * share))),
             or_dash(error),
             energy_cell(per_call, &record.energy, kind),
+            energy_cell(record.joules_per_tflop().map(si), &record.energy, kind),
         ]);
     }
     table
@@ -196,6 +199,7 @@ pub(crate) fn tokens(records: &[Record]) -> Table {
     let mut table = Table::new([
         ("test", Align::Left),
         ("tokens/s", Align::Right),
+        ("interval\ntokens/s", Align::Right),
         ("± sd", Align::Right),
         ("runs", Align::Right),
         ("of roof", Align::Right),
@@ -221,9 +225,12 @@ pub(crate) fn tokens(records: &[Record]) -> Table {
             let ci = ci.scaled(per / joules);
             format!("{}..{}", si(ci.lo), si(ci.hi))
         });
+        let rate = tokens_per_s(record);
+        let of_rate = rate.and_then(|rate| rate.interval).map(|[lo, hi]| format!("{}..{}", si(lo), si(hi)));
         table.row([
             test,
-            or_dash(tokens_per_s(record).map(|rate| rate_cell(si(rate.value), record))),
+            or_dash(rate.map(|rate| rate_cell(si(rate.value), record))),
+            or_dash(of_rate),
             or_dash(t.stddev_ts.zip(t.avg_ts).map(|(sd, mean)| percent(sd / mean))),
             or_dash(t.samples_ns.as_ref().map(|s| s.len().to_string())),
             or_dash(record.roof.roof_fraction.map(|share| format!("{:.0} %", 100.0 * share))),
@@ -386,6 +393,20 @@ mod tests {
         record.energy.energy_ci95 = Some(Interval { lo: 32.0, hi: 128.0 });
         record.energy.energy_kind = Some(kind);
         record
+    }
+
+    #[test]
+    fn a_kernels_energy_is_that_of_a_call_and_of_a_tflop() {
+        let mut record = Record::new(Kind::Kernel, &Environment::default());
+        record.timing.flops = Some(4_000_000_000);
+        assert_eq!(record.joules_per_tflop(), None, "joules are unknown");
+        record.energy.joules_per_call = Some(0.006);
+        record.energy.energy_kind = Some(EnergyKind::Modelled);
+        assert_eq!(record.joules_per_tflop(), Some(1.5));
+        let text = kernels(&[record.clone()]).render(Style::Plain);
+        assert!(text.contains("J/TFLOP") && text.contains("1.50"), "{text}");
+        record.timing.flops = Some(0);
+        assert_eq!(record.joules_per_tflop(), None);
     }
 
     #[test]

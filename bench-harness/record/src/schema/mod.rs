@@ -114,6 +114,12 @@ impl Record {
         }
     }
 
+    /// Gross joules of 1e12 floating-point operations of a call; `None` where its joules are unknown or it has none.
+    pub fn joules_per_tflop(&self) -> Option<f64> {
+        let flops = self.timing.flops.filter(|&flops| flops > 0)? as f64;
+        Some(self.energy.joules_per_call? / flops * 1e12)
+    }
+
     /// Marks the record invalid for one more `reason`.
     pub fn invalidate(&mut self, reason: impl Into<String>) {
         self.valid = false;

@@ -158,7 +158,7 @@ const KERNELS: [&str; 15] = [
     "from",
     "notes",
 ];
-const KERNEL_ENERGY: [&str; 3] = ["joules", "joules_lo|joules_hi", "energy"];
+const KERNEL_ENERGY: [&str; 4] = ["joules", "joules_lo|joules_hi", "per_tflop", "energy"];
 const TOKENS: [&str; 17] = [
     "device",
     "model",

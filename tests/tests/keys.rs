@@ -4,33 +4,9 @@ use perjoule::cpu::{CpuDevice, Options};
 use perjoule_kernels::op::{Activation, Attention, Collective, CollectiveKind, MatMul, Policy};
 use perjoule_kernels::{Choice, DType, KvLayout, Matrix, Op, PackFormat, Paging};
 use perjoule_suite::{Scope, cases};
+use perjoule_tests::OPS;
 use perjoule_tests::oracle::{Fault, row};
 use std::collections::BTreeMap;
-
-const OPS: [&str; 22] = [
-    "matmul",
-    "attention",
-    "grouped_matmul",
-    "gated_matmul",
-    "rms_norm",
-    "layer_norm",
-    "rope",
-    "gated",
-    "softmax",
-    "embed",
-    "add",
-    "route",
-    "combine",
-    "kv_append",
-    "advance",
-    "argmax",
-    "sample",
-    "cast",
-    "quantise",
-    "qk_norm_rope_append",
-    "collective",
-    "pack",
-];
 
 /// The printed descriptor without its numbers: every variant, flag, element type and optional part of it. Parameters that are
 /// multiplied with, but of which the work does not depend, print the same.

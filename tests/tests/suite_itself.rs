@@ -6,31 +6,9 @@ use perjoule_kernels::{
     Result as KernelResult, Stream,
 };
 use perjoule_suite::{Buffers, Failure, Filter, Outcome, Place, Scope, cases, check, run};
+use perjoule_tests::OPS;
 use perjoule_tests::oracle::{FAULTS, Fault, gated_in_panels, row};
 use std::sync::Arc;
-
-const OPS: [&str; 20] = [
-    "matmul",
-    "attention",
-    "grouped_matmul",
-    "gated_matmul",
-    "rms_norm",
-    "layer_norm",
-    "rope",
-    "gated",
-    "softmax",
-    "embed",
-    "add",
-    "route",
-    "combine",
-    "kv_append",
-    "advance",
-    "argmax",
-    "sample",
-    "cast",
-    "quantise",
-    "qk_norm_rope_append",
-];
 
 fn device() -> CpuDevice {
     CpuDevice::open(&Options { threads: Some(2), ..Options::default() }).unwrap()

@@ -15,7 +15,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 pub(super) use energy::joules;
 
-use super::workload::{Identity, cache_name, kind_name};
+use super::workload::Identity;
 use crate::report::one_line;
 
 /// Seed of the bootstrap.
@@ -446,7 +446,7 @@ fn samples(record: &Record) -> &[f64] {
 
 fn line<'a>(comparer: &Comparer, old: Option<&'a Record>, new: Option<&'a Record>) -> Option<Line<'a>> {
     let some = new.or(old)?;
-    let kind = kind_name(some.kind);
+    let kind = some.kind.as_str();
     let invalid = |side: &str, record: &Record| {
         if !record.valid {
             let reasons = record.invalid_reasons.join("; ");
@@ -499,7 +499,7 @@ fn words(record: &Record, threads: Option<String>) -> String {
     push(w.token_test());
     push(w.n_parallel.filter(|n| *n > 1).map(|n| format!("x{n}")));
     push(w.kernel.clone());
-    push(w.cache_state.map(|state| cache_name(state).into()));
+    push(w.cache_state.map(|state| state.as_str().into()));
     push(threads);
     if record.kind == Kind::Ceiling {
         push(w.config.clone());

@@ -6,7 +6,7 @@ use perjoule_catalogue::{
 use perjoule_record::{Phase, Provenance, Record, stats};
 
 use super::costs::Money;
-use super::workload::{Load, provenance_name};
+use super::workload::Load;
 use crate::report::{kind_word, one_line};
 
 const MILLION: f64 = 1e6;
@@ -137,7 +137,7 @@ impl Row {
     /// A valid record of tokens.
     pub(crate) fn of_record(record: &Record, file: &str, catalogue: &Catalogue, money: &Money) -> Row {
         let load = Load::of(record);
-        let provenance = provenance_name(record.provenance);
+        let provenance = record.provenance.as_str();
         let mut row = Row::empty(one_line(&device_name(record)), provenance, load);
         row.file = Some(file.to_owned());
         row.class = record.device.device_class.clone();

@@ -269,8 +269,8 @@ impl<'a> Identity<'a> {
         let imported = record.provenance == Provenance::Imported;
         let settings = w.config.as_deref().filter(|_| imported);
         Identity {
-            kind: kind_name(record.kind),
-            provenance: provenance_name(record.provenance),
+            kind: record.kind.as_str(),
+            provenance: record.provenance.as_str(),
             load: Load::of(record),
             machine: Some(Machine {
                 cpu_model: e.cpu_model.as_deref(),
@@ -284,7 +284,7 @@ impl<'a> Identity<'a> {
                 d.device.as_deref().or(d.backend.as_deref()),
                 w.op.as_deref(),
                 w.shape.as_deref(),
-                w.cache_state.map(cache_name),
+                w.cache_state.map(CacheState::as_str),
                 settings,
                 record.source.source_tool.as_deref(),
                 record.timing.throughput_unit.as_deref(),
@@ -303,38 +303,6 @@ impl<'a> Identity<'a> {
     /// The same on any machine, with any number of threads.
     pub(crate) fn any_machine(self) -> Self {
         Identity { machine: None, ..self }
-    }
-}
-
-/// A kind in a word.
-pub(crate) fn kind_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Ceiling => "ceiling",
-        Kind::Kernel => "kernel",
-        Kind::Tokens => "tokens",
-        Kind::Samples => "samples",
-        Kind::Command => "command",
-        _ => "other",
-    }
-}
-
-/// How a record's times are known, in a word.
-pub(crate) fn provenance_name(provenance: Provenance) -> &'static str {
-    match provenance {
-        Provenance::Measured => "measured",
-        Provenance::Imported => "imported",
-        Provenance::Modelled => "modelled",
-        _ => "unknown",
-    }
-}
-
-/// A cache state in a word.
-pub(crate) fn cache_name(state: CacheState) -> &'static str {
-    match state {
-        CacheState::Rotate => "rotate",
-        CacheState::Hot => "hot",
-        CacheState::Cold => "cold",
-        _ => "other cache state",
     }
 }
 

@@ -5,7 +5,7 @@ use perjoule_record::{Kind, Record, stats};
 
 use crate::compare::regression::what;
 use crate::compare::row::{EnergyOf, Quantity, device_name, energy, energy_per_token, tokens_per_s};
-use crate::compare::workload::{Identity, canonical_dtype, canonical_model, kind_name, provenance_name};
+use crate::compare::workload::{Identity, canonical_dtype, canonical_model};
 use crate::report::one_line;
 
 /// A figure that is followed.
@@ -114,8 +114,8 @@ impl Series {
         let identity = serde_json::to_string(&Identity::of(record)).unwrap_or_default();
         let model = w.model.as_ref().or(w.model_type.as_ref());
         let series = Series {
-            kind: kind_name(record.kind).into(),
-            provenance: provenance_name(record.provenance).into(),
+            kind: record.kind.as_str().into(),
+            provenance: record.provenance.as_str().into(),
             what: what(record),
             op: text(&w.op),
             kernel: text(&w.kernel),

@@ -1,6 +1,6 @@
 //! What several meters saw of the same work: boundaries stand apart, and are never added.
 
-use perjoule_record::{EnergyKind, Interval, Kind, Reading, Record};
+use perjoule_record::{Interval, Kind, Reading, Record};
 
 use super::units::{joules, si};
 use super::{Align, Table, command, one_line, or_dash};
@@ -23,14 +23,6 @@ fn per(record: &Record) -> Option<f64> {
         _ => 1.0 / e.energy_calls.filter(|&n| n > 0)? as f64,
     };
     factor.is_finite().then_some(factor)
-}
-
-fn how(kind: EnergyKind) -> &'static str {
-    match kind {
-        EnergyKind::Measured => "measured",
-        EnergyKind::Modelled => "modelled",
-        _ => "unknown",
-    }
 }
 
 fn range(ci: Interval, factor: f64) -> String {
@@ -67,7 +59,7 @@ pub(crate) fn meters(records: &[Record]) -> Option<Table> {
                 if i == 0 { label } else { String::new() },
                 format!("{}, {}", seen.meter, seen.source),
                 seen.boundary.clone(),
-                how(seen.kind).into(),
+                seen.kind.as_str().into(),
                 or_dash(of(seen.joules)),
                 or_dash(seen.ci95.zip(factor).map(|(ci, factor)| range(ci, factor))),
                 or_dash(seen.net_joules.and_then(of)),
@@ -98,7 +90,7 @@ pub(crate) fn also(record: &Record) -> Vec<String> {
             None => format!("{} in {} s", joules(seen.joules), si(seen.window_s)),
         };
         let (boundary, meter) = (one_line(&seen.boundary), one_line(&seen.meter));
-        format!("also {}, {boundary}, {meter}: {figure}", how(seen.kind))
+        format!("also {}, {boundary}, {meter}: {figure}", seen.kind.as_str())
     })
     .collect()
 }
@@ -107,7 +99,7 @@ pub(crate) fn also(record: &Record) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::report::Style;
-    use perjoule_record::Environment;
+    use perjoule_record::{EnergyKind, Environment};
 
     /// A window of 10 calls, 20 J in the package and 41 J at an outlet.
     fn kernel() -> Record {

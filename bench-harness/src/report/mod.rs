@@ -33,11 +33,7 @@ fn spread(record: &Record) -> Option<String> {
 
 /// The word that stands beside a figure of energy.
 pub(crate) fn kind_word(energy: &Energy) -> &'static str {
-    match energy.energy_kind {
-        Some(EnergyKind::Measured) => "measured",
-        Some(EnergyKind::Modelled) => "modelled",
-        _ => "unknown",
-    }
+    energy.energy_kind.map_or("unknown", EnergyKind::as_str)
 }
 
 /// The word for a whole column: that of all rows, or nothing when they differ (then each cell says it).

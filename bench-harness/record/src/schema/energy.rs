@@ -92,3 +92,14 @@ pub enum EnergyKind {
     #[serde(other)]
     Other,
 }
+
+impl EnergyKind {
+    /// In a word, as records have it; what this version does not know is `unknown`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Measured => "measured",
+            Self::Modelled => "modelled",
+            Self::Other => "unknown",
+        }
+    }
+}

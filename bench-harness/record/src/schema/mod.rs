@@ -147,6 +147,20 @@ pub enum Kind {
     Other,
 }
 
+impl Kind {
+    /// In a word, as records have it; what this version does not know is `other`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ceiling => "ceiling",
+            Self::Kernel => "kernel",
+            Self::Tokens => "tokens",
+            Self::Samples => "samples",
+            Self::Command => "command",
+            Self::Other => "other",
+        }
+    }
+}
+
 /// How the numbers of a record came to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -161,6 +175,18 @@ pub enum Provenance {
     /// A provenance that this version does not know.
     #[serde(other)]
     Other,
+}
+
+impl Provenance {
+    /// In a word, as records have it; what this version does not know is `unknown`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Measured => "measured",
+            Self::Imported => "imported",
+            Self::Modelled => "modelled",
+            Self::Other => "unknown",
+        }
+    }
 }
 
 /// The tool and the file that an imported record was taken from; all null in perjoule's own.

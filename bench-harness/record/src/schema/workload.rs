@@ -135,6 +135,18 @@ pub enum CacheState {
     Other,
 }
 
+impl CacheState {
+    /// In a word, as records have it; what this version does not know is `other`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rotate => "rotate",
+            Self::Hot => "hot",
+            Self::Cold => "cold",
+            Self::Other => "other",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Phase, Workload};

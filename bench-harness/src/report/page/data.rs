@@ -255,32 +255,16 @@ pub(crate) fn device(record: &Record) -> String {
 
 /// How a record's figures came to be.
 pub(crate) fn provenance(record: &Record) -> &'static str {
-    match record.provenance {
-        Provenance::Measured => "measured",
-        Provenance::Imported => "imported",
-        Provenance::Modelled => "modelled",
-        _ => "unknown",
-    }
+    record.provenance.as_str()
 }
 
 /// How a record's joules came to be; empty where there are none.
 pub(crate) fn energy_kind(record: &Record) -> &'static str {
-    match record.energy.energy_kind {
-        Some(EnergyKind::Measured) => "measured",
-        Some(EnergyKind::Modelled) => "modelled",
-        Some(_) => "unknown",
-        None => "",
-    }
+    record.energy.energy_kind.map_or("", EnergyKind::as_str)
 }
 
 fn cache(record: &Record) -> &'static str {
-    match record.workload.cache_state {
-        Some(CacheState::Rotate) => "rotate",
-        Some(CacheState::Hot) => "hot",
-        Some(CacheState::Cold) => "cold",
-        Some(_) => "other",
-        None => "",
-    }
+    record.workload.cache_state.map_or("", CacheState::as_str)
 }
 
 fn verified(record: &Record) -> &'static str {

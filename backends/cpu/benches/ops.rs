@@ -77,8 +77,14 @@ fn ceilings(criterion: &mut Criterion, device: &CpuDevice) -> Result<()> {
     let mut group = criterion.benchmark_group("ceiling");
     brief(&mut group);
     let rounds = 1 << 20;
-    group.throughput(Throughput::Elements(ceiling::multiply_add(device, rounds)?));
-    group.bench_function("multiply-add", |b| b.iter(|| black_box(ceiling::multiply_add(device, rounds))));
+    for which in ceiling::Arithmetic::ALL {
+        if which.instruction_set(device).is_some() {
+            group.throughput(Throughput::Elements(ceiling::arithmetic(device, which, rounds)?));
+            group.bench_function(which.name(), |b| {
+                b.iter(|| black_box(ceiling::arithmetic(device, which, rounds)));
+            });
+        }
+    }
     let memory = ceiling::Bandwidth::new(device, 256 << 20)?;
     group.throughput(Throughput::Bytes(memory.read(device)?));
     group.bench_function("read", |b| b.iter(|| black_box(memory.read(device))));

@@ -5,7 +5,7 @@
 
 use crate::device::{CpuCaps, CpuDevice};
 use crate::memory::HostMemory;
-use crate::simd::{Avx2, Avx512, Kernel, Portable, Simd};
+use crate::simd::{Avx2, Avx512, Avx512Bf16, Avx512Vnni, Kernel, Portable, Simd};
 use crate::team::Panicked;
 use perjoule_kernels::{Device, DeviceId, Error, Result};
 use std::hint::black_box;
@@ -31,34 +31,85 @@ fn caps(device: &CpuDevice) -> CpuCaps {
     })
 }
 
-/// `rounds` rounds of f32 multiply-adds in registers on every lane. Returns the floating-point operations done, a multiplication and
-/// an addition counted as two.
-///
-/// # Errors
-/// [`Error::Fault`] when a lane panics, [`Error::Lost`] after a fork.
-pub fn multiply_add(device: &CpuDevice, rounds: u64) -> Result<u64> {
-    let features = caps(device).features;
-    let lanes = if Avx512::allowed(features) {
-        in_registers(device, rounds, Avx512::detect(), Avx512::LANES)?
-    } else if Avx2::allowed(features) {
-        in_registers(device, rounds, Avx2::detect(), Avx2::LANES)?
-    } else {
-        in_registers(device, rounds, Some(Portable), Portable::LANES)?
-    };
-    Ok(2 * rounds * (CHAINS * lanes * device.threads()) as u64)
+/// Arithmetic that is driven to its limit, out of registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// f32 multiply-adds.
+    MultiplyAdd,
+    /// Dot products of two bf16 in f32, where the processor has an instruction for them.
+    DotPairs,
+    /// Dot products of four bytes in i32, where the processor has an instruction for them.
+    DotQuads,
 }
 
-/// Name of the instruction set that [`multiply_add`] uses on this device.
-pub fn instruction_set(device: &CpuDevice) -> &'static str {
-    let features = caps(device).features;
-    match () {
-        () if Avx512::allowed(features) => Avx512::NAME,
-        () if Avx2::allowed(features) => Avx2::NAME,
-        () => Portable::NAME,
+impl Arithmetic {
+    /// All of it.
+    pub const ALL: [Arithmetic; 3] = [Arithmetic::MultiplyAdd, Arithmetic::DotPairs, Arithmetic::DotQuads];
+
+    /// Its name in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arithmetic::MultiplyAdd => "multiply_add",
+            Arithmetic::DotPairs => "dot_pairs",
+            Arithmetic::DotQuads => "dot_quads",
+        }
+    }
+
+    /// Multiplications of a lane of a vector.
+    fn products(self) -> usize {
+        match self {
+            Arithmetic::MultiplyAdd => 1,
+            Arithmetic::DotPairs => 2,
+            Arithmetic::DotQuads => 4,
+        }
+    }
+
+    /// Name of the instruction set that does it on this device; `None` where rows have no instruction for it.
+    pub fn instruction_set(self, device: &CpuDevice) -> Option<&'static str> {
+        let features = caps(device).features;
+        match self {
+            Arithmetic::DotPairs => Avx512Bf16::allowed(features).then_some(Avx512Bf16::NAME),
+            Arithmetic::DotQuads => Avx512Vnni::allowed(features).then_some(Avx512Vnni::NAME),
+            Arithmetic::MultiplyAdd if Avx512::allowed(features) => Some(Avx512::NAME),
+            Arithmetic::MultiplyAdd if Avx2::allowed(features) => Some(Avx2::NAME),
+            Arithmetic::MultiplyAdd => Some(Portable::NAME),
+        }
     }
 }
 
-fn in_registers<S: Simd>(device: &CpuDevice, rounds: u64, token: Option<S>, lanes: usize) -> Result<usize> {
+/// `rounds` rounds of arithmetic in registers on every lane. Returns the operations done, a multiplication and an addition counted as
+/// two.
+///
+/// # Errors
+/// [`Error::Unsupported`] where [`Arithmetic::instruction_set`] is `None`, [`Error::Fault`] when a lane panics, [`Error::Lost`] after
+/// a fork.
+pub fn arithmetic(device: &CpuDevice, which: Arithmetic, rounds: u64) -> Result<u64> {
+    let features = caps(device).features;
+    let lanes = match which {
+        Arithmetic::DotPairs if Avx512Bf16::allowed(features) => {
+            in_registers(device, which, rounds, Avx512Bf16::detect())?
+        }
+        Arithmetic::DotQuads if Avx512Vnni::allowed(features) => {
+            in_registers(device, which, rounds, Avx512Vnni::detect())?
+        }
+        Arithmetic::MultiplyAdd if Avx512::allowed(features) => {
+            in_registers(device, which, rounds, Avx512::detect())?
+        }
+        Arithmetic::MultiplyAdd if Avx2::allowed(features) => {
+            in_registers(device, which, rounds, Avx2::detect())?
+        }
+        Arithmetic::MultiplyAdd => in_registers(device, which, rounds, Some(Portable))?,
+        _ => in_registers::<Portable>(device, which, rounds, None)?,
+    };
+    Ok(2 * rounds * (CHAINS * lanes * which.products() * device.threads()) as u64)
+}
+
+fn in_registers<S: Simd>(
+    device: &CpuDevice,
+    which: Arithmetic,
+    rounds: u64,
+    token: Option<S>,
+) -> Result<usize> {
     let Some(s) = token else {
         return Err(Error::Unsupported {
             what: "this instruction set",
@@ -66,29 +117,53 @@ fn in_registers<S: Simd>(device: &CpuDevice, rounds: u64, token: Option<S>, lane
         });
     };
     device.region(&|_| {
-        black_box(s.vectorise(Chains { rounds, start: black_box(1.0), factor: black_box(0.999_9) }));
+        let start = black_box(1.0);
+        match which {
+            Arithmetic::MultiplyAdd => {
+                let factor = black_box(0.999_9);
+                black_box(s.vectorise(Chains::<{ MULTIPLY_ADD }> { rounds, start, factor }));
+            }
+            // two bf16, and four bytes, that are no zeros
+            Arithmetic::DotPairs => {
+                let factor = black_box(f32::from_bits(0x3f9d_bf13));
+                black_box(s.vectorise(Chains::<{ DOT_PAIRS }> { rounds, start, factor }));
+            }
+            Arithmetic::DotQuads => {
+                let factor = black_box(f32::from_bits(0x2f9d_5f13));
+                black_box(s.vectorise(Chains::<{ DOT_QUADS }> { rounds, start, factor }));
+            }
+        }
     })?;
-    Ok(lanes)
+    Ok(S::LANES)
 }
 
-struct Chains {
+const MULTIPLY_ADD: u8 = 0;
+const DOT_PAIRS: u8 = 1;
+const DOT_QUADS: u8 = 2;
+
+/// Chains of one kind of arithmetic.
+struct Chains<const WHICH: u8> {
     rounds: u64,
     start: f32,
     factor: f32,
 }
 
-impl Kernel for Chains {
+impl<const WHICH: u8> Kernel for Chains<WHICH> {
     type Output = f32;
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
         let factor = s.splat(self.factor);
-        // x = x * 0.9999 + 1: stays finite and normal for ever
         let one = s.splat(self.start);
         let mut chains = [one; CHAINS];
         for _ in 0..self.rounds {
             for chain in &mut chains {
-                *chain = s.fma(*chain, factor, one);
+                *chain = match WHICH {
+                    // x = x * 0.9999 + 1: stays finite and normal for ever
+                    MULTIPLY_ADD => s.fma(*chain, factor, one),
+                    DOT_PAIRS => s.dot_pairs(factor, factor, *chain),
+                    _ => s.dot_quads(factor, factor, *chain),
+                };
             }
         }
         let mut sum = s.splat(0.0);
@@ -243,15 +318,23 @@ mod tests {
             if lanes == 8 && !found.avx2 {
                 continue;
             }
-            let done = multiply_add(&device(features), 1000).unwrap();
+            let done = arithmetic(&device(features), Arithmetic::MultiplyAdd, 1000).unwrap();
             assert_eq!(done, 1000 * 2 * (CHAINS * lanes) as u64 * 2);
+        }
+        let device = device(found);
+        for (which, products) in [(Arithmetic::DotPairs, 2), (Arithmetic::DotQuads, 4)] {
+            let done = arithmetic(&device, which, 1000);
+            match which.instruction_set(&device) {
+                Some(_) => assert_eq!(done.unwrap(), 1000 * 2 * (CHAINS * 16 * products) as u64 * 2),
+                None => assert!(matches!(done, Err(Error::Unsupported { .. }))),
+            }
         }
     }
 
     #[test]
     fn chains_converge_to_their_fixed_point() {
         // x = f x + 1 tends to 1 / (1 - f): the loop really runs
-        let sum = Portable.vectorise(Chains { rounds: 100_000, start: 1.0, factor: 0.9 });
+        let sum = Portable.vectorise(Chains::<MULTIPLY_ADD> { rounds: 100_000, start: 1.0, factor: 0.9 });
         let expected = 10.0 * (CHAINS * Portable::LANES) as f32;
         assert!((sum / expected - 1.0).abs() < 1e-4, "{sum} {expected}");
     }

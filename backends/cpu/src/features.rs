@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Names that `PERJOULE_CPU_FEATURES` takes, with what each level allows.
-pub const LEVELS: &str = "portable, avx2, avx512";
+pub const LEVELS: &str = "portable, avx2, avx512, avx512vnni, avx512bf16";
 
 /// What the processor offers, as far as rows look at it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -12,6 +12,10 @@ pub struct Features {
     pub avx2: bool,
     /// AVX-512 F, BW, DQ and VL: 512-bit vectors.
     pub avx512: bool,
+    /// AVX-512 VNNI beside it: dot products of four bytes.
+    pub avx512_vnni: bool,
+    /// AVX-512 BF16 beside that: dot products of two bf16.
+    pub avx512_bf16: bool,
 }
 
 impl Features {
@@ -35,7 +39,9 @@ impl Features {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl");
-        Features { avx2, avx512 }
+        let avx512_vnni = avx512 && is_x86_feature_detected!("avx512vnni");
+        let avx512_bf16 = avx512_vnni && is_x86_feature_detected!("avx512bf16");
+        Features { avx2, avx512, avx512_vnni, avx512_bf16 }
     }
 
     /// Nothing that rows look at yet.
@@ -47,8 +53,10 @@ impl Features {
     /// The same without what lies above `level`.
     pub fn masked(self, level: &str) -> Result<Self, UnknownLevel> {
         match level {
-            "" | "avx512" => Ok(self),
-            "avx2" => Ok(Features { avx512: false, ..self }),
+            "" | "avx512bf16" => Ok(self),
+            "avx512vnni" => Ok(Features { avx512_bf16: false, ..self }),
+            "avx512" => Ok(Features { avx512_vnni: false, avx512_bf16: false, ..self }),
+            "avx2" => Ok(Features { avx2: self.avx2, ..Features::default() }),
             "portable" => Ok(Features::default()),
             _ => Err(UnknownLevel(level.to_string())),
         }
@@ -56,7 +64,14 @@ impl Features {
 
     /// Names, for listings.
     pub fn names(self) -> Vec<String> {
-        let all = [("avx2", self.avx2), ("fma", self.avx2), ("f16c", self.avx2), ("avx512", self.avx512)];
+        let all = [
+            ("avx2", self.avx2),
+            ("fma", self.avx2),
+            ("f16c", self.avx2),
+            ("avx512", self.avx512),
+            ("avx512vnni", self.avx512_vnni),
+            ("avx512bf16", self.avx512_bf16),
+        ];
         all.iter().filter(|(_, has)| *has).map(|(name, _)| name.to_string()).collect()
     }
 }

@@ -7,15 +7,22 @@
 use crate::device::lanes;
 use crate::launch::body::{Body, on, other_op};
 use crate::launch::matmul::driver::{BLOCK_ROWS, DEPTH, Finish, Plan, RowAt, Scales, Tiles, block};
-use crate::launch::matmul::operand::{Floats, FloatsOut, Format, Packed, Plain, Source};
+use crate::launch::matmul::operand::{Floats, FloatsOut, Singles, Words};
+use crate::launch::matmul::pairs::{PackedPairs, PlainPairs, Rounded};
+use crate::launch::matmul::source::{Format, Packed, Plain, Source};
 use crate::launch::matmul::tile::{MAX_ROWS, columns};
-use crate::launch::matmul::{blocked, refuse_a, refuse_b, widening};
+use crate::launch::matmul::{
+    ROUNDING, blocked, blocked_in, refuse_a, refuse_b, refuse_rounding, rounding, widening,
+};
 use crate::simd::{self, Element, Simd};
 use crate::spmd::Args;
 use crate::team::Lane;
+use half::bf16;
 use perjoule_kernels::op::slots::Segments;
 use perjoule_kernels::op::{GroupedMatMul, Op};
-use perjoule_kernels::{Candidate, Config, Error, Kernel, Launch, PackFormat, Reason, Request, Result};
+use perjoule_kernels::{
+    Candidate, Config, Error, Kernel, Launch, Numerics, PackFormat, Reason, Request, Result,
+};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -31,11 +38,44 @@ pub(crate) const fn packed<S: Simd, T: Element>(
         .with_reject(reject::<S, T>)
 }
 
+/// A row that reads B packed in pairs of bf16, beside an A in f32.
+pub(crate) const fn halves<S: Simd>(
+    name: &'static str,
+    configs: &'static [Config],
+    packs: &'static [&'static PackFormat],
+) -> Kernel {
+    Kernel::new(name, "grouped_matmul", cost::<S>, prepare::<S, PackedPairs<Singles>>)
+        .with_configs(configs)
+        .with_packs(packs)
+        .with_reject(reject::<S, bf16>)
+}
+
 /// A row that reads B as the op lays it out.
 pub(crate) const fn plain<S: Simd>(name: &'static str, configs: &'static [Config]) -> Kernel {
     Kernel::new(name, "grouped_matmul", cost_plain::<S>, prepare::<S, Plain>)
         .with_configs(configs)
         .with_reject(reject_plain::<S>)
+}
+
+/// A row that multiplies pairs of bf16 and reads B packed in them.
+pub(crate) const fn pairs<S: Simd>(
+    name: &'static str,
+    configs: &'static [Config],
+    packs: &'static [&'static PackFormat],
+) -> Kernel {
+    Kernel::new(name, "grouped_matmul", cost_pairs::<S>, prepare::<S, PackedPairs<Rounded>>)
+        .with_configs(configs)
+        .with_packs(packs)
+        .with_numerics(numerics_pairs)
+        .with_reject(reject_pairs::<S>)
+}
+
+/// A row that multiplies pairs of bf16 and reads B as the op lays it out.
+pub(crate) const fn plain_pairs<S: Simd>(name: &'static str, configs: &'static [Config]) -> Kernel {
+    Kernel::new(name, "grouped_matmul", cost_plain_pairs::<S>, prepare::<S, PlainPairs>)
+        .with_configs(configs)
+        .with_numerics(numerics_pairs)
+        .with_reject(reject_plain_pairs::<S>)
 }
 
 fn reject<S: Simd, T: Element>(candidate: &Candidate<'_>) -> Option<Reason> {
@@ -46,6 +86,25 @@ fn reject<S: Simd, T: Element>(candidate: &Candidate<'_>) -> Option<Reason> {
 fn reject_plain<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
     let Op::GroupedMatMul(op) = op else { return Some(Reason::new("runs grouped_matmul")) };
     refuse_a(op.a.dtype).or_else(|| simd::refusal::<S>(info))
+}
+
+fn reject_pairs<S: Simd>(candidate: &Candidate<'_>) -> Option<Reason> {
+    let Op::GroupedMatMul(op) = candidate.op else { return Some(Reason::new("runs grouped_matmul")) };
+    refuse_b::<bf16>(op.b.dtype).or_else(|| reject_plain_pairs::<S>(candidate))
+}
+
+fn reject_plain_pairs<S: Simd>(candidate: &Candidate<'_>) -> Option<Reason> {
+    let Op::GroupedMatMul(op) = candidate.op else { return Some(Reason::new("runs grouped_matmul")) };
+    refuse_a(op.a.dtype)
+        .or_else(|| refuse_rounding(op.a.dtype, op.b.dtype, op.policy))
+        .or_else(|| simd::refusal::<S>(candidate.info))
+}
+
+fn numerics_pairs(candidate: &Candidate<'_>) -> Numerics {
+    match candidate.op {
+        Op::GroupedMatMul(op) => rounding(op.a.dtype, op.b.dtype),
+        _ => Numerics::F32,
+    }
 }
 
 /// Experts that have rows, at most, each of them several times where its rows are many blocks.
@@ -59,6 +118,18 @@ fn cost<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
     blocked::<S>(op, [experts(g), each, g.n, g.k], false, lanes(info))
 }
 
+fn cost_pairs<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
+    let Op::GroupedMatMul(g) = op else { return f32::INFINITY };
+    let each = g.rows.div_ceil(experts(g).max(1));
+    blocked_in::<S>(op, [experts(g), each, g.n, g.k], Rounded::PER, false, lanes(info))
+}
+
+fn cost_plain_pairs<S: Simd>(candidate: &Candidate<'_>) -> f32 {
+    let Op::GroupedMatMul(g) = candidate.op else { return f32::INFINITY };
+    let elements = experts(g) as f32 * g.n.next_multiple_of(columns::<S>()) as f32 * g.k as f32;
+    cost_pairs::<S>(candidate) + elements * (widening(&g.b) + ROUNDING) / lanes(candidate.info) as f32
+}
+
 fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
     let Op::GroupedMatMul(g) = candidate.op else { return f32::INFINITY };
     let elements = experts(g) as f32 * g.n.next_multiple_of(columns::<S>()) as f32 * g.k as f32;
@@ -67,7 +138,7 @@ fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
 
 fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::GroupedMatMul(op) = request.op else { return Err(other_op(request.op)) };
-    let plan = Plan::new::<S>(op.rows, op.n, op.k, lanes(request.info));
+    let plan = Plan::new::<S, F::A>(op.rows, op.n, op.k, lanes(request.info));
     let scratch = plan.scratch(plan.round);
     let scratch = scratch.ok_or(Error::Overflow { op: "grouped_matmul", what: "the scratch" })?;
     on::<S>(request, Grouped::<F> { op: *op, plan, scratch, format: PhantomData })
@@ -149,10 +220,10 @@ impl<F: Format> Grouped<F> {
                         *start = Some(op.a.strides.at(0, a_row, 0));
                     }
                 }
-                let at = (positions.start + rows.start - window.start) * op.k;
+                let at = (positions.start + rows.start - window.start) * self.plan.words;
                 // SAFETY: positions of segments are disjoint, and every tile is one lane's.
-                let part = unsafe { scratch.slice(at..at + rows.len() * op.k) };
-                a.pack(s, &starts[..rows.len()], op.a.strides.col, 0..op.k, part);
+                let part = unsafe { scratch.slice(at..at + rows.len() * self.plan.words) };
+                F::A::pack(s, a, &starts[..rows.len()], op.a.strides.col, 0..op.k, part);
             }
         }
     }
@@ -183,9 +254,9 @@ impl<F: Format> Grouped<F> {
                     let tiles = all.block(index);
                     let first = positions.start + all.start(tiles.start);
                     let height = all.start(tiles.end) - all.start(tiles.start);
-                    let at = (first - window.start) * op.k;
+                    let at = (first - window.start) * plan.words;
                     // SAFETY: packed before the barrier, and not written before the next.
-                    let a = unsafe { scratch.shared(at..at + height * op.k) };
+                    let a = unsafe { scratch.shared(at..at + height * plan.words) };
                     let (widened, sums) = own.split_at_mut(DEPTH * nr);
                     let sums = block(s, b, expert, chunk.clone(), op.k, a, all, tiles, widened, sums);
                     for (panel, sums) in chunk.clone().zip(sums.chunks_exact(height * nr)) {

@@ -36,11 +36,28 @@ pub(crate) static PANEL16_F16: PackFormat = panels::<16>("panel16_f16", DType::F
 /// For tiles of 32 columns.
 pub(crate) static PANEL32_F32: PackFormat = panels::<32>("panel32_f32", DType::F32);
 /// For tiles of 32 columns.
-pub(crate) static PANEL32_BF16: PackFormat = panels::<32>("panel32_bf16", DType::BF16);
-/// For tiles of 32 columns.
 pub(crate) static PANEL32_F16: PackFormat = panels::<32>("panel32_f16", DType::F16);
 
-static FORMATS: [&PackFormat; 9] = [
+/// Words of two bf16 that are neighbours along k, in panels of 32 columns: `[word][32]`.
+pub(crate) static PAIRS32_BF16: PackFormat =
+    PackFormat { name: "pairs32_bf16", dtype: DType::BF16, panel: 32, panel_bytes: words::<32, 2> };
+/// Words of four i8 plus 128, as u8, that are neighbours along k, in panels of 16 columns.
+pub(crate) static QUADS16_U8: PackFormat =
+    PackFormat { name: "quads16_u8", dtype: DType::I8, panel: 16, panel_bytes: words::<16, 4> };
+/// The same in panels of 32 columns.
+pub(crate) static QUADS32_U8: PackFormat =
+    PackFormat { name: "quads32_u8", dtype: DType::I8, panel: 32, panel_bytes: words::<32, 4> };
+
+/// Rows of words of `PER` elements of a panel, rounded up to whole tiles of AMX.
+pub(crate) fn word_rows<const PER: usize>(k: usize) -> usize {
+    k.div_ceil(16 * PER) * 16
+}
+
+fn words<const NR: usize, const PER: usize>(k: usize) -> Option<u64> {
+    (k.div_ceil(16 * PER) as u64).checked_mul((16 * 4 * NR) as u64)
+}
+
+static FORMATS: [&PackFormat; 11] = [
     &PANEL8_F32,
     &PANEL8_BF16,
     &PANEL8_F16,
@@ -48,7 +65,9 @@ static FORMATS: [&PackFormat; 9] = [
     &PANEL16_BF16,
     &PANEL16_F16,
     &PANEL32_F32,
-    &PANEL32_BF16,
+    &PAIRS32_BF16,
+    &QUADS16_U8,
+    &QUADS32_U8,
     &PANEL32_F16,
 ];
 
@@ -62,6 +81,8 @@ impl Body for Panels {
     #[inline(always)]
     fn run<S: Simd>(&self, _: S, lane: &Lane<'_>, args: &Args) {
         match self.0.format.dtype.block_bytes() {
+            1 => pack_words::<u8, 4>(&self.0, lane, args, |byte| byte ^ 0x80),
+            2 if self.0.format == &PAIRS32_BF16 => pack_words::<u16, 2>(&self.0, lane, args, |bits| bits),
             2 => pack::<u16>(&self.0, lane, args),
             _ => pack::<u32>(&self.0, lane, args),
         }
@@ -96,6 +117,40 @@ fn pack<T: Pod>(op: &Pack, lane: &Lane<'_>, args: &Args) {
                     let inside = column < columns.len();
                     let at = strides.at(matrix, k0 + step, columns.start + if inside { column } else { 0 });
                     row[column] = if inside { from[at] } else { T::zeroed() };
+                }
+            }
+        }
+    }
+}
+
+/// Words of `PER` elements; `to_bits` gives what is stored of an element. What is beyond `k` and `n` is 0.
+fn pack_words<T: Pod, const PER: usize>(op: &Pack, lane: &Lane<'_>, args: &Args, to_bits: impl Fn(T) -> T) {
+    let (from, to) = (args.read::<T>(0), args.out::<T>(1));
+    let (nr, strides) = (op.format.panel, op.b.strides);
+    let (panels, len) = (op.n.div_ceil(nr), word_rows::<PER>(op.k) * PER * nr);
+    if op.k == 0 || panels == 0 {
+        return;
+    }
+    for item in lane.split(op.matrices * panels, 1) {
+        let (matrix, panel) = (item / panels, item % panels);
+        // SAFETY: every panel has its own range, and every item is one lane's.
+        let out = unsafe { to.slice(item * len..(item + 1) * len) };
+        let columns = (op.n - panel * nr).min(nr);
+        // a few rows of words at a time, so that what is written stays in L1
+        for (index, part) in out.chunks_mut(DEPTH * PER * nr).enumerate() {
+            let k0 = index * DEPTH * PER;
+            let steps = (DEPTH * PER).min(op.k.saturating_sub(k0));
+            if columns < nr || steps < DEPTH * PER {
+                part.fill(T::zeroed());
+            }
+            if steps == 0 {
+                continue;
+            }
+            for column in 0..columns {
+                let first = strides.at(matrix, k0, panel * nr + column);
+                for step in 0..steps {
+                    part[(step / PER * nr + column) * PER + step % PER] =
+                        to_bits(from[first + step * strides.row]);
                 }
             }
         }

@@ -143,4 +143,30 @@ impl Simd for Avx2 {
     unsafe fn store_f16(self, to: *mut f16, v: __m256) {
         unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
     }
+
+    #[inline(always)]
+    fn halves(self, words: __m256) -> [__m256; 2] {
+        unsafe {
+            let words = _mm256_castps_si256(words);
+            let low = _mm256_slli_epi32::<16>(words);
+            let high = _mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000u32 as i32));
+            [_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)]
+        }
+    }
+    #[inline(always)]
+    fn dot_quads(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        unsafe {
+            let [a, b, c] = [_mm256_castps_si256(a), _mm256_castps_si256(b), _mm256_castps_si256(c)];
+            // bytes 0 and 2 of a word, then 1 and 3, as pairs of i16, whose products cannot overflow
+            let bytes = _mm256_set1_epi16(0xff);
+            let (a0, a1) = (_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(a)), _mm256_srai_epi16::<8>(a));
+            let (b0, b1) = (_mm256_and_si256(b, bytes), _mm256_srli_epi16::<8>(b));
+            let sums = _mm256_add_epi32(_mm256_madd_epi16(a0, b0), _mm256_madd_epi16(a1, b1));
+            _mm256_castsi256_ps(_mm256_add_epi32(c, sums))
+        }
+    }
+    #[inline(always)]
+    fn add_integers(self, a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b))) }
+    }
 }

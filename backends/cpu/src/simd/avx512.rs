@@ -1,37 +1,74 @@
-//! AVX-512 (F, BW, DQ, VL): sixteen lanes.
+//! AVX-512 (F, BW, DQ, VL): sixteen lanes; and the same with dot products of bytes (VNNI) and of bf16 (BF16).
 
 use super::{Kernel, Simd};
 use crate::features::Features;
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
-/// The processor has AVX-512 F, BW, DQ and VL, and what [`super::Avx2`] has: only [`Simd::detect`] makes one.
+/// The processor has AVX-512 F, BW, DQ and VL, what [`super::Avx2`] has, and the extensions up to that one: only [`Simd::detect`] makes
+/// one.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct WithExtension<const LAST: u8>(());
+
+const NONE: u8 = 0;
+const VNNI: u8 = 1;
+const BF16: u8 = 2;
+
+/// Without extensions.
+pub(crate) type Avx512 = WithExtension<NONE>;
+/// With dot products of four bytes.
+pub(crate) type Avx512Vnni = WithExtension<VNNI>;
+/// With dot products of four bytes and of two bf16.
+pub(crate) type Avx512Bf16 = WithExtension<BF16>;
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn vectorise<K: Kernel>(s: Avx512, kernel: K) -> K::Output {
+fn vectorise<const LAST: u8, K: Kernel>(s: WithExtension<LAST>, kernel: K) -> K::Output {
+    kernel.run(s)
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn vectorise_vnni<const LAST: u8, K: Kernel>(s: WithExtension<LAST>, kernel: K) -> K::Output {
+    kernel.run(s)
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+fn vectorise_bf16<const LAST: u8, K: Kernel>(s: WithExtension<LAST>, kernel: K) -> K::Output {
     kernel.run(s)
 }
 
 // SAFETY of every block below: a token exists only where the processor has the instructions; pointers are valid by the contract of
 // the trait's method.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason holds for all; it stands above")]
-impl Simd for Avx512 {
+impl<const LAST: u8> Simd for WithExtension<LAST> {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
-    const NAME: &'static str = "avx512";
+    const NAME: &'static str = match LAST {
+        NONE => "avx512",
+        VNNI => "avx512vnni",
+        _ => "avx512bf16",
+    };
+    const DOT_QUADS: bool = LAST >= VNNI;
     type V = __m512;
 
     fn detect() -> Option<Self> {
-        Features::of_processor().avx512.then_some(Avx512(()))
+        Self::allowed(Features::of_processor()).then_some(WithExtension(()))
     }
     fn allowed(features: Features) -> bool {
-        features.avx512
+        match LAST {
+            NONE => features.avx512,
+            VNNI => features.avx512_vnni,
+            _ => features.avx512_bf16,
+        }
     }
     #[inline(always)]
     fn vectorise<K: Kernel>(self, kernel: K) -> K::Output {
-        unsafe { vectorise(self, kernel) }
+        unsafe {
+            match LAST {
+                NONE => vectorise(self, kernel),
+                VNNI => vectorise_vnni(self, kernel),
+                _ => vectorise_bf16(self, kernel),
+            }
+        }
     }
 
     #[inline(always)]
@@ -142,5 +179,47 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn store_f16(self, to: *mut f16, v: __m512) {
         unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
+    }
+
+    #[inline(always)]
+    fn halves(self, words: __m512) -> [__m512; 2] {
+        unsafe {
+            let words = _mm512_castps_si512(words);
+            let low = _mm512_slli_epi32::<16>(words);
+            let high = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000u32 as i32));
+            [_mm512_castsi512_ps(low), _mm512_castsi512_ps(high)]
+        }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        if LAST < BF16 {
+            let ([a0, a1], [b0, b1]) = (self.halves(a), self.halves(b));
+            return self.fma(a1, b1, self.fma(a0, b0, c));
+        }
+        unsafe {
+            // the same 512 bits as vectors of pairs
+            let (a, b) =
+                (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b));
+            _mm512_dpbf16_ps(c, a, b)
+        }
+    }
+    #[inline(always)]
+    fn dot_quads(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe {
+            let [a, b, c] = [_mm512_castps_si512(a), _mm512_castps_si512(b), _mm512_castps_si512(c)];
+            if LAST >= VNNI {
+                return _mm512_castsi512_ps(_mm512_dpbusd_epi32(c, b, a));
+            }
+            // bytes 0 and 2 of a word, then 1 and 3, as pairs of i16, whose products cannot overflow
+            let bytes = _mm512_set1_epi16(0xff);
+            let (a0, a1) = (_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(a)), _mm512_srai_epi16::<8>(a));
+            let (b0, b1) = (_mm512_and_si512(b, bytes), _mm512_srli_epi16::<8>(b));
+            let sums = _mm512_add_epi32(_mm512_madd_epi16(a0, b0), _mm512_madd_epi16(a1, b1));
+            _mm512_castsi512_ps(_mm512_add_epi32(c, sums))
+        }
+    }
+    #[inline(always)]
+    fn add_integers(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b))) }
     }
 }

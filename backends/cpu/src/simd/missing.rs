@@ -12,7 +12,7 @@ macro_rules! missing {
         pub(crate) struct $token(Infallible);
 
         missing!(@impl $token, $name, $lanes, $registers,
-            binary add sub mul div max min copysign; unary abs pow2; reduce reduce_add reduce_max;
+            binary add sub mul div max min copysign add_integers; unary abs pow2; reduce reduce_add reduce_max;
             memory load_f32 store_f32 f32, load_bf16 store_bf16 bf16, load_f16 store_f16 f16);
     };
     (@impl $token:ident, $name:literal, $lanes:literal, $registers:literal,
@@ -39,6 +39,12 @@ macro_rules! missing {
             fn fma(self, _: Self::V, _: Self::V, _: Self::V) -> Self::V {
                 match self.0 {}
             }
+            fn halves(self, _: Self::V) -> [Self::V; 2] {
+                match self.0 {}
+            }
+            fn dot_quads(self, _: Self::V, _: Self::V, _: Self::V) -> Self::V {
+                match self.0 {}
+            }
             fn select_lt(self, _: Self::V, _: Self::V, _: Self::V, _: Self::V) -> Self::V {
                 match self.0 {}
             }
@@ -63,3 +69,5 @@ macro_rules! missing {
 
 missing!(Avx2, "avx2", 8, 16);
 missing!(Avx512, "avx512", 16, 32);
+missing!(Avx512Vnni, "avx512vnni", 16, 32);
+missing!(Avx512Bf16, "avx512bf16", 16, 32);

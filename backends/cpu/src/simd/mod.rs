@@ -39,10 +39,10 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::Avx512;
+pub(crate) use avx512::{Avx512, Avx512Bf16, Avx512Vnni};
 pub(crate) use element::{E4m3, Element};
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) use missing::{Avx2, Avx512};
+pub(crate) use missing::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
 pub(crate) use portable::Portable;
 
 use crate::device::CpuCaps;
@@ -71,7 +71,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const REGISTERS: usize;
     /// Its name as rows end in it and as [`refusal`] prints it.
     const NAME: &'static str;
-    /// A vector of [`Simd::LANES`] f32.
+    /// Whether [`Simd::dot_quads`] is one instruction.
+    const DOT_QUADS: bool = false;
+    /// A vector of [`Simd::LANES`] f32. Some methods take its lanes for *words*: 32 bits that hold two bf16, four bytes, or an i32.
     type V: Copy;
 
     /// The token, where the processor has the instructions.
@@ -109,6 +111,20 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn reduce_add(self, a: Self::V) -> f32;
     /// Largest lane. Which value NaN lanes lead to is not defined.
     fn reduce_max(self, a: Self::V) -> f32;
+
+    /// The bf16 in the lower halves of words, and those in the upper halves.
+    fn halves(self, words: Self::V) -> [Self::V; 2];
+    /// c + the dot products of the two bf16 in each word of a and b. The order of the additions, their roundings, and whether
+    /// subnormal numbers count as zero, differ between instruction sets.
+    #[inline(always)]
+    fn dot_pairs(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        let ([a0, a1], [b0, b1]) = (self.halves(a), self.halves(b));
+        self.fma(a1, b1, self.fma(a0, b0, c))
+    }
+    /// c + the dot products of the four bytes in each word: those of a are i8, those of b u8, c and the result i32, which wrap.
+    fn dot_quads(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// a + b of words that are i32, which wrap.
+    fn add_integers(self, a: Self::V, b: Self::V) -> Self::V;
 
     /// Loads [`Simd::LANES`] elements.
     ///

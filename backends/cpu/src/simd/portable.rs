@@ -147,4 +147,23 @@ impl Simd for Portable {
         // SAFETY: four elements are writable by the contract.
         unsafe { to.cast::<[f16; LANES]>().write_unaligned(out) }
     }
+
+    #[inline(always)]
+    fn halves(self, words: V4) -> [V4; 2] {
+        let low = lanes!(i => f32::from_bits(words.0[i].to_bits() << 16));
+        [low, lanes!(i => f32::from_bits(words.0[i].to_bits() & 0xffff_0000))]
+    }
+    #[inline(always)]
+    fn dot_quads(self, a: V4, b: V4, c: V4) -> V4 {
+        let dot = |i: usize| {
+            let (a, b) = (a.0[i].to_bits().to_le_bytes(), b.0[i].to_bits().to_le_bytes());
+            let products = a.iter().zip(b).map(|(&a, b)| i32::from(a as i8) * i32::from(b));
+            f32::from_bits(c.0[i].to_bits().wrapping_add(products.sum::<i32>() as u32))
+        };
+        lanes!(i => dot(i))
+    }
+    #[inline(always)]
+    fn add_integers(self, a: V4, b: V4) -> V4 {
+        lanes!(i => f32::from_bits(a.0[i].to_bits().wrapping_add(b.0[i].to_bits())))
+    }
 }

@@ -1,12 +1,12 @@
 //! Rows of matmul, grouped_matmul, gated_matmul and pack.
 
-use crate::launch::matmul::{any, dots, gated};
+use crate::launch::matmul::{any, dots, gated, integers};
 use crate::launch::pack::{
-    PANEL8_BF16, PANEL8_F16, PANEL8_F32, PANEL16_BF16, PANEL16_F16, PANEL16_F32, PANEL32_BF16, PANEL32_F16,
-    PANEL32_F32,
+    PAIRS32_BF16, PANEL8_BF16, PANEL8_F16, PANEL8_F32, PANEL16_BF16, PANEL16_F16, PANEL16_F32, PANEL32_F16,
+    PANEL32_F32, QUADS16_U8, QUADS32_U8,
 };
 use crate::launch::{fused, grouped, matmul, pack};
-use crate::simd::{Avx2, Avx512, Portable};
+use crate::simd::{Avx2, Avx512, Avx512Bf16, Avx512Vnni, Portable};
 use half::{bf16, f16};
 use perjoule_kernels::{Config, Kernel, Numerics};
 
@@ -24,8 +24,10 @@ static PANELS: &[Config] = &[Config::tile("panel", &[16])];
 /// Fast rows first; the simple portable ones come last. The dtype in a packed row's name is that of B: A and C are any plain float.
 #[rustfmt::skip]
 pub(super) static ROWS: &[Kernel] = &[
+    matmul::pairs::<Avx512Bf16>("matmul_bf16_14x32_cpu_avx512bf16_packed", TILE_14X32, &[&PAIRS32_BF16]),
+    matmul::plain_pairs::<Avx512Bf16>("matmul_bf16_14x32_cpu_avx512bf16", TILE_14X32),
     matmul::packed::<Avx512, f32>("matmul_f32_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F32]),
-    matmul::packed::<Avx512, bf16>("matmul_bf16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_BF16]),
+    matmul::halves::<Avx512>("matmul_bf16_14x32_cpu_avx512_packed", TILE_14X32, &[&PAIRS32_BF16]),
     matmul::packed::<Avx512, f16>("matmul_f16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F16]),
     matmul::plain::<Avx512>("matmul_mixed_14x32_cpu_avx512", TILE_14X32),
     dots::row::<Avx512>("matmul_dots_4x32_cpu_avx512", DOTS_4X32),
@@ -39,11 +41,18 @@ pub(super) static ROWS: &[Kernel] = &[
     matmul::packed::<Portable, f16>("matmul_f16_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_F16]),
     matmul::plain::<Portable>("matmul_mixed_6x8_cpu_portable", TILE_6X8),
     dots::row::<Portable>("matmul_dots_4x32_cpu_portable", DOTS_4X32),
-    any::integers::<Avx512>("matmul_i8_1x1_cpu_avx512"),
-    any::integers::<Avx2>("matmul_i8_1x1_cpu_avx2"),
+    integers::packed::<Avx512Vnni>("matmul_i8_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&QUADS32_U8]),
+    integers::plain::<Avx512Vnni>("matmul_i8_14x32_cpu_avx512vnni", TILE_14X32),
+    integers::packed::<Avx512>("matmul_i8_14x32_cpu_avx512_packed", TILE_14X32, &[&QUADS32_U8]),
+    integers::plain::<Avx512>("matmul_i8_14x32_cpu_avx512", TILE_14X32),
+    integers::packed::<Avx2>("matmul_i8_6x16_cpu_avx2_packed", TILE_6X16, &[&QUADS16_U8]),
+    integers::plain::<Avx2>("matmul_i8_6x16_cpu_avx2", TILE_6X16),
+    integers::plain::<Portable>("matmul_i8_6x8_cpu_portable", TILE_6X8),
     Kernel::new("matmul_any_1x1_cpu_portable", "matmul", any::cost, any::prepare).with_configs(any::CONFIGS),
+    grouped::pairs::<Avx512Bf16>("grouped_matmul_bf16_14x32_cpu_avx512bf16_packed", TILE_14X32, &[&PAIRS32_BF16]),
+    grouped::plain_pairs::<Avx512Bf16>("grouped_matmul_bf16_14x32_cpu_avx512bf16", TILE_14X32),
     grouped::packed::<Avx512, f32>("grouped_matmul_f32_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F32]),
-    grouped::packed::<Avx512, bf16>("grouped_matmul_bf16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_BF16]),
+    grouped::halves::<Avx512>("grouped_matmul_bf16_14x32_cpu_avx512_packed", TILE_14X32, &[&PAIRS32_BF16]),
     grouped::packed::<Avx512, f16>("grouped_matmul_f16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F16]),
     grouped::plain::<Avx512>("grouped_matmul_mixed_14x32_cpu_avx512", TILE_14X32),
     grouped::packed::<Avx2, f32>("grouped_matmul_f32_6x16_cpu_avx2_packed", TILE_6X16, &[&PANEL16_F32]),
@@ -55,8 +64,10 @@ pub(super) static ROWS: &[Kernel] = &[
     grouped::packed::<Portable, f16>("grouped_matmul_f16_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_F16]),
     grouped::plain::<Portable>("grouped_matmul_mixed_6x8_cpu_portable", TILE_6X8),
     Kernel::new("grouped_matmul_any_1x1_cpu_portable", "grouped_matmul", any::cost, any::prepare_grouped).with_configs(any::CONFIGS),
+    gated::pairs::<Avx512Bf16>("gated_matmul_bf16_14x32_cpu_avx512bf16_packed", TILE_14X32, &[&PAIRS32_BF16]),
+    gated::plain_pairs::<Avx512Bf16>("gated_matmul_bf16_14x32_cpu_avx512bf16", TILE_14X32),
     gated::packed::<Avx512, f32>("gated_matmul_f32_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F32]),
-    gated::packed::<Avx512, bf16>("gated_matmul_bf16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_BF16]),
+    gated::halves::<Avx512>("gated_matmul_bf16_14x32_cpu_avx512_packed", TILE_14X32, &[&PAIRS32_BF16]),
     gated::packed::<Avx512, f16>("gated_matmul_f16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F16]),
     gated::plain::<Avx512>("gated_matmul_mixed_14x32_cpu_avx512", TILE_14X32),
     gated::packed::<Avx2, f32>("gated_matmul_f32_6x16_cpu_avx2_packed", TILE_6X16, &[&PANEL16_F32]),

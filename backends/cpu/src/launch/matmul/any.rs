@@ -10,7 +10,7 @@ use crate::team::Lane;
 use perjoule_kernels::Request;
 use perjoule_kernels::op::slots::Segments;
 use perjoule_kernels::op::{Activation, Granularity, GroupedMatMul, MatMul, Op, Tensor2};
-use perjoule_kernels::{Candidate, Config, DType, DeviceInfo, Error, Kernel, Launch, Reason, Result, block};
+use perjoule_kernels::{Candidate, Config, DType, DeviceInfo, Error, Launch, Result, block};
 use std::ops::Range;
 
 /// The only configuration.
@@ -31,40 +31,10 @@ pub(crate) fn cost_gated(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
     4e-6 + op.flops() as f32 * 1.5e-9 / lanes(info) as f32
 }
 
-/// The simple row for i8 alone on `S`, whose integer products are exact on every instruction set.
-pub(crate) const fn integers<S: Simd>(name: &'static str) -> Kernel {
-    Kernel::new(name, "matmul", cost_integers::<S>, prepare_on::<S>)
-        .with_configs(CONFIGS)
-        .with_reject(reject_floats::<S>)
-}
-
-fn reject_floats<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
-    let Op::MatMul(op) = op else { return Some(Reason::new("runs matmul")) };
-    let near = op.a.strides.col == 1 && op.b.strides.row == 1;
-    let grouped = |scale| matches!(scale, Some(Granularity::Group(_)));
-    let refused = match () {
-        () if op.a.dtype != DType::I8 => Some(Reason::new("multiplies i8")),
-        () if !near => Some(Reason::new("reads operands that are contiguous along k")),
-        () if grouped(op.a_scale) || grouped(op.b_scale) => {
-            Some(Reason::new("takes no scales of groups along k"))
-        }
-        () => None,
-    };
-    refused.or_else(|| simd::refusal::<S>(info))
-}
-
-fn cost_integers<S: Simd>(candidate: &Candidate<'_>) -> f32 {
-    cost(candidate) / S::LANES as f32
-}
-
 pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
-    prepare_on::<Portable>(request)
-}
-
-fn prepare_on<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::MatMul(op) = request.op else { return Err(other_op(request.op)) };
     let scratch = columns(op.k, request.info)?;
-    on::<S>(request, Any { op: *op, scratch })
+    on::<Portable>(request, Any { op: *op, scratch })
 }
 
 pub(crate) fn prepare_grouped(request: &Request<'_>) -> Result<Box<dyn Launch>> {

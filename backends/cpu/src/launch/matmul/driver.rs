@@ -4,14 +4,15 @@
 //! The loop order is that of Goto and van de Geijn (doi:10.1145/1356052.1356053): a panel of B of depth [`DEPTH`] stays in L1, the
 //! block of A in L2, and the register tile runs over both.
 
-use super::operand::{Floats, FloatsOut, Source};
-use super::tile::{columns, max_rows, product};
+use super::operand::{Floats, FloatsOut, Words, words};
+use super::source::Source;
+use super::tile::{Steps, columns, max_rows, product};
 use crate::simd::{Kernel, Simd, math};
 use perjoule_kernels::Matrix;
 use perjoule_kernels::op::Activation;
 use std::ops::Range;
 
-/// Steps of k of a panel in L1: a multiple of every block format's length.
+/// Words along k of a panel in L1: a multiple of every block format's length.
 pub(crate) const DEPTH: usize = 256;
 
 /// f32 results of a block, which share L2 with the block of A.
@@ -68,7 +69,8 @@ impl Tiles {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) n: usize,
-    pub(crate) k: usize,
+    /// Words of a packed row of A.
+    pub(crate) words: usize,
     /// Rows of packed A in one round.
     pub(crate) round: usize,
     /// Lanes that the scratch is sized for.
@@ -79,22 +81,23 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// For products over `rows` rows in all.
-    pub(crate) fn new<S: Simd>(rows: usize, n: usize, k: usize, lanes: usize) -> Self {
-        let round = (PACKED / k.max(1)).max(BLOCK_ROWS).min(rows);
+    pub(crate) fn new<S: Simd, A: Words>(rows: usize, n: usize, k: usize, lanes: usize) -> Self {
+        let words = words::<A>(k);
+        let round = (PACKED / words.max(1)).max(BLOCK_ROWS).min(rows);
         let own = DEPTH * columns::<S>() + BLOCK.max(BLOCK_ROWS * columns::<S>());
-        Plan { n, k, round, lanes, own }
+        Plan { n, words, round, lanes, own }
     }
 
     /// f32 of scratch, `packed` rows of A included.
     pub(crate) fn scratch(&self, packed: usize) -> Option<u64> {
-        let a = packed.checked_mul(self.k)?.checked_next_multiple_of(16)?;
+        let a = packed.checked_mul(self.words)?.checked_next_multiple_of(16)?;
         let all = a.checked_add(self.own.checked_mul(self.lanes)?)?;
         (all as u64).checked_mul(4)
     }
 
     /// Range of the scratch that belongs to a lane, where `packed` rows of A come first.
     pub(crate) fn own(&self, packed: usize, lane: usize) -> Range<usize> {
-        let first = (packed * self.k).next_multiple_of(16) + lane * self.own;
+        let first = (packed * self.words).next_multiple_of(16) + lane * self.own;
         first..first + self.own
     }
 
@@ -201,7 +204,7 @@ impl Kernel for FinishRow<'_> {
 }
 
 /// Computes the tiles `tiles` of A times the panels `panels` of B into `c`, of the lane's scratch, and returns the results:
-/// `[panel][row][NR]`. `widened` is room for a panel of [`DEPTH`] steps.
+/// `[panel][row][NR]`. `widened` is room for a panel of [`DEPTH`] words.
 ///
 /// `a` holds those tiles, packed, from the first one's on.
 #[allow(clippy::too_many_arguments, reason = "the loop's six bounds and five operands")]
@@ -225,13 +228,15 @@ pub(crate) fn block<'o, S: Simd, B: Source>(
         c.fill(0.0);
         return c;
     }
-    assert!(a.len() >= rows * k);
+    let (per, words) = (B::A::PER, words::<B::A>(k));
+    assert!(a.len() >= rows * words);
     // a panel that serves few tiles is widened in registers; a single tile keeps its sums there for all of k
-    let direct = B::PACKED && (tiles.len() <= 2 || is_f32::<B::Stored>());
-    let depth = if direct && tiles.len() == 1 { k } else { DEPTH };
-    let mut k0 = 0;
-    while k0 < k {
-        let ks = k0..k.min(k0 + depth);
+    let direct = B::PACKED && (tiles.len() <= 2 || !B::WIDENS);
+    let depth = if direct && tiles.len() == 1 { words } else { DEPTH };
+    let mut done = 0;
+    while done < words {
+        let steps = depth.min(words - done);
+        let ks = done * per..k.min((done + steps) * per);
         for (index, panel) in panels.clone().enumerate() {
             if !direct {
                 b.widen(s, matrix, panel, ks.clone(), widened);
@@ -240,26 +245,23 @@ pub(crate) fn block<'o, S: Simd, B: Source>(
             for tile in tiles.clone() {
                 let at = all.rows(tile);
                 let height = at.len();
-                let a = &a[(at.start - first) * k + k0 * height..];
+                let a = &a[(at.start - first) * words + done * height..];
                 let c = &mut c[(index * rows + at.start - first) * nr..][..height * nr];
-                assert!(a.len() >= ks.len() * height && height <= max_rows::<S>());
-                // SAFETY: A was just checked, as were the height and C; `stored` and `widened` hold `ks.len()` steps of NR.
+                assert!(a.len() >= steps * height && height <= max_rows::<S>());
+                let (a, c, add) = (a.as_ptr(), c.as_mut_ptr(), done > 0);
+                // SAFETY: A was just checked, as were the height and C; `stored` and `widened` hold the rows of `steps` steps.
                 unsafe {
                     if direct {
-                        assert!(stored.len() >= ks.len() * nr);
-                        product(s, height, ks.len(), a.as_ptr(), stored.as_ptr(), c.as_mut_ptr(), k0 > 0);
+                        assert!(stored.len() >= steps.div_ceil(B::Direct::PER_ROW) * nr);
+                        product::<S, B::Direct>(s, height, steps, a, stored.as_ptr(), c, add);
                     } else {
-                        product(s, height, ks.len(), a.as_ptr(), widened.as_ptr(), c.as_mut_ptr(), k0 > 0);
+                        assert!(widened.len() >= steps.div_ceil(B::Widened::PER_ROW) * nr);
+                        product::<S, B::Widened>(s, height, steps, a, widened.as_ptr(), c, add);
                     }
                 }
             }
         }
-        k0 = ks.end;
+        done += steps;
     }
     c
-}
-
-#[inline(always)]
-fn is_f32<T: crate::simd::Element>() -> bool {
-    T::DTYPE == perjoule_kernels::DType::F32
 }

@@ -2,17 +2,22 @@
 //! into the lane's scratch and applies the activation to them there, so that neither product is stored.
 
 use super::driver::{BLOCK_ROWS, DEPTH, Plan, Tiles, block};
-use super::operand::{Floats, FloatsOut, Format, Packed, Plain, Source};
+use super::operand::{Floats, FloatsOut, Singles, Words};
+use super::pairs::{PackedPairs, PlainPairs, Rounded};
+use super::source::{Format, Packed, Plain, Source};
 use super::tile::columns;
-use super::{blocked, in_place, pack, refuse_a, refuse_b, widening};
+use super::{
+    ROUNDING, blocked, blocked_in, in_place, pack, refuse_a, refuse_b, refuse_rounding, rounding, widening,
+};
 use crate::device::lanes;
 use crate::launch::body::{Body, on, other_op};
 use crate::launch::gated::gated;
 use crate::simd::{self, Element, Kernel, Simd};
 use crate::spmd::Args;
 use crate::team::Lane;
-use perjoule_kernels::op::{GatedKind, GatedMatMul, Op};
-use perjoule_kernels::{Candidate, Config, Error, Launch, PackFormat, Reason, Request, Result};
+use half::bf16;
+use perjoule_kernels::op::{GatedKind, GatedMatMul, MatMul, Op};
+use perjoule_kernels::{Candidate, Config, Error, Launch, Numerics, PackFormat, Reason, Request, Result};
 use std::marker::PhantomData;
 
 /// A row that reads both B packed in panels of `T`.
@@ -27,6 +32,18 @@ pub(crate) const fn packed<S: Simd, T: Element>(
         .with_reject(reject::<S, T>)
 }
 
+/// A row that reads both B packed in pairs of bf16, beside an A in f32.
+pub(crate) const fn halves<S: Simd>(
+    name: &'static str,
+    configs: &'static [Config],
+    packs: &'static [&'static PackFormat],
+) -> perjoule_kernels::Kernel {
+    perjoule_kernels::Kernel::new(name, "gated_matmul", cost::<S>, prepare::<S, PackedPairs<Singles>>)
+        .with_configs(configs)
+        .with_packs(packs)
+        .with_reject(reject::<S, bf16>)
+}
+
 /// A row that reads both B as the op lays them out.
 pub(crate) const fn plain<S: Simd>(
     name: &'static str,
@@ -35,6 +52,30 @@ pub(crate) const fn plain<S: Simd>(
     perjoule_kernels::Kernel::new(name, "gated_matmul", cost_plain::<S>, prepare::<S, Plain>)
         .with_configs(configs)
         .with_reject(reject_plain::<S>)
+}
+
+/// A row that multiplies pairs of bf16 and reads B packed in them.
+pub(crate) const fn pairs<S: Simd>(
+    name: &'static str,
+    configs: &'static [Config],
+    packs: &'static [&'static PackFormat],
+) -> perjoule_kernels::Kernel {
+    perjoule_kernels::Kernel::new(name, "gated_matmul", cost_pairs::<S>, prepare::<S, PackedPairs<Rounded>>)
+        .with_configs(configs)
+        .with_packs(packs)
+        .with_numerics(numerics_pairs)
+        .with_reject(reject_pairs::<S>)
+}
+
+/// A row that multiplies pairs of bf16 and reads B as the op lays it out.
+pub(crate) const fn plain_pairs<S: Simd>(
+    name: &'static str,
+    configs: &'static [Config],
+) -> perjoule_kernels::Kernel {
+    perjoule_kernels::Kernel::new(name, "gated_matmul", cost_plain_pairs::<S>, prepare::<S, PlainPairs>)
+        .with_configs(configs)
+        .with_numerics(numerics_pairs)
+        .with_reject(reject_plain_pairs::<S>)
 }
 
 fn reject<S: Simd, T: Element>(candidate: &Candidate<'_>) -> Option<Reason> {
@@ -47,11 +88,43 @@ fn reject_plain<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<R
     refuse_a(op.gate.a.dtype).or_else(|| simd::refusal::<S>(info))
 }
 
+fn reject_pairs<S: Simd>(candidate: &Candidate<'_>) -> Option<Reason> {
+    let Op::GatedMatMul(gated) = candidate.op else { return Some(Reason::new("runs gated_matmul")) };
+    refuse_b::<bf16>(gated.gate.b.dtype).or_else(|| reject_plain_pairs::<S>(candidate))
+}
+
+fn reject_plain_pairs<S: Simd>(candidate: &Candidate<'_>) -> Option<Reason> {
+    let Op::GatedMatMul(gated) = candidate.op else { return Some(Reason::new("runs gated_matmul")) };
+    let rounds = |op: &MatMul| refuse_rounding(op.a.dtype, op.b.dtype, op.policy);
+    reject_plain::<S>(candidate).or_else(|| rounds(&gated.gate)).or_else(|| rounds(&gated.up))
+}
+
+fn numerics_pairs(candidate: &Candidate<'_>) -> Numerics {
+    let Op::GatedMatMul(gated) = candidate.op else { return Numerics::F32 };
+    let rounds = |op: &MatMul| rounding(op.a.dtype, op.b.dtype);
+    let (gate, up) = (rounds(&gated.gate), rounds(&gated.up));
+    if gate.unit > up.unit { gate } else { up }
+}
+
+fn cost_pairs<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
+    let Op::GatedMatMul(g) = op else { return f32::INFINITY };
+    let n = 2 * g.gate.n.next_multiple_of(columns::<S>());
+    blocked_in::<S>(op, [1, g.gate.m, n, g.gate.k], Rounded::PER, false, lanes(info))
+}
+
+fn cost_plain_pairs<S: Simd>(candidate: &Candidate<'_>) -> f32 {
+    let Op::GatedMatMul(g) = candidate.op else { return f32::INFINITY };
+    let padded = g.gate.n.next_multiple_of(columns::<S>()) as f32;
+    let elements = g.gate.m.div_ceil(BLOCK_ROWS) as f32 * padded * g.gate.k as f32;
+    let each = widening(&g.gate.b) + widening(&g.up.b) + 2.0 * ROUNDING;
+    cost_pairs::<S>(candidate) + elements * each / lanes(candidate.info) as f32
+}
+
 fn cost<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
     let Op::GatedMatMul(g) = op else { return f32::INFINITY };
     // as if the columns of one lay behind those of the other
     let n = 2 * g.gate.n.next_multiple_of(columns::<S>());
-    blocked::<S>(op, [1, g.gate.m, n, g.gate.k], in_place(&g.gate), lanes(info))
+    blocked::<S>(op, [1, g.gate.m, n, g.gate.k], in_place::<Singles>(&g.gate), lanes(info))
 }
 
 fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
@@ -63,8 +136,8 @@ fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
 
 fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::GatedMatMul(op) = request.op else { return Err(other_op(request.op)) };
-    let plan = Plan::new::<S>(op.gate.m, op.gate.n, op.gate.k, lanes(request.info));
-    let packed = if in_place(&op.gate) { 0 } else { plan.round };
+    let plan = Plan::new::<S, F::A>(op.gate.m, op.gate.n, op.gate.k, lanes(request.info));
+    let packed = if in_place::<F::A>(&op.gate) { 0 } else { plan.round };
     let scratch = plan.scratch(packed).ok_or(Error::Overflow { op: "gated_matmul", what: "the scratch" })?;
     on::<S>(request, Products::<F> { op: **op, plan, packed, scratch, format: PhantomData })
 }
@@ -129,7 +202,7 @@ impl<F: Format> Products<F> {
         let first_row = all.start(tiles.start);
         let rows = all.start(tiles.end) - first_row;
         if self.packed > 0 {
-            pack(s, lane, op, a, all, 0..1, tiles, scratch);
+            pack::<S, B::A>(s, lane, op, a, all, 0..1, tiles, scratch);
             lane.barrier();
         }
         // SAFETY: the lane's own part.
@@ -148,9 +221,9 @@ impl<F: Format> Products<F> {
             let packed = match (self.packed, a) {
                 (0, Floats::F32(a)) => &a[..op.k],
                 _ => {
-                    let at = (row0 - first_row) * op.k;
+                    let at = (row0 - first_row) * plan.words;
                     // SAFETY: packed before the barrier, and not written before the next.
-                    unsafe { scratch.shared(at..at + height * op.k) }
+                    unsafe { scratch.shared(at..at + height * plan.words) }
                 }
             };
             let gates = block(s, gate, 0, chunk.clone(), op.k, packed, all, tiles.clone(), widened, gates);

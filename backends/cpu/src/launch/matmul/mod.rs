@@ -8,15 +8,21 @@
 //! | [`tile`] | the micro-kernel |
 //! | [`driver`] | the blocked loop around it, and the epilogue |
 //! | [`dots`] | rows without panels, for few rows or columns |
+//! | [`integers`] | products of i8 |
 //! | [`gated`] | two products with a gated activation between them |
-//! | [`operand`] | A, B and what surrounds C, by element type |
+//! | [`operand`] | A and what surrounds C, by element type |
+//! | [`source`] | B, packed or plain |
+//! | [`pairs`] | B and A in words of two bf16 |
 //! | [`any`] | the simple portable row |
 
 pub(crate) mod any;
 pub(crate) mod dots;
 pub(crate) mod driver;
 pub(crate) mod gated;
+pub(crate) mod integers;
 pub(crate) mod operand;
+pub(crate) mod pairs;
+pub(crate) mod source;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tile;
@@ -27,16 +33,19 @@ use crate::simd::{self, Element, Simd};
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
 use driver::{BLOCK_ROWS, DEPTH, Finish, Plan, RowAt, Scales, Tiles, block};
-use operand::{Floats, FloatsOut, Format, Packed, Plain};
-use perjoule_kernels::op::{Granularity, MatMul, Op};
+use half::bf16;
+use operand::{Floats, FloatsOut, Singles, Words, words};
+use pairs::{PackedPairs, PlainPairs, Rounded};
+use perjoule_kernels::op::{Granularity, MatMul, Op, Policy};
 use perjoule_kernels::{
-    Candidate, Config, DType, Error, Kernel, Launch, PackFormat, Reason, Request, Result,
+    Candidate, Config, DType, Error, Kernel, Launch, Numerics, PackFormat, Reason, Request, Result,
 };
+use source::{Format, Packed, Plain, Source};
 use std::marker::PhantomData;
 use std::ops::Range;
 use tile::{MAX_ROWS, columns};
 
-/// Steps of k of a tile of A that one lane packs at a time.
+/// Elements along k of a tile of A that one lane packs at a time: whole words.
 pub(crate) const PACK_DEPTH: usize = 512;
 
 /// A row that reads B packed in panels of `T`.
@@ -56,6 +65,80 @@ pub(crate) const fn plain<S: Simd>(name: &'static str, configs: &'static [Config
     Kernel::new(name, "matmul", cost_plain::<S>, prepare::<S, Plain>)
         .with_configs(configs)
         .with_reject(reject_plain::<S>)
+}
+
+/// A row that reads B packed in pairs of bf16, beside an A in f32.
+pub(crate) const fn halves<S: Simd>(
+    name: &'static str,
+    configs: &'static [Config],
+    packs: &'static [&'static PackFormat],
+) -> Kernel {
+    Kernel::new(name, "matmul", cost::<S>, prepare::<S, PackedPairs<Singles>>)
+        .with_configs(configs)
+        .with_packs(packs)
+        .with_reject(reject::<S, bf16>)
+}
+
+/// A row that multiplies pairs of bf16 and reads B packed in them.
+pub(crate) const fn pairs<S: Simd>(
+    name: &'static str,
+    configs: &'static [Config],
+    packs: &'static [&'static PackFormat],
+) -> Kernel {
+    Kernel::new(name, "matmul", cost_pairs::<S>, prepare::<S, PackedPairs<Rounded>>)
+        .with_configs(configs)
+        .with_packs(packs)
+        .with_numerics(numerics_pairs)
+        .with_reject(reject_pairs::<S>)
+}
+
+/// A row that multiplies pairs of bf16 and reads B as the op lays it out.
+pub(crate) const fn plain_pairs<S: Simd>(name: &'static str, configs: &'static [Config]) -> Kernel {
+    Kernel::new(name, "matmul", cost_plain_pairs::<S>, prepare::<S, PlainPairs>)
+        .with_configs(configs)
+        .with_numerics(numerics_pairs)
+        .with_reject(reject_plain_pairs::<S>)
+}
+
+fn reject_pairs<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
+    let Op::MatMul(op) = op else { return Some(Reason::new("runs matmul")) };
+    refuse_b::<bf16>(op.b.dtype)
+        .or_else(|| refuse(op))
+        .or_else(|| refuse_rounding(op.a.dtype, op.b.dtype, op.policy))
+        .or_else(|| simd::refusal::<S>(info))
+}
+
+fn reject_plain_pairs<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
+    let Op::MatMul(op) = op else { return Some(Reason::new("runs matmul")) };
+    refuse(op)
+        .or_else(|| refuse_rounding(op.a.dtype, op.b.dtype, op.policy))
+        .or_else(|| simd::refusal::<S>(info))
+}
+
+/// Why such operands are not rounded to bf16.
+pub(crate) fn refuse_rounding(a: DType, b: DType, policy: Policy) -> Option<Reason> {
+    if b != DType::BF16 && !b.is_block() {
+        return Some(Reason::new("multiplies bf16, to which it rounds block formats only"));
+    }
+    let exact = a == DType::BF16 && b == DType::BF16;
+    (!exact && !policy.quantised_activations)
+        .then(|| Reason::new("rounds to bf16, which the policy does not allow (quantised_activations)"))
+}
+
+/// How pairs round: instructions may take subnormal numbers for zero.
+pub(crate) fn rounding(a: DType, b: DType) -> Numerics {
+    let exact = a == DType::BF16 && b == DType::BF16;
+    // 2^-9 is the unit roundoff of bf16: of A, and of B where it is in blocks
+    let units = if b == DType::BF16 { 1.0 } else { 2.0 };
+    let numerics = if exact { Numerics::F32 } else { Numerics::F32.with_unit(units / 512.0) };
+    numerics.flushing_subnormals()
+}
+
+fn numerics_pairs(Candidate { op, .. }: &Candidate<'_>) -> Numerics {
+    match op {
+        Op::MatMul(op) => rounding(op.a.dtype, op.b.dtype),
+        _ => Numerics::F32,
+    }
 }
 
 fn reject<S: Simd, T: Element>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
@@ -104,6 +187,9 @@ const OVERHEAD: f32 = 3e-6;
 /// Seconds to claim a task and to go through its loops.
 const TASK: f32 = 6e-8;
 
+/// Seconds to round an element of B to bf16 in a panel.
+pub(crate) const ROUNDING: f32 = 1e-10;
+
 /// Seconds for an element of B that is widened into a panel: contiguous along n, along k, in blocks.
 pub(crate) fn widening(b: &perjoule_kernels::op::Tensor2) -> f32 {
     match () {
@@ -115,12 +201,23 @@ pub(crate) fn widening(b: &perjoule_kernels::op::Tensor2) -> f32 {
 }
 
 /// Seconds of `batch` products of `m` rows in the blocked loop. It computes whole panels, and packs the rows of A.
-pub(crate) fn blocked<S: Simd>(op: &Op, [batch, m, n, k]: [usize; 4], in_place: bool, lanes: usize) -> f32 {
+pub(crate) fn blocked<S: Simd>(op: &Op, sizes: [usize; 4], in_place: bool, lanes: usize) -> f32 {
+    blocked_in::<S>(op, sizes, 1, in_place, lanes)
+}
+
+/// The same with `per` elements along k in a word.
+pub(crate) fn blocked_in<S: Simd>(
+    op: &Op,
+    [batch, m, n, k]: [usize; 4],
+    per: usize,
+    in_place: bool,
+    lanes: usize,
+) -> f32 {
     let nr = columns::<S>();
     let panels = n.div_ceil(nr);
     let blocks = batch as f32 * m.div_ceil(BLOCK_ROWS) as f32;
     let rows = batch as f32 * m as f32;
-    let computed = rows * (panels * nr) as f32 * k as f32 / rate::<S>();
+    let computed = rows * (panels * nr) as f32 * k.div_ceil(per) as f32 / rate::<S>();
     let packing = if in_place { 0.0 } else { rows * k as f32 * 5e-10 };
     // a panel has one lane
     let busy = (blocks * panels as f32).clamp(1.0, lanes as f32);
@@ -131,13 +228,27 @@ pub(crate) fn blocked<S: Simd>(op: &Op, [batch, m, n, k]: [usize; 4], in_place: 
 }
 
 /// Whether a single row of A is read where it lies, being packed as it is.
-fn in_place(op: &MatMul) -> bool {
-    op.m == 1 && op.a.dtype == DType::F32 && op.a.strides.col == 1
+fn in_place<A: Words>(op: &MatMul) -> bool {
+    A::IN_PLACE && op.m == 1 && op.a.dtype == DType::F32 && op.a.strides.col == 1
 }
 
 pub(crate) fn cost<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
     let Op::MatMul(m) = op else { return f32::INFINITY };
-    blocked::<S>(op, [m.batch, m.m, m.n, m.k], in_place(m), lanes(info))
+    blocked::<S>(op, [m.batch, m.m, m.n, m.k], in_place::<Singles>(m), lanes(info))
+}
+
+fn cost_pairs<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
+    let Op::MatMul(m) = op else { return f32::INFINITY };
+    blocked_in::<S>(op, [m.batch, m.m, m.n, m.k], Rounded::PER, false, lanes(info))
+}
+
+fn cost_plain_pairs<S: Simd>(candidate: &Candidate<'_>) -> f32 {
+    let Op::MatMul(m) = candidate.op else { return f32::INFINITY };
+    let panels = m.n.div_ceil(columns::<S>());
+    let blocks = m.batch as f32 * m.m.div_ceil(BLOCK_ROWS) as f32;
+    let elements = blocks * m.n as f32 * m.k as f32;
+    let busy = (blocks * panels as f32).clamp(1.0, lanes(candidate.info) as f32);
+    cost_pairs::<S>(candidate) + elements * (widening(&m.b) + ROUNDING) / busy
 }
 
 fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
@@ -157,8 +268,8 @@ fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>>
     let Op::MatMul(op) = request.op else { return Err(other_op(request.op)) };
     let overflow = Error::Overflow { op: "matmul", what: "the scratch" };
     let rows = op.batch.checked_mul(op.m).ok_or(overflow.clone())?;
-    let plan = Plan::new::<S>(rows, op.n, op.k, lanes(request.info));
-    let packed = if in_place(op) { 0 } else { plan.round };
+    let plan = Plan::new::<S, F::A>(rows, op.n, op.k, lanes(request.info));
+    let packed = if in_place::<F::A>(op) { 0 } else { plan.round };
     let scratch = plan.scratch(packed).ok_or(overflow)?;
     on::<S>(request, Product::<F> { op: *op, plan, packed, scratch, format: PhantomData })
 }
@@ -203,7 +314,7 @@ fn row_at(op: &MatMul, finish: &Finish<'_>, batch: usize, row: usize) -> RowAt {
 /// Packs the rows of the tiles `tiles` of each matrix in `batch` into the beginning of the scratch, one tile after the other.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "the operand, its tiles and where they go")]
-fn pack<S: Simd>(
+fn pack<S: Simd, A: Words>(
     s: S,
     lane: &Lane<'_>,
     op: &MatMul,
@@ -220,14 +331,15 @@ fn pack<S: Simd>(
         let (index, k0) = (item / slices, item % slices * PACK_DEPTH);
         let (matrix, tile) = (index / tiles.len(), all.rows(tiles.start + index % tiles.len()));
         let ks = k0..(k0 + PACK_DEPTH).min(op.k);
-        let at = (matrix * rows + tile.start - first_row) * op.k;
-        // SAFETY: steps of k of a tile are one range, and every item is one lane's.
-        let part = unsafe { scratch.slice(at + ks.start * tile.len()..at + ks.end * tile.len()) };
+        let at = (matrix * rows + tile.start - first_row) * words::<A>(op.k);
+        let place = words::<A>(ks.start)..words::<A>(ks.end);
+        // SAFETY: words of a tile are one range, and every item is one lane's.
+        let part = unsafe { scratch.slice(at + place.start * tile.len()..at + place.end * tile.len()) };
         let mut starts = [None; MAX_ROWS];
         for (start, row) in starts.iter_mut().zip(tile.clone()) {
             *start = Some(op.a.strides.at(batch.start + matrix, row, 0));
         }
-        a.pack(s, &starts[..tile.len()], op.a.strides.col, ks, part);
+        A::pack(s, a, &starts[..tile.len()], op.a.strides.col, ks, part);
     }
 }
 
@@ -287,7 +399,7 @@ struct Round<'r, 'a, B> {
 
 impl<F: Format> Product<F> {
     /// The blocks `blocks` of each matrix of the round's batch.
-    fn round<S: Simd, B: operand::Source>(
+    fn round<S: Simd, B: Source>(
         &self,
         s: S,
         lane: &Lane<'_>,
@@ -301,7 +413,7 @@ impl<F: Format> Product<F> {
         let rows = all.start(tiles.end) - first_row;
         let scratch = args.scratch::<f32>();
         if self.packed > 0 {
-            pack(s, lane, op, round.a, all, round.batch.clone(), tiles.clone(), scratch);
+            pack::<S, B::A>(s, lane, op, round.a, all, round.batch.clone(), tiles.clone(), scratch);
             lane.barrier();
         }
         // SAFETY: the lane's own part.
@@ -323,9 +435,9 @@ impl<F: Format> Product<F> {
                     &a[at..at + op.k]
                 }
                 _ => {
-                    let at = (matrix * rows + row0 - first_row) * op.k;
+                    let at = (matrix * rows + row0 - first_row) * plan.words;
                     // SAFETY: packed before the barrier, and not written before the next.
-                    unsafe { scratch.shared(at..at + height * op.k) }
+                    unsafe { scratch.shared(at..at + height * plan.words) }
                 }
             };
             let b_matrix = if op.b.strides.batch == 0 { 0 } else { batch };

@@ -1,10 +1,9 @@
-//! Operands of the blocked driver: A as it is packed, B as a source of panels, and what is read and written around the result.
+//! Operands of the blocked driver: A as it is packed, and what is read and written around the result. [`super::source`] has B.
 
 use crate::simd::{E4m3, Element, Kernel, Simd};
 use crate::spmd::{Args, Out};
 use half::{bf16, f16};
-use perjoule_kernels::op::Tensor2;
-use perjoule_kernels::{DType, block};
+use perjoule_kernels::DType;
 use std::ops::Range;
 
 /// Calls `$body` with `$x` bound to the typed slice in a [`Floats`].
@@ -109,7 +108,7 @@ impl Kernel for PackRows<'_> {
 
 /// Widens `count` elements of `x` from `at` on, `stride` apart, to `to[0]`, `to[step]`, ..
 #[inline(always)]
-fn spread<S: Simd, T: Element>(
+pub(super) fn spread<S: Simd, T: Element>(
     s: S,
     x: &[T],
     at: usize,
@@ -192,192 +191,45 @@ impl<'a> FloatsOut<'a> {
     }
 }
 
-/// B as panels of `NR` columns, `[k][NR]`, whose columns beyond `n` are zero.
-pub(crate) trait Source: Copy {
-    /// Element type of panels that lie in memory.
-    type Stored: Element;
-    /// Whether panels lie in memory, so that [`Source::panel`] may be called.
-    const PACKED: bool;
+/// How rows of A are packed: in words of 32 bits, each of one or several elements that are neighbours along k.
+pub(crate) trait Words: Copy + Send + Sync + 'static {
+    /// Elements of a word; the last word of a row is filled up with zeros.
+    const PER: usize;
+    /// Whether words are f32: a row of f32 is then packed as it is.
+    const IN_PLACE: bool = false;
 
-    /// `ks` steps of a panel as they lie in memory.
-    fn panel(&self, nr: usize, matrix: usize, panel: usize, ks: Range<usize>) -> &[Self::Stored];
-    /// The same as f32, written to `out`.
-    fn widen<S: Simd>(&self, s: S, matrix: usize, panel: usize, ks: Range<usize>, out: &mut [f32]);
+    /// As [`Floats::pack`], the tile being `[word][rows]`; `ks` begins at a whole word.
+    fn pack<S: Simd>(
+        s: S,
+        a: &Floats<'_>,
+        starts: &[Option<usize>],
+        stride: usize,
+        ks: Range<usize>,
+        out: &mut [f32],
+    );
 }
 
-/// What a row reads as B.
-pub(crate) trait Format: Send + Sync + 'static {
-    /// What it is during a launch.
-    type Source<'a>: Source;
-    /// Makes it from operand `index`; `None` when the operand is of another kind, which `reject` rules out.
-    fn source(args: &Args, index: usize, b: Tensor2, n: usize, k: usize) -> Option<Self::Source<'_>>;
+/// Words of a row of `k` elements.
+pub(crate) fn words<W: Words>(k: usize) -> usize {
+    k.div_ceil(W::PER)
 }
 
-/// B packed as `panel{NR}_{T}`.
-pub(crate) struct Packed<T>(std::marker::PhantomData<T>);
-
-/// See [`Packed`].
+/// Elements as f32.
 #[derive(Clone, Copy)]
-pub(crate) struct PackedSource<'a, T> {
-    data: &'a [T],
-    n: usize,
-    k: usize,
-}
+pub(crate) struct Singles;
 
-impl<T: Element> Format for Packed<T> {
-    type Source<'a> = PackedSource<'a, T>;
-    fn source(args: &Args, index: usize, _: Tensor2, n: usize, k: usize) -> Option<PackedSource<'_, T>> {
-        Some(PackedSource { data: args.read(index), n, k })
-    }
-}
+impl Words for Singles {
+    const PER: usize = 1;
+    const IN_PLACE: bool = true;
 
-impl<T: Element> Source for PackedSource<'_, T> {
-    type Stored = T;
-    const PACKED: bool = true;
-
-    #[inline(always)]
-    fn panel(&self, nr: usize, matrix: usize, panel: usize, ks: Range<usize>) -> &[T] {
-        let first = (matrix * self.n.div_ceil(nr) + panel) * self.k;
-        &self.data[(first + ks.start) * nr..(first + ks.end) * nr]
-    }
-
-    fn widen<S: Simd>(&self, s: S, matrix: usize, panel: usize, ks: Range<usize>, out: &mut [f32]) {
-        s.vectorise(Widen { from: self.panel(2 * S::LANES, matrix, panel, ks), out });
-    }
-}
-
-/// Widens whole vectors.
-struct Widen<'w, T> {
-    from: &'w [T],
-    out: &'w mut [f32],
-}
-
-impl<T: Element> Kernel for Widen<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for (x, y) in self.from.chunks_exact(S::LANES).zip(self.out.chunks_exact_mut(S::LANES)) {
-            s.store(y, s.load(x));
-        }
-    }
-}
-
-/// B as the op lays it out: any float type or block format, any strides.
-pub(crate) struct Plain;
-
-/// See [`Plain`].
-#[derive(Clone, Copy)]
-pub(crate) struct PlainSource<'a> {
-    data: PlainData<'a>,
-    b: Tensor2,
-    n: usize,
-}
-
-#[derive(Clone, Copy)]
-enum PlainData<'a> {
-    Floats(Floats<'a>),
-    Blocks(&'a [u8]),
-}
-
-impl Format for Plain {
-    type Source<'a> = PlainSource<'a>;
-    fn source(args: &Args, index: usize, b: Tensor2, n: usize, _: usize) -> Option<PlainSource<'_>> {
-        let data = match Floats::of(args, index, b.dtype) {
-            Some(floats) => PlainData::Floats(floats),
-            None if b.dtype.is_block() => PlainData::Blocks(args.read(index)),
-            None => return None,
-        };
-        Some(PlainSource { data, b, n })
-    }
-}
-
-/// Elements of the longest block.
-const MAX_BLOCK: usize = 256;
-
-impl Source for PlainSource<'_> {
-    type Stored = f32;
-    const PACKED: bool = false;
-
-    fn panel(&self, _: usize, _: usize, _: usize, _: Range<usize>) -> &[f32] {
-        &[]
-    }
-
-    fn widen<S: Simd>(&self, s: S, matrix: usize, panel: usize, ks: Range<usize>, out: &mut [f32]) {
-        s.vectorise(WidenPlain { from: *self, matrix, panel, ks, out });
-    }
-}
-
-/// The arguments of the plain [`Source::widen`].
-struct WidenPlain<'w> {
-    from: PlainSource<'w>,
-    matrix: usize,
-    panel: usize,
-    ks: Range<usize>,
-    out: &'w mut [f32],
-}
-
-impl Kernel for WidenPlain<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let WidenPlain { from: PlainSource { data, b, n }, matrix, panel, ks, out } = self;
-        let nr = 2 * S::LANES;
-        let strides = b.strides;
-        let columns = panel * nr..(panel * nr + nr).min(n);
-        let out = &mut out[..ks.len() * nr];
-        match data {
-            PlainData::Floats(floats) if strides.col == 1 => typed!(floats, x => {
-                for (k, row) in ks.zip(out.chunks_exact_mut(nr)) {
-                    let at = strides.at(matrix, k, columns.start);
-                    let (low, high) = row.split_at_mut(S::LANES);
-                    let x = &x[at..at + columns.len()];
-                    let (x0, x1) = x.split_at(x.len().min(S::LANES));
-                    s.store(low, s.load_or(x0, 0.0));
-                    s.store(high, s.load_or(x1, 0.0));
-                }
-            }),
-            PlainData::Floats(floats) => {
-                pad(out, nr, columns.len());
-                typed!(floats, x => {
-                    // a few steps of all columns at a time, so that what is written stays in L1
-                    for (index, out) in out.chunks_mut(S::LANES * nr).enumerate() {
-                        let count = out.len() / nr;
-                        let k0 = ks.start + index * S::LANES;
-                        for (i, column) in columns.clone().enumerate() {
-                            let at = strides.at(matrix, k0, column);
-                            spread(s, x, at, strides.row, count, &mut out[i..], nr);
-                        }
-                    }
-                })
-            }
-            PlainData::Blocks(bytes) => {
-                pad(out, nr, columns.len());
-                let (len, size) = (b.dtype.block_len(), b.dtype.block_bytes());
-                let mut values = [0.0; MAX_BLOCK];
-                for (i, column) in columns.enumerate() {
-                    // whole blocks: `ks` is in multiples of the longest block but for the end, which is a multiple of this one
-                    let first = strides.at(matrix, ks.start, column) / len;
-                    for j in 0..ks.len() / len {
-                        let from = &bytes[(first + j) * size..(first + j + 1) * size];
-                        if block::decode(b.dtype, from, &mut values[..len]).is_err() {
-                            values.fill(f32::NAN); // the lengths agree, so that this does not happen
-                        }
-                        spread(s, &values, 0, 1, len, &mut out[j * len * nr + i..], nr);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Zeros in the columns from `used` on.
-#[inline(always)]
-fn pad(out: &mut [f32], nr: usize, used: usize) {
-    if used < nr {
-        for row in out.chunks_exact_mut(nr) {
-            row[used..].fill(0.0);
-        }
+    fn pack<S: Simd>(
+        s: S,
+        a: &Floats<'_>,
+        starts: &[Option<usize>],
+        stride: usize,
+        ks: Range<usize>,
+        out: &mut [f32],
+    ) {
+        a.pack(s, starts, stride, ks, out);
     }
 }

@@ -1,10 +1,12 @@
 //! The micro-kernel: a register tile of C, `M` rows by two vectors, over a packed A and a panel of B.
 //!
-//! A is packed as `[k][M]` f32, B as `[k][NR]` of any element type with `NR = 2 * LANES`; elements of B widen in registers. One body
-//! serves every instruction set and height: heights below [`max_rows`] are the edge tiles, and 1 is the matrix-vector product. A tile
-//! of few rows has too few accumulators to hide the latency of FMA, so it keeps several sets of them, which take turns along k.
+//! A is packed as `[step][M]`, B as `[step][NR]` with `NR = 2 * LANES`. What a step is, [`Steps`] says: one element of k as f32, where
+//! elements of B widen in registers, or a word of two bf16 or four bytes. One body serves every instruction set and height: heights
+//! below [`max_rows`] are the edge tiles, and 1 is the matrix-vector product. A tile of few rows has too few accumulators to hide the
+//! latency of FMA, so it keeps several sets of them, which take turns along k.
 
 use crate::simd::{Element, Kernel, Simd};
+use std::marker::PhantomData;
 
 /// Columns of a panel.
 pub(crate) const fn columns<S: Simd>() -> usize {
@@ -20,50 +22,164 @@ pub(crate) const fn max_rows<S: Simd>() -> usize {
 /// The largest tile of any instruction set.
 pub(crate) const MAX_ROWS: usize = 14;
 
-/// Steps of k that are unrolled.
+/// Steps that are unrolled.
 const STEPS: usize = 4;
+
+/// How B lies in a panel, and how a step multiplies it.
+pub(crate) trait Steps: Copy {
+    /// What B consists of.
+    type Stored: Copy;
+    /// Steps that a row of `NR` stored elements holds; divides [`STEPS`].
+    const PER_ROW: usize;
+
+    /// The two vectors of the `step`th step from `b` on.
+    ///
+    /// # Safety
+    /// The row of that step is readable.
+    unsafe fn load<S: Simd>(s: S, b: *const Self::Stored, step: usize) -> [S::V; 2];
+    /// sum + a b
+    fn multiply<S: Simd>(s: S, a: S::V, b: S::V, sum: S::V) -> S::V;
+    /// a + b of two sums.
+    fn add<S: Simd>(s: S, a: S::V, b: S::V) -> S::V;
+}
+
+/// A step is one element of k, and B is of type `T`.
+#[derive(Clone, Copy)]
+pub(crate) struct Elements<T>(PhantomData<T>);
+
+impl<T: Element> Steps for Elements<T> {
+    type Stored = T;
+    const PER_ROW: usize = 1;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, b: *const T, step: usize) -> [S::V; 2] {
+        // SAFETY: the same contract.
+        unsafe {
+            let b = b.add(step * columns::<S>());
+            [T::load(s, b), T::load(s, b.add(S::LANES))]
+        }
+    }
+    #[inline(always)]
+    fn multiply<S: Simd>(s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
+        s.fma(a, b, sum)
+    }
+    #[inline(always)]
+    fn add<S: Simd>(s: S, a: S::V, b: S::V) -> S::V {
+        s.add(a, b)
+    }
+}
+
+/// A step is one element of k, and B is words of two bf16.
+#[derive(Clone, Copy)]
+pub(crate) struct Halves;
+
+impl Steps for Halves {
+    type Stored = f32;
+    const PER_ROW: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, b: *const f32, step: usize) -> [S::V; 2] {
+        // SAFETY: the same contract.
+        let words = unsafe { Elements::<f32>::load(s, b, step / 2) };
+        [s.halves(words[0])[step % 2], s.halves(words[1])[step % 2]]
+    }
+    #[inline(always)]
+    fn multiply<S: Simd>(s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
+        s.fma(a, b, sum)
+    }
+    #[inline(always)]
+    fn add<S: Simd>(s: S, a: S::V, b: S::V) -> S::V {
+        s.add(a, b)
+    }
+}
+
+/// A step is a word of two bf16 in A and in B.
+#[derive(Clone, Copy)]
+pub(crate) struct Pairs;
+
+impl Steps for Pairs {
+    type Stored = f32;
+    const PER_ROW: usize = 1;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, b: *const f32, step: usize) -> [S::V; 2] {
+        // SAFETY: the same contract.
+        unsafe { Elements::<f32>::load(s, b, step) }
+    }
+    #[inline(always)]
+    fn multiply<S: Simd>(s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
+        s.dot_pairs(a, b, sum)
+    }
+    #[inline(always)]
+    fn add<S: Simd>(s: S, a: S::V, b: S::V) -> S::V {
+        s.add(a, b)
+    }
+}
+
+/// A step is a word of four i8 in A and four u8 in B; sums are i32.
+#[derive(Clone, Copy)]
+pub(crate) struct Quads;
+
+impl Steps for Quads {
+    type Stored = f32;
+    const PER_ROW: usize = 1;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, b: *const f32, step: usize) -> [S::V; 2] {
+        // SAFETY: the same contract.
+        unsafe { Elements::<f32>::load(s, b, step) }
+    }
+    #[inline(always)]
+    fn multiply<S: Simd>(s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
+        s.dot_quads(a, b, sum)
+    }
+    #[inline(always)]
+    fn add<S: Simd>(s: S, a: S::V, b: S::V) -> S::V {
+        s.add_integers(a, b)
+    }
+}
 
 /// `c = a b`, or `c += a b` where `add`; `c` is `rows x NR`, dense.
 ///
 /// # Safety
-/// `rows` is in `1..=max_rows::<S>()`; `a` has `rows * k` elements to read, `b` has `k * NR`, `c` has `rows * NR` to write, to which
-/// nothing else refers.
-pub(crate) unsafe fn product<S: Simd, T: Element>(
+/// `rows` is in `1..=max_rows::<S>()`; `a` has `rows * steps` elements to read, `b` the rows of `steps` steps, `c` has `rows * NR` to
+/// write, to which nothing else refers.
+pub(crate) unsafe fn product<S: Simd, B: Steps>(
     s: S,
     rows: usize,
-    k: usize,
+    steps: usize,
     a: *const f32,
-    b: *const T,
+    b: *const B::Stored,
     c: *mut f32,
     add: bool,
 ) {
-    s.vectorise(Product { rows, k, a, b, c, add });
+    s.vectorise(Product::<B> { rows, steps, a, b, c, add });
 }
 
 /// The arguments of [`product`]. A kernel of its own, so that the tiles of all heights are compiled once for an instruction set and an
 /// element type, whatever rows use them. Private: made only under the contract of [`product`].
-struct Product<T> {
+struct Product<B: Steps> {
     rows: usize,
-    k: usize,
+    steps: usize,
     a: *const f32,
-    b: *const T,
+    b: *const B::Stored,
     c: *mut f32,
     add: bool,
 }
 
-impl<T: Element> Kernel for Product<T> {
+impl<B: Steps> Kernel for Product<B> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Product { rows, k, a, b, c, add } = self;
+        let Product { rows, steps, a, b, c, add } = self;
         /// Calls the tile of that height, where this instruction set has one.
         macro_rules! tiles {
             ($($height:literal: $sets:literal),*) => {
                 match rows {
                     // SAFETY: the contract of `product`, with `M == rows`.
                     $($height if max_rows::<S>() >= $height => unsafe {
-                        tile::<S, T, $height, $sets>(s, k, a, b, c, add)
+                        tile::<S, B, $height, $sets>(s, steps, a, b, c, add)
                     },)*
                     _ => {}
                 }
@@ -78,54 +194,50 @@ impl<T: Element> Kernel for Product<T> {
 /// # Safety
 /// As [`product`], with `rows == M`.
 #[inline(always)]
-unsafe fn tile<S: Simd, T: Element, const M: usize, const SETS: usize>(
+unsafe fn tile<S: Simd, B: Steps, const M: usize, const SETS: usize>(
     s: S,
-    k: usize,
+    steps: usize,
     a: *const f32,
-    b: *const T,
+    b: *const B::Stored,
     c: *mut f32,
     add: bool,
 ) {
     let nr = columns::<S>();
     let mut acc = [[[s.splat(0.0); 2]; M]; SETS];
     let (mut a, mut b) = (a, b);
-    // SAFETY: the loops read `k` steps of `M` elements of A and of `NR` elements of B, and touch `M` rows of C, as the contract allows;
+    // SAFETY: the loops read `steps` steps of `M` elements of A and their rows of B, and touch `M` rows of C, as the contract allows;
     // the pointers end at most one past the last step.
     unsafe {
-        for _ in 0..k / STEPS {
+        for _ in 0..steps / STEPS {
             for step in 0..STEPS {
-                let b0 = T::load(s, b.add(step * nr));
-                let b1 = T::load(s, b.add(step * nr + S::LANES));
+                let [b0, b1] = B::load(s, b, step);
                 let set = &mut acc[step % SETS];
                 for (row, sums) in set.iter_mut().enumerate() {
                     let x = s.splat(*a.add(step * M + row));
-                    sums[0] = s.fma(x, b0, sums[0]);
-                    sums[1] = s.fma(x, b1, sums[1]);
+                    sums[0] = B::multiply(s, x, b0, sums[0]);
+                    sums[1] = B::multiply(s, x, b1, sums[1]);
                 }
             }
             a = a.add(STEPS * M);
-            b = b.add(STEPS * nr);
+            b = b.add(STEPS / B::PER_ROW * nr);
         }
-        for _ in 0..k % STEPS {
-            let b0 = T::load(s, b);
-            let b1 = T::load(s, b.add(S::LANES));
+        for step in 0..steps % STEPS {
+            let [b0, b1] = B::load(s, b, step);
             for (row, sums) in acc[0].iter_mut().enumerate() {
-                let x = s.splat(*a.add(row));
-                sums[0] = s.fma(x, b0, sums[0]);
-                sums[1] = s.fma(x, b1, sums[1]);
+                let x = s.splat(*a.add(step * M + row));
+                sums[0] = B::multiply(s, x, b0, sums[0]);
+                sums[1] = B::multiply(s, x, b1, sums[1]);
             }
-            a = a.add(M);
-            b = b.add(nr);
         }
         for row in 0..M {
             for half in 0..2 {
                 let mut sum = acc[0][row][half];
                 for set in acc.iter().skip(1) {
-                    sum = s.add(sum, set[row][half]);
+                    sum = B::add(s, sum, set[row][half]);
                 }
                 let to = c.add(row * nr + half * S::LANES);
                 if add {
-                    sum = s.add(s.load_f32(to), sum);
+                    sum = B::add(s, s.load_f32(to), sum);
                 }
                 s.store_f32(to, sum);
             }

@@ -1,0 +1,425 @@
+//! Products of i8, exact in i32, on the blocked loop: words of four neighbours along k, those of B with 128 added to each, since the
+//! instructions multiply a signed by an unsigned byte. What that adds to a result is 128 times the sum of its row of A, which is
+//! known when A has been packed.
+
+use super::driver::{BLOCK_ROWS, DEPTH, Finish, Plan, Tiles, block};
+use super::operand::{Floats, Words, words};
+use super::source::{Format, Source};
+use super::tile::{Quads, columns};
+use super::{blocked_in, finish, refuse_scales, row_at, widening};
+use crate::device::lanes;
+use crate::launch::body::{Body, on, other_op};
+use crate::launch::pack::word_rows;
+use crate::simd::{self, MAX_LANES, Simd};
+use crate::spmd::{Args, Out};
+use crate::team::Lane;
+use perjoule_kernels::op::{MatMul, Op, Tensor2};
+use perjoule_kernels::{
+    Candidate, Config, DType, Error, Kernel, Launch, Numerics, PackFormat, Reason, Request, Result,
+};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Largest k of a product with float results, whose sums must not wrap as i32 results do.
+const MAX_DEPTH: usize = (1 << 31) / (128 * 128) - 1;
+
+/// A row that reads B packed in words of u8.
+pub(crate) const fn packed<S: Simd>(
+    name: &'static str,
+    configs: &'static [Config],
+    packs: &'static [&'static PackFormat],
+) -> Kernel {
+    Kernel::new(name, "matmul", cost::<S>, prepare::<S, PackedQuads>)
+        .with_configs(configs)
+        .with_packs(packs)
+        .with_numerics(|_| Numerics::F32)
+        .with_reject(reject::<S>)
+}
+
+/// A row that reads B as the op lays it out.
+pub(crate) const fn plain<S: Simd>(name: &'static str, configs: &'static [Config]) -> Kernel {
+    Kernel::new(name, "matmul", cost_plain::<S>, prepare::<S, PlainQuads>)
+        .with_configs(configs)
+        .with_reject(reject::<S>)
+}
+
+fn reject<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
+    let Op::MatMul(op) = op else { return Some(Reason::new("runs matmul")) };
+    let refused = match () {
+        () if op.a.dtype != DType::I8 => Some(Reason::new("multiplies i8")),
+        () if op.c.dtype != DType::I32 && op.k > MAX_DEPTH => {
+            Some(Reason::new(format!("sums in i32, which k above {MAX_DEPTH} may overflow")))
+        }
+        () => refuse_scales(op),
+    };
+    refused.or_else(|| simd::refusal::<S>(info))
+}
+
+fn cost<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
+    let Op::MatMul(m) = op else { return f32::INFINITY };
+    // without the instruction a step takes about eight
+    let steps = if S::DOT_QUADS { 1 } else { 4 };
+    blocked_in::<S>(op, [m.batch, m.m, m.n, m.k * steps], Bytes::PER, false, lanes(info))
+}
+
+fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
+    let Op::MatMul(m) = candidate.op else { return f32::INFINITY };
+    let blocks = m.batch as f32 * m.m.div_ceil(BLOCK_ROWS) as f32;
+    let busy = (blocks * m.n.div_ceil(columns::<S>()) as f32).clamp(1.0, lanes(candidate.info) as f32);
+    cost::<S>(candidate) + blocks * m.n as f32 * m.k as f32 * (widening(&m.b) + 6e-10) / busy
+}
+
+/// Bytes as they are, four in a word.
+#[derive(Clone, Copy)]
+pub(crate) struct Bytes;
+
+impl Words for Bytes {
+    const PER: usize = 4;
+
+    fn pack<S: Simd>(_: S, _: &Floats<'_>, _: &[Option<usize>], _: usize, _: Range<usize>, _: &mut [f32]) {
+        unreachable!("floats are not packed as bytes: `Integers` packs A itself")
+    }
+}
+
+/// B packed as `quads{NR}_u8`.
+struct PackedQuads;
+
+/// See [`PackedQuads`].
+#[derive(Clone, Copy)]
+struct PackedQuadsSource<'a> {
+    words: &'a [f32],
+    n: usize,
+    k: usize,
+}
+
+impl Format for PackedQuads {
+    type A = Bytes;
+    type Source<'a> = PackedQuadsSource<'a>;
+
+    fn source(args: &Args, index: usize, _: Tensor2, n: usize, k: usize) -> Option<PackedQuadsSource<'_>> {
+        Some(PackedQuadsSource { words: args.read(index), n, k })
+    }
+}
+
+impl Source for PackedQuadsSource<'_> {
+    type A = Bytes;
+    type Direct = Quads;
+    type Widened = Quads;
+    const PACKED: bool = true;
+    const WIDENS: bool = false;
+
+    #[inline(always)]
+    fn panel(&self, nr: usize, matrix: usize, panel: usize, ks: Range<usize>) -> &[f32] {
+        let first = (matrix * self.n.div_ceil(nr) + panel) * word_rows::<4>(self.k);
+        &self.words[(first + ks.start / 4) * nr..(first + ks.end.div_ceil(4)) * nr]
+    }
+
+    fn widen<S: Simd>(&self, _: S, _: usize, _: usize, _: Range<usize>, _: &mut [f32]) {}
+}
+
+/// B as the op lays it out.
+struct PlainQuads;
+
+/// See [`PlainQuads`].
+#[derive(Clone, Copy)]
+struct PlainQuadsSource<'a> {
+    bytes: &'a [u8],
+    b: Tensor2,
+    n: usize,
+}
+
+impl Format for PlainQuads {
+    type A = Bytes;
+    type Source<'a> = PlainQuadsSource<'a>;
+
+    fn source(args: &Args, index: usize, b: Tensor2, n: usize, _: usize) -> Option<PlainQuadsSource<'_>> {
+        Some(PlainQuadsSource { bytes: args.read(index), b, n })
+    }
+}
+
+impl Source for PlainQuadsSource<'_> {
+    type A = Bytes;
+    type Direct = Quads;
+    type Widened = Quads;
+    const PACKED: bool = false;
+    const WIDENS: bool = true;
+
+    fn panel(&self, _: usize, _: usize, _: usize, _: Range<usize>) -> &[f32] {
+        &[]
+    }
+
+    fn widen<S: Simd>(&self, _: S, matrix: usize, panel: usize, ks: Range<usize>, out: &mut [f32]) {
+        let nr = columns::<S>();
+        let columns = panel * nr..(panel * nr + nr).min(self.n);
+        let (stride, rows) = (self.b.strides.row, ks.len().div_ceil(4));
+        let out: &mut [[u8; 4]] = bytemuck::cast_slice_mut(&mut out[..rows * nr]);
+        for index in 0..nr {
+            if index >= columns.len() {
+                out.iter_mut().skip(index).step_by(nr).for_each(|word| *word = [0; 4]);
+                continue;
+            }
+            let first = self.b.strides.at(matrix, ks.start, columns.start + index);
+            let word = |step: usize| word(self.bytes, first + step * stride, stride, ks.len() - step);
+            for (i, to) in out.iter_mut().skip(index).step_by(nr).enumerate() {
+                *to = word(4 * i).map(|byte| byte ^ 0x80);
+            }
+        }
+    }
+}
+
+/// The four bytes from `at` on, `stride` apart; 0 where fewer than four are left.
+#[inline(always)]
+fn word(bytes: &[u8], at: usize, stride: usize, left: usize) -> [u8; 4] {
+    if stride == 1
+        && left >= 4
+        && let Some(word) = bytes[at..].first_chunk()
+    {
+        return *word;
+    }
+    std::array::from_fn(|i| if i < left { bytes[at + i * stride] } else { 0 })
+}
+
+/// A row of A.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    bytes: &'a [u8],
+    start: usize,
+    stride: usize,
+    k: usize,
+}
+
+/// Packs a row into every `height`th word of `out`, and returns its sum.
+struct PackRow<'a> {
+    row: Row<'a>,
+    out: &'a mut [[u8; 4]],
+    height: usize,
+}
+
+impl simd::Kernel for PackRow<'_> {
+    type Output = i32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> i32 {
+        let PackRow { row: Row { bytes, start, stride, k }, out, height } = self;
+        if stride != 1 {
+            let mut sum = 0i32;
+            for (w, to) in out.iter_mut().step_by(height).take(k.div_ceil(4)).enumerate() {
+                *to = word(bytes, start + 4 * w * stride, stride, k - 4 * w);
+                sum = to.iter().fold(sum, |sum, &byte| sum.wrapping_add(i32::from(byte as i8)));
+            }
+            return sum;
+        }
+        let bytes = &bytes[start..start + k];
+        let (whole, rest) = bytes.as_chunks::<4>();
+        for (to, word) in out.iter_mut().step_by(height).zip(whole) {
+            *to = *word;
+        }
+        if !rest.is_empty() {
+            out[whole.len() * height] = word(rest, 0, 1, rest.len());
+        }
+        // pieces short enough for sums in i16 become the widest vectors
+        let part = |part: &[u8]| part.iter().map(|&byte| i16::from(byte as i8)).sum::<i16>();
+        bytes.chunks(128).fold(0i32, |sum, piece| sum.wrapping_add(i32::from(part(piece))))
+    }
+}
+
+fn prepare<S: Simd, F: Format<A = Bytes>>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    let Op::MatMul(op) = request.op else { return Err(other_op(request.op)) };
+    let overflow = Error::Overflow { op: "matmul", what: "the scratch" };
+    let rows = op.batch.checked_mul(op.m).ok_or(overflow.clone())?;
+    let mut plan = Plan::new::<S, Bytes>(rows, op.n, op.k, lanes(request.info));
+    // behind the words of all rows lie their sums
+    plan.words += 1;
+    let scratch = plan.scratch(plan.round).ok_or(overflow)?;
+    on::<S>(request, Integers::<F> { op: *op, plan, scratch, format: PhantomData })
+}
+
+/// The body of the rows.
+struct Integers<F> {
+    op: MatMul,
+    plan: Plan,
+    scratch: u64,
+    format: PhantomData<fn() -> F>,
+}
+
+/// Where results go.
+enum To<'a> {
+    Integers(Out<'a, i32>),
+    Floats(Finish<'a>),
+}
+
+impl<F: Format<A = Bytes>> Body for Integers<F> {
+    fn scratch(&self) -> u64 {
+        self.scratch
+    }
+
+    #[inline(always)]
+    fn run<S: Simd>(&self, s: S, lane: &Lane<'_>, args: &Args) {
+        let op = &self.op;
+        if op.batch == 0 || op.m == 0 || op.n == 0 {
+            return;
+        }
+        let to = match op.c.dtype {
+            DType::I32 => Some(To::Integers(args.out(2))),
+            _ => finish(op, args).map(To::Floats),
+        };
+        let (Some(b), Some(to)) = (F::source(args, 1, op.b, op.n, op.k), to) else { return };
+        let tiles = Tiles::new::<S>(op.m);
+        let blocks = tiles.blocks();
+        // a round is as many whole matrices as fit, or else a part of one
+        let matrices = (self.plan.round / op.m).clamp(1, op.batch);
+        let at_once = if op.m <= self.plan.round { blocks } else { (self.plan.round / BLOCK_ROWS).max(1) };
+        for first in (0..op.batch).step_by(matrices) {
+            let batch = first..(first + matrices).min(op.batch);
+            for block0 in (0..blocks).step_by(at_once) {
+                let last = (block0 + at_once).min(blocks);
+                self.round(s, lane, args, (&b, &to), tiles, batch.clone(), block0..last);
+                if batch.end < op.batch || last < blocks {
+                    lane.barrier(); // the next round overwrites the packed A
+                }
+            }
+        }
+    }
+}
+
+impl<F: Format<A = Bytes>> Integers<F> {
+    /// Where the sums of the packed rows begin.
+    fn sums(&self) -> usize {
+        self.plan.round * words::<Bytes>(self.op.k)
+    }
+
+    /// Packs the rows of `tiles` of each matrix in `batch`, and adds up each of them.
+    fn pack<S: Simd>(
+        &self,
+        s: S,
+        lane: &Lane<'_>,
+        args: &Args,
+        all: Tiles,
+        batch: Range<usize>,
+        tiles: Range<usize>,
+    ) {
+        let op = &self.op;
+        let (a, scratch) = (args.read::<u8>(0), args.scratch::<f32>());
+        let first_row = all.start(tiles.start);
+        let rows = all.start(tiles.end) - first_row;
+        let words = words::<Bytes>(op.k);
+        for item in lane.split(batch.len() * tiles.len(), 1) {
+            let (matrix, tile) = (item / tiles.len(), all.rows(tiles.start + item % tiles.len()));
+            let (at, height) = (matrix * rows + tile.start - first_row, tile.len());
+            // SAFETY: tiles and their sums are disjoint, and every item is one lane's.
+            let (out, sums) = unsafe {
+                (
+                    scratch.slice(at * words..(at + height) * words),
+                    scratch.slice(self.sums() + at..self.sums() + at + height),
+                )
+            };
+            let out: &mut [[u8; 4]] = bytemuck::cast_slice_mut(out);
+            for ((index, row), sum) in tile.enumerate().zip(bytemuck::cast_slice_mut::<_, i32>(sums)) {
+                *sum = 0;
+                if op.k > 0 {
+                    let start = op.a.strides.at(batch.start + matrix, row, 0);
+                    let row = Row { bytes: a, start, stride: op.a.strides.col, k: op.k };
+                    *sum = s.vectorise(PackRow { row, out: &mut out[index..], height });
+                }
+            }
+        }
+    }
+
+    /// The blocks `blocks` of each matrix in `batch`.
+    #[allow(clippy::too_many_arguments, reason = "the operands and the bounds of a round")]
+    fn round<S: Simd, B: Source<A = Bytes>>(
+        &self,
+        s: S,
+        lane: &Lane<'_>,
+        args: &Args,
+        (b, to): (&B, &To<'_>),
+        all: Tiles,
+        batch: Range<usize>,
+        blocks: Range<usize>,
+    ) {
+        let (op, plan, nr) = (&self.op, &self.plan, columns::<S>());
+        let tiles = all.block(blocks.start).start..all.block(blocks.end - 1).end;
+        let first_row = all.start(tiles.start);
+        let rows = all.start(tiles.end) - first_row;
+        self.pack(s, lane, args, all, batch.clone(), tiles);
+        lane.barrier();
+        let scratch = args.scratch::<f32>();
+        // SAFETY: the lane's own part.
+        let own = unsafe { scratch.slice(plan.own(plan.round, lane.index())) };
+        let independent = batch.len() * blocks.len();
+        let per_task = plan.chunk::<S>(rows.min(BLOCK_ROWS), independent);
+        let panels = op.n.div_ceil(nr);
+        let words = words::<Bytes>(op.k);
+        while let Some(task) = lane.claim(independent * panels.div_ceil(per_task)) {
+            // neighbouring tasks share the panels of B
+            let (chunk, index) = (task / independent, task % independent);
+            let (matrix, tiles) = (index / blocks.len(), all.block(blocks.start + index % blocks.len()));
+            let chunk = chunk * per_task..((chunk + 1) * per_task).min(panels);
+            let batch = batch.start + matrix;
+            let b_matrix = if op.b.strides.batch == 0 { 0 } else { batch };
+            let (first, height) = (all.start(tiles.start), all.start(tiles.end) - all.start(tiles.start));
+            let at = matrix * rows + first - first_row;
+            // SAFETY: packed before the barrier, and not written before the next.
+            let (a, sums) = unsafe {
+                (
+                    scratch.shared(at * words..(at + height) * words),
+                    scratch.shared(self.sums() + at..self.sums() + at + height),
+                )
+            };
+            let (widened, results) = own.split_at_mut(DEPTH * nr);
+            let results = block(s, b, b_matrix, chunk.clone(), op.k, a, all, tiles, widened, results);
+            for (panel, results) in chunk.zip(results.chunks_exact(height * nr)) {
+                for ((row, sum), results) in (first..).zip(sums).zip(results.chunks_exact(nr)) {
+                    let offset = (sum.to_bits() as i32).wrapping_mul(128);
+                    // SAFETY: a row of a panel belongs to one task, and elements of C do not coincide.
+                    unsafe { self.store(s, to, batch, row, panel * nr, offset, results) }
+                }
+            }
+        }
+    }
+
+    /// Stores a row of a panel, less `offset`.
+    ///
+    /// # Safety
+    /// No other lane of the team touches these elements of C before the next barrier.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "a row of results, and where it goes")]
+    unsafe fn store<S: Simd>(
+        &self,
+        s: S,
+        to: &To<'_>,
+        batch: usize,
+        row: usize,
+        column: usize,
+        offset: i32,
+        results: &[f32],
+    ) {
+        let op = &self.op;
+        let exact = |x: &f32| (x.to_bits() as i32).wrapping_sub(offset);
+        match to {
+            To::Integers(out) => {
+                let count = results.len().min(op.n - column);
+                let at = op.c.strides.at(batch, row, column);
+                if op.c.strides.col == 1 {
+                    // SAFETY: the caller's contract.
+                    let to = unsafe { out.slice(at..at + count) };
+                    to.iter_mut().zip(results).for_each(|(to, result)| *to = exact(result));
+                    return;
+                }
+                for (i, result) in results[..count].iter().enumerate() {
+                    let at = at + i * op.c.strides.col;
+                    // SAFETY: the caller's contract.
+                    unsafe { out.slice(at..at + 1)[0] = exact(result) };
+                }
+            }
+            To::Floats(finish) => {
+                let mut sums = [0.0; 2 * MAX_LANES];
+                for (sum, result) in sums.iter_mut().zip(results) {
+                    *sum = exact(result) as f32;
+                }
+                // SAFETY: the caller's contract.
+                unsafe { finish.row(s, row_at(op, finish, batch, row), column, op.n, &sums) }
+            }
+        }
+    }
+}

@@ -61,7 +61,13 @@ pub(crate) const OPS: &[Entry] = &[
         keys: MATMUL,
         build: |s, t, _| {
             let (m, n, k) = (s.get("m"), s.get("n"), s.get("k"));
-            let op = MatMul { batch: s.get("b"), ..MatMul::linear(m, n, k, t, t, t) };
+            // products of i8 are i32; block formats are for weights, beside f32
+            let (a, c) = match t {
+                DType::I8 => (t, DType::I32),
+                t if t.is_block() => (DType::F32, DType::F32),
+                t => (t, t),
+            };
+            let op = MatMul { batch: s.get("b"), ..MatMul::linear(m, n, k, a, t, c) };
             Ok(op.into())
         },
     },

@@ -22,14 +22,16 @@ pub struct LoadOptions<'a> {
     pub dtype: DType,
     /// Numbers of rows that products will have, the most important first: a packed layout is chosen that serves them all.
     pub rows: Vec<usize>,
+    /// Leave to be less exact in products with weights, which a router's are never given: they decide.
+    pub policy: Policy,
     /// Called with the elements loaded so far and in all; loading ends as [`Error::Stopped`] when it gives false.
     pub progress: Option<&'a (dyn Fn(u64, u64) -> bool + Sync)>,
 }
 
 impl LoadOptions<'_> {
-    /// Matrices of `dtype`, for single tokens and for prompts.
+    /// Matrices of `dtype`, for single tokens and for prompts, in exact products.
     pub fn new(dtype: DType) -> Self {
-        LoadOptions { dtype, rows: vec![1, 512], progress: None }
+        LoadOptions { dtype, rows: vec![1, 512], policy: Policy::default(), progress: None }
     }
 }
 
@@ -39,6 +41,7 @@ pub(crate) struct Linear {
     pub(crate) k: usize,
     pub(crate) experts: usize,
     pub(crate) dtype: DType,
+    pub(crate) policy: Policy,
     pub(crate) pack: Option<&'static PackFormat>,
     pub(crate) weight: Buffer,
     /// f32, `[n]` or `[experts, n]`.
@@ -69,6 +72,7 @@ pub struct Model {
     pub(crate) geometry: Geometry,
     pub(crate) dtype: DType,
     pub(crate) activations: DType,
+    pub(crate) policy: Policy,
     pub(crate) cache: DType,
     pub(crate) embed: Buffer,
     pub(crate) layers: Vec<Layer>,
@@ -116,6 +120,7 @@ impl Model {
             geometry: geometry.clone(),
             dtype: options.dtype,
             activations,
+            policy: options.policy,
             cache,
             embed,
             layers,
@@ -146,6 +151,11 @@ impl Model {
     /// dominate the traffic, and flips the close decisions of routers.
     pub fn activations(&self) -> DType {
         self.activations
+    }
+
+    /// Leave that its products have.
+    pub fn policy(&self) -> Policy {
+        self.policy
     }
 
     /// Element type of the KV cache: that of the weights where they are plain floats, f16 beside block formats.

@@ -290,6 +290,7 @@ impl Builder<'_> {
     ) -> Result<()> {
         let dtype = self.model.activations;
         let mut op = MatMul::linear(rows, linear.n, linear.k, dtype, linear.dtype, out_dtype);
+        op.policy = linear.policy;
         let dense = Tensor2 { dtype, strides: Matrix::row_major(rows, linear.n) };
         op.epilogue = Epilogue {
             bias: linear.bias.as_ref().map(|_| DType::F32),
@@ -492,6 +493,7 @@ impl Builder<'_> {
             op.a.strides = Matrix::row_major(tokens, linear.k);
         }
         op.bias = linear.bias.as_ref().map(|_| DType::F32);
+        op.policy = linear.policy;
         let out = self.value();
         let mut args = vec![x.into(), (&linear.weight).into(), offsets.into(), sorted.into()];
         args.extend(linear.bias.as_ref().map(Place::from));

@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use perjoule::DType;
+use perjoule_kernels::op::Policy;
 use perjoule_record::CacheState;
 use std::path::PathBuf;
 
@@ -181,6 +182,9 @@ pub(crate) struct RunArgs {
     /// Element type: of inputs and output of kernels, of the weights of a model
     #[arg(long, value_name = "TYPE,..", value_delimiter = ',', help_heading = "What")]
     pub(crate) dtype: Vec<DType>,
+    /// Type that a model's activations may be rounded to in products with weights that are not f32, sums being f32
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = Activations::Bf16, help_heading = "What")]
+    pub(crate) activations: Activations,
     /// Kernel row by name, or all that run the op
     #[arg(long, value_name = "NAME|all", help_heading = "What")]
     pub(crate) kernel: Option<String>,
@@ -296,6 +300,9 @@ pub(crate) struct CheckArgs {
     /// Element type of the weights
     #[arg(long, value_name = "TYPE", requires = "model", default_value = "f32")]
     pub(crate) dtype: DType,
+    /// Type that activations may be rounded to in products with weights that are not f32
+    #[arg(long, value_name = "TYPE", requires = "model", value_enum, default_value_t = Activations::F32)]
+    pub(crate) activations: Activations,
     /// CPU threads
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -327,6 +334,9 @@ pub(crate) struct GenerateArgs {
     /// Element type of the weights [default: that of the checkpoint, bf16 for a geometry]
     #[arg(long, value_name = "TYPE")]
     pub(crate) dtype: Option<DType>,
+    /// Type that a model's activations may be rounded to in products with weights that are not f32, sums being f32
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = Activations::Bf16)]
+    pub(crate) activations: Activations,
     /// Draw tokens at this temperature; 0 takes the most likely
     #[arg(long, default_value_t = 0.0)]
     pub(crate) temperature: f32,
@@ -406,4 +416,20 @@ pub(crate) struct ReportArgs {
     /// No notes
     #[arg(long)]
     pub(crate) quiet: bool,
+}
+
+/// What activations may be rounded to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Activations {
+    /// Nothing: products are exact
+    F32,
+    /// bf16, as llama.cpp does beside bf16 weights
+    Bf16,
+}
+
+impl Activations {
+    /// The leave that this gives to products.
+    pub(crate) fn policy(self) -> Policy {
+        Policy { quantised_activations: self == Activations::Bf16, ..Policy::default() }
+    }
 }

@@ -66,7 +66,8 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Ended> {
         .with_context(|| format!("{}: give a reference with --expected", path.display()))?;
     let device = open(&args.device, args.threads)?;
     let rows = vec![1, expected.rows, expected.rows * expected.tokens];
-    let model = run_tokens::load(&device, &source, args.dtype, rows, progress::bytes(args.quiet))?;
+    let model =
+        run_tokens::load(&device, &source, args.dtype, args.activations, rows, progress::bytes(args.quiet))?;
 
     let prefill = Distance::of(&whole(&model, &expected)?, &expected.logits);
     let single = Distance::of(&token_by_token(&model, &expected)?, &expected.logits);

@@ -60,6 +60,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<Ended> {
         &device,
         &source,
         dtype,
+        args.activations,
         vec![1, prompt.len().min(BATCH)],
         progress::bytes(args.quiet),
     )?;

@@ -8,7 +8,7 @@ use perjoule_model::{LoadOptions, Model, Source, cache_dtype};
 use perjoule_record::Kind;
 use std::time::Duration;
 
-use super::args::RunArgs;
+use super::args::{Activations, RunArgs};
 use super::output::Output;
 use super::run::{Run, Target};
 use crate::measure::interrupted;
@@ -35,6 +35,7 @@ pub(super) fn load(
     device: &perjoule::Device,
     source: &Source,
     dtype: DType,
+    activations: Activations,
     rows: Vec<usize>,
     bar: ProgressBar,
 ) -> Result<Model> {
@@ -45,7 +46,8 @@ pub(super) fn load(
         bar.set_position(done);
         !interrupted()
     };
-    let model = Model::load(device, source, &LoadOptions { dtype, rows, progress: Some(&report) });
+    let options = LoadOptions { dtype, rows, policy: activations.policy(), progress: Some(&report) };
+    let model = Model::load(device, source, &options);
     bar.finish_and_clear();
     Ok(model?)
 }
@@ -93,7 +95,7 @@ pub(super) fn run(
     for dtype in dtypes {
         let mut rows: Vec<usize> = parallel.to_vec();
         rows.push(batch);
-        let model = load(&target.device, source, dtype, rows, output.bars().bytes())?;
+        let model = load(&target.device, source, dtype, args.activations, rows, output.bars().bytes())?;
         let mut records = Vec::new();
         let mut result = Ok(());
         let count = parallel.len() as u32 * depths.len() as u32;

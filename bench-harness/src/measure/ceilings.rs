@@ -6,7 +6,7 @@
 use anyhow::Result;
 use perjoule::{DType, Device};
 use perjoule_cpu::CpuDevice;
-use perjoule_cpu::ceiling::{self, Bandwidth};
+use perjoule_cpu::ceiling::{self, Arithmetic, Bandwidth};
 use perjoule_record::{CacheState, Clock, Kind, Provenance, Record, Roof};
 use std::any::Any;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ const MEMORY: (usize, usize) = (256 << 20, 1 << 30);
 /// One ceiling and how it was obtained.
 #[derive(Debug, Clone)]
 pub(crate) struct Ceiling {
-    /// What is driven to its limit: `multiply_add`, `read` or `copy`.
+    /// What is driven to its limit: the name of an [`Arithmetic`], `read` or `copy`.
     pub(crate) op: &'static str,
     /// Element type, for arithmetic.
     pub(crate) dtype: Option<DType>,
@@ -72,6 +72,9 @@ impl Ceiling {
     }
 }
 
+/// Index of reading among the best, behind the arithmetic.
+const READ: usize = Arithmetic::ALL.len();
+
 /// The ceilings of one device.
 #[derive(Default)]
 pub(crate) struct Ceilings {
@@ -79,8 +82,8 @@ pub(crate) struct Ceilings {
     pub(crate) list: Vec<Ceiling>,
     /// What else used the machine meanwhile.
     pub(crate) disturbances: Option<Vec<String>>,
-    /// The best arithmetic, and the best reading, of all probes so far, in 1e9 operations or bytes a second.
-    best: [Option<f64>; 2],
+    /// The best of all probes so far, in 1e9 operations or bytes a second: each [`Arithmetic`], then reading.
+    best: [Option<f64>; READ + 1],
     /// What reading streams through: kept, since making it takes longer than reading it.
     memory: Option<Bandwidth>,
 }
@@ -89,10 +92,10 @@ impl Ceilings {
     /// Holds `record`, whose work is on `dtype`, against the roof: what is unknown stays null. Memory is none for operands that stay in
     /// the caches.
     pub(crate) fn hold(&self, record: &mut Record, dtype: DType, in_cache: bool) {
-        let known = self.list.iter().any(|c| c.dtype == Some(dtype));
-        let [arithmetic, reading] = self.best;
+        let op = self.list.iter().find(|c| c.dtype == Some(dtype)).map(|c| c.op);
+        let arithmetic = Arithmetic::ALL.iter().position(|a| Some(a.name()) == op).and_then(|i| self.best[i]);
         let (roof, timing) = (&mut record.roof, &record.timing);
-        *roof = Roof { roof_gflops: arithmetic.filter(|_| known), roof_gbps: reading, roof_fraction: None };
+        *roof = Roof { roof_gflops: arithmetic, roof_gbps: self.best[READ], roof_fraction: None };
         roof.derive_fraction(timing);
         if in_cache {
             let time = |amount: Option<u64>, rate: Option<f64>| Some(amount? as f64 / rate?);
@@ -107,11 +110,13 @@ impl Ceilings {
     /// Probes shortly, and raises the roof where the device does better than before.
     pub(crate) fn refresh(&mut self, device: &Device) -> Result<()> {
         let Some(cpu) = cpu(device) else { return Ok(()) };
-        let start = Instant::now();
-        while start.elapsed() < PROBE.0 {
-            let once = Instant::now();
-            let flops = ceiling::multiply_add(cpu, ROUNDS)?;
-            self.raise(0, flops as f64 / once.elapsed().as_nanos().max(1) as f64);
+        for (i, which) in Arithmetic::ALL.into_iter().enumerate() {
+            let start = Instant::now();
+            while which.instruction_set(cpu).is_some() && start.elapsed() < PROBE.0 {
+                let once = Instant::now();
+                let flops = ceiling::arithmetic(cpu, which, ROUNDS)?;
+                self.raise(i, flops as f64 / once.elapsed().as_nanos().max(1) as f64);
+            }
         }
         (0..PROBE.1).try_for_each(|_| self.read(device))
     }
@@ -121,7 +126,7 @@ impl Ceilings {
         let (Some(cpu), Some(memory)) = (cpu(device), &self.memory) else { return Ok(()) };
         let once = Instant::now();
         let bytes = memory.read(cpu)?;
-        self.raise(1, bytes as f64 / once.elapsed().as_nanos().max(1) as f64);
+        self.raise(READ, bytes as f64 / once.elapsed().as_nanos().max(1) as f64);
         Ok(())
     }
 
@@ -142,7 +147,8 @@ pub(crate) fn ceilings(device: &Device, time: Duration) -> Result<Ceilings> {
         None => (Vec::new(), None),
     };
     let best = |op: &str| list.iter().find(|c| c.op == op).and_then(Ceiling::best);
-    let best = [best("multiply_add"), best("read")];
+    let [a, b, c] = Arithmetic::ALL.map(Arithmetic::name);
+    let best = [best(a), best(b), best(c), best("read")];
     Ok(Ceilings { list, disturbances: watch.finish(), best, memory })
 }
 
@@ -183,24 +189,30 @@ fn sampled(probe: &dyn Fn() -> perjoule::Result<u64>, time: Duration) -> Result<
 }
 
 fn of_cpu(cpu: &CpuDevice, memory: &Bandwidth, time: Duration) -> Result<Vec<Ceiling>> {
-    let set = ceiling::instruction_set(cpu);
     let threads = cpu.threads();
     let provenance = Provenance::Measured;
-    let mut list = Vec::new();
-    let (amount, samples) = sampled(&|| ceiling::multiply_add(cpu, ROUNDS), time / 4)?;
-    let how = format!("registers, {set}, {threads} threads, best of {BEST_OF}");
-    let arithmetic =
-        Ceiling { op: "multiply_add", dtype: Some(DType::F32), how, amount, provenance, samples };
-    list.push(arithmetic.clone());
-    for dtype in [DType::BF16, DType::F16, DType::F8E4M3] {
-        list.push(Ceiling {
-            dtype: Some(dtype),
-            how: format!(
-                "that of f32, to which {set} kernels widen {dtype}; {dtype} instructions are not used"
-            ),
-            provenance: Provenance::Modelled,
-            ..arithmetic.clone()
-        });
+    let mut list: Vec<Ceiling> = Vec::new();
+    for which in Arithmetic::ALL {
+        let dtypes: &[DType] = match which {
+            Arithmetic::MultiplyAdd => &[DType::F32, DType::F16, DType::F8E4M3, DType::BF16],
+            Arithmetic::DotPairs => &[DType::BF16],
+            Arithmetic::DotQuads => &[DType::I8],
+        };
+        let Some(set) = which.instruction_set(cpu) else { continue };
+        let (amount, samples) = sampled(&|| ceiling::arithmetic(cpu, which, ROUNDS), time / 4)?;
+        for &dtype in dtypes {
+            let own = which != Arithmetic::MultiplyAdd || dtype == DType::F32;
+            let how = match own {
+                true => format!("registers, {set}, {threads} threads, best of {BEST_OF}"),
+                false => format!(
+                    "that of f32, to which {set} kernels widen {dtype}; {dtype} instructions are not used"
+                ),
+            };
+            let provenance = if own { provenance } else { Provenance::Modelled };
+            list.retain(|c| c.dtype != Some(dtype));
+            let (op, samples) = (which.name(), samples.clone());
+            list.push(Ceiling { op, dtype: Some(dtype), how, amount, provenance, samples });
+        }
     }
     let how = format!("{} MiB, {threads} threads, best of {BEST_OF}", streamed() >> 20);
     let probes: [(&'static str, &dyn Fn() -> perjoule::Result<u64>); 2] =

@@ -163,6 +163,12 @@ pub(crate) struct Bench<'a> {
     pub(crate) seed: u64,
 }
 
+/// Type of the activations in products with weights.
+fn multiplied(model: &Model) -> DType {
+    let rounds = model.policy().quantised_activations && model.dtype() != DType::F32;
+    if rounds { DType::BF16 } else { model.activations() }
+}
+
 impl Bench<'_> {
     /// Measures one test and fills `record`.
     pub(crate) fn run(
@@ -187,6 +193,8 @@ impl Bench<'_> {
         workload.model_n_params = Some(geometry.n_params());
         workload.model_size = Some(model.weight_bytes());
         workload.dtype = Some(model.dtype().name().into());
+        let multiplied = multiplied(model);
+        workload.activations = Some(multiplied.name().into());
         workload.n_prompt = Some(test.n_prompt as u64);
         workload.n_gen = Some(test.n_gen as u64);
         workload.n_depth = Some(test.n_depth as u64);
@@ -230,7 +238,7 @@ impl Bench<'_> {
         timing.set_samples(samples.ns, self.seed);
         timing.derive_token_rates(test.tokens());
         watch.finish(&mut record);
-        ceilings.hold(&mut record, model.activations(), in_cache);
+        ceilings.hold(&mut record, multiplied, in_cache);
 
         let energy = &mut record.energy;
         let per = |joules: Option<f64>, tokens: usize| {

@@ -70,6 +70,15 @@ fn device_prefix(records: &[Record], record: &Record, end: &str) -> String {
     if records.iter().any(|r| device_of(r) != device_of(&records[0])) { own + end } else { String::new() }
 }
 
+/// What a ceiling is of, in words.
+pub(crate) fn ceiling(record: &Record) -> Option<String> {
+    Some(match (record.workload.op.as_deref()?, &record.workload.dtype) {
+        ("multiply_add", Some(dtype)) => format!("{dtype} multiply-add"),
+        (_, Some(dtype)) => format!("{dtype} dot product"),
+        (op, None) => format!("memory {op}"),
+    })
+}
+
 /// Ceilings: rate, spread, how it was obtained.
 pub(crate) fn ceilings(records: &[Record]) -> Table {
     let mut table = Table::new([
@@ -80,11 +89,7 @@ pub(crate) fn ceilings(records: &[Record]) -> Table {
         ("how", Align::Left),
     ]);
     for record in records {
-        let what = match (record.workload.op.as_deref(), &record.workload.dtype) {
-            (Some("multiply_add"), Some(dtype)) => format!("{dtype} multiply-add"),
-            (Some(op), _) => format!("memory {op}"),
-            _ => "-".into(),
-        };
+        let what = ceiling(record).unwrap_or_else(|| "-".into());
         let rate = match record.timing.flops {
             Some(_) => record.timing.gflops.map(|rate| format!("{} GFLOP/s", si(rate))),
             None => record.timing.gbps.map(|rate| format!("{} GB/s", si(rate))),

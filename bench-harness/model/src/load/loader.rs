@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use perjoule::{Arg, Buffer, Choice, DType, Device, Event, Op, Stream};
-use perjoule_kernels::op::{Constant, MatMul, Tensor2};
+use perjoule_kernels::op::{Constant, GroupedMatMul, MatMul, Policy, Tensor2};
 use perjoule_kernels::{Alignment, Matrix, PackFormat, Query};
 
 use super::stacked::Stacked;
@@ -24,6 +24,7 @@ pub(super) struct Loader<'a> {
     weights: HashMap<(Option<usize>, Role), WeightShape>,
     dtype: DType,
     activations: DType,
+    policy: Policy,
     rows: Vec<usize>,
     progress: Option<&'a (dyn Fn(u64, u64) -> bool + Sync)>,
     done: u64,
@@ -46,6 +47,7 @@ impl<'a> Loader<'a> {
             stream: device.stream()?,
             dtype: options.dtype,
             activations,
+            policy: options.policy,
             rows: if options.rows.is_empty() { vec![1] } else { options.rows.clone() },
             progress: options.progress,
             done: 0,
@@ -184,22 +186,34 @@ impl<'a> Loader<'a> {
         let dtype = roles[0].stored_as(self.dtype, self.source.has_mxfp4_experts());
         let stacked = self.stacked(layer, roles, dtype)?;
         let (n, k, matrices) = (stacked.n, stacked.k, stacked.matrices);
-        let choice = self.choose(&stacked, experts)?;
+        let choice = self.choose(&stacked, experts, self.policy_for(roles))?;
         let weight = match choice.pack {
             Some(format) => self.packed(&stacked, format)?,
             None => self.plain(&stacked)?,
         };
         let bias = self.bias(layer, biases)?;
-        Ok(Linear { n, k, experts: matrices, dtype, pack: choice.pack, weight, bias })
+        let policy = self.policy_for(roles);
+        Ok(Linear { n, k, experts: matrices, dtype, policy, pack: choice.pack, weight, bias })
+    }
+
+    /// Routers decide: their products are exact.
+    fn policy_for(&self, roles: &[Role]) -> Policy {
+        if roles.contains(&Role::Router) { Policy::default() } else { self.policy }
     }
 
     /// The row, and with it the packed layout, that is cheapest over the numbers of rows that matter.
-    fn choose(&self, stacked: &Stacked<'_>, experts: bool) -> Result<Choice> {
+    fn choose(&self, stacked: &Stacked<'_>, experts: bool, policy: Policy) -> Result<Choice> {
         let &Stacked { n, k, matrices, dtype, .. } = stacked;
         let op = |rows: usize| -> Op {
             match experts {
-                true => grouped(rows, n, k, matrices, self.activations, dtype).into(),
-                false => MatMul::linear(rows, n, k, self.activations, dtype, self.activations).into(),
+                true => {
+                    let op = grouped(rows, n, k, matrices, self.activations, dtype);
+                    GroupedMatMul { policy, ..op }.into()
+                }
+                false => {
+                    let op = MatMul::linear(rows, n, k, self.activations, dtype, self.activations);
+                    MatMul { policy, ..op }.into()
+                }
             }
         };
         let ops: Vec<Op> = self.rows.iter().map(|&r| op(r)).collect();

@@ -37,6 +37,8 @@ pub struct Workload {
     pub kernel: Option<String>,
     /// Type of inputs and output, such as `bf16`; the weights' type for a model.
     pub dtype: Option<String>,
+    /// Coarsest type that a model's activations may have been rounded to in products with weights: `f32` where products are exact.
+    pub activations: Option<String>,
     /// Shape as the command line takes it, such as `m=1,n=4096,k=4096`.
     pub shape: Option<String>,
     /// The kernel's configuration (tiles and the like), as text; for imported records the other tool's settings that

@@ -551,12 +551,8 @@ pub(crate) fn ceilings(records: &[Record]) -> Dataset {
         ("notes", "notes", Format::Text),
     ]);
     for record in records.iter().filter(|r| r.kind == Kind::Ceiling) {
-        let (w, t) = (&record.workload, &record.timing);
-        let what = match (w.op.as_deref(), &w.dtype) {
-            (Some("multiply_add"), Some(dtype)) => format!("{dtype} multiply-add"),
-            (Some(op), _) => format!("memory {op}"),
-            _ => String::new(),
-        };
+        let t = &record.timing;
+        let what = crate::report::ceiling(record).unwrap_or_default();
         let measured = record.provenance != Provenance::Modelled;
         let of = |n: Option<u64>| rate_interval(record, n.filter(|_| measured).map(|n| n as f64));
         let (f, b) = (of(t.flops), of(t.bytes));
@@ -570,7 +566,7 @@ pub(crate) fn ceilings(records: &[Record]) -> Dataset {
             low(b),
             high(b),
             Cell::Text(provenance(record).into()),
-            text(&w.config),
+            text(&record.workload.config),
             Cell::Text(notes(record)),
         ]);
     }

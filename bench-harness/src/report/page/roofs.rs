@@ -53,7 +53,7 @@ impl Roofs {
         for record in records.iter().filter(|r| r.valid && data::device(r) == device) {
             let dtype = record.workload.dtype.as_deref().unwrap_or("");
             match record.kind {
-                Kind::Ceiling if record.workload.op.as_deref() == Some("multiply_add") => {
+                Kind::Ceiling if record.workload.dtype.is_some() => {
                     if let Some(rate) = usable(record.timing.gflops) {
                         let modelled = record.provenance == Provenance::Modelled;
                         let entry = ceilings.entry(dtype).or_insert((rate, modelled));

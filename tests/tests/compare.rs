@@ -234,6 +234,27 @@ fn what_is_not_comparable_is_refused_by_name() {
 }
 
 #[test]
+fn two_files_of_kernels_are_held_against_each_other_and_nothing_fails() {
+    let place = Place::new();
+    write(&place, "old.jsonl", &[kernel("a", 1000.0, 0.005)]);
+    write(&place, "new.jsonl", &[kernel("a", 1100.0, 0.005)]);
+    write(&place, "tokens.jsonl", &[tokens("llama-3.1-8b", 1)]);
+    let text = place.ok("compare old.jsonl new.jsonl");
+    assert!(text.contains("SLOWER") && text.lines().last().unwrap().contains("--fail-on"), "{text}");
+    let value: Value = serde_json::from_str(&place.ok("compare old.jsonl new.jsonl --format json")).unwrap();
+    assert_eq!((&value["regressions"], &value["failures"]), (&json!(1), &json!([])));
+    assert_eq!(place.run("compare old.jsonl new.jsonl --fail-on 3%").status.code(), Some(1));
+    // what asks for tokens, or has some, is another question
+    place.refused("compare old.jsonl new.jsonl -p 512", "no records of tokens");
+    place.refused("compare old.jsonl tokens.jsonl", "no records of tokens");
+    place.refused("compare old.jsonl new.jsonl --format junit", "--fail-on");
+    place.refused("compare old.jsonl old.jsonl", "twice");
+    write(&place, "noisy.jsonl", &[kernel("a", 1020.0, 0.5)]);
+    let text = place.ok("compare old.jsonl noisy.jsonl --fail-on 3%");
+    assert!(text.lines().last().unwrap().contains("nothing could be decided"), "{text}");
+}
+
+#[test]
 fn only_a_real_regression_fails() {
     let place = Place::new();
     write(

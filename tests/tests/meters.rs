@@ -167,6 +167,25 @@ fn a_slow_meter_costs_neither_the_budget_nor_what_a_fast_one_knows() {
 }
 
 #[test]
+fn a_single_run_says_which_meter_was_too_slow() {
+    let place = Place::new();
+    let slow = "# boundary: wall\n# name: slow\n# period: 30 s\n";
+    meter(&place, "slow", slow, Duration::from_millis(20), |_| "W 50".into());
+    meter(&place, "fast", WALL, Duration::from_millis(20), |_| "W 50".into());
+    let seen = record(&place, &format!("{RUN} slow --meter fast"));
+    assert!(seen["joules"].is_number() && seen["net_joules_ci95"].is_array(), "{seen}");
+    let silent = &seen["energies_unknown"][0];
+    assert!(
+        silent["meter"] == "slow" && silent["reason"].as_str().unwrap().contains("too short"),
+        "{silent}"
+    );
+    meter(&place, "slow2", slow, Duration::from_millis(20), |_| "W 50".into());
+    meter(&place, "fast2", WALL, Duration::from_millis(20), |_| "W 50".into());
+    let text = place.ok(&format!("{} slow2 --meter fast2", RUN.replace("json", "table")));
+    assert!(text.contains("no joules of slow, external, wall:"), "{text}");
+}
+
+#[test]
 fn a_meter_that_was_named_and_cannot_be_used_is_an_error() {
     let place = Place::new();
     place.refused("run --meter nowhere", "--meter: external for nowhere");

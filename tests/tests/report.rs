@@ -37,6 +37,22 @@ fn refused(folder: &Path, arguments: &[&str], part: &str) {
     assert!(errors.len() == 1 && errors[0].contains(part), "{arguments:?}: {part:?} is not in {stderr}");
 }
 
+/// What is shown as an example is what the records of it make.
+#[test]
+fn the_example_is_made_of_its_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let records = example();
+    for name in ["report.html", "report.svg"] {
+        good(folder.path(), &[records.to_str().unwrap(), "-o", name]);
+        let made = std::fs::read_to_string(folder.path().join(name)).unwrap();
+        let shown = std::fs::read_to_string(records.with_file_name(name)).unwrap();
+        assert!(
+            made == shown,
+            "docs/example/{name} is out of date: perjoule report docs/example/records.jsonl -o docs/example/{name}"
+        );
+    }
+}
+
 #[test]
 fn every_format_is_written_and_the_same_twice() {
     let folder = tempfile::tempdir().unwrap();
@@ -57,6 +73,8 @@ fn every_format_is_written_and_the_same_twice() {
     assert!(read("r.csv").starts_with("schema_version,kind,") && read("r.csv").lines().count() == lines + 1);
     let table = report(at, &[records, "--format", "md"]);
     assert!(String::from_utf8(table.stdout).unwrap().contains("## Kernels"));
+    let model = "## Tokens\n\nllama-3.2-1b, bf16, 1.24B parameters";
+    assert!(read("r.md").contains(model), "the model's line of `perjoule run`");
 }
 
 #[test]

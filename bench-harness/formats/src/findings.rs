@@ -58,7 +58,8 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FindingsFormat {
-    /// JUnit XML, a test case each: regressions are failures, invalid results errors; what was not compared is skipped.
+    /// JUnit XML, a test case each: regressions are failures, invalid results errors; what was not compared
+    /// or could not be decided is skipped.
     Junit,
     /// Workflow commands of GitHub Actions: `::error` for regressions and invalid results, `::warning` for what is unclear or
     /// missing, `::notice` for the summary and the notes.
@@ -86,12 +87,12 @@ fn junit(findings: &Findings) -> String {
         let status = match finding.outcome {
             Outcome::Regression => non_success(NonSuccessKind::Failure, "regression"),
             Outcome::Invalid => non_success(NonSuccessKind::Error, "invalid"),
-            Outcome::Missing | Outcome::New => {
+            Outcome::Missing | Outcome::New | Outcome::Unclear => {
                 let mut status = TestCaseStatus::skipped();
                 status.set_message(text.clone());
                 status
             }
-            Outcome::Unclear | Outcome::Fine => TestCaseStatus::success(),
+            Outcome::Fine => TestCaseStatus::success(),
         };
         let succeeded = matches!(status, TestCaseStatus::Success { .. });
         let mut case = TestCase::new(one_line(&finding.name), status);

@@ -618,7 +618,7 @@ fn junit() {
         "{xml}"
     );
     assert!(xml.contains("time=\"2.500\"") && !xml.contains("<script>") && !xml.contains('\u{7}'), "{xml}");
-    assert_eq!(xml.matches("<skipped").count(), 2, "{xml}");
+    assert_eq!(xml.matches("<skipped").count(), 3, "{xml}");
     assert!(
         xml.contains("classname=\"perjoule.kernel\"") && xml.contains("Fine: 3 %: more samples"),
         "{xml}"

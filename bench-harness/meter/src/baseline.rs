@@ -58,6 +58,11 @@ impl Baseline {
         self.window
     }
 
+    /// How long each pause is altogether.
+    pub fn pause(&self) -> Duration {
+        settle(&self.meters) + self.window
+    }
+
     /// Pauses again, once the work is done. From then on the baseline is the mean of both, with half their
     /// difference as drift. After further work it is called again: the last pause is then the one before.
     pub fn after(&mut self) {
@@ -99,11 +104,15 @@ impl Baseline {
 /// Longest wait for readings of what came before the pause to pass.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// One pause for all meters. A reading is as old as the update period, and a mean over it: what the work before drew must be out of it.
-fn pause(meters: &[Arc<dyn Meter>], window: Duration) -> Vec<Result<Idle>> {
+/// A reading is as old as the update period, and a mean over it: so long it takes until what the work before drew is out of it.
+fn settle(meters: &[Arc<dyn Meter>]) -> Duration {
     let sensors = meters.iter().filter(|meter| meter.idle().is_none());
-    let periods = sensors.map(|meter| 2 * meter.info().update_period).max();
-    thread::sleep(periods.unwrap_or_default().min(SETTLE));
+    sensors.map(|meter| 2 * meter.info().update_period).max().unwrap_or_default().min(SETTLE)
+}
+
+/// One pause for all meters.
+fn pause(meters: &[Arc<dyn Meter>], window: Duration) -> Vec<Result<Idle>> {
+    thread::sleep(settle(meters));
     let open: Vec<_> = meters
         .iter()
         .map(|meter| match meter.idle() {

@@ -56,6 +56,28 @@ fn loading_ends_when_whoever_watches_it_says_so() {
     assert!(seen.into_inner() < total, "it goes on to the end");
 }
 
+#[test]
+fn what_is_loaded_is_all_that_was_announced() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let cpu = perjoule::open("cpu").unwrap();
+    let mut tied = [0; 2];
+    for name in ["llama", "qwen3", "gemma3_text", "qwen2", "qwen3_moe"] {
+        let source = Source::checkpoint(&golden(name)).unwrap();
+        tied[usize::from(source.geometry().tied_head)] += 1;
+        let last = [AtomicU64::new(0), AtomicU64::new(0)];
+        let progress = |done: u64, total: u64| {
+            last[0].store(done, Ordering::Relaxed);
+            last[1].store(total, Ordering::Relaxed);
+            done <= total
+        };
+        let options = LoadOptions { progress: Some(&progress), ..LoadOptions::new(DType::F32) };
+        Model::load(&cpu, &source, &options).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let [done, total] = last.map(AtomicU64::into_inner);
+        assert_eq!(done, total, "{name}");
+    }
+    assert!(tied.iter().all(|&n| n > 0), "heads that are tied, and that are not");
+}
+
 /// The error that loading gives, which must be of one line.
 fn refused(dir: &Path, dtype: DType) -> String {
     let message = load(dir, dtype).err().expect("an error").to_string();

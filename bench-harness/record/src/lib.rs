@@ -40,9 +40,9 @@ mod writer;
 pub use environment::Environment;
 pub use reader::{MAX_LINE_BYTES, Problem, Reader, Warning};
 pub use schema::{
-    CacheState, Clock, Conditions, DeviceFields, Energy, EnergyKind, Interval, Kind, Phase, Process,
-    Provenance, Reading, Record, Roof, SCHEMA_MINOR, SCHEMA_VERSION, Source, Timing, Trace, Verification,
-    Versus, Workload, json_schema,
+    CacheState, Clock, Conditions, DeviceFields, Energy, EnergyKind, EnergyRuns, Interval, Kind, NoReading,
+    Phase, Process, Provenance, Reading, Record, Roof, SCHEMA_MINOR, SCHEMA_VERSION, Source, Timing, Trace,
+    Verification, Versus, Workload, json_schema,
 };
 #[cfg(not(target_arch = "wasm32"))]
 pub use store::{Store, StoreError, read_file};

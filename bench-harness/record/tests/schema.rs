@@ -172,6 +172,24 @@ fn lines_of_older_minors_are_read_and_newer_ones_too() {
     }
 }
 
+/// The records of the example report are of this schema, and have no field that it does not know.
+#[test]
+fn the_example_is_of_this_schema() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/example/records.jsonl");
+    let schema = json_schema();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text.lines().count() > 10);
+    for (i, line) in text.lines().enumerate() {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let wrong: Vec<String> = validator.iter_errors(&record).map(|error| error.to_string()).collect();
+        assert!(wrong.is_empty(), "line {}: {wrong:?}", i + 1);
+        assert_eq!(record["schema_version"], SCHEMA_VERSION, "line {}", i + 1);
+        let unknown = record.as_object().unwrap().keys().find(|key| schema["properties"].get(key).is_none());
+        assert_eq!(unknown, None, "line {}", i + 1);
+    }
+}
+
 /// Every field has a column in every line, and every column is described.
 #[test]
 fn columns_are_stable_flat_and_described() {

@@ -215,7 +215,8 @@ pub(crate) struct RunArgs {
     /// CPU threads
     #[arg(long, value_name = "N", help_heading = "How")]
     pub(crate) threads: Option<usize>,
-    /// Seconds of measuring in all, loading and checks on top; ends -r early when given [default: 60]
+    /// Seconds of measuring in all, windows of energy and pauses for the power at rest included, loading and checks on top; ends -r early
+    /// when given [default: 60]
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, help_heading = "How")]
     pub(crate) budget: Option<f64>,
     /// Seed of the random data [default: 1]

@@ -121,12 +121,14 @@ pub(crate) struct CompareArgs {
 }
 
 pub(super) const COMPARE_EXAMPLES: &str = "Two results are comparable when model, dtype, phase, batch (sequences) and context (prompt, generated \
-tokens, tokens before) are equal; --loose lets named ones differ. Energy is only comparable within one boundary, which stands beside it.
+tokens, tokens before) are equal; --loose lets named ones differ. Energy is only comparable within one boundary, which stands beside it. Two files \
+without records of tokens are held against each other as with --regression, and nothing fails.
 
 Examples:
   perjoule compare                                          this machine's newest records beside seven accelerators
   perjoule compare mine.jsonl theirs.jsonl --class h100-sxm,mi300xx2
   perjoule compare --class h200-sxm --model llama-3.1-70b --dtype fp8 -p 512 -n 256 --parallel 1,64
+  perjoule compare kernels-old.jsonl kernels-new.jsonl      what became faster or slower
   perjoule compare old.jsonl new.jsonl --fail-on 3% --format md
   perjoule compare --self --op matmul --shape m=1,n=4096,k=4096
 

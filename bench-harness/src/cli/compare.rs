@@ -58,13 +58,25 @@ fn regressions(args: &CompareArgs) -> Result<Ended> {
     let [old, new] = args.files.as_slice() else {
         bail!("--fail-on and --regression compare two files, the old one first: {} given", args.files.len());
     };
-    let threshold = args.fail_on.as_deref().map_or(Ok(FAIL_ON), parse_threshold)?;
+    args.fail_on.as_deref().map(parse_threshold).transpose()?;
     let strange = args.loose.iter().find(|what| **what != Loose::Machine);
     if let Some(what) = strange {
         bail!("--loose {what} has no meaning between two files: lines that differ in it do not match");
     }
     let side_only = !args.class.is_empty() || !args.model.is_empty() || args.phase.is_some();
     ensure!(!side_only, "--class, --model and --phase belong to results side by side, without --fail-on");
+    let (of_old, of_new) = rayon::join(|| read(old), || read(new));
+    held_against((old, &of_old?), (new, &of_new?), args, true)
+}
+
+/// The second file held against the first; only a gate fails.
+fn held_against(
+    (old, of_old): (&Path, &[Record]),
+    (new, of_new): (&Path, &[Record]),
+    args: &CompareArgs,
+    gate: bool,
+) -> Result<Ended> {
+    let threshold = args.fail_on.as_deref().map_or(Ok(FAIL_ON), parse_threshold)?;
     let target = match args.format {
         CompareFormat::Table => Target::Table(style()),
         CompareFormat::Md => Target::Markdown,
@@ -80,11 +92,10 @@ fn regressions(args: &CompareArgs) -> Result<Ended> {
         any_kernel: args.any_kernel,
         any_machine: args.loose.contains(&Loose::Machine),
         fail_on_missing: args.fail_on_missing,
+        gate,
     };
-    let (of_old, of_new) = rayon::join(|| read(old), || read(new));
-    let (of_old, of_new) = (of_old?, of_new?);
     let (old, new) = (old.display().to_string(), new.display().to_string());
-    let report = regression((&old, &of_old), (&new, &of_new), &rules)?;
+    let report = regression((&old, of_old), (&new, of_new), &rules)?;
     let mut out = anstream::stdout();
     out.write_all(export(&report, target)?.as_bytes())?;
     out.flush()?;
@@ -129,7 +140,19 @@ fn side_by_side(args: &CompareArgs) -> Result<Ended> {
     let mut remarks = Vec::new();
     let sources = match usual {
         true => newest(Path::new(RESULTS), &mut remarks),
-        false => args.files.iter().map(|path| source(path, &mut remarks)).collect::<Result<Vec<_>>>()?,
+        false => {
+            let read =
+                args.files.iter().map(|path| Ok((path, self::read(path)?))).collect::<Result<Vec<_>>>()?;
+            if let ([(old, of_old), (new, of_new)], false) = (read.as_slice(), asks_for_tokens(args))
+                && [of_old, of_new]
+                    .iter()
+                    .all(|records| !records.is_empty() && !records.iter().any(is_of_tokens))
+            {
+                return held_against((old, of_old), (new, of_new), args, false);
+            }
+            let of_tokens = |(path, records): (&PathBuf, Vec<Record>)| source(path, records, &mut remarks);
+            read.into_iter().map(of_tokens).collect::<Result<Vec<_>>>()?
+        }
     };
 
     let mut groups: Vec<(Load, Group)> = Vec::new();
@@ -299,16 +322,31 @@ fn class_of<'c>(catalogue: &'c Catalogue, text: &str) -> Result<(&'c Class, Opti
     bail!("--class: {whole}")
 }
 
+fn is_of_tokens(record: &Record) -> bool {
+    record.kind == Kind::Tokens
+}
+
+/// Whether options were given that only records of tokens have a meaning for.
+fn asks_for_tokens(args: &CompareArgs) -> bool {
+    let lists =
+        [args.class.is_empty(), args.model.is_empty(), args.parallel.is_empty(), args.price.is_empty()];
+    let sizes = [args.n_prompt, args.n_gen, args.n_depth];
+    lists.contains(&false)
+        || args.dtype.is_some()
+        || args.phase.is_some()
+        || sizes.iter().any(Option::is_some)
+        || !args.loose.is_empty()
+}
+
 /// A file's records of tokens that may be used.
-fn source(path: &Path, remarks: &mut Vec<String>) -> Result<Source> {
+fn source(path: &Path, records: Vec<Record>, remarks: &mut Vec<String>) -> Result<Source> {
     let name = path.display().to_string();
-    let records = read(path)?;
     let all = records.len();
-    let tokens: Vec<Record> = records.into_iter().filter(|record| record.kind == Kind::Tokens).collect();
+    let tokens: Vec<Record> = records.into_iter().filter(is_of_tokens).collect();
     ensure!(
         !tokens.is_empty(),
-        "{name} holds no records of tokens among its {all}: `perjoule run --only tokens` makes them; two files of kernels or commands \
-         are compared with --fail-on"
+        "{name} holds no records of tokens among its {all}: `perjoule run --only tokens` makes them; kernels and commands are compared \
+         between two files that hold nothing else, or with --fail-on"
     );
     let (valid, invalid): (Vec<Record>, Vec<Record>) = tokens.into_iter().partition(|record| record.valid);
     if let Some(first) = invalid.first() {

@@ -99,7 +99,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<Ended> {
     }
     let decode_s = start.elapsed().as_secs_f64() - prefill_s;
     let seen = gauge.as_ref().zip(windows).map(|(gauge, windows)| gauge.finish(windows));
-    let energy = gauge.as_ref().zip(seen).map(|(gauge, seen)| gauge.columns(&seen, 1));
+    let energy = gauge.as_ref().zip(seen).map(|(gauge, seen)| gauge.columns(seen, 1));
     printer.finish()?;
 
     let joules = energy.as_ref().and_then(|e| e.joules);

@@ -131,7 +131,18 @@ fn markdown(title: &str, records: &[Record]) -> String {
         if records.is_empty() {
             return;
         }
-        text += &format!("\n## {heading}\n\n{}", table(records).render(Style::Markdown));
+        text += &format!("\n## {heading}\n\n");
+        let mut models: Vec<String> = Vec::new();
+        for record in records.iter().filter(|record| record.kind == Kind::Tokens) {
+            let line = report::markdown(&page::clip(&report::model_line(record)));
+            if !models.contains(&line) {
+                models.push(line);
+            }
+        }
+        if !models.is_empty() {
+            text += &format!("{}\n\n", models.join("  \n"));
+        }
+        text += &table(records).render(Style::Markdown);
         if let Some(meters) = report::meters::meters(records) {
             text += &format!("\n{}", meters.render(Style::Markdown));
         }

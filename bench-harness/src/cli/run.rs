@@ -25,6 +25,8 @@ const CEILINGS: f64 = 4.0;
 const KERNEL: f64 = 3.0;
 /// Most samples of one record.
 const REPETITIONS: usize = 100_000;
+/// Share of its time that a result keeps for its samples, however long sensors need beside them.
+pub(super) const LEAST: f64 = 1.0 / 3.0;
 /// Share of the budget that kernels may take when tokens follow.
 const KERNELS_SHARE: f64 = 0.45;
 
@@ -131,7 +133,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
     let took = start.elapsed().as_secs_f64();
     if result.is_ok() && args.budget.is_some() && took > 1.5 * budget {
         // one call, one check or one repetition may be longer than what there was for all of them
-        let why = "checking results, loading, and at least one sample of each come on top";
+        let why = "checking results, loading, and the least that each needs of samples, energy and power at rest come on top";
         output.line(&format!("--budget {budget} s, took {took:.0} s: {why}"))?;
     }
     let stopped = interrupted() || result.as_ref().is_err_and(|error| error.is::<Interrupted>());
@@ -264,6 +266,14 @@ pub(super) fn fits(op: &Op) -> Result<()> {
     Ok(())
 }
 
+/// Seconds for the samples of so many results that have `seconds` together: where there are sensors, each also has a window of energy, as
+/// long as the samples, and a pause for the power at rest.
+fn sampling(seconds: f64, gauge: Option<&Gauge>, results: f64) -> f64 {
+    let Some(gauge) = gauge.filter(|gauge| gauge.has_sensors()) else { return seconds };
+    let pauses = results * gauge.pause().as_secs_f64();
+    ((seconds - pauses) / (1.0 + results)).max(seconds * LEAST)
+}
+
 /// What all parts of a run share.
 pub(super) struct Run<'a> {
     pub(super) args: &'a RunArgs,
@@ -299,7 +309,9 @@ impl Run<'_> {
             let threads = threads_of(device.info());
             let bar = output.bars().bar(0);
             bar.set_message("idle power and ceilings");
+            let resting = Instant::now();
             let gauge = Gauge::new(meters.of(device.info()));
+            let each = (each - resting.elapsed().as_secs_f64()).max(each * LEAST);
             // kernels are held against them, so they are measured even if they are not shown
             let time = Duration::from_secs_f64(ceilings_time);
             let ceilings = ceilings(device, time)?;
@@ -416,7 +428,8 @@ impl Run<'_> {
         output: &mut Output,
     ) -> Result<()> {
         let args = self.args;
-        let mut time = seconds / jobs.len().max(1) as f64;
+        let results = if args.versus.is_some() { 2.0 } else { 1.0 };
+        let mut time = sampling(seconds / jobs.len().max(1) as f64, target.gauge.as_ref(), results);
         if args.budget.is_none() {
             time = time.min(KERNEL);
         }

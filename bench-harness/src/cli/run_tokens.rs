@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use super::args::{Activations, RunArgs};
 use super::output::Output;
-use super::run::{Run, Target};
+use super::run::{LEAST, Run, Target};
+use crate::measure::energy::Gauge;
 use crate::measure::interrupted;
 use crate::measure::tokens::{Bench, Test, pace, size_within};
 use crate::report;
@@ -41,9 +42,11 @@ pub(super) fn load(
 ) -> Result<Model> {
     let verb = if source.is_random() { "drawing random weights of" } else { "loading" };
     bar.set_message(format!("{verb} {} {dtype}", source.name()));
+    // of elements, which stand for the bytes that most of them take
+    let bytes = |elements: u64| elements / dtype.block_len() as u64 * dtype.block_bytes() as u64;
     let report = |done: u64, total: u64| {
-        bar.set_length(total);
-        bar.set_position(done);
+        bar.set_length(bytes(total));
+        bar.set_position(bytes(done));
         !interrupted()
     };
     let options = LoadOptions { dtype, rows, policy: activations.policy(), progress: Some(&report) };
@@ -92,6 +95,9 @@ pub(super) fn run(
     let batch = args.batch.unwrap_or(BATCH);
     let limit = source.geometry().max_positions;
     let time = time / dtypes.len() as u32;
+    // the power at rest is taken after each test
+    let pause = target.gauge.as_ref().map_or(Duration::ZERO, Gauge::pause);
+    let for_samples = |time: Duration| time.saturating_sub(pause).max(time.mul_f64(LEAST));
     for dtype in dtypes {
         let mut rows: Vec<usize> = parallel.to_vec();
         rows.push(batch);
@@ -100,7 +106,7 @@ pub(super) fn run(
         let mut result = Ok(());
         let count = parallel.len() as u32 * depths.len() as u32;
         'all: for &n_parallel in parallel {
-            let (prompts, generated) = sizes(run, &model, n_parallel, time / count, limit)?;
+            let (prompts, generated) = sizes(run, &model, n_parallel, for_samples(time / count / 2), limit)?;
             for &n_depth in depths {
                 let prefill = prompts.iter().map(|&n| (n, 0));
                 let decode = generated.iter().map(|&n| (0, n));
@@ -110,7 +116,7 @@ pub(super) fn run(
                     let (n_prompt, n_gen) = (*n_prompt, *n_gen);
                     let test = Test { n_prompt, n_gen, n_depth, n_parallel, n_batch: batch };
                     bar.set_message(if n_gen > 0 { format!("tg{n_gen}") } else { format!("pp{n_prompt}") });
-                    let effort = run.effort(time / count / tests.len() as u32);
+                    let effort = run.effort(for_samples(time / count / tests.len() as u32));
                     let bench = Bench {
                         model: &model,
                         gauge: target.gauge.as_ref(),
@@ -146,7 +152,7 @@ pub(super) fn run(
     Ok(())
 }
 
-/// Prompt lengths and tokens to generate: as asked for, or the usual ones that fit the time.
+/// Prompt lengths and tokens to generate: as asked for, or the usual ones that fit the time of a test.
 fn sizes(
     run: &Run<'_>,
     model: &Model,
@@ -159,8 +165,7 @@ fn sizes(
         return Ok((args.n_prompt.clone(), args.n_gen.clone()));
     }
     let (prefill, decode) = pace(model, parallel, run.seed)?;
-    let half = time / 2;
-    let prompt = size_within(half, prefill, &PROMPTS, REPETITIONS).min(limit);
-    let generated = size_within(half, decode, &GENERATED, REPETITIONS).min(limit.saturating_sub(1));
+    let prompt = size_within(time, prefill, &PROMPTS, REPETITIONS).min(limit);
+    let generated = size_within(time, decode, &GENERATED, REPETITIONS).min(limit.saturating_sub(1));
     Ok((vec![prompt], vec![generated]))
 }

@@ -340,6 +340,36 @@ mod tests {
     }
 
     #[test]
+    fn where_everything_is_unclear_the_last_line_says_what_to_do() {
+        let (old, new) = ([kernel("a", 1000.0, 0.3)], [kernel("a", 1020.0, 0.3)]);
+        let table = text(&old, &new, Target::Table(Style::Plain));
+        let last = table.lines().last().unwrap();
+        assert!(last.contains("nothing could be decided") && last.contains("quieter machine"), "{table}");
+        let junit = quick_junit::Report::deserialize_from_str(&text(&old, &new, Target::Junit)).unwrap();
+        assert_eq!((junit.tests, junit.failures, junit.errors), (1, 0, 0));
+        let skipped =
+            |case: &quick_junit::TestCase| matches!(case.status, quick_junit::TestCaseStatus::Skipped { .. });
+        assert!(junit.test_suites[0].test_cases.iter().all(skipped), "{junit:?}");
+        // one that is decided is enough
+        let (old, new) =
+            ([&old[..], &[kernel("b", 1e3, 0.0)]].concat(), [&new[..], &[kernel("b", 1e3, 0.0)]].concat());
+        assert!(!text(&old, &new, Target::Table(Style::Plain)).contains("nothing could be decided"));
+    }
+
+    #[test]
+    fn without_a_gate_a_regression_is_told_and_fails_nothing() {
+        let (old, new) = ([kernel("a", 1000.0, 0.001)], [kernel("a", 1100.0, 0.001)]);
+        let rules = Rules { gate: false, ..RULES };
+        let report = regression(("old", &old), ("new", &new), &rules).unwrap();
+        assert!(report.failures().is_empty() && report.regressions() == 1);
+        let summary = report.summary();
+        assert!(
+            summary.starts_with("1 regression beyond 3 %: 1 slower") && summary.contains("--fail-on"),
+            "{summary}"
+        );
+    }
+
+    #[test]
     fn numbers_that_json_has_not_become_null() {
         let mut odd = kernel("k", 1.0, 0.0);
         odd.timing.samples_ns = Some(vec![f64::NAN, 1e308]);

@@ -36,6 +36,8 @@ pub(crate) struct Rules {
     pub(crate) any_machine: bool,
     /// Lines that the new file lacks fail.
     pub(crate) fail_on_missing: bool,
+    /// Whether anything fails: without, differences are only told.
+    pub(crate) gate: bool,
 }
 
 impl Rules {
@@ -156,6 +158,8 @@ pub(crate) struct Report<'a> {
     pub(crate) new: &'a str,
     pub(crate) threshold: f64,
     pub(crate) fail_on_missing: bool,
+    /// As in [`Rules`].
+    pub(crate) gate: bool,
     /// What must be looked at comes first, then in the order of the new file.
     pub(crate) lines: Vec<Line<'a>>,
     pub(crate) notes: Vec<String>,
@@ -193,14 +197,8 @@ impl Report<'_> {
 
     /// Why nothing of this can pass or fail, where no line could be judged. Ceilings alone judge nothing, unless there is nothing else.
     pub(crate) fn unjudged(&self) -> Option<String> {
-        let judged = |line: &Line<'_>| matches!(line.outcome, Outcome::Compared(..));
-        let work = |line: &&Line<'_>| line.kind != CEILING;
-        let of_work = self.lines.iter().any(|line| work(&line));
-        let any = match of_work {
-            true => self.lines.iter().filter(work).any(judged),
-            false => self.lines.iter().any(judged),
-        };
-        (!any).then(|| {
+        let of_work = self.of_work();
+        (self.compared().next().is_none()).then(|| {
             let what = if of_work { "measurement" } else { "record" };
             format!(
                 "no {what} could be judged: none is valid, with samples, in both {} and {}",
@@ -209,8 +207,34 @@ impl Report<'_> {
         })
     }
 
+    fn of_work(&self) -> bool {
+        self.lines.iter().any(|line| line.kind != CEILING)
+    }
+
+    /// The lines with a verdict of their own; ceilings only where there is nothing else.
+    fn compared(&self) -> impl Iterator<Item = &Line<'_>> {
+        let of_work = self.of_work();
+        let wanted = move |line: &&Line<'_>| !(of_work && line.kind == CEILING);
+        self.lines.iter().filter(wanted).filter(|line| matches!(line.outcome, Outcome::Compared(..)))
+    }
+
+    /// What to do where lines were compared and none of them could be decided.
+    fn undecided(&self) -> Option<String> {
+        let n = self.compared().count();
+        let all = n > 0 && self.compared().all(|line| line.verdict() == "unclear");
+        all.then(|| {
+            let what = if n == 1 { "the only comparison is".to_owned() } else { format!("all {n} comparisons are") };
+            format!("nothing could be decided: {what} unclear; measure again with more repetitions (-r) or on a quieter machine")
+        })
+    }
+
     /// Everything that the run fails for, a sentence each; empty when it passes.
     pub(crate) fn failures(&self) -> Vec<String> {
+        if self.gate { self.found() } else { Vec::new() }
+    }
+
+    /// Everything that a gate fails for, a sentence each.
+    fn found(&self) -> Vec<String> {
         let mut list = Vec::new();
         match self.regressions() {
             0 => {}
@@ -233,11 +257,18 @@ impl Report<'_> {
         let verdicts = VERDICTS.iter().map(|verdict| (self.count(verdict), verdict)).filter(|(n, _)| *n > 0);
         let verdicts: Vec<String> = verdicts.map(|(n, verdict)| format!("{n} {verdict}")).collect();
         let verdicts = if verdicts.is_empty() { "nothing to compare".into() } else { verdicts.join(", ") };
-        let mut failures = self.failures();
-        if failures.is_empty() {
-            failures.push(format!("no regression beyond {}", percent(self.threshold)));
+        let mut found = self.found();
+        if found.is_empty() {
+            found.push(match self.undecided() {
+                Some(why) => why,
+                None => format!("no regression beyond {}", percent(self.threshold)),
+            });
         }
-        format!("{}: {verdicts}", failures.join("; "))
+        let gate = match self.found().is_empty() || self.gate {
+            true => "",
+            false => "; --fail-on makes that fail",
+        };
+        format!("{}: {verdicts}{gate}", found.join("; "))
     }
 
     /// Names what the new file lacks, and says what that means.
@@ -368,8 +399,8 @@ pub(crate) fn regression<'a>(
             ceilings.join(", ")
         ));
     }
-    let (threshold, fail_on_missing) = (rules.threshold, rules.fail_on_missing);
-    let mut report = Report { old: old_name, new: new_name, threshold, fail_on_missing, lines, notes };
+    let Rules { threshold, fail_on_missing, gate, .. } = *rules;
+    let mut report = Report { old: old_name, new: new_name, threshold, fail_on_missing, gate, lines, notes };
     report.notes.extend(report.note_of_missing());
     Ok(report)
 }

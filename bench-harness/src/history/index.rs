@@ -11,7 +11,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, Metadata};
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -23,11 +23,9 @@ use crate::report::one_line;
 /// Name of the index within a folder of results.
 pub(crate) const NAME: &str = ".perjoule-index.sqlite";
 /// Raised with every change of the tables, of [`Series`], [`Figures`] or the identity behind them.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 /// How long another process that writes is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Bytes before the end of what was read that tell whether a file was appended to or replaced.
-const TAIL: u64 = 64 << 10;
 /// How much of a file is looked at to tell whether it holds records.
 const HEAD: u64 = 1 << 20;
 /// Problems of a file that are kept.
@@ -37,7 +35,7 @@ const PACE: u64 = 256;
 
 const TABLES: &str = "
 CREATE TABLE file (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, size INTEGER, mtime INTEGER, own INTEGER, done INTEGER,
-    lines INTEGER, tail BLOB);
+    lines INTEGER, hash BLOB);
 CREATE TABLE problem (file INTEGER, line INTEGER, message TEXT);
 CREATE TABLE series (id INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE, kind TEXT, provenance TEXT, what TEXT, op TEXT,
     kernel TEXT, shape TEXT, dtype TEXT, model TEXT, test TEXT, device TEXT, machine TEXT, unit TEXT);
@@ -177,7 +175,8 @@ struct Known {
     /// Bytes up to the end of the last complete line, and how many lines they are.
     done: u64,
     lines: u64,
-    tail: Vec<u8>,
+    /// SHA-256 of these bytes: a file that grew was appended to if they are what they were.
+    hash: Vec<u8>,
 }
 
 /// Time of the last change, in nanoseconds since 1970; 0 where there is none.
@@ -186,12 +185,19 @@ fn mtime(meta: &Metadata) -> i64 {
     since.map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(0))
 }
 
-fn tail_of(file: &mut File, end: u64) -> io::Result<Vec<u8>> {
-    let start = end.saturating_sub(TAIL);
-    file.seek(SeekFrom::Start(start))?;
-    let mut bytes = Vec::new();
-    file.take(end - start).read_to_end(&mut bytes)?;
-    Ok(Sha256::digest(&bytes).to_vec())
+/// Takes a part of a file into a hash; of a file that ends before, what there is.
+fn hash_part(hash: &mut Sha256, file: &mut File, from: u64, to: u64) -> io::Result<()> {
+    file.seek(SeekFrom::Start(from))?;
+    let mut part = BufReader::with_capacity(1 << 20, file.take(to.saturating_sub(from)));
+    loop {
+        let bytes = part.fill_buf()?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        hash.update(bytes);
+        let n = bytes.len();
+        part.consume(n);
+    }
 }
 
 /// SQLite's integers are signed. Sizes of files are far below the limit.
@@ -310,7 +316,7 @@ impl Index {
 }
 
 fn known(db: &Connection) -> Result<HashMap<String, Known>> {
-    let mut statement = db.prepare("SELECT path, id, size, mtime, own, done, lines, tail FROM file")?;
+    let mut statement = db.prepare("SELECT path, id, size, mtime, own, done, lines, hash FROM file")?;
     let rows = statement.query_map([], |row| {
         let number = |at| row.get::<_, i64>(at);
         let known = Known {
@@ -320,7 +326,7 @@ fn known(db: &Connection) -> Result<HashMap<String, Known>> {
             own: row.get(4)?,
             done: unsigned(number(5)?),
             lines: unsigned(number(6)?),
-            tail: row.get(7)?,
+            hash: row.get(7)?,
         };
         Ok((row.get(0)?, known))
     })?;
@@ -366,8 +372,12 @@ impl Writer<'_> {
         }
         let mut file = File::open(path).with_context(named)?;
         if let Some(known) = known {
+            let mut hash = Sha256::new();
             let grown = known.own && size > known.size;
-            if grown && tail_of(&mut file, known.done).with_context(named)? == known.tail {
+            if grown {
+                hash_part(&mut hash, &mut file, 0, known.done).with_context(named)?;
+            }
+            if grown && hash.clone().finalize().as_slice() == known.hash {
                 // a last line that had no end is read again
                 self.tx
                     .prepare_cached("DELETE FROM record WHERE file = ? AND place >= ?")?
@@ -375,7 +385,8 @@ impl Writer<'_> {
                 self.tx
                     .prepare_cached("DELETE FROM problem WHERE file = ? AND line > ?")?
                     .execute([known.id, signed(known.lines)])?;
-                return self.lines((known.id, name, path), file, (size, mtime), (known.done, known.lines));
+                let read = (known.done, known.lines, hash);
+                return self.lines((known.id, name, path), file, (size, mtime), read);
             }
             forget(self.tx, known.id)?;
         }
@@ -383,14 +394,14 @@ impl Writer<'_> {
         file.by_ref().take(HEAD).read_to_end(&mut head).with_context(named)?;
         if head.is_empty() || inputs::is_own(&head) {
             let id = self.file(name)?;
-            return self.lines((id, name, path), file, (size, mtime), (0, 0));
+            return self.lines((id, name, path), file, (size, mtime), (0, 0, Sha256::new()));
         }
         self.whole(name, path, size, mtime)
     }
 
     fn file(&self, name: &str) -> Result<i64> {
         let mut insert = self.tx.prepare_cached(
-            "INSERT INTO file (path, size, mtime, own, done, lines, tail) VALUES (?, 0, 0, 0, 0, 0, x'')",
+            "INSERT INTO file (path, size, mtime, own, done, lines, hash) VALUES (?, 0, 0, 0, 0, 0, x'')",
         )?;
         insert.execute([name])?;
         Ok(self.tx.last_insert_rowid())
@@ -398,20 +409,20 @@ impl Writer<'_> {
 
     fn state(&self, id: i64, state: &Known) -> Result<()> {
         let mut update = self.tx.prepare_cached(
-            "UPDATE file SET size = ?, mtime = ?, own = ?, done = ?, lines = ?, tail = ? WHERE id = ?",
+            "UPDATE file SET size = ?, mtime = ?, own = ?, done = ?, lines = ?, hash = ? WHERE id = ?",
         )?;
         let (size, done, lines) = (signed(state.size), signed(state.done), signed(state.lines));
-        update.execute(params![size, state.mtime, state.own, done, lines, state.tail, id])?;
+        update.execute(params![size, state.mtime, state.own, done, lines, state.hash, id])?;
         Ok(())
     }
 
-    /// Reads perjoule's own lines from `(offset, lines before)` to the size that the file had when it was looked at.
+    /// Reads perjoule's own lines from `(offset, lines before, hash of what is before)` to the size that the file had when it was looked at.
     fn lines(
         &mut self,
         (id, name, path): (i64, &str, &Path),
         mut file: File,
         (size, mtime): (u64, i64),
-        (from, before): (u64, u64),
+        (from, before, mut hash): (u64, u64, Sha256),
     ) -> Result<()> {
         let named = || format!("cannot read {}", path.display());
         file.seek(SeekFrom::Start(from)).with_context(named)?;
@@ -445,8 +456,9 @@ impl Writer<'_> {
         };
         let (offset, lines) = if ended { end } else { last };
         let done = from + offset;
-        let tail = tail_of(&mut file, done).with_context(named)?;
-        self.state(id, &Known { id, size, mtime, own: true, done, lines: before + lines, tail })
+        hash_part(&mut hash, &mut file, from, done).with_context(named)?;
+        let (lines, hash) = (before + lines, hash.finalize().to_vec());
+        self.state(id, &Known { id, size, mtime, own: true, done, lines, hash })
     }
 
     /// Reads a file of another tool, or what comes once.
@@ -459,7 +471,7 @@ impl Writer<'_> {
         for warning in input.warnings.iter().take(PROBLEMS as usize) {
             self.problem(id, 0, warning)?;
         }
-        self.state(id, &Known { id, size, mtime, own: false, done: 0, lines: 0, tail: Vec::new() })
+        self.state(id, &Known { id, size, mtime, own: false, done: 0, lines: 0, hash: Vec::new() })
     }
 
     fn problem(&self, file: i64, line: u64, message: &str) -> Result<()> {
@@ -581,7 +593,32 @@ mod tests {
         let (identity, series) = Series::of(&record);
         let kept = format!("{TABLES}{identity}{series:?}{:?}", Figures::of(&record));
         let hash: String = Sha256::digest(kept).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!((VERSION, hash.as_str()), (3, "c1031dbe"), "raise VERSION, and put the new pair here");
+        assert_eq!((VERSION, hash.as_str()), (4, "4124054f"), "raise VERSION, and put the new pair here");
+    }
+
+    #[test]
+    fn an_edit_of_equal_length_far_before_the_end_is_seen_though_lines_follow() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl");
+        let line = |model: &str, second: usize| {
+            let mut record = crate::compare::row::tests::record(model, 1);
+            record.test_time = Some(format!("2026-01-01T00:00:{second:02}Z"));
+            record.timing.samples_ns = Some(vec![1e9 / 3.0; 100]);
+            perjoule_record::to_line(&record).unwrap()
+        };
+        let text: String = (0..60).map(|i| line("one", i)).collect();
+        assert!(text.len() > 128 << 10);
+        let models = || {
+            let sources = Sources::find(&[folder.path().to_owned()]).unwrap();
+            let selection = super::super::query::Selection::default();
+            let series = sources.ask(false, |index| index.series(&selection)).unwrap();
+            format!("{series:?}").matches("two").count()
+        };
+        std::fs::write(&path, &text).unwrap();
+        assert_eq!(models(), 0);
+        let edited = text.replacen("one", "two", 1) + &line("one", 60);
+        std::fs::write(&path, edited).unwrap();
+        assert!(models() > 0, "the first line is another one");
     }
 
     /// The index beside the truth: reading everything again. Files are appended to, torn, cut and replaced at random.
@@ -600,10 +637,10 @@ mod tests {
             perjoule_record::to_line(&record).unwrap()
         };
         std::fs::write(folder.path().join("0.jsonl"), "").unwrap();
-        for round in 0..300 {
+        for round in 0..400 {
             let path = folder.path().join(format!("{}.jsonl", random(3)));
             let mut bytes = std::fs::read(&path).unwrap_or_default();
-            match random(8) {
+            match random(10) {
                 0 => bytes.truncate(random(bytes.len() as u64 + 1) as usize),
                 1 => bytes.extend(b"no record\n"),
                 2 => bytes.clear(),
@@ -613,6 +650,19 @@ mod tests {
                 }
                 4 => bytes.extend(line(round).trim_end().as_bytes()),
                 5 => bytes.push(b'\n'),
+                // an edit anywhere that keeps the length, and a line more
+                8 | 9 => {
+                    let seconds = random(10);
+                    let digit = |byte: &u8| byte.is_ascii_digit();
+                    let at = bytes
+                        .iter()
+                        .position(digit)
+                        .map_or(0, |first| first.max(random(bytes.len() as u64) as usize));
+                    if let Some(byte) = bytes.iter_mut().skip(at).find(|byte| byte.is_ascii_digit()) {
+                        *byte = b'0' + seconds as u8;
+                    }
+                    bytes.extend(line(round).into_bytes());
+                }
                 _ => bytes.extend((0..random(4)).flat_map(|i| line(round * 4 + i).into_bytes())),
             }
             std::fs::write(&path, bytes).unwrap();

@@ -5,7 +5,7 @@
 //! at the end. Where power is modelled, joules follow from the CPU time that the system counted for the command.
 
 use anyhow::{Result, bail};
-use perjoule_record::{Clock, Interval, Kind, Record, stats};
+use perjoule_record::{Clock, EnergyRuns, Interval, Kind, Record, stats};
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
@@ -235,32 +235,31 @@ impl Bench<'_> {
 
     /// Fills the columns of energy.
     fn energy(&self, gauge: &Gauge, taken: &[Vec<Run>], records: &mut [Record]) -> Result<()> {
-        let (mut totals, mut each) = (Vec::new(), Vec::new());
+        let longest = self.longest(gauge);
+        let (sound, least) = (gauge.sound(self.plan.budget), gauge.least(self.plan.budget));
+        let mut totals = Vec::new();
         for ((task, runs), record) in self.tasks.iter().zip(taken).zip(&mut *records) {
             let median = stats::median(&walls(runs)).unwrap_or(0.0);
-            let of_runs = self.joules_of_runs(gauge, runs);
             // what is repeated once only may as well be one of the runs
-            let enough = gauge.sound().min(self.longest(gauge).max(gauge.least()));
+            let enough = sound.min(longest.max(least));
             let alone = median >= enough.as_secs_f64();
-            record.process.run_joules =
-                of_runs.as_ref().map(|list| list.iter().map(|(joules, _)| *joules).collect());
-            each.push(of_runs);
             let total = if alone || !gauge.has_sensors() || interrupted() {
                 let how = if gauge.has_sensors() { "own windows" } else { "CPU time" };
                 record.workload.config = Some(format!("energy: the runs' {how}"));
+                record.process.energy_runs = Some(EnergyRuns::Timed);
                 Total::of(runs.iter().map(|run| &run.finished), summed(gauge, runs))
             } else if task.prepare.is_some() {
                 let reason = format!(
                     "a run is shorter than the {:.2} s that the meters need, and --prepare would be in a window of several",
-                    gauge.sound().as_secs_f64()
+                    sound.as_secs_f64()
                 );
                 record.workload.config = Some(format!("energy: {reason}"));
                 Total::of([].iter(), gauge.nothing(&reason))
-            } else if gauge.least() > self.longest(gauge) {
+            } else if least > longest {
                 let reason = format!(
                     "the meter needs {:.2} s to tell anything, and a run takes {median:.3} s: --budget {:.0} has time to repeat it",
-                    gauge.least().as_secs_f64(),
-                    gauge.sound().as_secs_f64().ceil()
+                    least.as_secs_f64(),
+                    sound.as_secs_f64().ceil()
                 );
                 record.workload.config = Some(format!("energy: {reason}"));
                 Total::of([].iter(), gauge.nothing(&reason))
@@ -272,6 +271,7 @@ impl Bench<'_> {
                             "energy: {} runs in one window, after those that were timed; one is too short for the meters",
                             total.runs
                         ));
+                        record.process.energy_runs = Some(EnergyRuns::Repeated);
                         total
                     }
                     Err(error) => passed(Err(error)).map(|()| Total::of([].iter(), Vec::new()))?,
@@ -282,10 +282,21 @@ impl Bench<'_> {
         if !interrupted() {
             gauge.rest();
         }
-        for (total, record) in totals.into_iter().zip(records.iter_mut()) {
+        let counts: Vec<u64> = totals.iter().map(|total| total.runs).collect();
+        let of_use = |total: Total| {
             let use_ = self.utilisation(total.cpu_s, total.wall_s);
-            let seen = gauge.seen_of_use(total.seen, total.wall_s, use_);
-            record.energy = gauge.columns(&seen, total.runs);
+            gauge.seen_of_use(total.seen, total.wall_s, use_)
+        };
+        let seen: Vec<Vec<Seen>> = totals.into_iter().map(of_use).collect();
+        // the same for all commands, or their joules could not be compared
+        let heads = gauge.heads(&seen);
+        let mut each = Vec::new();
+        for (((seen, calls), runs), record) in seen.iter().zip(counts).zip(taken).zip(&mut *records) {
+            record.energy = gauge.columns_of(heads, seen, calls);
+            let of_runs = self.joules_of_runs(gauge, heads, runs);
+            record.process.run_joules =
+                of_runs.as_ref().map(|list| list.iter().map(|(joules, _)| *joules).collect());
+            each.push(of_runs);
         }
         if let Some(Some(first)) = each.first() {
             for (record, runs) in records.iter_mut().zip(&each).skip(1) {
@@ -303,12 +314,12 @@ impl Bench<'_> {
 
     /// Gross joules of each run and their standard uncertainty from sampling, if the meters of the record's own fields can tell those of
     /// every one.
-    fn joules_of_runs(&self, gauge: &Gauge, runs: &[Run]) -> Option<Vec<(f64, f64)>> {
+    fn joules_of_runs(&self, gauge: &Gauge, heads: &[usize], runs: &[Run]) -> Option<Vec<(f64, f64)>> {
         let of = |run: &Run| {
             let finished = &run.finished;
             let seen = if run.seen.is_empty() { gauge.nothing("no window") } else { run.seen.clone() };
             let use_ = self.utilisation(finished.cpu_s(), finished.wall_s);
-            let seen = gauge.head(&gauge.seen_of_use(seen, finished.wall_s, use_)).ok()?;
+            let seen = gauge.together(heads, &gauge.seen_of_use(seen, finished.wall_s, use_)).ok()?;
             // a window of a few steps of the counter says little of a single run
             let sampling = seen.uncertainty.sampling;
             (sampling <= 0.1 * seen.joules).then_some((seen.joules, sampling))
@@ -318,13 +329,12 @@ impl Bench<'_> {
 
     /// Longest window of repeated runs: a command's share of the time, and for a slow meter more of it, but never more than all.
     fn longest(&self, gauge: &Gauge) -> Duration {
-        Duration::from_secs_f64(self.share()).max(gauge.sound()).min(self.plan.budget)
+        Duration::from_secs_f64(self.share()).max(gauge.sound(self.plan.budget)).min(self.plan.budget)
     }
 
     /// Repeats a command within one window, as long as the meters need and there is time for.
     fn window(&self, gauge: &Gauge, task: &Task) -> Result<Total> {
-        let most = self.longest(gauge);
-        let length = gauge.narrow().max(SHORTEST).min(most);
+        let length = gauge.narrow().max(SHORTEST).min(self.longest(gauge));
         let (start, windows) = (Instant::now(), gauge.open());
         let mut runs = Vec::new();
         while runs.is_empty() || start.elapsed() < length {

@@ -6,7 +6,7 @@ use perjoule_meter::{
     Baseline, Discovery, ExternalSource, Kind, Meter, MeterError, MeterInfo, Modelled, NeuronMaximum,
     Options, PowerModel, Source, Subject, Unavailable, Utilisation, Window, discover,
 };
-use perjoule_record::{Energy, EnergyKind, Environment, Interval, Reading};
+use perjoule_record::{Energy, EnergyKind, Environment, Interval, NoReading, Reading};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -180,6 +180,8 @@ pub(crate) struct Gauge {
     meters: Vec<Arc<dyn Meter>>,
     /// Meters of one boundary that watch different devices, by index: what they saw is added.
     groups: Vec<Vec<usize>>,
+    /// What may stand in a record's own fields, best first: a meter, or a group.
+    heads: Vec<Vec<usize>>,
     baseline: Mutex<Baseline>,
 }
 
@@ -202,6 +204,18 @@ fn groups(meters: &[Arc<dyn Meter>]) -> Vec<Vec<usize>> {
     groups
 }
 
+/// The first meter, with those of its group, and behind it measured ones that hold all that it sees: they stand in for it where it is too slow.
+fn heads(meters: &[Arc<dyn Meter>], groups: &[Vec<usize>]) -> Vec<Vec<usize>> {
+    let Some(first) = meters.first().map(|meter| meter.info()) else { return Vec::new() };
+    let holds = |info: &MeterInfo| {
+        info.kind == Kind::Measured && info.boundary.contains(first.boundary) && info.overlaps(first)
+    };
+    let own = groups.iter().find(|group| group[0] == 0).cloned().unwrap_or_else(|| vec![0]);
+    let others = (1..meters.len()).filter(|at| !own.contains(at) && holds(meters[*at].info()));
+    let others: Vec<_> = others.map(|at| vec![at]).collect();
+    std::iter::once(own).chain(others).collect()
+}
+
 /// What a group is called: `3 boards`.
 fn name_of_group(boundary: perjoule_meter::Boundary, n: usize) -> String {
     match boundary {
@@ -216,11 +230,6 @@ pub(super) type Seen = std::result::Result<perjoule_meter::Energy, String>;
 
 /// Open windows, one for each meter.
 pub(crate) struct Windows(Vec<perjoule_meter::Result<Window>>);
-
-/// The columns where joules are not known.
-fn unknown(reason: impl ToString) -> Energy {
-    Energy { energy_unknown: Some(reason.to_string()), ..Energy::default() }
-}
 
 fn kind(energy: &perjoule_meter::Energy) -> EnergyKind {
     match energy.kind {
@@ -240,7 +249,9 @@ impl Gauge {
         let quick = |meter: &&Arc<dyn Meter>| 2 * meter.info().min_window() <= LONGEST;
         let quick: Vec<Arc<dyn Meter>> = meters.iter().filter(quick).cloned().collect();
         let baseline = Mutex::new(Baseline::before(&quick, IDLE_WINDOW));
-        (!meters.is_empty()).then(|| Gauge { groups: groups(&meters), meters, baseline })
+        let groups = groups(&meters);
+        let heads = heads(&meters, &groups);
+        (!meters.is_empty()).then_some(Gauge { groups, heads, meters, baseline })
     }
 
     /// The sensor whose figures stand in a record's own fields; `None` where they are modelled.
@@ -248,12 +259,20 @@ impl Gauge {
         self.meters.first().filter(|meter| meter.info().kind == Kind::Measured).cloned()
     }
 
+    /// How long a pause for the power at rest takes; zero where all meters know it.
+    pub(crate) fn pause(&self) -> Duration {
+        self.baseline.lock().unwrap_or_else(PoisonError::into_inner).pause()
+    }
+
     /// Length that a window has where the measurement leaves `limit` for it: what the slowest meter needs for a narrow interval, at least
-    /// what it needs for a coarse one, but no more than [`LONGEST`] beyond the limit.
+    /// what it needs for a coarse one, but no more than [`LONGEST`] beyond the limit. A meter that tells nothing even then is not waited for.
     fn window(&self, limit: Duration) -> Duration {
-        let need = |relative| self.meters.iter().map(|meter| meter.info().window_for(relative)).max();
-        let coarse = need(COARSE).unwrap_or_default().min(limit.max(LONGEST));
-        need(UNCERTAINTY).unwrap_or_default().min(limit).max(coarse).max(SHORTEST)
+        let most = limit.max(LONGEST);
+        let need = |relative| {
+            let infos = self.meters.iter().map(|meter| meter.info()).filter(|info| info.min_window() <= most);
+            infos.map(|info| info.window_for(relative)).max().unwrap_or_default()
+        };
+        need(UNCERTAINTY).min(limit).max(need(COARSE).min(most)).max(SHORTEST)
     }
 
     /// Opens a window.
@@ -275,18 +294,16 @@ impl Gauge {
             .collect()
     }
 
-    /// The meters of a record's own fields: the first one, with the others of its boundary that watch other devices.
-    fn heads(&self) -> &[usize] {
-        self.groups.iter().find(|group| group[0] == 0).map_or(&[0], Vec::as_slice)
-    }
-
-    /// What stands in a record's own fields of what was seen; an error where one of its meters could not tell.
-    pub(super) fn head(&self, seen: &[Seen]) -> Seen {
-        self.together(self.heads(), seen)
+    /// The meters of a record's own fields: the best that told something in all of these windows, else the best of all.
+    pub(super) fn heads(&self, windows: &[Vec<Seen>]) -> &[usize] {
+        let told = |head: &&Vec<usize>| {
+            windows.iter().all(|seen| seen.is_empty() || self.together(head, seen).is_ok())
+        };
+        self.heads.iter().find(told).unwrap_or(&self.heads[0])
     }
 
     /// What several meters saw together.
-    fn together(&self, group: &[usize], seen: &[Seen]) -> Seen {
+    pub(super) fn together(&self, group: &[usize], seen: &[Seen]) -> Seen {
         let of = |at: &usize| match seen.get(*at) {
             Some(Err(reason)) if group.len() > 1 => {
                 Err(format!("{}: {reason}", self.meters[*at].info().name))
@@ -339,28 +356,37 @@ impl Gauge {
         group.iter().map(of).sum()
     }
 
-    /// The columns of `calls` calls: joules, or why the first meter could not tell. What other meters saw is there in any case.
-    pub(crate) fn columns(&self, seen: &[Seen], calls: u64) -> Energy {
+    /// The columns of `calls` calls: joules, or why the best meter could not tell. What other meters saw is there in any case.
+    pub(crate) fn columns(&self, seen: Vec<Seen>, calls: u64) -> Energy {
+        let windows = [seen];
+        self.columns_of(self.heads(&windows), &windows[0], calls)
+    }
+
+    /// As [`Gauge::columns`], with these meters in the record's own fields.
+    pub(super) fn columns_of(&self, heads: &[usize], seen: &[Seen], calls: u64) -> Energy {
         if seen.is_empty() {
             return Energy::default();
         }
         let baseline = self.baseline.lock().unwrap_or_else(PoisonError::into_inner);
         let mut readings = Vec::new();
-        for at in 0..self.meters.len() {
+        let first = heads[0];
+        for at in std::iter::once(first).chain((0..self.meters.len()).filter(|at| *at != first)) {
             let group = self.groups.iter().find(|group| group[0] == at);
             readings.extend(group.and_then(|group| self.reading(&baseline, group, seen)));
             readings.extend(self.reading(&baseline, &[at], seen));
         }
-        let energies = (!readings.is_empty()).then_some(readings);
-        let heads = self.heads();
-        let energy = match self.head(seen) {
+        let beside = Energy {
+            energies: (!readings.is_empty()).then_some(readings),
+            energies_unknown: self.without_reading(seen),
+            energy_calls: (calls > 0).then_some(calls),
+            ..Energy::default()
+        };
+        let energy = match self.together(heads, seen) {
             Ok(energy) => energy,
-            Err(reason) => {
-                return Energy { energies, energy_calls: (calls > 0).then_some(calls), ..unknown(reason) };
-            }
+            Err(reason) => return Energy { energy_unknown: Some(reason), ..beside },
         };
         let name = match heads.len() {
-            1 => self.meters[0].info().name.clone(),
+            1 => self.meters[first].info().name.clone(),
             n => {
                 let names = heads.iter().map(|at| self.meters[*at].info().name.as_str());
                 let names = names.collect::<Vec<_>>().join(", ");
@@ -372,9 +398,11 @@ impl Gauge {
             source.push_str(". ");
             source.push_str(&energy.notes.join(" "));
         }
+        let net = self.net(&baseline, heads, seen);
         Energy {
             joules: Some(energy.joules),
-            net_joules: self.net(&baseline, heads, seen).map(|net| net.joules),
+            net_joules: net.as_ref().map(|net| net.joules),
+            net_joules_ci95: net.map(|net| interval(net.ci95)),
             joules_per_call: (calls > 0).then(|| energy.joules / calls as f64),
             energy_kind: Some(kind(&energy)),
             energy_source: Some(source),
@@ -385,36 +413,68 @@ impl Gauge {
             energy_calls: Some(calls),
             avg_power_w: Some(energy.watts()),
             idle_power_w: self.idle(&baseline, heads),
-            energies,
-            ..Energy::default()
+            ..beside
         }
+    }
+
+    /// The meters that could tell nothing, and why.
+    fn without_reading(&self, seen: &[Seen]) -> Option<Vec<NoReading>> {
+        let failed = self.meters.iter().zip(seen).filter_map(|(meter, seen)| {
+            let (info, reason) = (meter.info(), seen.as_ref().err()?);
+            Some(NoReading {
+                source: info.source.as_str().into(),
+                boundary: info.boundary.as_str().into(),
+                meter: info.name.clone(),
+                reason: reason.clone(),
+            })
+        });
+        let list: Vec<_> = failed.collect();
+        (!list.is_empty()).then_some(list)
     }
 
     /// The columns of `calls` calls that took `seconds`, where the power is modelled as constant: then energy follows from time alone,
     /// and a window of its own would only add the noise of other calls.
     pub(crate) fn of_time(&self, seconds: f64, calls: u64) -> Option<Energy> {
         let first = perjoule_meter::Energy::of_constant(&*self.meters[0], seconds)?;
-        Some(self.columns(&[Ok(first)], calls))
+        Some(self.columns(vec![Ok(first)], calls))
     }
 
     /// Length from which on a window is sound for the meters of a record's own fields; zero where their energy follows from use
-    /// ([`Gauge::seen_of_use`]). Others tell what they can in such a window.
-    pub(crate) fn sound(&self) -> Duration {
-        self.of_heads(|info| info.window_for(PER_WINDOW))
+    /// ([`Gauge::seen_of_use`]). Others tell what they can in such a window. `limit` is the longest that there is time for: a meter that
+    /// tells nothing in it gives way to the next.
+    pub(crate) fn sound(&self, limit: Duration) -> Duration {
+        self.of_sensors(self.heads_within(limit), |info| info.window_for(PER_WINDOW))
     }
 
     /// Length of a window below which the meters of a record's own fields tell nothing.
-    pub(crate) fn least(&self) -> Duration {
+    pub(crate) fn least(&self, limit: Duration) -> Duration {
+        self.least_of(self.heads_within(limit))
+    }
+
+    /// The best meters that tell something in a window of `limit`, else the best of all.
+    fn heads_within(&self, limit: Duration) -> &[usize] {
+        let tells = |head: &&Vec<usize>| self.least_of(head) <= limit;
+        self.heads.iter().find(tells).unwrap_or(&self.heads[0])
+    }
+
+    fn least_of(&self, meters: &[usize]) -> Duration {
         // a sensor of power needs three readings
-        self.of_heads(|info| {
+        self.of_sensors(meters, |info| {
             info.min_window().max(3 * info.poll_every.unwrap_or_default().min(info.update_period))
         })
     }
 
-    fn of_heads(&self, of: impl Fn(&MeterInfo) -> Duration) -> Duration {
-        let heads = self.heads().iter().map(|at| &self.meters[*at]);
-        let sensors = heads.filter(|meter| meter.watts_at(0.0).is_none());
+    fn of_sensors(&self, meters: &[usize], of: impl Fn(&MeterInfo) -> Duration) -> Duration {
+        let meters = meters.iter().map(|at| &self.meters[*at]);
+        let sensors = meters.filter(|meter| meter.watts_at(0.0).is_none());
         sensors.map(|meter| of(meter.info())).max().unwrap_or(Duration::ZERO)
+    }
+
+    /// Whether a window for which the measurement leaves `limit` ([`Gauge::window_over`]) may tell joules of a better meter than was seen.
+    pub(crate) fn is_worth_a_window(&self, seen: &[Seen], limit: Duration) -> bool {
+        let length = self.window(limit);
+        let mut silent = self.heads.iter().take_while(|head| self.together(head, seen).is_err());
+        silent.any(|head| self.least_of(head) <= length)
     }
 
     /// Length of a window in which the sampling uncertainty of every sensor is [`UNCERTAINTY`] at most; zero without sensors.
@@ -456,11 +516,13 @@ impl Gauge {
         mut call: impl FnMut() -> Result<u64>,
     ) -> Result<Energy> {
         let length = self.window(limit);
-        let info = self.meters[0].info();
-        if info.min_window() > length {
-            let (meter, seconds, needed) =
-                (info.id.clone(), length.as_secs_f64(), info.min_window().as_secs_f64());
-            return Ok(unknown(MeterError::TooShort { meter, seconds, needed }));
+        if self.meters.iter().all(|meter| meter.info().min_window() > length) {
+            let seconds = length.as_secs_f64();
+            let short = |info: &MeterInfo| {
+                let (meter, needed) = (info.id.clone(), info.min_window().as_secs_f64());
+                Err(MeterError::TooShort { meter, seconds, needed }.to_string())
+            };
+            return Ok(self.columns(self.meters.iter().map(|meter| short(meter.info())).collect(), 0));
         }
         let (start, windows) = (Instant::now(), self.open());
         let (mut calls, mut rounds) = (0, 0);
@@ -473,6 +535,9 @@ impl Gauge {
         }
         let seen = self.finish(windows);
         self.rest();
-        Ok(self.columns(&seen, calls))
+        Ok(self.columns(seen, calls))
     }
 }
+
+#[cfg(test)]
+mod tests;

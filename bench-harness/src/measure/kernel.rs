@@ -206,8 +206,7 @@ impl<'a> Ready<'a> {
             return Ok(record);
         }
         let calls = record.timing.calls_per_sample.unwrap_or(1);
-        let limit = task.effort.time.max(Duration::from_secs(2));
-        record.energy = gauge.window_over(limit, || launches.call(calls).map(|()| calls))?;
+        record.energy = gauge.window_over(task.effort.time, || launches.call(calls).map(|()| calls))?;
         let energy = &record.energy;
         if let (Some(seconds), Some(calls)) = (energy.energy_window_s, energy.energy_calls) {
             let longer = seconds / calls.max(1) as f64 / median_s - 1.0;

@@ -216,8 +216,9 @@ impl Bench<'_> {
             gauge.rest();
             // of constant power only the sampled time counts, not the rewinding between
             let of_time = gauge.of_time(samples.ns.iter().sum::<f64>() * 1e-9, samples.ns.len() as u64);
-            energy = of_time.unwrap_or_else(|| gauge.columns(&seen, calls));
-            if energy.joules.is_none() {
+            let longer = of_time.is_none() && gauge.is_worth_a_window(&seen, effort.time);
+            energy = of_time.unwrap_or_else(|| gauge.columns(seen, calls));
+            if longer {
                 // too short for the meter: repeated until it is not
                 energy = gauge.window_over(effort.time, || {
                     repetition.before_sample()?;

@@ -1,7 +1,7 @@
 //! Tables of commands: their time and use, how they compare, and what each meter saw.
 
 use perjoule_record::stats::Verdict;
-use perjoule_record::{EnergyKind, Interval, Record};
+use perjoule_record::{EnergyKind, EnergyRuns, Interval, Record};
 
 use crate::measure::process::our_peak;
 
@@ -206,13 +206,9 @@ pub(crate) fn notes(records: &[Record]) -> Vec<String> {
             }),
         }
         super::meter_notes(record).into_iter().for_each(&mut say);
-        let said = |text: &str| e.energy_unknown.as_deref() == text.strip_prefix("energy: ");
-        if let Some(config) = record
-            .workload
-            .config
-            .as_ref()
-            .filter(|text| !text.starts_with("energy: the runs'") && !said(text))
-        {
+        // that of the runs themselves is what everyone expects, and why energy is unknown was said above
+        let expected = record.process.energy_runs == Some(EnergyRuns::Timed) || e.energy_unknown.is_some();
+        if let Some(config) = record.workload.config.as_ref().filter(|_| !expected) {
             say(format!("{}: {config}", label(record)));
         }
     }
@@ -272,6 +268,17 @@ mod tests {
         let mixed = [record("x", EnergyKind::Modelled), record("y", EnergyKind::Measured)];
         let mixed = commands(&mixed).render(Style::Plain);
         assert!(mixed.contains("10.0 J (modelled)") && mixed.contains("10.0 J (measured)"), "{mixed}");
+    }
+
+    #[test]
+    fn how_joules_were_taken_is_said_where_it_is_not_of_the_runs_themselves() {
+        let said = |runs: EnergyRuns| {
+            let mut record = record("x", EnergyKind::Measured);
+            record.process.energy_runs = Some(runs);
+            record.workload.config = Some("energy: in some way".into());
+            notes(&[record]).contains(&"x: energy: in some way".to_owned())
+        };
+        assert!(said(EnergyRuns::Repeated) && said(EnergyRuns::Other) && !said(EnergyRuns::Timed));
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub(crate) mod units;
 pub(crate) use table::{Align, Style, Table, markdown, one_line, printable};
 
 use crate::compare::row::tokens_per_s;
-use perjoule_record::{Energy, EnergyKind, Kind, Provenance, Reading, Record};
+use perjoule_record::{Energy, EnergyKind, Kind, NoReading, Provenance, Reading, Record};
 use units::{count, duration_ns, percent, si};
 
 fn text(field: &Option<String>) -> &str {
@@ -293,14 +293,27 @@ pub(crate) fn energy_notes(records: &[Record]) -> Vec<String> {
     notes
 }
 
-/// What to know of the measured figures of a record, meter by meter. The words of a model stand in its source.
+/// What to know of the measured figures of a record, meter by meter, and which meters could tell nothing. The words of a model stand in its
+/// source.
 pub(crate) fn meter_notes(record: &Record) -> Vec<String> {
     let measured = |seen: &&Reading| seen.kind == EnergyKind::Measured;
     let of = |seen: &Reading| {
         let line = |note: &String| format!("{}: {}", printable(&seen.meter), printable(note));
         seen.notes.iter().flatten().map(line).collect::<Vec<_>>()
     };
-    record.energy.energies.iter().flatten().filter(measured).flat_map(of).collect()
+    let readings = record.energy.energies.iter().flatten().filter(measured).flat_map(of);
+    readings.chain(silent_meters(record)).collect()
+}
+
+/// The meters that could tell nothing, each with its reason, but for the reason that the record's own energy is unknown for.
+pub(crate) fn silent_meters(record: &Record) -> Vec<String> {
+    let e = &record.energy;
+    let other = |silent: &&NoReading| e.energy_unknown.as_ref() != Some(&silent.reason);
+    let line = |NoReading { source, boundary, meter, reason }: &NoReading| {
+        let what = format!("{}, {}, {}", printable(meter), printable(source), printable(boundary));
+        format!("no joules of {what}: {}", printable(reason))
+    };
+    e.energies_unknown.iter().flatten().filter(other).map(line).collect()
 }
 
 /// What else used the machine while these records were measured: the worst of each kind, and how many results it concerns.

@@ -40,7 +40,11 @@ impl<'a> Loader<'a> {
         options: &LoadOptions<'a>,
         activations: DType,
     ) -> Result<Self> {
-        let weights = source.geometry().weights();
+        let geometry = source.geometry();
+        let weights = geometry.weights();
+        // a tied head is read twice: it is packed, and the embedding is not
+        let twice = |weight: &&WeightShape| geometry.tied_head && weight.role == Role::Embed;
+        let again: u64 = weights.iter().filter(twice).map(WeightShape::elements).sum();
         Ok(Loader {
             device,
             source,
@@ -51,7 +55,7 @@ impl<'a> Loader<'a> {
             rows: if options.rows.is_empty() { vec![1] } else { options.rows.clone() },
             progress: options.progress,
             done: 0,
-            total: weights.iter().map(WeightShape::elements).sum(),
+            total: weights.iter().map(WeightShape::elements).sum::<u64>() + again,
             bytes: 0,
             weights: weights.into_iter().map(|w| ((w.layer, w.role), w)).collect(),
         })

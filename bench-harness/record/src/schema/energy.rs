@@ -13,6 +13,8 @@ pub struct Energy {
     pub joules: Option<f64>,
     /// Energy of the window less `idle_power_w` times its length, in joules.
     pub net_joules: Option<f64>,
+    /// 95 % interval of `net_joules`. Net figures per call or token scale alike.
+    pub net_joules_ci95: Option<Interval>,
     /// Gross joules of one call.
     pub joules_per_call: Option<f64>,
     /// Gross joules per generated token.
@@ -48,6 +50,9 @@ pub struct Energy {
     /// never added: a package beside a board, a wall around both. Meters of one boundary that watch different devices are, in a reading of
     /// its own before them that says so in `meter`, such as `3 boards`.
     pub energies: Option<Vec<Reading>>,
+    /// Every meter that watched and could tell nothing, such as one too slow for the window. Where the best one is among them, the fields
+    /// above are those of the next whose boundary contains its own, if there is one.
+    pub energies_unknown: Option<Vec<NoReading>>,
 }
 
 /// What one meter saw over the window.
@@ -77,6 +82,19 @@ pub struct Reading {
     /// What to know of the figures, in whole sentences: readings that failed, an accuracy that is assumed, ..
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notes: Option<Vec<String>>,
+}
+
+/// A meter that watched the window and could not tell its energy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct NoReading {
+    /// Where it reads, such as `nvml`.
+    pub source: String,
+    /// What it would contain: chip, package, board, module, wall, ..
+    pub boundary: String,
+    /// The meter's name for people.
+    pub meter: String,
+    /// Why it could not tell.
+    pub reason: String,
 }
 
 /// Whether joules were measured.

@@ -16,10 +16,10 @@ mod workload;
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
 
-pub use energy::{Energy, EnergyKind, Reading};
+pub use energy::{Energy, EnergyKind, NoReading, Reading};
 pub use number::Interval;
 pub(crate) use number::count;
-pub use process::Process;
+pub use process::{EnergyRuns, Process};
 pub use timing::{Clock, Conditions, Roof, Timing, Trace, Verification, Versus};
 pub use workload::{CacheState, DeviceFields, Phase, Workload};
 
@@ -29,7 +29,7 @@ use crate::Environment;
 pub const SCHEMA_VERSION: u32 = 1;
 
 /// What was added within that version so far: raised with every new field or word. Not part of a record; `x-version` of the schema.
-pub const SCHEMA_MINOR: u32 = 0;
+pub const SCHEMA_MINOR: u32 = 1;
 
 /// One measurement: one line of a results file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -27,10 +27,12 @@ pub struct Process {
     /// system counts of the starting process before the command takes its place.
     #[serde(default, deserialize_with = "count")]
     pub peak_memory_bytes: Option<u64>,
-    /// Gross joules of each run by itself, in the order of `samples_ns`, as the first meter saw them. Null where a run is too short for it.
+    /// Gross joules of each run by itself, in the order of `samples_ns`, as the meter of `joules` saw them. Null where a run is too short for it.
     #[serde(default, deserialize_with = "number::samples")]
     #[schemars(with = "Option<Vec<Option<f64>>>")]
     pub run_joules: Option<Vec<f64>>,
+    /// Which runs `joules` are of; null where there was nothing to take them of.
+    pub energy_runs: Option<EnergyRuns>,
     /// Joules of a run over those of the first command's that was run in turn with it, the median run by run.
     pub versus_joules_ratio: Option<f64>,
     /// 95 % interval of `versus_joules_ratio` by bootstrap.
@@ -39,4 +41,18 @@ pub struct Process {
     pub versus_joules_p_value: Option<f64>,
     /// The answer, for differences from 2 % on; `faster` stands for less energy, `slower` for more.
     pub versus_joules_verdict: Option<Verdict>,
+}
+
+/// Which runs of a command its joules are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum EnergyRuns {
+    /// Those that were timed, each in a window of its own or by its CPU time.
+    Timed,
+    /// Further ones, repeated within one window: a single one is too short for the meter.
+    Repeated,
+    /// Some that this version does not know of.
+    #[serde(other)]
+    Other,
 }

@@ -8,7 +8,7 @@ use perjoule_record::{Kind, Record, Store, to_line};
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::meters::MeterArgs;
 use super::output::{WIDTH, csv_lines, refuse_format_name, wrap};
@@ -81,7 +81,8 @@ pub(crate) struct ExecArgs {
     /// Runs before the first that counts [default: until two agree, 5 at most]
     #[arg(short = 'w', long, value_name = "N", help_heading = "How")]
     warmup: Option<u64>,
-    /// Seconds of measuring in all; ends -r early when given [default: 10 for each command]
+    /// Seconds of measuring in all, pauses for the power at rest included; commands too short for a meter are repeated for their energy on
+    /// top; ends -r early when given [default: 10 for each command]
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, help_heading = "How")]
     budget: Option<f64>,
     #[command(flatten)]
@@ -139,7 +140,13 @@ pub(crate) fn run(args: &ExecArgs) -> Result<Ended> {
     let environment = environment();
     let processors = environment.cpu_count.unwrap_or(1);
     let meters = args.meters.discover(&environment, usize::try_from(processors).unwrap_or(usize::MAX))?;
+    let resting = Instant::now();
     let gauge = Gauge::new(meters.of_machine());
+    let rested = resting.elapsed();
+    // one pause lies behind, and one follows the runs
+    let pauses = gauge.as_ref().map_or(Duration::ZERO, |gauge| 2 * gauge.pause());
+    let budget = plan.budget;
+    let plan = Plan { budget: budget.saturating_sub(pauses).max(budget / 2), ..plan };
     let processes = Processes::new(args.input.clone(), sink)?;
     let bar = progress::bar(0, args.quiet);
     let show = |text: &str| bar.set_message(printable(&text.replace('\n', " ")));
@@ -152,14 +159,21 @@ pub(crate) fn run(args: &ExecArgs) -> Result<Ended> {
         progress: &show,
     };
     let setup = once("--setup", args.setup.as_deref(), &shell, &processes);
+    let start = Instant::now();
     let measured = setup.and_then(|()| bench.measure(&Record::new(Kind::Command, &environment)));
     bar.finish_and_clear();
+    let took = rested + start.elapsed();
     // it was promised whatever happens, an interruption too
     let cleaned = line::after(args.cleanup.as_deref(), &shell);
     let records = measured?;
     deliver(&records, format, store, args)?;
     if !args.quiet {
         notes(&tasks, &records, &shell, args);
+        if args.budget.is_some() && took > budget.mul_f64(1.5) && !interrupted() {
+            let (budget, took) = (budget.as_secs_f64(), took.as_secs_f64());
+            let why = "the least that is needed of runs, energy and power at rest comes on top";
+            eprintln!("note: --budget {budget} s, took {took:.0} s: {why}");
+        }
     }
     if interrupted() {
         let n = records.iter().filter_map(|r| r.timing.samples_ns.as_ref()).map(Vec::len).sum::<usize>();

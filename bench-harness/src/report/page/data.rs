@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 
 use crate::compare::row::tokens_per_s;
-use crate::report::{coverage, meters, units};
+use crate::report::{coverage, meters, silent_meters, units};
 
 /// Characters of a name that are shown; longer ones end in an ellipsis.
 const LONGEST: usize = 160;
@@ -289,6 +289,7 @@ pub(super) fn notes(record: &Record) -> String {
     notes.extend(list(&record.disturbances).map(|why| format!("disturbed: {why}")));
     notes.extend(meters::also(record));
     notes.extend(record.energy.energy_unknown.as_ref().map(|why| format!("energy unknown: {why}")));
+    notes.extend(silent_meters(record));
     notes.join("; ")
 }
 

@@ -308,7 +308,7 @@ fn policy(scripts: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use perjoule_record::{Kind, Record};
+    use perjoule_record::{EnergyKind, Kind, Reading, Record};
 
     const NASTY: &str = "</SCRIPT><script>alert(1)</script><!-- \u{2028} ' \" & <img src=x onerror=alert(1)>";
 
@@ -334,8 +334,22 @@ mod tests {
         (record.workload.n_prompt, record.workload.n_gen) = (Some(u64::MAX), Some(1));
         record.timing.avg_ts = Some(12.0);
         record.energy.energy_source = Some(NASTY.into());
-        record.energy.energy_kind = Some(perjoule_record::EnergyKind::Modelled);
+        record.energy.energy_kind = Some(EnergyKind::Modelled);
         record.energy.joules_per_output_token = Some(f64::INFINITY);
+        let reading = |meter: &str| Reading {
+            source: NASTY.into(),
+            boundary: NASTY.into(),
+            kind: EnergyKind::Measured,
+            meter: meter.into(),
+            joules: 1.0,
+            ci95: None,
+            net_joules: None,
+            net_ci95: None,
+            idle_power_w: None,
+            window_s: 1.0,
+            notes: Some(vec!["The counter stepped back.".into(), NASTY.into()]),
+        };
+        record.energy.energies = Some(vec![reading(NASTY), reading("Outlet <3>")]);
         record.invalidate(NASTY);
         list.push(record);
         list
@@ -362,6 +376,13 @@ mod tests {
         let data: serde_json::Value = serde_json::from_str(data).unwrap();
         let texts = data["sets"]["kernels"]["columns"][4]["texts"].as_array().unwrap();
         assert_eq!(texts[0].as_str().unwrap(), clip(NASTY), "and reads back as it was");
+    }
+
+    #[test]
+    fn what_meters_say_of_their_figures_stands_where_energy_is_explained() {
+        let page = page(&records());
+        let section = page.split("How energy was obtained").nth(1).unwrap().split("</div>").next().unwrap();
+        assert!(section.contains("Outlet &lt;3&gt;: The counter stepped back."), "{section}");
     }
 
     #[test]

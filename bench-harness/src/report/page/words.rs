@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use super::data::{clip, device, energy_kind, joules_per_token, phase, provenance};
 use crate::compare::row::tokens_per_s;
+use crate::report::meter_notes;
 use crate::report::units::{bytes, joules, percent, si};
 
 /// A best figure.
@@ -41,6 +42,8 @@ pub(crate) struct Words {
     pub(crate) best: Vec<Best>,
     /// How energy was obtained; the first word says whether it is modelled.
     pub(crate) energy: Vec<String>,
+    /// What the meters say of their figures, and which could tell nothing.
+    pub(crate) meters: Vec<String>,
     pub(crate) modelled: bool,
     pub(crate) doubts: Vec<String>,
     pub(crate) sources: Vec<Origin>,
@@ -91,6 +94,7 @@ pub(crate) fn words(records: &[Record], skipped: usize) -> Words {
         best: best(records),
         modelled: records.iter().any(|r| r.energy.energy_kind == Some(EnergyKind::Modelled)),
         energy,
+        meters: meters(records),
         doubts: doubts(records, skipped),
         methods: methods(records),
         sources: sources(records),
@@ -280,6 +284,11 @@ fn best(records: &[Record]) -> Vec<Best> {
     list
 }
 
+/// A sentence or a few, on one line.
+fn cut(text: &str) -> String {
+    text.chars().take(600).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 fn energy(records: &[Record]) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for record in records {
@@ -293,8 +302,8 @@ fn energy(records: &[Record]) -> Vec<String> {
         let source = e.energy_source.as_deref().unwrap_or("no source named");
         let boundary = e.energy_boundary.as_deref().unwrap_or("unknown");
         // the assumptions of a model go to some length, and are what its joules rest on
-        let source: String = source.chars().take(600).map(|c| if c.is_control() { ' ' } else { c }).collect();
-        let line = format!("{word} on {}: {source} Boundary: {}.", clip(&device(record)), clip(boundary));
+        let line =
+            format!("{word} on {}: {} Boundary: {}.", clip(&device(record)), cut(source), clip(boundary));
         if !lines.contains(&line) {
             lines.push(line);
         }
@@ -305,6 +314,19 @@ fn energy(records: &[Record]) -> Vec<String> {
     if lines.is_empty() {
         lines.push("No record holds energy.".into());
     }
+    lines
+}
+
+fn meters(records: &[Record]) -> Vec<String> {
+    let notes = records.iter().flat_map(|record| {
+        let device = clip(&device(record));
+        meter_notes(record).into_iter().map(move |note| format!("{device}: {}", cut(&note)))
+    });
+    let mut seen = BTreeSet::new();
+    let mut lines: Vec<String> = notes.filter(|line| seen.insert(line.clone())).collect();
+    let more = lines.len().saturating_sub(LISTED);
+    lines.truncate(LISTED);
+    lines.extend((more > 0).then(|| format!("And {more} more, beside the results in the records.")));
     lines
 }
 

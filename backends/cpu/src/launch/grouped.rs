@@ -9,10 +9,12 @@ use crate::launch::body::{Body, on, other_op};
 use crate::launch::matmul::driver::{BLOCK_ROWS, DEPTH, Finish, Plan, RowAt, Scales, Tiles, block};
 use crate::launch::matmul::operand::{Floats, FloatsOut, Singles, Words};
 use crate::launch::matmul::pairs::{PackedPairs, PlainPairs, Rounded};
+use crate::launch::matmul::quantised::{Blocks, PackedBlocks};
 use crate::launch::matmul::source::{Format, Packed, Plain, Source};
 use crate::launch::matmul::tile::{MAX_ROWS, columns};
 use crate::launch::matmul::{
-    ROUNDING, blocked, blocked_in, refuse_a, refuse_b, refuse_rounding, rounding, widening,
+    QUANTISED, ROUNDING, blocked, blocked_in, quantised_in, refuse_a, refuse_b, refuse_quantising,
+    refuse_rounding, rounding, widening,
 };
 use crate::simd::{self, Element, Simd};
 use crate::spmd::Args;
@@ -57,6 +59,19 @@ pub(crate) const fn plain<S: Simd>(name: &'static str, configs: &'static [Config
         .with_reject(reject_plain::<S>)
 }
 
+/// A row that reads B packed in blocks of `Q`, and quantises A to 8 bits.
+pub(crate) const fn quantised<S: Simd, Q: Blocks>(
+    name: &'static str,
+    configs: &'static [Config],
+    packs: &'static [&'static PackFormat],
+) -> Kernel {
+    Kernel::new(name, "grouped_matmul", cost_quantised::<S, Q>, prepare::<S, PackedBlocks<Q>>)
+        .with_configs(configs)
+        .with_packs(packs)
+        .with_numerics(|_| QUANTISED)
+        .with_reject(reject_quantised::<S, Q>)
+}
+
 /// A row that multiplies pairs of bf16 and reads B packed in them.
 pub(crate) const fn pairs<S: Simd>(
     name: &'static str,
@@ -86,6 +101,17 @@ fn reject<S: Simd, T: Element>(candidate: &Candidate<'_>) -> Option<Reason> {
 fn reject_plain<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
     let Op::GroupedMatMul(op) = op else { return Some(Reason::new("runs grouped_matmul")) };
     refuse_a(op.a.dtype).or_else(|| simd::refusal::<S>(info))
+}
+
+fn reject_quantised<S: Simd, Q: Blocks>(candidate: &Candidate<'_>) -> Option<Reason> {
+    let Op::GroupedMatMul(op) = candidate.op else { return Some(Reason::new("runs grouped_matmul")) };
+    refuse_quantising::<Q>(op.b.dtype, op.policy).or_else(|| reject_plain::<S>(candidate))
+}
+
+fn cost_quantised<S: Simd, Q: Blocks>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
+    let Op::GroupedMatMul(g) = op else { return f32::INFINITY };
+    let each = g.rows.div_ceil(experts(g).max(1));
+    quantised_in::<S, Q>(op, [experts(g), each, g.n, g.k], lanes(info))
 }
 
 fn reject_pairs<S: Simd>(candidate: &Candidate<'_>) -> Option<Reason> {

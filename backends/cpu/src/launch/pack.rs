@@ -2,6 +2,7 @@
 //! read, one column of lanes after the other. Elements keep their type; rounding is not a packing's business.
 
 use crate::launch::body::{Body, other_op};
+use crate::launch::matmul::quantised_pack::{block_bytes, put};
 use crate::simd::Simd;
 use crate::spmd::Args;
 use crate::team::Lane;
@@ -48,6 +49,40 @@ pub(crate) static QUADS16_U8: PackFormat =
 pub(crate) static QUADS32_U8: PackFormat =
     PackFormat { name: "quads32_u8", dtype: DType::I8, panel: 32, panel_bytes: words::<32, 4> };
 
+/// A format of blocks in panels, with the block format whose numbers it keeps.
+macro_rules! blocks {
+    ($($panel:ident $name:literal $dtype:ident $nr:literal;)*) => {
+        $(
+            /// Blocks of
+            #[doc = stringify!($dtype)]
+            /// in panels: [`crate::launch::matmul::quantised`] says how they lie.
+            pub(crate) static $panel: PackFormat = PackFormat {
+                name: $name,
+                dtype: DType::I8,
+                panel: $nr,
+                panel_bytes: |k| {
+                    let blocks = (k / DType::$dtype.block_len()) as u64;
+                    blocks.checked_mul(block_bytes(DType::$dtype, $nr)? as u64)
+                },
+            };
+        )*
+        static BLOCKS: &[(&PackFormat, DType)] = &[$((&$panel, DType::$dtype)),*];
+    };
+}
+
+blocks! {
+    BLOCKS16_Q8_0 "blocks16_q8_0" Q8_0 16;
+    BLOCKS16_Q4_0 "blocks16_q4_0" Q4_0 16;
+    BLOCKS16_Q4_K "blocks16_q4_k" Q4K 16;
+    BLOCKS16_Q6_K "blocks16_q6_k" Q6K 16;
+    BLOCKS16_MXFP4 "blocks16_mxfp4" MxFp4 16;
+    BLOCKS32_Q8_0 "blocks32_q8_0" Q8_0 32;
+    BLOCKS32_Q4_0 "blocks32_q4_0" Q4_0 32;
+    BLOCKS32_Q4_K "blocks32_q4_k" Q4K 32;
+    BLOCKS32_Q6_K "blocks32_q6_k" Q6K 32;
+    BLOCKS32_MXFP4 "blocks32_mxfp4" MxFp4 32;
+}
+
 /// Rows of words of `PER` elements of a panel, rounded up to whole tiles of AMX.
 pub(crate) fn word_rows<const PER: usize>(k: usize) -> usize {
     k.div_ceil(16 * PER) * 16
@@ -80,6 +115,9 @@ struct Panels(Pack);
 impl Body for Panels {
     #[inline(always)]
     fn run<S: Simd>(&self, _: S, lane: &Lane<'_>, args: &Args) {
+        if BLOCKS.iter().any(|(format, _)| *format == self.0.format) {
+            return pack_blocks(&self.0, lane, args);
+        }
         match self.0.format.dtype.block_bytes() {
             1 => pack_words::<u8, 4>(&self.0, lane, args, |byte| byte ^ 0x80),
             2 if self.0.format == &PAIRS32_BF16 => pack_words::<u16, 2>(&self.0, lane, args, |bits| bits),
@@ -157,17 +195,39 @@ fn pack_words<T: Pod, const PER: usize>(op: &Pack, lane: &Lane<'_>, args: &Args,
     }
 }
 
+/// Blocks of all columns of a panel behind each other; zeros beyond `n`.
+fn pack_blocks(op: &Pack, lane: &Lane<'_>, args: &Args) {
+    let (from, to) = (args.read::<u8>(0), args.out::<u8>(1));
+    let (nr, dtype) = (op.format.panel, op.b.dtype);
+    let (len, size) = (dtype.block_len(), dtype.block_bytes());
+    let (panels, blocks) = (op.n.div_ceil(nr), op.k / len);
+    let Some(bytes) = block_bytes(dtype, nr) else { return };
+    for item in lane.split(op.matrices * panels, 1) {
+        let (matrix, panel) = (item / panels, item % panels);
+        // SAFETY: every panel has its own range, and every item is one lane's.
+        let out = unsafe { to.slice(item * blocks * bytes..(item + 1) * blocks * bytes) };
+        let columns = (op.n - panel * nr).min(nr);
+        if columns < nr {
+            out.fill(0);
+        }
+        for (block, out) in out.chunks_exact_mut(bytes).enumerate() {
+            for column in 0..columns {
+                let at = op.b.strides.at(matrix, block * len, panel * nr + column) / len * size;
+                put(dtype, &from[at..at + size], nr, column, out);
+            }
+        }
+    }
+}
+
 pub(crate) fn reject(Candidate { op, .. }: &Candidate<'_>) -> Option<Reason> {
     let Op::Pack(op) = op else { return Some(Reason::new("runs pack")) };
-    if !FORMATS.contains(&op.format) {
+    let blocks = BLOCKS.iter().find(|(format, _)| *format == op.format).map(|(_, dtype)| *dtype);
+    let plain = || FORMATS.contains(&op.format).then_some(op.format.dtype);
+    let Some(dtype) = blocks.or_else(plain) else {
         return Some(Reason::new(format!("does not know the format {}", op.format.name)));
-    }
-    (op.b.dtype != op.format.dtype).then(|| {
-        Reason::new(format!(
-            "packs {} from {} only: a packing does not round",
-            op.format.name, op.format.dtype
-        ))
-    })
+    };
+    (op.b.dtype != dtype)
+        .then(|| Reason::new(format!("packs {} from {dtype} only: a packing does not round", op.format.name)))
 }
 
 pub(crate) fn cost(Candidate { op, .. }: &Candidate<'_>) -> f32 {

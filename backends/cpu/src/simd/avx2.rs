@@ -169,4 +169,45 @@ impl Simd for Avx2 {
     fn add_integers(self, a: __m256, b: __m256) -> __m256 {
         unsafe { _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b))) }
     }
+    #[inline(always)]
+    fn and(self, a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_and_ps(a, b) }
+    }
+    #[inline(always)]
+    fn or(self, a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_or_ps(a, b) }
+    }
+    #[inline(always)]
+    fn shift_left<const BITS: u32>(self, words: __m256) -> __m256 {
+        unsafe {
+            let by = _mm_cvtsi32_si128(BITS as i32);
+            _mm256_castsi256_ps(_mm256_sll_epi32(_mm256_castps_si256(words), by))
+        }
+    }
+    #[inline(always)]
+    fn shift_right<const BITS: u32>(self, words: __m256) -> __m256 {
+        unsafe {
+            let by = _mm_cvtsi32_si128(BITS as i32);
+            _mm256_castsi256_ps(_mm256_srl_epi32(_mm256_castps_si256(words), by))
+        }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], bytes: __m256) -> __m256 {
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm256_castsi256_ps(_mm256_shuffle_epi8(table, _mm256_castps_si256(bytes)))
+        }
+    }
+    #[inline(always)]
+    fn integers(self, words: __m256) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(words)) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
+    }
 }

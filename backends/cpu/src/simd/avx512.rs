@@ -222,4 +222,45 @@ impl<const LAST: u8> Simd for WithExtension<LAST> {
     fn add_integers(self, a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b))) }
     }
+    #[inline(always)]
+    fn and(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_and_ps(a, b) }
+    }
+    #[inline(always)]
+    fn or(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_or_ps(a, b) }
+    }
+    #[inline(always)]
+    fn shift_left<const BITS: u32>(self, words: __m512) -> __m512 {
+        unsafe {
+            let by = _mm_cvtsi32_si128(BITS as i32);
+            _mm512_castsi512_ps(_mm512_sll_epi32(_mm512_castps_si512(words), by))
+        }
+    }
+    #[inline(always)]
+    fn shift_right<const BITS: u32>(self, words: __m512) -> __m512 {
+        unsafe {
+            let by = _mm_cvtsi32_si128(BITS as i32);
+            _mm512_castsi512_ps(_mm512_srl_epi32(_mm512_castps_si512(words), by))
+        }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], bytes: __m512) -> __m512 {
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_shuffle_epi8(table, _mm512_castps_si512(bytes)))
+        }
+    }
+    #[inline(always)]
+    fn integers(self, words: __m512) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(words)) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
 }

@@ -12,7 +12,7 @@ macro_rules! missing {
         pub(crate) struct $token(Infallible);
 
         missing!(@impl $token, $name, $lanes, $registers,
-            binary add sub mul div max min copysign add_integers; unary abs pow2; reduce reduce_add reduce_max;
+            binary add sub mul div max min copysign add_integers and or; unary abs pow2 integers; reduce reduce_add reduce_max;
             memory load_f32 store_f32 f32, load_bf16 store_bf16 bf16, load_f16 store_f16 f16);
     };
     (@impl $token:ident, $name:literal, $lanes:literal, $registers:literal,
@@ -37,6 +37,21 @@ macro_rules! missing {
                 match self.0 {}
             }
             fn fma(self, _: Self::V, _: Self::V, _: Self::V) -> Self::V {
+                match self.0 {}
+            }
+            fn shift_left<const BITS: u32>(self, _: Self::V) -> Self::V {
+                match self.0 {}
+            }
+            fn shift_right<const BITS: u32>(self, _: Self::V) -> Self::V {
+                match self.0 {}
+            }
+            fn lookup(self, _: &[u8; 16], _: Self::V) -> Self::V {
+                match self.0 {}
+            }
+            unsafe fn load_u8(self, _: *const u8) -> Self::V {
+                match self.0 {}
+            }
+            unsafe fn load_i8(self, _: *const i8) -> Self::V {
                 match self.0 {}
             }
             fn halves(self, _: Self::V) -> [Self::V; 2] {

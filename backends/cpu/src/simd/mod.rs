@@ -126,6 +126,29 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// a + b of words that are i32, which wrap.
     fn add_integers(self, a: Self::V, b: Self::V) -> Self::V;
 
+    /// The nearest f32 of words that are i32.
+    fn integers(self, words: Self::V) -> Self::V;
+    /// Bits that are set in both.
+    fn and(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Bits that are set in either.
+    fn or(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Each word shifted towards its upper bits.
+    fn shift_left<const BITS: u32>(self, words: Self::V) -> Self::V;
+    /// Each word shifted towards its lower bits, zeros coming in.
+    fn shift_right<const BITS: u32>(self, words: Self::V) -> Self::V;
+    /// The entries of `table` at each byte, which is below 16.
+    fn lookup(self, table: &[u8; 16], bytes: Self::V) -> Self::V;
+
+    /// Loads and converts, exactly.
+    ///
+    /// # Safety
+    /// As [`Simd::load_f32`].
+    unsafe fn load_u8(self, from: *const u8) -> Self::V;
+    /// Loads and converts, exactly.
+    ///
+    /// # Safety
+    /// As [`Simd::load_f32`].
+    unsafe fn load_i8(self, from: *const i8) -> Self::V;
     /// Loads [`Simd::LANES`] elements.
     ///
     /// # Safety

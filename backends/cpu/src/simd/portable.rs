@@ -166,4 +166,41 @@ impl Simd for Portable {
     fn add_integers(self, a: V4, b: V4) -> V4 {
         lanes!(i => f32::from_bits(a.0[i].to_bits().wrapping_add(b.0[i].to_bits())))
     }
+    #[inline(always)]
+    fn and(self, a: V4, b: V4) -> V4 {
+        lanes!(i => f32::from_bits(a.0[i].to_bits() & b.0[i].to_bits()))
+    }
+    #[inline(always)]
+    fn or(self, a: V4, b: V4) -> V4 {
+        lanes!(i => f32::from_bits(a.0[i].to_bits() | b.0[i].to_bits()))
+    }
+    #[inline(always)]
+    fn shift_left<const BITS: u32>(self, words: V4) -> V4 {
+        lanes!(i => f32::from_bits(words.0[i].to_bits() << BITS))
+    }
+    #[inline(always)]
+    fn shift_right<const BITS: u32>(self, words: V4) -> V4 {
+        lanes!(i => f32::from_bits(words.0[i].to_bits() >> BITS))
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], bytes: V4) -> V4 {
+        let look = |word: f32| word.to_bits().to_le_bytes().map(|byte| table[usize::from(byte & 15)]);
+        lanes!(i => f32::from_bits(u32::from_le_bytes(look(bytes.0[i]))))
+    }
+    #[inline(always)]
+    fn integers(self, words: V4) -> V4 {
+        lanes!(i => words.0[i].to_bits() as i32 as f32)
+    }
+    #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> V4 {
+        // SAFETY: four elements are readable by the contract.
+        let bytes = unsafe { from.cast::<[u8; LANES]>().read_unaligned() };
+        lanes!(i => f32::from(bytes[i]))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> V4 {
+        // SAFETY: four elements are readable by the contract.
+        let bytes = unsafe { from.cast::<[i8; LANES]>().read_unaligned() };
+        lanes!(i => f32::from(bytes[i]))
+    }
 }

@@ -12,7 +12,7 @@ use perjoule_kernels::Matrix;
 use perjoule_kernels::op::Activation;
 use std::ops::Range;
 
-/// Words along k of a panel in L1: a multiple of every block format's length.
+/// Words along k of a widened panel, in L1: a multiple of every block format's length.
 pub(crate) const DEPTH: usize = 256;
 
 /// f32 results of a block, which share L2 with the block of A.
@@ -228,14 +228,19 @@ pub(crate) fn block<'o, S: Simd, B: Source>(
         c.fill(0.0);
         return c;
     }
-    let (per, words) = (B::A::PER, words::<B::A>(k));
+    let (per, words, each) = (B::A::PER, words::<B::A>(k), B::A::WORDS);
+    let all_steps = k.div_ceil(per);
     assert!(a.len() >= rows * words);
     // a panel that serves few tiles is widened in registers; a single tile keeps its sums there for all of k
     let direct = B::PACKED && (tiles.len() <= 2 || !B::WIDENS);
-    let depth = if direct && tiles.len() == 1 { words } else { DEPTH };
+    let depth = match direct {
+        true if tiles.len() == 1 => all_steps,
+        true => B::Direct::DEPTH,
+        false => DEPTH,
+    };
     let mut done = 0;
-    while done < words {
-        let steps = depth.min(words - done);
+    while done < all_steps {
+        let steps = depth.min(all_steps - done);
         let ks = done * per..k.min((done + steps) * per);
         for (index, panel) in panels.clone().enumerate() {
             if !direct {
@@ -245,17 +250,17 @@ pub(crate) fn block<'o, S: Simd, B: Source>(
             for tile in tiles.clone() {
                 let at = all.rows(tile);
                 let height = at.len();
-                let a = &a[(at.start - first) * words + done * height..];
+                let a = &a[(at.start - first) * words + done * each * height..];
                 let c = &mut c[(index * rows + at.start - first) * nr..][..height * nr];
-                assert!(a.len() >= steps * height && height <= max_rows::<S>());
+                assert!(a.len() >= steps * each * height && height <= max_rows::<S>());
                 let (a, c, add) = (a.as_ptr(), c.as_mut_ptr(), done > 0);
                 // SAFETY: A was just checked, as were the height and C; `stored` and `widened` hold the rows of `steps` steps.
                 unsafe {
                     if direct {
-                        assert!(stored.len() >= steps.div_ceil(B::Direct::PER_ROW) * nr);
+                        assert!(stored.len() >= B::Direct::stored(steps, nr));
                         product::<S, B::Direct>(s, height, steps, a, stored.as_ptr(), c, add);
                     } else {
-                        assert!(widened.len() >= steps.div_ceil(B::Widened::PER_ROW) * nr);
+                        assert!(widened.len() >= B::Widened::stored(steps, nr));
                         product::<S, B::Widened>(s, height, steps, a, widened.as_ptr(), c, add);
                     }
                 }

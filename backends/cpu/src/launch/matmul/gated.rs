@@ -4,10 +4,12 @@
 use super::driver::{BLOCK_ROWS, DEPTH, Plan, Tiles, block};
 use super::operand::{Floats, FloatsOut, Singles, Words};
 use super::pairs::{PackedPairs, PlainPairs, Rounded};
+use super::quantised::{Blocks, PackedBlocks};
 use super::source::{Format, Packed, Plain, Source};
 use super::tile::columns;
 use super::{
-    ROUNDING, blocked, blocked_in, in_place, pack, refuse_a, refuse_b, refuse_rounding, rounding, widening,
+    QUANTISED, ROUNDING, blocked, blocked_in, in_place, pack, quantised_in, refuse_a, refuse_b,
+    refuse_quantising, refuse_rounding, rounding, widening,
 };
 use crate::device::lanes;
 use crate::launch::body::{Body, on, other_op};
@@ -54,6 +56,19 @@ pub(crate) const fn plain<S: Simd>(
         .with_reject(reject_plain::<S>)
 }
 
+/// A row that reads B packed in blocks of `Q`, and quantises A to 8 bits.
+pub(crate) const fn quantised<S: Simd, Q: Blocks>(
+    name: &'static str,
+    configs: &'static [Config],
+    packs: &'static [&'static PackFormat],
+) -> perjoule_kernels::Kernel {
+    perjoule_kernels::Kernel::new(name, "gated_matmul", cost_quantised::<S, Q>, prepare::<S, PackedBlocks<Q>>)
+        .with_configs(configs)
+        .with_packs(packs)
+        .with_numerics(|_| QUANTISED)
+        .with_reject(reject_quantised::<S, Q>)
+}
+
 /// A row that multiplies pairs of bf16 and reads B packed in them.
 pub(crate) const fn pairs<S: Simd>(
     name: &'static str,
@@ -86,6 +101,18 @@ fn reject<S: Simd, T: Element>(candidate: &Candidate<'_>) -> Option<Reason> {
 fn reject_plain<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
     let Op::GatedMatMul(op) = op else { return Some(Reason::new("runs gated_matmul")) };
     refuse_a(op.gate.a.dtype).or_else(|| simd::refusal::<S>(info))
+}
+
+fn reject_quantised<S: Simd, Q: Blocks>(candidate: &Candidate<'_>) -> Option<Reason> {
+    let Op::GatedMatMul(gated) = candidate.op else { return Some(Reason::new("runs gated_matmul")) };
+    let refuses = |op: &MatMul| refuse_quantising::<Q>(op.b.dtype, op.policy);
+    reject_plain::<S>(candidate).or_else(|| refuses(&gated.gate)).or_else(|| refuses(&gated.up))
+}
+
+fn cost_quantised<S: Simd, Q: Blocks>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
+    let Op::GatedMatMul(g) = op else { return f32::INFINITY };
+    let n = 2 * g.gate.n.next_multiple_of(columns::<S>());
+    quantised_in::<S, Q>(op, [1, g.gate.m, n, g.gate.k], lanes(info))
 }
 
 fn reject_pairs<S: Simd>(candidate: &Candidate<'_>) -> Option<Reason> {

@@ -8,6 +8,7 @@
 //! | [`tile`] | the micro-kernel |
 //! | [`driver`] | the blocked loop around it, and the epilogue |
 //! | [`dots`] | rows without panels, for few rows or columns |
+//! | [`quantised`] | block formats beside activations of 8 bits |
 //! | [`integers`] | products of i8 |
 //! | [`gated`] | two products with a gated activation between them |
 //! | [`operand`] | A and what surrounds C, by element type |
@@ -22,6 +23,8 @@ pub(crate) mod gated;
 pub(crate) mod integers;
 pub(crate) mod operand;
 pub(crate) mod pairs;
+pub(crate) mod quantised;
+pub(crate) mod quantised_pack;
 pub(crate) mod source;
 #[cfg(test)]
 mod tests;
@@ -40,10 +43,11 @@ use perjoule_kernels::op::{Granularity, MatMul, Op, Policy};
 use perjoule_kernels::{
     Candidate, Config, DType, Error, Kernel, Launch, Numerics, PackFormat, Reason, Request, Result,
 };
+use quantised::{Blocks, PackedBlocks};
 use source::{Format, Packed, Plain, Source};
 use std::marker::PhantomData;
 use std::ops::Range;
-use tile::{MAX_ROWS, columns};
+use tile::{MAX_ROWS, columns, max_rows};
 
 /// Elements along k of a tile of A that one lane packs at a time: whole words.
 pub(crate) const PACK_DEPTH: usize = 512;
@@ -98,6 +102,60 @@ pub(crate) const fn plain_pairs<S: Simd>(name: &'static str, configs: &'static [
         .with_configs(configs)
         .with_numerics(numerics_pairs)
         .with_reject(reject_plain_pairs::<S>)
+}
+
+/// A row that reads B packed in blocks of `Q`, and quantises A to 8 bits.
+pub(crate) const fn quantised<S: Simd, Q: Blocks>(
+    name: &'static str,
+    configs: &'static [Config],
+    packs: &'static [&'static PackFormat],
+) -> Kernel {
+    Kernel::new(name, "matmul", cost_quantised::<S, Q>, prepare::<S, PackedBlocks<Q>>)
+        .with_configs(configs)
+        .with_packs(packs)
+        .with_numerics(|_| QUANTISED)
+        .with_reject(reject_quantised::<S, Q>)
+}
+
+/// Rounding activations to 8 bits within blocks of 32: half of a 127th of the largest of them, which is no bound by the terms where
+/// the others are much smaller.
+pub(crate) const QUANTISED: Numerics = Numerics::F32.with_unit(1.0 / 254.0);
+
+fn reject_quantised<S: Simd, Q: Blocks>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
+    let Op::MatMul(op) = op else { return Some(Reason::new("runs matmul")) };
+    refuse_quantising::<Q>(op.b.dtype, op.policy).or_else(|| refuse(op)).or_else(|| simd::refusal::<S>(info))
+}
+
+/// Why activations are not quantised beside such a B.
+pub(crate) fn refuse_quantising<Q: Blocks>(b: DType, policy: Policy) -> Option<Reason> {
+    (b != Q::DTYPE).then(|| Reason::new(format!("reads b in {}", Q::DTYPE))).or_else(|| {
+        (!policy.quantised_activations).then(|| {
+            Reason::new("quantises activations, which the policy does not allow (quantised_activations)")
+        })
+    })
+}
+
+/// Vector instructions that a step of `Q` takes beside those of each row, as steps of words.
+pub(crate) fn unpacking<Q: Blocks>() -> f32 {
+    match Q::DTYPE {
+        DType::Q8_0 => 4.0,
+        DType::Q6K => 20.0,
+        _ => 9.0,
+    }
+}
+
+fn cost_quantised<S: Simd, Q: Blocks>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
+    let Op::MatMul(m) = op else { return f32::INFINITY };
+    quantised_in::<S, Q>(op, [m.batch, m.m, m.n, m.k], lanes(info))
+}
+
+/// Seconds of products with blocks of `Q`: eight dot products and three instructions more a step, and unpacking for every tile.
+pub(crate) fn quantised_in<S: Simd, Q: Blocks>(op: &Op, [batch, m, n, k]: [usize; 4], lanes: usize) -> f32 {
+    let tiles = m.div_ceil(max_rows::<S>()).max(1);
+    let each = (if S::DOT_QUADS { 11.0 } else { 48.0 }) + unpacking::<Q>() * tiles as f32 / m.max(1) as f32;
+    // in steps of words of an element
+    let words = (k / quantised::STEP) as f32 * each;
+    blocked_in::<S>(op, [batch, m, n, words as usize], 1, false, lanes)
 }
 
 fn reject_pairs<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {

@@ -191,14 +191,16 @@ impl<'a> FloatsOut<'a> {
     }
 }
 
-/// How rows of A are packed: in words of 32 bits, each of one or several elements that are neighbours along k.
+/// How rows of A are packed: in steps along k, each of a word of 32 bits (or several) for one or several neighbours.
 pub(crate) trait Words: Copy + Send + Sync + 'static {
-    /// Elements of a word; the last word of a row is filled up with zeros.
+    /// Elements of a step; the last one of a row is filled up with zeros.
     const PER: usize;
+    /// Words of a step.
+    const WORDS: usize = 1;
     /// Whether words are f32: a row of f32 is then packed as it is.
     const IN_PLACE: bool = false;
 
-    /// As [`Floats::pack`], the tile being `[word][rows]`; `ks` begins at a whole word.
+    /// As [`Floats::pack`], the tile being `[step][rows][word]`; `ks` begins at a whole step.
     fn pack<S: Simd>(
         s: S,
         a: &Floats<'_>,
@@ -211,7 +213,7 @@ pub(crate) trait Words: Copy + Send + Sync + 'static {
 
 /// Words of a row of `k` elements.
 pub(crate) fn words<W: Words>(k: usize) -> usize {
-    k.div_ceil(W::PER)
+    k.div_ceil(W::PER) * W::WORDS
 }
 
 /// Elements as f32.

@@ -25,8 +25,31 @@ pub(crate) const MAX_ROWS: usize = 14;
 /// Steps that are unrolled.
 const STEPS: usize = 4;
 
-/// How B lies in a panel, and how a step multiplies it.
+/// How B lies in a panel, and how it is multiplied, step by step along k.
 pub(crate) trait Steps: Copy {
+    /// What B consists of.
+    type Stored: Copy;
+    /// Steps of a panel that several tiles are multiplied by before its next steps are read.
+    const DEPTH: usize;
+
+    /// What `steps` steps of a panel of `nr` columns consist of; a panel begins at whole blocks.
+    fn stored(steps: usize, nr: usize) -> usize;
+    /// One tile with `SETS` sets of accumulators, where that pays.
+    ///
+    /// # Safety
+    /// As [`product`], with `rows == M`.
+    unsafe fn tile<S: Simd, const M: usize, const SETS: usize>(
+        s: S,
+        steps: usize,
+        a: *const f32,
+        b: *const Self::Stored,
+        c: *mut f32,
+        add: bool,
+    );
+}
+
+/// Steps of one word of A.
+pub(crate) trait WordSteps: Copy {
     /// What B consists of.
     type Stored: Copy;
     /// Steps that a row of `NR` stored elements holds; divides [`STEPS`].
@@ -43,11 +66,32 @@ pub(crate) trait Steps: Copy {
     fn add<S: Simd>(s: S, a: S::V, b: S::V) -> S::V;
 }
 
+impl<W: WordSteps> Steps for W {
+    type Stored = W::Stored;
+    const DEPTH: usize = super::driver::DEPTH;
+
+    fn stored(steps: usize, nr: usize) -> usize {
+        steps.div_ceil(W::PER_ROW) * nr
+    }
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const M: usize, const SETS: usize>(
+        s: S,
+        steps: usize,
+        a: *const f32,
+        b: *const W::Stored,
+        c: *mut f32,
+        add: bool,
+    ) {
+        // SAFETY: the same contract.
+        unsafe { tile::<S, W, M, SETS>(s, steps, a, b, c, add) }
+    }
+}
+
 /// A step is one element of k, and B is of type `T`.
 #[derive(Clone, Copy)]
 pub(crate) struct Elements<T>(PhantomData<T>);
 
-impl<T: Element> Steps for Elements<T> {
+impl<T: Element> WordSteps for Elements<T> {
     type Stored = T;
     const PER_ROW: usize = 1;
 
@@ -73,7 +117,7 @@ impl<T: Element> Steps for Elements<T> {
 #[derive(Clone, Copy)]
 pub(crate) struct Halves;
 
-impl Steps for Halves {
+impl WordSteps for Halves {
     type Stored = f32;
     const PER_ROW: usize = 2;
 
@@ -97,7 +141,7 @@ impl Steps for Halves {
 #[derive(Clone, Copy)]
 pub(crate) struct Pairs;
 
-impl Steps for Pairs {
+impl WordSteps for Pairs {
     type Stored = f32;
     const PER_ROW: usize = 1;
 
@@ -120,7 +164,7 @@ impl Steps for Pairs {
 #[derive(Clone, Copy)]
 pub(crate) struct Quads;
 
-impl Steps for Quads {
+impl WordSteps for Quads {
     type Stored = f32;
     const PER_ROW: usize = 1;
 
@@ -142,7 +186,7 @@ impl Steps for Quads {
 /// `c = a b`, or `c += a b` where `add`; `c` is `rows x NR`, dense.
 ///
 /// # Safety
-/// `rows` is in `1..=max_rows::<S>()`; `a` has `rows * steps` elements to read, `b` the rows of `steps` steps, `c` has `rows * NR` to
+/// `rows` is in `1..=max_rows::<S>()`; `a` has the words of `rows` rows and `steps` steps to read, `b` what [`Steps::stored`] says, `c` has `rows * NR` to
 /// write, to which nothing else refers.
 pub(crate) unsafe fn product<S: Simd, B: Steps>(
     s: S,
@@ -179,7 +223,7 @@ impl<B: Steps> Kernel for Product<B> {
                 match rows {
                     // SAFETY: the contract of `product`, with `M == rows`.
                     $($height if max_rows::<S>() >= $height => unsafe {
-                        tile::<S, B, $height, $sets>(s, steps, a, b, c, add)
+                        B::tile::<S, $height, $sets>(s, steps, a, b, c, add)
                     },)*
                     _ => {}
                 }
@@ -194,7 +238,7 @@ impl<B: Steps> Kernel for Product<B> {
 /// # Safety
 /// As [`product`], with `rows == M`.
 #[inline(always)]
-unsafe fn tile<S: Simd, B: Steps, const M: usize, const SETS: usize>(
+unsafe fn tile<S: Simd, B: WordSteps, const M: usize, const SETS: usize>(
     s: S,
     steps: usize,
     a: *const f32,

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use perjoule_kernels::op::{
     Add, Advance, Argmax, Attention, Cast, Collective, CollectiveKind, Combine, Embed, Gated, GatedKind,
-    GatedMatMul, GroupedMatMul, KvAppend, LayerNorm, MatMul, Pack, QkNormRopeAppend, Quantise, RmsNorm, Rope,
+    GatedMatMul, Policy, GroupedMatMul, KvAppend, LayerNorm, MatMul, Pack, QkNormRopeAppend, Quantise, RmsNorm, Rope,
     Route, RouteOrder, Sample, Softmax, Tensor2,
 };
 use perjoule_kernels::{DType, Device, KvLayout, Matrix, Op, PackFormat};
@@ -61,13 +61,14 @@ pub(crate) const OPS: &[Entry] = &[
         keys: MATMUL,
         build: |s, t, _| {
             let (m, n, k) = (s.get("m"), s.get("n"), s.get("k"));
-            // products of i8 are i32; block formats are for weights, beside f32
+            // products of i8 are i32; block formats are for weights, beside f32 that may be rounded as in a model
             let (a, c) = match t {
                 DType::I8 => (t, DType::I32),
                 t if t.is_block() => (DType::F32, DType::F32),
                 t => (t, t),
             };
-            let op = MatMul { batch: s.get("b"), ..MatMul::linear(m, n, k, a, t, c) };
+            let policy = Policy { quantised_activations: t.is_block(), ..Policy::default() };
+            let op = MatMul { batch: s.get("b"), policy, ..MatMul::linear(m, n, k, a, t, c) };
             Ok(op.into())
         },
     },

@@ -3,8 +3,8 @@
 use anyhow::{Result, bail};
 use perjoule_kernels::op::{
     Add, Advance, Argmax, Attention, Cast, Collective, CollectiveKind, Combine, Embed, Gated, GatedKind,
-    GatedMatMul, Policy, GroupedMatMul, KvAppend, LayerNorm, MatMul, Pack, QkNormRopeAppend, Quantise, RmsNorm, Rope,
-    Route, RouteOrder, Sample, Softmax, Tensor2,
+    GatedMatMul, GroupedMatMul, KvAppend, LayerNorm, MatMul, Pack, Policy, QkNormRopeAppend, Quantise,
+    RmsNorm, Rope, Route, RouteOrder, Sample, Softmax, Tensor2,
 };
 use perjoule_kernels::{DType, Device, KvLayout, Matrix, Op, PackFormat};
 use std::fmt;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Names that `PERJOULE_CPU_FEATURES` takes, with what each level allows.
-pub const LEVELS: &str = "portable, avx2, avx512, avx512vnni, avx512bf16";
+pub const LEVELS: &str = "portable, avx2, avx512, avx512vnni, avx512bf16, amx";
 
 /// What the processor offers, as far as rows look at it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,6 +16,10 @@ pub struct Features {
     pub avx512_vnni: bool,
     /// AVX-512 BF16 beside that: dot products of two bf16.
     pub avx512_bf16: bool,
+    /// AMX tiles of bf16 beside all of that, with the system's leave to use them.
+    pub amx_bf16: bool,
+    /// AMX tiles of bytes, likewise.
+    pub amx_int8: bool,
 }
 
 impl Features {
@@ -41,7 +45,8 @@ impl Features {
             && is_x86_feature_detected!("avx512vl");
         let avx512_vnni = avx512 && is_x86_feature_detected!("avx512vnni");
         let avx512_bf16 = avx512_vnni && is_x86_feature_detected!("avx512bf16");
-        Features { avx2, avx512, avx512_vnni, avx512_bf16 }
+        let (amx_bf16, amx_int8) = if avx512_bf16 { amx() } else { (false, false) };
+        Features { avx2, avx512, avx512_vnni, avx512_bf16, amx_bf16, amx_int8 }
     }
 
     /// Nothing that rows look at yet.
@@ -53,9 +58,10 @@ impl Features {
     /// The same without what lies above `level`.
     pub fn masked(self, level: &str) -> Result<Self, UnknownLevel> {
         match level {
-            "" | "avx512bf16" => Ok(self),
-            "avx512vnni" => Ok(Features { avx512_bf16: false, ..self }),
-            "avx512" => Ok(Features { avx512_vnni: false, avx512_bf16: false, ..self }),
+            "" | "amx" => Ok(self),
+            "avx512bf16" => Ok(Features { amx_bf16: false, amx_int8: false, ..self }),
+            "avx512vnni" => Ok(Features { avx512_bf16: false, ..self.masked("avx512bf16")? }),
+            "avx512" => Ok(Features { avx512_vnni: false, ..self.masked("avx512vnni")? }),
             "avx2" => Ok(Features { avx2: self.avx2, ..Features::default() }),
             "portable" => Ok(Features::default()),
             _ => Err(UnknownLevel(level.to_string())),
@@ -71,9 +77,30 @@ impl Features {
             ("avx512", self.avx512),
             ("avx512vnni", self.avx512_vnni),
             ("avx512bf16", self.avx512_bf16),
+            ("amx-bf16", self.amx_bf16),
+            ("amx-int8", self.amx_int8),
         ];
         all.iter().filter(|(_, has)| *has).map(|(name, _)| name.to_string()).collect()
     }
+}
+
+/// Whether this process may use tiles of bf16 and of bytes: the processor has them and the system gives leave, for which it is asked once.
+/// A thread's state then holds tiles.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn amx() -> (bool, bool) {
+    static ASKED: std::sync::OnceLock<(bool, bool)> = std::sync::OnceLock::new();
+    *ASKED.get_or_init(|| {
+        // leaf 7: bits 22 (bf16), 24 (tiles) and 25 (int8) of EDX
+        let leaf = std::arch::x86_64::__cpuid_count(7, 0).edx;
+        let has = |bit: u32| leaf >> bit & 1 == 1;
+        (has(24) && crate::simd::may_use_tiles()).then(|| (has(22), has(25))).unwrap_or_default()
+    })
+}
+
+/// Only Linux is asked for leave.
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn amx() -> (bool, bool) {
+    (false, false)
 }
 
 /// `PERJOULE_CPU_FEATURES` names no level.

@@ -6,14 +6,15 @@
 
 use crate::device::lanes;
 use crate::launch::body::{Body, on, other_op};
+use crate::launch::matmul::amx::{self, Kind, PackedTiles};
 use crate::launch::matmul::driver::{BLOCK_ROWS, DEPTH, Finish, Plan, RowAt, Scales, Tiles, block};
 use crate::launch::matmul::operand::{Floats, FloatsOut, Singles, Words};
 use crate::launch::matmul::pairs::{PackedPairs, PlainPairs, Rounded};
 use crate::launch::matmul::quantised::{Blocks, PackedBlocks};
 use crate::launch::matmul::source::{Format, Packed, Plain, Source};
-use crate::launch::matmul::tile::{MAX_ROWS, columns};
+use crate::launch::matmul::tile::{MOST_ROWS, columns};
 use crate::launch::matmul::{
-    QUANTISED, ROUNDING, blocked, blocked_in, quantised_in, refuse_a, refuse_b, refuse_quantising,
+    QUANTISED, ROUNDING, TILES, blocked, blocked_in, quantised_in, refuse_a, refuse_b, refuse_quantising,
     refuse_rounding, rounding, widening,
 };
 use crate::simd::{self, Element, Simd};
@@ -57,6 +58,29 @@ pub(crate) const fn plain<S: Simd>(name: &'static str, configs: &'static [Config
     Kernel::new(name, "grouped_matmul", cost_plain::<S>, prepare::<S, Plain>)
         .with_configs(configs)
         .with_reject(reject_plain::<S>)
+}
+
+/// A row that multiplies tiles of AMX.
+pub(crate) const fn tiles<S: Simd, K: Kind>(
+    name: &'static str,
+    configs: &'static [Config],
+    packs: &'static [&'static PackFormat],
+) -> Kernel {
+    Kernel::new(name, "grouped_matmul", cost_tiles::<S>, prepare::<S, PackedTiles<K>>)
+        .with_configs(configs)
+        .with_packs(packs)
+        .with_numerics(numerics_pairs)
+        .with_reject(reject_tiles::<S, K>)
+}
+
+fn reject_tiles<S: Simd, K: Kind>(candidate: &Candidate<'_>) -> Option<Reason> {
+    reject_pairs::<S>(candidate).or_else(|| amx::refusal::<K>(candidate.info))
+}
+
+fn cost_tiles<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
+    let Op::GroupedMatMul(g) = op else { return f32::INFINITY };
+    let each = g.rows.div_ceil(experts(g).max(1)).next_multiple_of(16);
+    blocked_in::<S>(op, [experts(g), each, g.n, g.k], TILES, false, lanes(info))
 }
 
 /// A row that reads B packed in blocks of `Q`, and quantises A to 8 bits.
@@ -232,14 +256,14 @@ impl<F: Format> Grouped<F> {
         let mut item = 0;
         for (_, positions) in Segments::new(offsets, op.rows) {
             let positions = within(positions, &window);
-            let tiles = Tiles::new::<S>(positions.len());
+            let tiles = Tiles::new::<S, F::A>(positions.len());
             for tile in 0..tiles.count() {
                 item += 1;
                 if item % lane.count() != lane.index() {
                     continue;
                 }
                 let rows = tiles.rows(tile);
-                let mut starts = [None; MAX_ROWS];
+                let mut starts = [None; MOST_ROWS];
                 let slots = &order[positions.start + rows.start..positions.start + rows.end];
                 for (start, slot) in starts.iter_mut().zip(slots) {
                     if let Some((a_row, _)) = op.rows_of(i64::from(*slot)) {
@@ -275,7 +299,7 @@ impl<F: Format> Grouped<F> {
             let chunk = task * per_task..((task + 1) * per_task).min(panels);
             for (expert, positions) in Segments::new(offsets, op.rows) {
                 let positions = within(positions, &window);
-                let all = Tiles::new::<S>(positions.len());
+                let all = Tiles::new::<S, F::A>(positions.len());
                 for index in 0..all.blocks() {
                     let tiles = all.block(index);
                     let first = positions.start + all.start(tiles.start);

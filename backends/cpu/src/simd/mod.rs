@@ -31,6 +31,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod element;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod leave;
 pub(crate) mod math;
 #[cfg(not(target_arch = "x86_64"))]
 mod missing;
@@ -41,6 +43,8 @@ pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::{Avx512, Avx512Bf16, Avx512Vnni};
 pub(crate) use element::{E4m3, Element};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) use leave::may_use_tiles;
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) use missing::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
 pub(crate) use portable::Portable;

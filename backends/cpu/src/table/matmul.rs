@@ -1,7 +1,7 @@
 //! Rows of matmul, grouped_matmul, gated_matmul and pack.
 
 use crate::launch::matmul::quantised::{MxFp4, Q4_0, Q4K, Q6K, Q8_0};
-use crate::launch::matmul::{any, dots, gated, integers};
+use crate::launch::matmul::{amx, any, dots, gated, integers};
 use crate::launch::pack::{
     BLOCKS16_MXFP4, BLOCKS16_Q4_0, BLOCKS16_Q4_K, BLOCKS16_Q6_K, BLOCKS16_Q8_0, BLOCKS32_MXFP4,
     BLOCKS32_Q4_0, BLOCKS32_Q4_K, BLOCKS32_Q6_K, BLOCKS32_Q8_0, PAIRS32_BF16, PANEL8_BF16, PANEL8_F16,
@@ -18,6 +18,8 @@ static TILE_6X8: &[Config] = &[Config::tile("6x8", &[6, 8, 1])];
 static TILE_6X16: &[Config] = &[Config::tile("6x16", &[6, 16, 1])];
 /// Register tile of 512-bit vectors with 32 registers.
 static TILE_14X32: &[Config] = &[Config::tile("14x32", &[14, 32, 1])];
+/// Two by two tiles of AMX.
+static TILE_32X32: &[Config] = &[Config::tile("32x32", &[32, 32, 1])];
 /// Register tile of dot products: vectors of the few, and of the many in a task.
 static DOTS_4X32: &[Config] = &[Config::tile("4x32", &[4, 32, 32])];
 /// A panel, the unit of packing.
@@ -26,6 +28,8 @@ static PANELS: &[Config] = &[Config::tile("panel", &[16])];
 /// Fast rows first; the simple portable ones come last. The dtype in a packed row's name is that of B: A and C are any plain float.
 #[rustfmt::skip]
 pub(super) static ROWS: &[Kernel] = &[
+    matmul::tiles::<Avx512Bf16, amx::Bf16>("matmul_bf16_32x32_cpu_amx_packed", TILE_32X32, &[&PAIRS32_BF16]),
+    integers::tiles::<Avx512Bf16, amx::Bytes8>("matmul_i8_32x32_cpu_amx_packed", TILE_32X32, &[&QUADS32_U8]),
     matmul::quantised::<Avx512Vnni, Q8_0>("matmul_q8_0_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&BLOCKS32_Q8_0]),
     matmul::quantised::<Avx512Vnni, Q4_0>("matmul_q4_0_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&BLOCKS32_Q4_0]),
     matmul::quantised::<Avx512Vnni, Q4K>("matmul_q4_k_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&BLOCKS32_Q4_K]),
@@ -61,6 +65,7 @@ pub(super) static ROWS: &[Kernel] = &[
     integers::plain::<Avx2>("matmul_i8_6x16_cpu_avx2", TILE_6X16),
     integers::plain::<Portable>("matmul_i8_6x8_cpu_portable", TILE_6X8),
     Kernel::new("matmul_any_1x1_cpu_portable", "matmul", any::cost, any::prepare).with_configs(any::CONFIGS),
+    grouped::tiles::<Avx512Bf16, amx::Bf16>("grouped_matmul_bf16_32x32_cpu_amx_packed", TILE_32X32, &[&PAIRS32_BF16]),
     grouped::quantised::<Avx512Vnni, Q8_0>("grouped_matmul_q8_0_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&BLOCKS32_Q8_0]),
     grouped::quantised::<Avx512Vnni, Q4_0>("grouped_matmul_q4_0_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&BLOCKS32_Q4_0]),
     grouped::quantised::<Avx512Vnni, Q4K>("grouped_matmul_q4_k_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&BLOCKS32_Q4_K]),
@@ -86,6 +91,7 @@ pub(super) static ROWS: &[Kernel] = &[
     grouped::packed::<Portable, f16>("grouped_matmul_f16_6x8_cpu_portable_packed", TILE_6X8, &[&PANEL8_F16]),
     grouped::plain::<Portable>("grouped_matmul_mixed_6x8_cpu_portable", TILE_6X8),
     Kernel::new("grouped_matmul_any_1x1_cpu_portable", "grouped_matmul", any::cost, any::prepare_grouped).with_configs(any::CONFIGS),
+    gated::tiles::<Avx512Bf16, amx::Bf16>("gated_matmul_bf16_32x32_cpu_amx_packed", TILE_32X32, &[&PAIRS32_BF16]),
     gated::quantised::<Avx512Vnni, Q8_0>("gated_matmul_q8_0_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&BLOCKS32_Q8_0]),
     gated::quantised::<Avx512Vnni, Q4_0>("gated_matmul_q4_0_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&BLOCKS32_Q4_0]),
     gated::quantised::<Avx512Vnni, Q4K>("gated_matmul_q4_k_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&BLOCKS32_Q4_K]),

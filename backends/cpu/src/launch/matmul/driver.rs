@@ -6,7 +6,7 @@
 
 use super::operand::{Floats, FloatsOut, Words, words};
 use super::source::Source;
-use super::tile::{Steps, columns, max_rows, product};
+use super::tile::{Steps, columns};
 use crate::simd::{Kernel, Simd, math};
 use perjoule_kernels::Matrix;
 use perjoule_kernels::op::Activation;
@@ -32,8 +32,8 @@ pub(crate) struct Tiles {
 }
 
 impl Tiles {
-    pub(crate) fn new<S: Simd>(m: usize) -> Self {
-        Tiles { m, count: m.div_ceil(max_rows::<S>()) }
+    pub(crate) fn new<S: Simd, A: Words>(m: usize) -> Self {
+        Tiles { m, count: m.div_ceil(A::max_rows::<S>()) }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -252,16 +252,16 @@ pub(crate) fn block<'o, S: Simd, B: Source>(
                 let height = at.len();
                 let a = &a[(at.start - first) * words + done * each * height..];
                 let c = &mut c[(index * rows + at.start - first) * nr..][..height * nr];
-                assert!(a.len() >= steps * each * height && height <= max_rows::<S>());
+                assert!(a.len() >= steps * each * height && height <= B::A::max_rows::<S>());
                 let (a, c, add) = (a.as_ptr(), c.as_mut_ptr(), done > 0);
                 // SAFETY: A was just checked, as were the height and C; `stored` and `widened` hold the rows of `steps` steps.
                 unsafe {
                     if direct {
                         assert!(stored.len() >= B::Direct::stored(steps, nr));
-                        product::<S, B::Direct>(s, height, steps, a, stored.as_ptr(), c, add);
+                        B::Direct::product(s, height, steps, a, stored.as_ptr(), c, add);
                     } else {
                         assert!(widened.len() >= B::Widened::stored(steps, nr));
-                        product::<S, B::Widened>(s, height, steps, a, widened.as_ptr(), c, add);
+                        B::Widened::product(s, height, steps, a, widened.as_ptr(), c, add);
                     }
                 }
             }

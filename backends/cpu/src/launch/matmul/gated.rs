@@ -1,6 +1,7 @@
 //! `kind(x Wg + bg, x Wu + bu)`: the blocked loop over the panels of both weights. A task computes the same columns of both products
 //! into the lane's scratch and applies the activation to them there, so that neither product is stored.
 
+use super::amx::{self, Kind, PackedTiles};
 use super::driver::{BLOCK_ROWS, DEPTH, Plan, Tiles, block};
 use super::operand::{Floats, FloatsOut, Singles, Words};
 use super::pairs::{PackedPairs, PlainPairs, Rounded};
@@ -8,7 +9,7 @@ use super::quantised::{Blocks, PackedBlocks};
 use super::source::{Format, Packed, Plain, Source};
 use super::tile::columns;
 use super::{
-    QUANTISED, ROUNDING, blocked, blocked_in, in_place, pack, quantised_in, refuse_a, refuse_b,
+    QUANTISED, ROUNDING, TILES, blocked, blocked_in, in_place, pack, quantised_in, refuse_a, refuse_b,
     refuse_quantising, refuse_rounding, rounding, widening,
 };
 use crate::device::lanes;
@@ -54,6 +55,29 @@ pub(crate) const fn plain<S: Simd>(
     perjoule_kernels::Kernel::new(name, "gated_matmul", cost_plain::<S>, prepare::<S, Plain>)
         .with_configs(configs)
         .with_reject(reject_plain::<S>)
+}
+
+/// A row that multiplies tiles of AMX.
+pub(crate) const fn tiles<S: Simd, K: Kind>(
+    name: &'static str,
+    configs: &'static [Config],
+    packs: &'static [&'static PackFormat],
+) -> perjoule_kernels::Kernel {
+    perjoule_kernels::Kernel::new(name, "gated_matmul", cost_tiles::<S>, prepare::<S, PackedTiles<K>>)
+        .with_configs(configs)
+        .with_packs(packs)
+        .with_numerics(numerics_pairs)
+        .with_reject(reject_tiles::<S, K>)
+}
+
+fn reject_tiles<S: Simd, K: Kind>(candidate: &Candidate<'_>) -> Option<Reason> {
+    reject_pairs::<S>(candidate).or_else(|| amx::refusal::<K>(candidate.info))
+}
+
+fn cost_tiles<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
+    let Op::GatedMatMul(g) = op else { return f32::INFINITY };
+    let n = 2 * g.gate.n.next_multiple_of(columns::<S>());
+    blocked_in::<S>(op, [1, g.gate.m.next_multiple_of(16), n, g.gate.k], TILES, false, lanes(info))
 }
 
 /// A row that reads B packed in blocks of `Q`, and quantises A to 8 bits.
@@ -285,7 +309,7 @@ impl<F: Format> Body for Products<F> {
         else {
             return;
         };
-        let all = Tiles::new::<S>(op.m);
+        let all = Tiles::new::<S, F::A>(op.m);
         let blocks = all.blocks();
         let at_once = if op.m <= self.plan.round { blocks } else { (self.plan.round / BLOCK_ROWS).max(1) };
         for first in (0..blocks).step_by(at_once) {

@@ -2,11 +2,12 @@
 //! instructions multiply a signed by an unsigned byte. What that adds to a result is 128 times the sum of its row of A, which is
 //! known when A has been packed.
 
+use super::amx::{self, Kind, PackedTiles};
 use super::driver::{BLOCK_ROWS, DEPTH, Finish, Plan, Tiles, block};
 use super::operand::{Floats, Words, words};
 use super::source::{Format, Source};
-use super::tile::{Quads, columns};
-use super::{blocked_in, finish, refuse_scales, row_at, widening};
+use super::tile::{MOST_ROWS, Quads, columns, max_rows};
+use super::{TILES, blocked_in, finish, refuse_scales, row_at, widening};
 use crate::device::lanes;
 use crate::launch::body::{Body, on, other_op};
 use crate::launch::pack::word_rows;
@@ -15,7 +16,7 @@ use crate::spmd::{Args, Out};
 use crate::team::Lane;
 use perjoule_kernels::op::{MatMul, Op, Tensor2};
 use perjoule_kernels::{
-    Candidate, Config, DType, Error, Kernel, Launch, Numerics, PackFormat, Reason, Request, Result,
+    Candidate, Config, DType, Error, Kernel, Launch, PackFormat, Reason, Request, Result,
 };
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -32,7 +33,6 @@ pub(crate) const fn packed<S: Simd>(
     Kernel::new(name, "matmul", cost::<S>, prepare::<S, PackedQuads>)
         .with_configs(configs)
         .with_packs(packs)
-        .with_numerics(|_| Numerics::F32)
         .with_reject(reject::<S>)
 }
 
@@ -41,6 +41,27 @@ pub(crate) const fn plain<S: Simd>(name: &'static str, configs: &'static [Config
     Kernel::new(name, "matmul", cost_plain::<S>, prepare::<S, PlainQuads>)
         .with_configs(configs)
         .with_reject(reject::<S>)
+}
+
+/// A row that multiplies tiles of AMX.
+pub(crate) const fn tiles<S: Simd, K: Kind>(
+    name: &'static str,
+    configs: &'static [Config],
+    packs: &'static [&'static PackFormat],
+) -> Kernel {
+    Kernel::new(name, "matmul", cost_tiles::<S>, prepare::<S, PackedTiles<K>>)
+        .with_configs(configs)
+        .with_packs(packs)
+        .with_reject(reject_tiles::<S, K>)
+}
+
+fn reject_tiles<S: Simd, K: Kind>(candidate: &Candidate<'_>) -> Option<Reason> {
+    reject::<S>(candidate).or_else(|| amx::refusal::<K>(candidate.info))
+}
+
+fn cost_tiles<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
+    let Op::MatMul(m) = op else { return f32::INFINITY };
+    blocked_in::<S>(op, [m.batch, m.m.next_multiple_of(16), m.n, m.k], 2 * TILES, false, lanes(info))
 }
 
 fn reject<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
@@ -59,7 +80,7 @@ fn cost<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
     let Op::MatMul(m) = op else { return f32::INFINITY };
     // without the instruction a step takes about eight
     let steps = if S::DOT_QUADS { 1 } else { 4 };
-    blocked_in::<S>(op, [m.batch, m.m, m.n, m.k * steps], Bytes::PER, false, lanes(info))
+    blocked_in::<S>(op, [m.batch, m.m, m.n, m.k * steps], Bytes::<1>::PER, false, lanes(info))
 }
 
 fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
@@ -69,12 +90,17 @@ fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
     cost::<S>(candidate) + blocks * m.n as f32 * m.k as f32 * (widening(&m.b) + 6e-10) / busy
 }
 
-/// Bytes as they are, four in a word.
+/// Bytes as they are, four in a word, `WORDS` words in a step.
 #[derive(Clone, Copy)]
-pub(crate) struct Bytes;
+pub(crate) struct Bytes<const WORDS: usize>;
 
-impl Words for Bytes {
-    const PER: usize = 4;
+impl<const WORDS: usize> Words for Bytes<WORDS> {
+    const PER: usize = 4 * WORDS;
+    const WORDS: usize = WORDS;
+
+    fn max_rows<S: Simd>() -> usize {
+        if WORDS == amx::WORDS { MOST_ROWS } else { max_rows::<S>() }
+    }
 
     fn pack<S: Simd>(_: S, _: &Floats<'_>, _: &[Option<usize>], _: usize, _: Range<usize>, _: &mut [f32]) {
         unreachable!("floats are not packed as bytes: `Integers` packs A itself")
@@ -93,7 +119,7 @@ struct PackedQuadsSource<'a> {
 }
 
 impl Format for PackedQuads {
-    type A = Bytes;
+    type A = Bytes<1>;
     type Source<'a> = PackedQuadsSource<'a>;
 
     fn source(args: &Args, index: usize, _: Tensor2, n: usize, k: usize) -> Option<PackedQuadsSource<'_>> {
@@ -102,7 +128,7 @@ impl Format for PackedQuads {
 }
 
 impl Source for PackedQuadsSource<'_> {
-    type A = Bytes;
+    type A = Bytes<1>;
     type Direct = Quads;
     type Widened = Quads;
     const PACKED: bool = true;
@@ -129,7 +155,7 @@ struct PlainQuadsSource<'a> {
 }
 
 impl Format for PlainQuads {
-    type A = Bytes;
+    type A = Bytes<1>;
     type Source<'a> = PlainQuadsSource<'a>;
 
     fn source(args: &Args, index: usize, b: Tensor2, n: usize, _: usize) -> Option<PlainQuadsSource<'_>> {
@@ -138,7 +164,7 @@ impl Format for PlainQuads {
 }
 
 impl Source for PlainQuadsSource<'_> {
-    type A = Bytes;
+    type A = Bytes<1>;
     type Direct = Quads;
     type Widened = Quads;
     const PACKED: bool = false;
@@ -188,11 +214,12 @@ struct Row<'a> {
     k: usize,
 }
 
-/// Packs a row into every `height`th word of `out`, and returns its sum.
+/// Packs a row into every `height`th run of `each` words of `out`, zeros behind it, and returns its sum.
 struct PackRow<'a> {
     row: Row<'a>,
     out: &'a mut [[u8; 4]],
     height: usize,
+    each: usize,
 }
 
 impl simd::Kernel for PackRow<'_> {
@@ -200,22 +227,25 @@ impl simd::Kernel for PackRow<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> i32 {
-        let PackRow { row: Row { bytes, start, stride, k }, out, height } = self;
+        let PackRow { row: Row { bytes, start, stride, k }, out, height, each } = self;
+        let steps = out.chunks_mut(height * each).take(k.div_ceil(4 * each));
         if stride != 1 {
             let mut sum = 0i32;
-            for (w, to) in out.iter_mut().step_by(height).take(k.div_ceil(4)).enumerate() {
-                *to = word(bytes, start + 4 * w * stride, stride, k - 4 * w);
-                sum = to.iter().fold(sum, |sum, &byte| sum.wrapping_add(i32::from(byte as i8)));
+            for (step, out) in steps.enumerate() {
+                for (w, to) in out[..each].iter_mut().enumerate() {
+                    let first = (4 * (step * each + w)).min(k);
+                    *to = word(bytes, start + first * stride, stride, k - first);
+                    sum = to.iter().fold(sum, |sum, &byte| sum.wrapping_add(i32::from(byte as i8)));
+                }
             }
             return sum;
         }
         let bytes = &bytes[start..start + k];
-        let (whole, rest) = bytes.as_chunks::<4>();
-        for (to, word) in out.iter_mut().step_by(height).zip(whole) {
-            *to = *word;
-        }
-        if !rest.is_empty() {
-            out[whole.len() * height] = word(rest, 0, 1, rest.len());
+        for (out, bytes) in steps.zip(bytes.chunks(4 * each)) {
+            let out: &mut [u8] = bytemuck::cast_slice_mut(&mut out[..each]);
+            let (whole, rest) = out.split_at_mut(bytes.len());
+            whole.copy_from_slice(bytes);
+            rest.fill(0);
         }
         // pieces short enough for sums in i16 become the widest vectors
         let part = |part: &[u8]| part.iter().map(|&byte| i16::from(byte as i8)).sum::<i16>();
@@ -223,11 +253,11 @@ impl simd::Kernel for PackRow<'_> {
     }
 }
 
-fn prepare<S: Simd, F: Format<A = Bytes>>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::MatMul(op) = request.op else { return Err(other_op(request.op)) };
     let overflow = Error::Overflow { op: "matmul", what: "the scratch" };
     let rows = op.batch.checked_mul(op.m).ok_or(overflow.clone())?;
-    let mut plan = Plan::new::<S, Bytes>(rows, op.n, op.k, lanes(request.info));
+    let mut plan = Plan::new::<S, F::A>(rows, op.n, op.k, lanes(request.info));
     // behind the words of all rows lie their sums
     plan.words += 1;
     let scratch = plan.scratch(plan.round).ok_or(overflow)?;
@@ -248,7 +278,7 @@ enum To<'a> {
     Floats(Finish<'a>),
 }
 
-impl<F: Format<A = Bytes>> Body for Integers<F> {
+impl<F: Format> Body for Integers<F> {
     fn scratch(&self) -> u64 {
         self.scratch
     }
@@ -264,7 +294,7 @@ impl<F: Format<A = Bytes>> Body for Integers<F> {
             _ => finish(op, args).map(To::Floats),
         };
         let (Some(b), Some(to)) = (F::source(args, 1, op.b, op.n, op.k), to) else { return };
-        let tiles = Tiles::new::<S>(op.m);
+        let tiles = Tiles::new::<S, F::A>(op.m);
         let blocks = tiles.blocks();
         // a round is as many whole matrices as fit, or else a part of one
         let matrices = (self.plan.round / op.m).clamp(1, op.batch);
@@ -282,10 +312,10 @@ impl<F: Format<A = Bytes>> Body for Integers<F> {
     }
 }
 
-impl<F: Format<A = Bytes>> Integers<F> {
+impl<F: Format> Integers<F> {
     /// Where the sums of the packed rows begin.
     fn sums(&self) -> usize {
-        self.plan.round * words::<Bytes>(self.op.k)
+        self.plan.round * words::<F::A>(self.op.k)
     }
 
     /// Packs the rows of `tiles` of each matrix in `batch`, and adds up each of them.
@@ -302,7 +332,7 @@ impl<F: Format<A = Bytes>> Integers<F> {
         let (a, scratch) = (args.read::<u8>(0), args.scratch::<f32>());
         let first_row = all.start(tiles.start);
         let rows = all.start(tiles.end) - first_row;
-        let words = words::<Bytes>(op.k);
+        let words = words::<F::A>(op.k);
         for item in lane.split(batch.len() * tiles.len(), 1) {
             let (matrix, tile) = (item / tiles.len(), all.rows(tiles.start + item % tiles.len()));
             let (at, height) = (matrix * rows + tile.start - first_row, tile.len());
@@ -319,7 +349,8 @@ impl<F: Format<A = Bytes>> Integers<F> {
                 if op.k > 0 {
                     let start = op.a.strides.at(batch.start + matrix, row, 0);
                     let row = Row { bytes: a, start, stride: op.a.strides.col, k: op.k };
-                    *sum = s.vectorise(PackRow { row, out: &mut out[index..], height });
+                    let out = &mut out[index * F::A::WORDS..];
+                    *sum = s.vectorise(PackRow { row, out, height, each: F::A::WORDS });
                 }
             }
         }
@@ -327,7 +358,7 @@ impl<F: Format<A = Bytes>> Integers<F> {
 
     /// The blocks `blocks` of each matrix in `batch`.
     #[allow(clippy::too_many_arguments, reason = "the operands and the bounds of a round")]
-    fn round<S: Simd, B: Source<A = Bytes>>(
+    fn round<S: Simd, B: Source<A = F::A>>(
         &self,
         s: S,
         lane: &Lane<'_>,
@@ -349,7 +380,7 @@ impl<F: Format<A = Bytes>> Integers<F> {
         let independent = batch.len() * blocks.len();
         let per_task = plan.chunk::<S>(rows.min(BLOCK_ROWS), independent);
         let panels = op.n.div_ceil(nr);
-        let words = words::<Bytes>(op.k);
+        let words = words::<F::A>(op.k);
         while let Some(task) = lane.claim(independent * panels.div_ceil(per_task)) {
             // neighbouring tasks share the panels of B
             let (chunk, index) = (task / independent, task % independent);

@@ -16,6 +16,7 @@
 //! | [`pairs`] | B and A in words of two bf16 |
 //! | [`any`] | the simple portable row |
 
+pub(crate) mod amx;
 pub(crate) mod any;
 pub(crate) mod dots;
 pub(crate) mod driver;
@@ -35,6 +36,7 @@ use crate::launch::body::{Body, on, other_op};
 use crate::simd::{self, Element, Simd};
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
+use amx::{Kind, PackedTiles};
 use driver::{BLOCK_ROWS, DEPTH, Finish, Plan, RowAt, Scales, Tiles, block};
 use half::bf16;
 use operand::{Floats, FloatsOut, Singles, Words, words};
@@ -47,7 +49,7 @@ use quantised::{Blocks, PackedBlocks};
 use source::{Format, Packed, Plain, Source};
 use std::marker::PhantomData;
 use std::ops::Range;
-use tile::{MAX_ROWS, columns, max_rows};
+use tile::{MOST_ROWS, columns, max_rows};
 
 /// Elements along k of a tile of A that one lane packs at a time: whole words.
 pub(crate) const PACK_DEPTH: usize = 512;
@@ -102,6 +104,31 @@ pub(crate) const fn plain_pairs<S: Simd>(name: &'static str, configs: &'static [
         .with_configs(configs)
         .with_numerics(numerics_pairs)
         .with_reject(reject_plain_pairs::<S>)
+}
+
+/// A row that multiplies tiles of AMX.
+pub(crate) const fn tiles<S: Simd, K: Kind>(
+    name: &'static str,
+    configs: &'static [Config],
+    packs: &'static [&'static PackFormat],
+) -> Kernel {
+    Kernel::new(name, "matmul", cost_tiles::<S>, prepare::<S, PackedTiles<K>>)
+        .with_configs(configs)
+        .with_packs(packs)
+        .with_numerics(numerics_pairs)
+        .with_reject(reject_tiles::<S, K>)
+}
+
+fn reject_tiles<S: Simd, K: Kind>(candidate: &Candidate<'_>) -> Option<Reason> {
+    reject_pairs::<S>(candidate).or_else(|| amx::refusal::<K>(candidate.info))
+}
+
+/// How many multiplications tiles do while a vector's lane does one.
+pub(crate) const TILES: usize = 16;
+
+fn cost_tiles<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
+    let Op::MatMul(m) = op else { return f32::INFINITY };
+    blocked_in::<S>(op, [m.batch, m.m.next_multiple_of(16), m.n, m.k], TILES, false, lanes(info))
 }
 
 /// A row that reads B packed in blocks of `Q`, and quantises A to 8 bits.
@@ -393,7 +420,7 @@ fn pack<S: Simd, A: Words>(
         let place = words::<A>(ks.start)..words::<A>(ks.end);
         // SAFETY: words of a tile are one range, and every item is one lane's.
         let part = unsafe { scratch.slice(at + place.start * tile.len()..at + place.end * tile.len()) };
-        let mut starts = [None; MAX_ROWS];
+        let mut starts = [None; MOST_ROWS];
         for (start, row) in starts.iter_mut().zip(tile.clone()) {
             *start = Some(op.a.strides.at(batch.start + matrix, row, 0));
         }
@@ -427,7 +454,7 @@ impl<F: Format> Body for Product<F> {
         else {
             return;
         };
-        let tiles = Tiles::new::<S>(op.m);
+        let tiles = Tiles::new::<S, F::A>(op.m);
         let blocks = tiles.blocks();
         // a round is as many whole matrices as fit, or else a part of one
         let matrices = (self.plan.round / op.m).clamp(1, op.batch);

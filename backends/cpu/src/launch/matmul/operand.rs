@@ -200,6 +200,10 @@ pub(crate) trait Words: Copy + Send + Sync + 'static {
     /// Whether words are f32: a row of f32 is then packed as it is.
     const IN_PLACE: bool = false;
 
+    /// Rows of the largest tile; at most [`super::tile::MOST_ROWS`].
+    fn max_rows<S: Simd>() -> usize {
+        super::tile::max_rows::<S>()
+    }
     /// As [`Floats::pack`], the tile being `[step][rows][word]`; `ks` begins at a whole step.
     fn pack<S: Simd>(
         s: S,

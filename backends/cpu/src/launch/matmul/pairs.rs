@@ -32,20 +32,20 @@ impl Words for Rounded {
         ks: Range<usize>,
         out: &mut [f32],
     ) {
-        s.vectorise(PackRows { a, starts, stride, ks, out });
+        s.vectorise(PackRows::<1> { a, starts, stride, ks, out });
     }
 }
 
-/// The arguments of [`Rounded::pack`].
-struct PackRows<'p> {
-    a: &'p Floats<'p>,
-    starts: &'p [Option<usize>],
-    stride: usize,
-    ks: Range<usize>,
-    out: &'p mut [f32],
+/// [`Words::pack`] of pairs with `WORDS` words in a step.
+pub(super) struct PackRows<'p, const WORDS: usize> {
+    pub(super) a: &'p Floats<'p>,
+    pub(super) starts: &'p [Option<usize>],
+    pub(super) stride: usize,
+    pub(super) ks: Range<usize>,
+    pub(super) out: &'p mut [f32],
 }
 
-impl Kernel for PackRows<'_> {
+impl<const WORDS: usize> Kernel for PackRows<'_, WORDS> {
     type Output = ();
 
     #[inline(always)]
@@ -61,9 +61,10 @@ impl Kernel for PackRows<'_> {
                     Some(start) => run.read(s, a, start + first * stride, stride, count),
                     None => run = Run::ZERO,
                 }
-                let to = &mut out[(first - ks.start) / 2 * rows + row..];
-                for (i, word) in run.words()[..words].iter().enumerate() {
-                    to[i * rows] = *word;
+                let words = run.fill(words, words.next_multiple_of(WORDS));
+                let to = &mut out[(first - ks.start) / 2 * rows + row * WORDS..];
+                for (i, step) in words.chunks_exact(WORDS).enumerate() {
+                    to[i * rows * WORDS..][..WORDS].copy_from_slice(step);
                 }
             }
         }
@@ -92,6 +93,13 @@ impl Run {
     #[inline(always)]
     fn words(&self) -> &[f32] {
         bytemuck::cast_slice(&self.0)
+    }
+
+    /// The first `to` words, of which those from `from` on become zeros.
+    #[inline(always)]
+    fn fill(&mut self, from: usize, to: usize) -> &[f32] {
+        self.0[2 * from..2 * to].fill(bf16::ZERO);
+        &self.words()[..to]
     }
 }
 

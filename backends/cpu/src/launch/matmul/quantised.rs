@@ -11,7 +11,7 @@
 
 use super::operand::{Floats, Words};
 use super::source::{Format, Source};
-use super::tile::{Steps, columns};
+use super::tile::{Tiled, columns};
 use crate::simd::{Kernel, Simd};
 use crate::spmd::Args;
 use perjoule_kernels::DType;
@@ -327,7 +327,7 @@ impl Blocks for Q6K {
 #[derive(Clone, Copy)]
 pub(crate) struct BlockSteps<Q>(PhantomData<Q>);
 
-impl<Q: Blocks> Steps for BlockSteps<Q> {
+impl<Q: Blocks> Tiled for BlockSteps<Q> {
     type Stored = u8;
     // 32 columns of 1024 elements of 4 bits are 18 KiB
     const DEPTH: usize = 32;

@@ -1,9 +1,13 @@
 //! Every row that this processor runs, forced one by one, against the f64 reference.
 
+use super::amx::model::{ModelBf16, ModelBytes8};
 use crate::device::{CpuDevice, Options};
+use crate::launch::pack::{PAIRS32_BF16, QUADS32_U8};
+use crate::launch::{grouped, matmul};
+use crate::simd::Avx512Bf16;
 use perjoule_kernels::dtype::DType;
 use perjoule_kernels::op::{Activation, Epilogue, Granularity, GroupedMatMul, MatMul, Op, Tensor2, Values};
-use perjoule_kernels::{Arg, Buffer, Choice, Device, Kernel, Matrix, Stream, block, prepare};
+use perjoule_kernels::{Arg, Buffer, Choice, Config, Device, Kernel, Matrix, Stream, block, prepare};
 
 /// A small generator: xorshift64*.
 struct Random(u64);
@@ -80,9 +84,21 @@ fn inputs(op: &Op, random: &mut Random, integers: bool) -> Vec<(Vec<u8>, Values)
     .collect()
 }
 
+/// Rows of tiles whose arithmetic is plain code: they show what the rows of AMX read and write, on processors with AVX-512 BF16.
+static MODELS: [Kernel; 4] = {
+    const TILE: &[Config] = &[Config::tile("32x32", &[32, 32, 1])];
+    [
+        matmul::tiles::<Avx512Bf16, ModelBf16>("matmul_bf16_model", TILE, &[&PAIRS32_BF16]),
+        matmul::integers::tiles::<Avx512Bf16, ModelBytes8>("matmul_i8_model", TILE, &[&QUADS32_U8]),
+        grouped::tiles::<Avx512Bf16, ModelBf16>("grouped_matmul_bf16_model", TILE, &[&PAIRS32_BF16]),
+        matmul::gated::tiles::<Avx512Bf16, ModelBf16>("gated_matmul_bf16_model", TILE, &[&PAIRS32_BF16]),
+    ]
+};
+
 /// The rows of an op that run it on this processor.
 fn rows(device: &CpuDevice, op: &Op) -> Vec<&'static Kernel> {
-    let all = device.kernels();
+    let table = device.kernels();
+    let all: Vec<&'static Kernel> = table.iter().copied().chain(&MODELS).collect();
     let runs = |k: &&&'static Kernel| {
         k.op == op.name()
             && (k.packs.is_empty() || !op.constants().is_empty())
@@ -218,9 +234,69 @@ fn block_formats() {
     for b in [DType::Q8_0, DType::Q4_0, DType::Q4K, DType::Q6K, DType::MxFp4] {
         for (m, n, blocks) in [(1, 5, 1), (3, 17, 3), (19, 34, 4)] {
             let k = blocks * b.block_len().max(96);
-            let op = Op::from(MatMul::linear(m, n, k, DType::F32, b, DType::F32));
-            let ran = check(&device, &op, &inputs(&op, &mut random, false), false);
-            assert!(ran >= 2, "{b}");
+            let mut op = MatMul::linear(m, n, k, DType::F32, b, DType::F32);
+            for quantised_activations in [false, true] {
+                op.policy.quantised_activations = quantised_activations;
+                let op = Op::from(op);
+                let ran = check(&device, &op, &inputs(&op, &mut random, false), false);
+                assert!(ran >= 2, "{b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tiles_of_every_height_and_depth() {
+    let mut random = Random(12);
+    let device = open(2);
+    for (m, n, k) in
+        [(1, 1, 1), (15, 33, 31), (16, 32, 64), (17, 70, 65), (32, 31, 600), (33, 64, 1030), (70, 40, 130)]
+    {
+        for (input, output) in [(DType::BF16, DType::F32), (DType::I8, DType::I32)] {
+            let mut op = MatMul::linear(m, n, k, input, input, output);
+            check(&device, &op.into(), &inputs(&op.into(), &mut random, true), true);
+            (op.a.strides, op.batch) = (Matrix::col_major(m, k), 2);
+            check(&device, &op.into(), &inputs(&op.into(), &mut random, true), true);
+        }
+    }
+}
+
+/// Where magnitudes differ within a block of activations, the bound is by the largest of them.
+#[test]
+fn activations_of_eight_bits_are_as_exact_as_their_blocks_allow() {
+    let mut random = Random(13);
+    let device = open(2);
+    for b in [DType::Q8_0, DType::Q4_0, DType::Q4K, DType::Q6K, DType::MxFp4] {
+        let (m, n, k) = (3, 35, 512);
+        let mut op = MatMul::linear(m, n, k, DType::F32, b, DType::F32);
+        op.policy.quantised_activations = true;
+        let op = Op::from(op);
+        let mut operands = inputs(&op, &mut random, false);
+        let wide: Vec<f32> =
+            (0..m * k).map(|_| random.unit() * 10f32.powi(random.integer() as i32)).collect();
+        let weights = operands[1].1.value.clone();
+        operands[0].0 = bytemuck::cast_slice(&wide).to_vec();
+        let bytes: Vec<Vec<u8>> = operands.into_iter().map(|(bytes, _)| bytes).collect();
+        for row in
+            rows(&device, &op).into_iter().filter(|row| row.name.contains(b.name()) && !row.packs.is_empty())
+        {
+            let out = run(&device, row, &op, &bytes, &vec![0; m * n * 4]);
+            for (i, got) in bytemuck::cast_slice::<u8, f32>(&out).iter().enumerate() {
+                let (a, w) = (&wide[i / n * k..][..k], &weights[i % n * k..][..k]);
+                let exact: f64 = a.iter().zip(w).map(|(a, w)| f64::from(*a) * w).sum();
+                let blocks = a.chunks(32).zip(w.chunks(32));
+                let allowed: f64 = blocks
+                    .map(|(a, w)| {
+                        let largest = a.iter().fold(0f32, |largest, a| largest.max(a.abs()));
+                        f64::from(largest) / 254.0 * 1.01 * w.iter().map(|w| w.abs()).sum::<f64>()
+                    })
+                    .sum();
+                assert!(
+                    (f64::from(*got) - exact).abs() <= allowed,
+                    "{}: {i}: {got} {exact} {allowed}",
+                    row.name
+                );
+            }
         }
     }
 }

@@ -19,8 +19,10 @@ pub(crate) const fn max_rows<S: Simd>() -> usize {
     if rows < MAX_ROWS { rows } else { MAX_ROWS }
 }
 
-/// The largest tile of any instruction set.
-pub(crate) const MAX_ROWS: usize = 14;
+/// The largest tile in registers of any instruction set.
+const MAX_ROWS: usize = 14;
+/// The largest tile of any kind.
+pub(crate) const MOST_ROWS: usize = 32;
 
 /// Steps that are unrolled.
 const STEPS: usize = 4;
@@ -34,10 +36,35 @@ pub(crate) trait Steps: Copy {
 
     /// What `steps` steps of a panel of `nr` columns consist of; a panel begins at whole blocks.
     fn stored(steps: usize, nr: usize) -> usize;
+    /// `c = a b`, or `c += a b` where `add`; `c` is `rows x NR`, dense.
+    ///
+    /// # Safety
+    /// `rows` is 1 at least, and at most what [`super::operand::Words::max_rows`] says; `a` has the words of `rows` rows and `steps` steps
+    /// to read, `b` what [`Steps::stored`] says, `c` has `rows * NR` elements to write, to which nothing else refers.
+    unsafe fn product<S: Simd>(
+        s: S,
+        rows: usize,
+        steps: usize,
+        a: *const f32,
+        b: *const Self::Stored,
+        c: *mut f32,
+        add: bool,
+    );
+}
+
+/// [`Steps`] whose products are register tiles of a fixed number of rows.
+pub(crate) trait Tiled: Copy {
+    /// See [`Steps`].
+    type Stored: Copy;
+    /// See [`Steps`].
+    const DEPTH: usize;
+
+    /// See [`Steps`].
+    fn stored(steps: usize, nr: usize) -> usize;
     /// One tile with `SETS` sets of accumulators, where that pays.
     ///
     /// # Safety
-    /// As [`product`], with `rows == M`.
+    /// As [`Steps::product`], with `rows == M`.
     unsafe fn tile<S: Simd, const M: usize, const SETS: usize>(
         s: S,
         steps: usize,
@@ -66,7 +93,7 @@ pub(crate) trait WordSteps: Copy {
     fn add<S: Simd>(s: S, a: S::V, b: S::V) -> S::V;
 }
 
-impl<W: WordSteps> Steps for W {
+impl<W: WordSteps> Tiled for W {
     type Stored = W::Stored;
     const DEPTH: usize = super::driver::DEPTH;
 
@@ -183,35 +210,38 @@ impl WordSteps for Quads {
     }
 }
 
-/// `c = a b`, or `c += a b` where `add`; `c` is `rows x NR`, dense.
-///
-/// # Safety
-/// `rows` is in `1..=max_rows::<S>()`; `a` has the words of `rows` rows and `steps` steps to read, `b` what [`Steps::stored`] says, `c` has `rows * NR` to
-/// write, to which nothing else refers.
-pub(crate) unsafe fn product<S: Simd, B: Steps>(
-    s: S,
+impl<T: Tiled> Steps for T {
+    type Stored = T::Stored;
+    const DEPTH: usize = T::DEPTH;
+
+    fn stored(steps: usize, nr: usize) -> usize {
+        T::stored(steps, nr)
+    }
+    unsafe fn product<S: Simd>(
+        s: S,
+        rows: usize,
+        steps: usize,
+        a: *const f32,
+        b: *const T::Stored,
+        c: *mut f32,
+        add: bool,
+    ) {
+        s.vectorise(Product::<T> { rows, steps, a, b, c, add });
+    }
+}
+
+/// The arguments of [`Steps::product`]. A kernel of its own, so that the tiles of all heights are compiled once for an instruction set
+/// and an element type, whatever rows use them. Private: made only under the contract of [`Steps::product`].
+struct Product<B: Tiled> {
     rows: usize,
     steps: usize,
     a: *const f32,
     b: *const B::Stored,
     c: *mut f32,
     add: bool,
-) {
-    s.vectorise(Product::<B> { rows, steps, a, b, c, add });
 }
 
-/// The arguments of [`product`]. A kernel of its own, so that the tiles of all heights are compiled once for an instruction set and an
-/// element type, whatever rows use them. Private: made only under the contract of [`product`].
-struct Product<B: Steps> {
-    rows: usize,
-    steps: usize,
-    a: *const f32,
-    b: *const B::Stored,
-    c: *mut f32,
-    add: bool,
-}
-
-impl<B: Steps> Kernel for Product<B> {
+impl<B: Tiled> Kernel for Product<B> {
     type Output = ();
 
     #[inline(always)]
@@ -221,7 +251,7 @@ impl<B: Steps> Kernel for Product<B> {
         macro_rules! tiles {
             ($($height:literal: $sets:literal),*) => {
                 match rows {
-                    // SAFETY: the contract of `product`, with `M == rows`.
+                    // SAFETY: the contract of `Steps::product`, with `M == rows`.
                     $($height if max_rows::<S>() >= $height => unsafe {
                         B::tile::<S, $height, $sets>(s, steps, a, b, c, add)
                     },)*
@@ -236,7 +266,7 @@ impl<B: Steps> Kernel for Product<B> {
 /// One tile with `SETS` sets of accumulators; `SETS` divides [`STEPS`].
 ///
 /// # Safety
-/// As [`product`], with `rows == M`.
+/// As [`Steps::product`], with `rows == M`.
 #[inline(always)]
 unsafe fn tile<S: Simd, B: WordSteps, const M: usize, const SETS: usize>(
     s: S,

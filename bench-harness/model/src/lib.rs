@@ -16,6 +16,7 @@
 
 pub mod config;
 pub mod error;
+pub mod gguf;
 mod load;
 pub mod memory;
 mod session;

@@ -3,7 +3,11 @@
 //! [`Gguf::open`] reads what precedes the data; numbers are read by position through its [`Checkpoint`], as those of a folder are. The
 //! format is ggml's (`docs/gguf.md` there), versions 2 and 3.
 
+mod geometry;
+mod names;
 mod parse;
+mod rope;
+mod vocab;
 
 use std::collections::BTreeMap;
 use std::io::BufReader;
@@ -11,8 +15,9 @@ use std::path::Path;
 
 pub use parse::{Header, MAGIC, parse};
 
+use crate::config::Geometry;
 use crate::error::{Error, Result};
-use crate::weights::{Checkpoint, open_regular};
+use crate::weights::{Checkpoint, Plan, open_regular};
 
 /// A value of a key.
 #[derive(Clone, Debug, PartialEq)]
@@ -106,5 +111,43 @@ impl Gguf {
         }
         let checkpoint = Checkpoint::of_file(path, file, header.data, header.tensors);
         Ok(Gguf { metadata: header.metadata, checkpoint })
+    }
+
+    /// The geometry that the keys describe.
+    ///
+    /// # Errors
+    /// [`Error::File`] with the architecture that is not supported, or every key that is missing or does not fit.
+    pub fn geometry(&self) -> Result<Geometry> {
+        geometry::geometry(self)
+    }
+
+    /// Where each weight of `geometry` lies.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] with every tensor that is missing or does not fit.
+    pub fn plan(&self, geometry: &Geometry) -> Result<Plan> {
+        names::plan(geometry, self)
+    }
+
+    /// The quantisation as llama.cpp names it, such as `Q4_K - Medium`; `None` where the file does not say, or a number without a name here.
+    pub fn file_type(&self) -> Option<&'static str> {
+        let number = self.metadata.get("general.file_type")?.as_u64()?;
+        Some(match number {
+            0 => "all F32",
+            1 => "F16",
+            2 => "Q4_0",
+            7 => "Q8_0",
+            14 => "Q4_K - Small",
+            15 => "Q4_K - Medium",
+            18 => "Q6_K",
+            32 => "BF16",
+            38 => "MXFP4 MoE",
+            _ => return None,
+        })
+    }
+
+    /// The architecture's name, such as `llama`.
+    pub fn architecture(&self) -> Option<&str> {
+        self.metadata.get("general.architecture")?.as_str()
     }
 }

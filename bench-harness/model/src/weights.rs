@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use header::{FileDType, HeaderTensor, MAX_HEADER, header_len, parse_header, parse_index};
+pub(crate) use plan::plan_by;
 pub use plan::{Plan, Stored, Weight, plan};
 pub use shape::{Role, WeightShape};
 

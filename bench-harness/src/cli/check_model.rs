@@ -59,7 +59,11 @@ impl Distance {
 
 pub(crate) fn run(args: &CheckArgs) -> Result<Ended> {
     let Some(model) = &args.model else { bail!("--model needs a folder or a GGUF file") };
-    ensure!(model.exists(), "{} is no folder with config.json and weights, and no GGUF file", model.display());
+    ensure!(
+        model.exists(),
+        "{} is no folder with config.json and weights, and no GGUF file",
+        model.display()
+    );
     let beside = if model.is_dir() { Some(model.as_path()) } else { model.parent() };
     let beside = beside.unwrap_or(std::path::Path::new("")).join("expected.safetensors");
     let path = args.expected.clone().unwrap_or(beside);

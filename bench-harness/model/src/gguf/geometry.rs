@@ -56,6 +56,10 @@ impl<'a> Keys<'a> {
         self.typed(name, "a number", Value::as_f64)
     }
 
+    fn flag(&self, name: &str) -> Option<bool> {
+        self.typed(name, "true or false", Value::as_bool)
+    }
+
     pub(super) fn text(&self, name: &str) -> Option<&'a str> {
         self.typed(name, "a text", Value::as_str)
     }
@@ -210,7 +214,9 @@ fn moe(family: Family, keys: &Keys<'_>) -> Moe {
         ffn: width,
         routing: match family {
             Family::GptOss => RouteOrder::TopKThenSoftmax,
-            _ => RouteOrder::SoftmaxThenTopK { renormalise: true },
+            _ => {
+                RouteOrder::SoftmaxThenTopK { renormalise: keys.flag("expert_weights_norm").unwrap_or(true) }
+            }
         },
         router_bias: gpt_oss,
         expert_bias: gpt_oss,

@@ -133,7 +133,7 @@ fn byte_level(vocab: &Vocab<'_>) -> std::result::Result<Json, String> {
     let Some(merges) = merges else {
         return Err("tokenizer.ggml.merges holds a merge that is not two tokens: the file is damaged".into());
     };
-    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": pre.split.is_none()});
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": pre.words_of_gpt2});
     let steps: Vec<Json> = pre.split.into_iter().chain([bytes]).collect();
     Ok(json!({
         "version": "1.0", "truncation": null, "padding": null,
@@ -151,8 +151,10 @@ fn byte_level(vocab: &Vocab<'_>) -> std::result::Result<Json, String> {
 /// How a text is split before merges apply.
 struct Pre {
     normalizer: Json,
-    /// Before the bytes; GPT-2's own pattern where there is none.
+    /// Before the bytes.
     split: Option<Json>,
+    /// Whether the pattern of GPT-2 splits (what is left of) the text.
+    words_of_gpt2: bool,
     /// Whole tokens are taken before merges are tried.
     ignore_merges: bool,
     /// Whether texts begin with the token for it, where the file does not say.
@@ -177,9 +179,15 @@ fn pre_tokenizer(name: &str) -> Option<Pre> {
             r"{before}{upper}*{lower}+{contractions}|{before}{upper}+{lower}*{contractions}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{REST}"
         ))
     };
-    let plain = Pre { normalizer: Json::Null, split: None, ignore_merges: false, starts: false };
+    let plain = Pre {
+        normalizer: Json::Null,
+        split: None,
+        words_of_gpt2: false,
+        ignore_merges: false,
+        starts: false,
+    };
     Some(match name {
-        "gpt-2" => plain,
+        "gpt-2" => Pre { words_of_gpt2: true, ..plain },
         "llama-bpe" | "llama3" | "llama-v3" => {
             Pre { split: Some(words(r"\p{N}{1,3}")), ignore_merges: true, starts: true, ..plain }
         }
@@ -187,10 +195,8 @@ fn pre_tokenizer(name: &str) -> Option<Pre> {
             Pre { split: Some(words(r"\p{N}")), normalizer: json!({"type": "NFC"}), ..plain }
         }
         "smollm" => Pre {
-            split: Some(json!({"type": "Sequence", "pretokenizers": [
-                {"type": "Digits", "individual_digits": true},
-                {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
-            ]})),
+            split: Some(json!({"type": "Digits", "individual_digits": true})),
+            words_of_gpt2: true,
             ..plain
         },
         "tekken" => Pre { split: Some(cased("", r"\p{N}")), ignore_merges: true, starts: true, ..plain },

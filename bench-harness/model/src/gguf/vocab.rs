@@ -41,8 +41,9 @@ struct Vocab<'a> {
 }
 
 fn description(file: &Gguf) -> std::result::Result<Json, String> {
-    let Some(model) = key(file, "model").and_then(Value::as_str) else {
-        return Err(format!("it has no tokenizer: {IDS}"));
+    let model = match key(file, "model").and_then(Value::as_str) {
+        None | Some("none" | "no_vocab") => return Err(format!("it has no tokenizer: {IDS}")),
+        Some(model) => model,
     };
     let tokens = texts(file, "tokens")?;
     let kinds = match key(file, "token_type").and_then(Value::as_array) {

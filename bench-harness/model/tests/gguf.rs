@@ -207,3 +207,22 @@ fn mixes_are_named_and_counted_by_what_they_hold() {
         (DType::Q6K, DType::Q4_0, DType::F16)
     );
 }
+
+#[test]
+fn products_of_different_types_stay_apart_with_their_biases() {
+    // of one of q, k and v, and of one of gate and up
+    let rounded = ["attn_k.weight", "ffn_up.weight", "ffn_up_exps.weight"];
+    for name in ["qwen2", "mixtral", "gpt-oss", "gemma3_text"] {
+        let expected = Checkpoint::open_file(&golden(name).join("expected.safetensors")).unwrap();
+        let ids: Vec<u32> = expected.read_i32("input_ids").unwrap().into_iter().map(|id| id as u32).collect();
+        let want = expected.read_f32("logits").unwrap();
+        let mix = |tensor: &str| if rounded.contains(&tensor) { DType::F16 } else { DType::F32 };
+        let (_dir, source) = source(&convert(name, 0, mix));
+        assert_eq!(source.main_dtype(None), DType::F32, "{name}");
+        let (whole, stepped) = logits(&source, &LoadOptions::stored(), &ids);
+        for got in [whole, stepped] {
+            let error = rel_err(&got, &want);
+            assert!(error <= 3e-3 && error > 1e-5, "{name} is off by {error:e}");
+        }
+    }
+}

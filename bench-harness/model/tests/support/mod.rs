@@ -14,6 +14,9 @@ pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/checkpoints").join(name)
 }
 
+/// Sizes and numbers.
+type Shaped = (Vec<usize>, Vec<f32>);
+
 /// A value of a key, with its type in the file.
 #[derive(Clone)]
 pub(crate) enum V {
@@ -237,7 +240,7 @@ pub(crate) fn convert(name: &str, file_type: u32, dtype: impl Fn(&str) -> DType)
         w.tensor("rope_freqs.weight", &[divisors.len()], DType::F32, &divisors);
     }
     // [name of the part, expert] of experts that come one by one
-    let mut parts: BTreeMap<String, BTreeMap<usize, (Vec<usize>, Vec<f32>)>> = BTreeMap::new();
+    let mut parts: BTreeMap<String, BTreeMap<usize, Shaped>> = BTreeMap::new();
     let mut mxfp4: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for (hf, info) in checkpoint.tensors() {
         let (prefix, rest) = match hf.strip_prefix("model.layers.") {

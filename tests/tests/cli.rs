@@ -187,6 +187,32 @@ fn tokens_of_a_small_model_are_measured() {
 
 /// Two portable rows: every machine has them.
 #[test]
+fn a_gguf_file_is_a_model() {
+    let place = Place::new();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("files/tiny-Q8_0.gguf").display().to_string();
+    let line = format!("generate --model {file} --prompt hello -n 6 --ignore-eos --quiet");
+    let result: Value = serde_json::from_str(&place.ok(&format!("{line} --json"))).unwrap();
+    // the token that begins a text, and one that its merges make
+    assert_eq!(result["prompt_ids"], serde_json::json!([261, 259]));
+    assert_eq!((&result["model"], &result["dtype"]), (&"tiny-Q8_0".into(), &"q8_0".into()));
+    assert_eq!(result["ids"].as_array().unwrap().len(), 6);
+    assert_eq!(place.ok(&line).trim_end_matches('\n'), result["text"].as_str().unwrap());
+
+    let line = format!("run --only tokens --model {file} -p 16 -n 4 -r 2 --budget 2 --format jsonl --quiet");
+    let list = records(&place.ok(&line));
+    assert_eq!(list.len(), 2);
+    for record in &list {
+        assert_eq!((&record["model"], &record["model_type"]), (&"tiny-Q8_0".into(), &"llama 0M Q8_0".into()));
+        assert_eq!((&record["dtype"], &record["model_n_params"]), (&"q8_0".into(), &78_528.into()));
+    }
+    // converted while it is loaded
+    let list = records(&place.ok(&format!("{line} --dtype f32")));
+    assert_eq!(list[0]["model_type"], "llama 0M f32");
+    place.refused(&format!("check --model {file}"), "--expected");
+    place.refused("generate --model nowhere.gguf --ids 1 -n 2", "cannot read nowhere.gguf");
+}
+
+#[test]
 fn kernels_are_measured_in_turn_and_compared() {
     let place = Place::new();
     let (new, old) = ("add_any_256_cpu_portable", "softmax_any_256_cpu_portable");

@@ -8,6 +8,8 @@ mod parse;
 mod rope;
 mod validate;
 
+pub(crate) use validate::MAX_LAYERS;
+
 use std::fmt;
 use std::path::Path;
 

@@ -33,8 +33,8 @@ pub enum Error {
     /// A configuration that names no geometry this crate knows, with every problem found.
     #[error("the model configuration cannot be used:{}", Lines(.0))]
     Config(Vec<String>),
-    /// A name that is neither a folder nor a geometry of the zoo.
-    #[error("unknown model {name:?}: give a folder with config.json, or one of {known}")]
+    /// A name that is neither a folder, nor a GGUF file, nor a geometry of the zoo.
+    #[error("unknown model {name:?}: give a folder with config.json, a GGUF file, or one of {known}")]
     UnknownModel {
         /// The name as given.
         name: String,
@@ -50,10 +50,12 @@ pub enum Error {
         path: PathBuf,
     },
     /// Weights that do not fit the geometry, with the tensors that are missing or have another shape.
-    #[error("the weights in {} do not fit config.json:{}", .path.display(), Lines(.problems))]
+    #[error("the weights in {} do not fit {described_in}:{}", .path.display(), Lines(.problems))]
     Weights {
-        /// The folder of the weights.
+        /// The folder or file of the weights.
         path: PathBuf,
+        /// What describes the geometry.
+        described_in: &'static str,
         /// One line a tensor.
         problems: Vec<String>,
     },

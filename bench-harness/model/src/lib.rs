@@ -1,14 +1,15 @@
-//! Decoder transformers: what a model folder says, and where its numbers lie.
+//! Decoder transformers: what a model folder or file says, and where its numbers lie.
 //!
 //! - [`config`] reads a Hugging Face `config.json` into one family-neutral [`Geometry`];
 //! - [`zoo`] holds the public configurations of well-known models, for runs without weights;
 //! - [`weights`] opens `*.safetensors` files, checks them in full and reads them by position;
 //! - [`memory`] says whether a model fits before anything is allocated;
+//! - [`gguf`] does all of that for GGUF files, which hold configuration, weights and vocabulary in one;
 //! - [`tokenizer`] turns text into ids and back.
 //!
 //! and what runs them on perjoule's kernels:
 //!
-//! - [`Source`] is a folder, or a geometry with weights drawn from a seed;
+//! - [`Source`] is a folder, a GGUF file, or a geometry with weights drawn from a seed;
 //! - [`Model::load`] reads, packs and keeps the weights on a device;
 //! - [`Session`] holds the KV cache of one or more sequences: prefill in chunks, decode one token at a time as one recorded step.
 
@@ -16,6 +17,7 @@
 
 pub mod config;
 pub mod error;
+pub mod gguf;
 mod load;
 pub mod memory;
 mod session;

@@ -18,8 +18,9 @@ use loader::Loader;
 
 /// How to load a model.
 pub struct LoadOptions<'a> {
-    /// Element type of the matrices; block formats quantise them. Experts stored as MXFP4 stay as they are.
-    pub dtype: DType,
+    /// Element type of the matrices; block formats quantise them. Experts stored as MXFP4 stay as they are, and where nothing is asked for
+    /// so does every matrix.
+    pub dtype: Option<DType>,
     /// Numbers of rows that products will have, the most important first: a packed layout is chosen that serves them all.
     pub rows: Vec<usize>,
     /// Leave to be less exact in products with weights, which a router's are never given: they decide.
@@ -31,7 +32,12 @@ pub struct LoadOptions<'a> {
 impl LoadOptions<'_> {
     /// Matrices of `dtype`, for single tokens and for prompts, in exact products.
     pub fn new(dtype: DType) -> Self {
-        LoadOptions { dtype, rows: vec![1, 512], policy: Policy::default(), progress: None }
+        LoadOptions { dtype: Some(dtype), ..LoadOptions::stored() }
+    }
+
+    /// Matrices as they are stored, for single tokens and for prompts, in exact products.
+    pub fn stored() -> Self {
+        LoadOptions { dtype: None, rows: vec![1, 512], policy: Policy::default(), progress: None }
     }
 }
 
@@ -51,8 +57,8 @@ pub(crate) struct Linear {
 /// One layer's weights. Vectors are f32.
 pub(crate) struct Layer {
     pub(crate) attention_norm: Buffer,
-    /// Rows of q, then k, then v.
-    pub(crate) qkv: Linear,
+    /// Rows of q, then k, then v: one product of all, or several where their types differ.
+    pub(crate) qkv: Vec<Linear>,
     pub(crate) q_norm: Option<Buffer>,
     pub(crate) k_norm: Option<Buffer>,
     pub(crate) sinks: Option<Buffer>,
@@ -60,8 +66,8 @@ pub(crate) struct Layer {
     pub(crate) post_attention_norm: Option<Buffer>,
     pub(crate) ffn_norm: Buffer,
     pub(crate) router: Option<Linear>,
-    /// Rows of gate, then up; of each expert where there are some.
-    pub(crate) gate_up: Linear,
+    /// Rows of gate, then up; of each expert where there are some. Two products where their types differ.
+    pub(crate) gate_up: Vec<Linear>,
     pub(crate) down: Linear,
     pub(crate) post_ffn_norm: Option<Buffer>,
 }
@@ -75,12 +81,15 @@ pub struct Model {
     pub(crate) policy: Policy,
     pub(crate) cache: DType,
     pub(crate) embed: Buffer,
+    pub(crate) embed_dtype: DType,
     pub(crate) layers: Vec<Layer>,
     pub(crate) final_norm: Buffer,
     pub(crate) head: Linear,
     /// Behind everything that loading submitted, on a stream that has gone.
     pub(crate) loaded: Arc<dyn Event>,
     name: String,
+    architecture: String,
+    quantisation: String,
     weight_bytes: u64,
 }
 
@@ -92,42 +101,45 @@ impl Model {
     /// whatever reading runs into; [`Error::Device`] for what the device refuses.
     pub fn load(device: &Device, source: &Source, options: &LoadOptions<'_>) -> Result<Model> {
         let geometry = source.geometry();
-        if options.dtype.is_integer() {
+        if let Some(dtype) = options.dtype.filter(|dtype| dtype.is_integer()) {
             return Err(Error::Config(vec![format!(
-                "weights cannot be {}: choose a float type or a block format",
-                options.dtype
+                "weights cannot be {dtype}: choose a float type or a block format"
             )]));
         }
         if geometry.logit_softcap.is_some() {
             return Err(Error::Config(vec!["capped output logits are not supported".into()]));
         }
         let activations = DType::F32;
-        let cache = cache_dtype(options.dtype);
-        let need = memory::memory_needed(geometry, options.dtype, cache, 0, 0);
+        let dtype = source.main_dtype(options.dtype);
+        let cache = cache_dtype(dtype);
+        let need = source.memory_needed(options.dtype, 0, 0);
         if let Some(available) = memory::available_memory().filter(|_| device.info().synchronous) {
             need.check(available)?;
         }
         let mut loader = Loader::new(device, source, options, activations)?;
-        let embed = loader.table(None, Role::Embed)?;
+        let (embed, embed_dtype) = loader.table(None, Role::Embed)?;
         let layers = (0..geometry.layers.len()).map(|i| loader.layer(i)).collect::<Result<Vec<_>>>()?;
         let final_norm = loader.vector(None, Role::FinalNorm)?;
         let head_role = if geometry.tied_head { Role::Embed } else { Role::Head };
-        let head = loader.linear(None, &[head_role], &[])?;
+        let head = loader.linear(None, &[(head_role, None)])?;
         let weight_bytes = loader.bytes;
         let loaded = loader.finish()?;
         Ok(Model {
             device: device.clone(),
             geometry: geometry.clone(),
-            dtype: options.dtype,
+            dtype,
             activations,
             policy: options.policy,
             cache,
             embed,
+            embed_dtype,
             layers,
             final_norm,
             head,
             loaded,
             name: source.name().to_owned(),
+            architecture: source.architecture().to_owned(),
+            quantisation: source.quantisation(options.dtype),
             weight_bytes,
         })
     }
@@ -137,14 +149,34 @@ impl Model {
         &self.geometry
     }
 
-    /// Folder or geometry name.
+    /// Name of the folder, file or geometry.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Element type of the matrices.
+    /// Element type of the matrices; of those of a file that mixes types, of most elements.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// Element type of the embedding.
+    pub fn embed_dtype(&self) -> DType {
+        self.embed_dtype
+    }
+
+    /// Element type of the output projection.
+    pub fn head_dtype(&self) -> DType {
+        self.head.dtype
+    }
+
+    /// See [`Source::architecture`].
+    pub fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    /// See [`Source::quantisation`].
+    pub fn quantisation(&self) -> &str {
+        &self.quantisation
     }
 
     /// Element type of activations: f32, whatever the weights are. Rounding them to 16 bits saves next to nothing where weights and cache

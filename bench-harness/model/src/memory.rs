@@ -6,6 +6,7 @@ use perjoule_kernels::dtype::DType;
 
 use crate::config::Geometry;
 use crate::error::{Error, Result};
+use crate::weights::{Role, WeightShape};
 
 /// Bytes that a model takes, activations apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,15 +46,25 @@ pub fn memory_needed(
     tokens: usize,
     batch: usize,
 ) -> MemoryNeed {
+    let of_weight = |w: &WeightShape| w.role.stored_as(weights, geometry.mxfp4_experts);
+    need(geometry, of_weight, kv, tokens, batch)
+}
+
+/// The same, with a type for each weight.
+pub(crate) fn need(
+    geometry: &Geometry,
+    dtype_of: impl Fn(&WeightShape) -> DType,
+    kv: DType,
+    tokens: usize,
+    batch: usize,
+) -> MemoryNeed {
     let bytes = |dtype: DType, elements: u64| {
         elements.div_ceil(dtype.block_len() as u64).saturating_mul(dtype.block_bytes() as u64)
     };
-    let of_weight = |w: &crate::weights::WeightShape| {
-        bytes(w.role.stored_as(weights, geometry.mxfp4_experts), w.elements())
-    };
+    let of_weight = |w: &WeightShape| bytes(dtype_of(w), w.elements());
     let cached = geometry.kv_elements_per_token().saturating_mul(tokens as u64).saturating_mul(batch as u64);
     let all = geometry.weights();
-    let head = all.iter().filter(|w| geometry.tied_head && w.role == crate::weights::Role::Embed);
+    let head = all.iter().filter(|w| geometry.tied_head && w.role == Role::Embed);
     MemoryNeed {
         weights: all.iter().chain(head).map(of_weight).fold(0, u64::saturating_add),
         kv_cache: bytes(kv, cached),

@@ -1,8 +1,9 @@
-//! Where weights come from: a checkpoint, or a seed.
+//! Where weights come from: a folder, a GGUF file, or a seed.
 //!
-//! Both answer the same question, "rows `a..b` of this matrix", so that weights can be packed piece by piece, in parallel, without a
+//! All answer the same question, "rows `a..b` of this matrix", so that weights can be packed piece by piece, in parallel, without a
 //! second copy of the model in memory.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
@@ -13,6 +14,9 @@ use rayon::prelude::*;
 
 use crate::config::Geometry;
 use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+use crate::memory::{MemoryNeed, need};
+use crate::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, FileDType, Plan, Role, Stored, WeightShape, plan};
 use crate::zoo;
 
@@ -26,34 +30,49 @@ pub struct Source {
 
 #[derive(Debug)]
 enum Weights {
-    Checkpoint { checkpoint: Checkpoint, plan: Plan },
+    Folder { checkpoint: Checkpoint, plan: Plan },
+    Gguf { file: Gguf, plan: Plan },
     Random { seed: u64 },
 }
 
 impl Source {
-    /// A folder in the Hugging Face layout, or the name of a geometry of the [`zoo`] with weights drawn from `seed`.
+    /// What [`Source::checkpoint`] takes, or the name of a geometry of the [`zoo`] with weights drawn from `seed`.
     ///
     /// # Errors
-    /// [`Error::UnknownModel`] for a name that is neither, and everything that is wrong with a folder.
-    pub fn open(name_or_dir: &str, seed: u64) -> Result<Source> {
-        let path = Path::new(name_or_dir);
-        if path.is_dir() {
+    /// [`Error::UnknownModel`] for a name that is neither, and everything that is wrong with a folder or file.
+    pub fn open(name_or_path: &str, seed: u64) -> Result<Source> {
+        let path = Path::new(name_or_path);
+        let named_as_file = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+        if path.exists() || named_as_file {
             return Source::checkpoint(path);
         }
-        Ok(Source::random(name_or_dir, zoo::geometry(name_or_dir)?, seed))
+        Ok(Source::random(name_or_path, zoo::geometry(name_or_path)?, seed))
     }
 
-    /// A folder in the Hugging Face layout.
+    /// A folder in the Hugging Face layout, or a GGUF file.
     ///
     /// # Errors
     /// Everything that is wrong with its configuration or its weights.
-    pub fn checkpoint(dir: &Path) -> Result<Source> {
+    pub fn checkpoint(path: &Path) -> Result<Source> {
+        if path.is_dir() { Source::folder(path) } else { Source::gguf(path) }
+    }
+
+    fn gguf(path: &Path) -> Result<Source> {
+        let file = Gguf::open(path)?;
+        let geometry = file.geometry()?;
+        let plan = file.plan(&geometry)?;
+        let name =
+            path.file_stem().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
+        Ok(Source { name, geometry, weights: Weights::Gguf { file, plan } })
+    }
+
+    fn folder(dir: &Path) -> Result<Source> {
         let geometry = Geometry::from_dir(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
         let plan = plan(&geometry, &checkpoint)?;
         let name =
             dir.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
-        Ok(Source { name, geometry, weights: Weights::Checkpoint { checkpoint, plan } })
+        Ok(Source { name, geometry, weights: Weights::Folder { checkpoint, plan } })
     }
 
     /// A geometry with weights drawn from `seed`: the same on every machine, whatever the number of threads.
@@ -66,7 +85,7 @@ impl Source {
         &self.geometry
     }
 
-    /// The folder's name, or that of the geometry.
+    /// The name of the folder, of the file without its ending, or of the geometry.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -76,13 +95,85 @@ impl Source {
         matches!(self.weights, Weights::Random { .. })
     }
 
-    /// Whether the experts are stored as MXFP4, which loading keeps.
-    pub fn has_mxfp4_experts(&self) -> bool {
+    /// Whether this is one file whose matrices have types of their own, which loading keeps unless another is asked for.
+    pub fn is_gguf(&self) -> bool {
+        matches!(self.weights, Weights::Gguf { .. })
+    }
+
+    /// The architecture as the file names it, or the family's `model_type`.
+    pub fn architecture(&self) -> &str {
+        let named = match &self.weights {
+            Weights::Gguf { file, .. } => file.architecture(),
+            _ => None,
+        };
+        named.unwrap_or(self.geometry.family.model_type())
+    }
+
+    /// What becomes of the matrices: the dtype asked for, or what they are stored as, in llama.cpp's words for a GGUF file
+    /// (`Q4_K - Medium`).
+    pub fn quantisation(&self, asked: Option<DType>) -> String {
+        let named = match &self.weights {
+            Weights::Gguf { file, .. } if asked.is_none() => file.file_type().map(str::to_owned),
+            _ => None,
+        };
+        named.unwrap_or_else(|| self.main_dtype(asked).name().to_owned())
+    }
+
+    /// The tokenizer that belongs to the model.
+    ///
+    /// # Errors
+    /// [`Error::NoTokenizer`] for a folder without `tokenizer.json` or a geometry of the zoo, [`Error::File`] for one that cannot be used.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
         match &self.weights {
-            Weights::Checkpoint { plan, .. } => {
-                plan.weights().iter().any(|w| matches!(w.stored, Stored::Mxfp4 { .. }))
+            Weights::Gguf { file, .. } => file.tokenizer(self.geometry.vocab),
+            Weights::Folder { checkpoint, .. } => Tokenizer::open(checkpoint.path(), self.geometry.vocab),
+            Weights::Random { .. } => Tokenizer::open(Path::new(&self.name), self.geometry.vocab),
+        }
+    }
+
+    /// Element type in which loading keeps a weight: matrices as `asked`, or as they are stored where nothing is asked for; vectors in f32.
+    /// Experts that are stored as MXFP4 stay so in any case.
+    pub fn dtype_of(&self, weight: &WeightShape, asked: Option<DType>) -> DType {
+        let stored = self.stored_dtype(weight);
+        weight.role.stored_as(asked.unwrap_or(stored), stored == DType::MxFp4)
+    }
+
+    fn stored_dtype(&self, weight: &WeightShape) -> DType {
+        let Some((checkpoint, plan)) = self.files() else {
+            let mxfp4 = weight.role.is_expert() && self.geometry.mxfp4_experts;
+            return if mxfp4 { DType::MxFp4 } else { DType::BF16 };
+        };
+        match plan.find(weight.role, weight.layer).map(|found| &found.stored) {
+            Some(Stored::Mxfp4 { .. }) => DType::MxFp4,
+            stored => {
+                let info = stored.and_then(|s| s.names().next()).and_then(|name| checkpoint.find(name));
+                info.and_then(|info| info.dtype.dtype()).unwrap_or(DType::F32)
             }
-            Weights::Random { .. } => self.geometry.mxfp4_experts,
+        }
+    }
+
+    /// The element type that most elements of matrices have once they are loaded.
+    pub fn main_dtype(&self, asked: Option<DType>) -> DType {
+        let mut elements: BTreeMap<DType, u64> = BTreeMap::new();
+        for weight in self.geometry.weights().iter().filter(|w| w.role.is_matrix()) {
+            // that of experts is kept whatever is asked for, and does not answer
+            let dtype = asked.unwrap_or_else(|| self.dtype_of(weight, None));
+            *elements.entry(dtype).or_default() += weight.elements();
+        }
+        elements.into_iter().max_by_key(|(_, count)| *count).map_or(DType::F32, |(dtype, _)| dtype)
+    }
+
+    /// Bytes that the model takes, with a KV cache of `batch` sequences of `tokens` each: see [`crate::memory::memory_needed`].
+    pub fn memory_needed(&self, asked: Option<DType>, tokens: usize, batch: usize) -> MemoryNeed {
+        let kv = crate::load::cache_dtype(self.main_dtype(asked));
+        need(&self.geometry, |weight| self.dtype_of(weight, asked), kv, tokens, batch)
+    }
+
+    fn files(&self) -> Option<(&Checkpoint, &Plan)> {
+        match &self.weights {
+            Weights::Folder { checkpoint, plan } => Some((checkpoint, plan)),
+            Weights::Gguf { file, plan } => Some((&file.checkpoint, plan)),
+            Weights::Random { .. } => None,
         }
     }
 
@@ -101,25 +192,31 @@ impl Source {
         out: &mut [u8],
     ) -> Result<()> {
         let (_, n, k) = sizes(weight);
-        match &self.weights {
-            Weights::Random { seed } => random_rows(*seed, weight, matrix, rows, k, dtype, out),
-            Weights::Checkpoint { checkpoint, plan } => {
-                let Some(found) = plan.find(weight.role, weight.layer) else {
-                    return Err(Error::file(checkpoint.path(), format!("{:?} was not planned", weight.role)));
-                };
-                let reader = Reader { checkpoint, k, dtype };
-                match &found.stored {
-                    Stored::Plain(name) => reader.plain(name, matrix * n + rows.start, out),
-                    Stored::Half { name, second } => {
-                        reader.plain(name, (2 * matrix + usize::from(*second)) * n + rows.start, out)
-                    }
-                    Stored::PerExpert(names) => reader.plain(&names[matrix], rows.start, out),
-                    Stored::Transposed(name) => reader.transposed(name, matrix, n, rows, out),
-                    Stored::Mxfp4 { blocks, scales } => {
-                        reader.mxfp4(blocks, scales, matrix * n + rows.start, out)
-                    }
+        let (checkpoint, plan) = match &self.weights {
+            Weights::Random { seed } => return random_rows(*seed, weight, matrix, rows, k, dtype, out),
+            Weights::Folder { checkpoint, plan } => (checkpoint, plan),
+            Weights::Gguf { file, plan } => (&file.checkpoint, plan),
+        };
+        let Some(found) = plan.find(weight.role, weight.layer) else {
+            return Err(Error::file(checkpoint.path(), format!("{:?} was not planned", weight.role)));
+        };
+        let reader = Reader { checkpoint, k, dtype };
+        match &found.stored {
+            Stored::Plain(name) => reader.plain(name, matrix * n + rows.start, out),
+            Stored::Paired { name, head_dim, rotary_dim } => {
+                let order = PairOrder { head_dim: *head_dim, rotary_dim: *rotary_dim };
+                if weight.role.is_matrix() {
+                    reader.paired_rows(name, order, rows.start, out)
+                } else {
+                    reader.paired_elements(name, order, out)
                 }
             }
+            Stored::Half { name, second } => {
+                reader.plain(name, (2 * matrix + usize::from(*second)) * n + rows.start, out)
+            }
+            Stored::PerExpert(names) => reader.plain(&names[matrix], rows.start, out),
+            Stored::Transposed(name) => reader.transposed(name, matrix, n, rows, out),
+            Stored::Mxfp4 { blocks, scales } => reader.mxfp4(blocks, scales, matrix * n + rows.start, out),
         }
     }
 }
@@ -148,10 +245,10 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Rows from `first` on of a floating-point tensor whose last size is `k`.
+    /// Rows from `first` on of a tensor whose last size is `k`.
     fn plain(&self, name: &str, first: usize, out: &mut [u8]) -> Result<()> {
         let stored = self.stored(name)?;
-        let row = self.k * stored.block_bytes();
+        let row = self.k / stored.block_len() * stored.block_bytes();
         self.in_parallel(first, out, |rows, out| {
             if stored == self.dtype {
                 self.checkpoint.read_range(name, bytes(&rows, row), out)?;
@@ -161,6 +258,39 @@ impl Reader<'_> {
             self.checkpoint.read_range(name, bytes(&rows, row), &mut raw)?;
             self.convert(name, stored, &raw, out)
         })
+    }
+
+    /// Rows from `first` on of a matrix whose file has them in another order within each head.
+    fn paired_rows(&self, name: &str, order: PairOrder, first: usize, out: &mut [u8]) -> Result<()> {
+        let stored = self.stored(name)?;
+        let row = self.k / stored.block_len() * stored.block_bytes();
+        self.in_parallel(first, out, |rows, out| {
+            // of whole heads
+            let from = rows.start / order.head_dim * order.head_dim;
+            let to = rows.end.next_multiple_of(order.head_dim);
+            let mut heads = vec![0; (to - from) * row];
+            self.checkpoint.read_range(name, bytes(&(from..to), row), &mut heads)?;
+            let mut raw = Vec::with_capacity(rows.len() * row);
+            for at in rows.map(|r| (order.in_file(r) - from) * row) {
+                raw.extend_from_slice(&heads[at..at + row]);
+            }
+            self.convert(name, stored, &raw, out)
+        })
+    }
+
+    /// A whole vector whose file has the elements in another order within each head.
+    fn paired_elements(&self, name: &str, order: PairOrder, out: &mut [u8]) -> Result<()> {
+        let stored = self.stored(name)?;
+        if stored.is_block() {
+            return Err(self.problem(name, &format!("has dtype {stored}: a bias must be F32, F16 or BF16")));
+        }
+        let size = stored.block_bytes();
+        let whole = self.checkpoint.read(name)?;
+        let mut raw = Vec::with_capacity(whole.len());
+        for at in (0..self.k).map(|i| order.in_file(i) * size) {
+            raw.extend_from_slice(&whole[at..at + size]);
+        }
+        self.convert(name, stored, &raw, out)
     }
 
     /// Rows of a floating-point tensor `[.., k, n]`, which holds them as columns.
@@ -225,6 +355,7 @@ impl Reader<'_> {
             FileDType::F32 => Ok(DType::F32),
             FileDType::F16 => Ok(DType::F16),
             FileDType::BF16 => Ok(DType::BF16),
+            FileDType::Block(dtype) => Ok(dtype),
             other => Err(self.problem(name, &format!("has dtype {other}"))),
         }
     }
@@ -263,23 +394,48 @@ impl Reader<'_> {
     }
 }
 
+/// Where a row of a head lies in a file in which neighbours turn together: see [`Stored::Paired`].
+#[derive(Clone, Copy)]
+struct PairOrder {
+    head_dim: usize,
+    rotary_dim: usize,
+}
+
+impl PairOrder {
+    fn in_file(self, row: usize) -> usize {
+        let (i, half) = (row % self.head_dim, self.rotary_dim / 2);
+        row - i
+            + match i {
+                first if first < half => 2 * first,
+                second if second < 2 * half => 2 * (second - half) + 1,
+                still => still,
+            }
+    }
+}
+
 /// The bytes of `rows` of `size` bytes each.
 fn bytes(rows: &Range<usize>, size: usize) -> Range<u64> {
     rows.start as u64 * size as u64..rows.end as u64 * size as u64
 }
 
-/// Whether all numbers are finite. Quantised blocks are made of finite ones, except for MXFP4's as a file holds them.
+/// Whether all numbers are finite: of blocks, the scales.
 fn is_finite(dtype: DType, bytes: &[u8]) -> bool {
-    let below = |mask: u16| bytes.chunks_exact(2).all(|b| u16::from_le_bytes([b[0], b[1]]) & mask != mask);
+    let below = |b: &[u8], mask: u16| u16::from_le_bytes([b[0], b[1]]) & mask != mask;
+    let scales = |at: &[usize]| {
+        bytes.chunks_exact(dtype.block_bytes()).all(|block| at.iter().all(|&at| below(&block[at..], 0x7c00)))
+    };
     match dtype {
         DType::F32 => bytes.chunks_exact(4).all(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite()),
-        DType::BF16 => below(0x7f80),
-        DType::F16 => below(0x7c00),
+        DType::BF16 => bytes.chunks_exact(2).all(|b| below(b, 0x7f80)),
+        DType::F16 => scales(&[0]),
         // no infinity, and NaN is all ones
         DType::F8E4M3 => bytes.iter().all(|b| b & 0x7f != 0x7f),
+        DType::Q8_0 | DType::Q4_0 => scales(&[0]),
+        DType::Q4K => scales(&[0, 2]),
+        DType::Q6K => scales(&[208]),
         // scale 255 is NaN, and values under the two before it exceed f32
         DType::MxFp4 => bytes.chunks_exact(block::mxfp4::BYTES).all(|b| b[0] < 253),
-        _ => true,
+        DType::I8 | DType::I32 | DType::U32 => true,
     }
 }
 

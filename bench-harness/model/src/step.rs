@@ -224,8 +224,8 @@ impl Builder<'_> {
         let tokens = batch * q_len;
         self.launch(Advance::uniform(batch, q_len), vec![(&state.kv_len).into(), (&state.positions).into()])?;
         let mut x = self.value();
-        let mut embed = Embed::dense(tokens, geometry.vocab, hidden, model.dtype, dtype);
-        embed.scale = geometry.embedding_scale_in(model.dtype);
+        let mut embed = Embed::dense(tokens, geometry.vocab, hidden, model.embed_dtype, dtype);
+        embed.scale = geometry.embedding_scale_in(model.embed_dtype);
         self.launch(embed, vec![(&state.ids).into(), (&model.embed).into(), x.into()])?;
         for (index, layer) in model.layers.iter().enumerate() {
             let attended = self.attention(state, index, layer, x, batch, q_len)?;
@@ -317,18 +317,19 @@ impl Builder<'_> {
         let model = self.model;
         let g = &model.geometry;
         let dtype = model.activations;
-        let size = dtype.block_bytes() as u64;
         let tokens = batch * q_len;
         let (heads, kv_heads, d) = (g.heads, g.kv_heads, g.head_dim);
-        let width = (heads + 2 * kv_heads) * d;
         let normed = self.norm_dense(tokens, x, &layer.attention_norm)?;
-        let qkv = self.value();
-        self.linear(&layer.qkv, tokens, normed, qkv.into(), dtype, None)?;
-        // q, k and v are slices of each row of the fused product
-        let slice = |first: usize| Value { id: qkv.id, at: first as u64 * size };
-        let fused = |heads: usize| Rows::grid(tokens, heads, d).with_outer_stride(width);
-        let (mut q, mut k, v) = (slice(0), slice(heads * d), slice((heads + kv_heads) * d));
-        let (mut q_rows, mut k_rows, v_rows) = (fused(heads), fused(kv_heads), fused(kv_heads));
+        let widths = [heads * d, kv_heads * d, kv_heads * d];
+        let [(mut q, q_width), (mut k, k_width), (v, v_width)] =
+            self.slices(&layer.qkv, widths, |builder, linear| {
+                let out = builder.value();
+                builder.linear(linear, tokens, normed, out.into(), dtype, None)?;
+                Ok(out)
+            })?;
+        let fused = |heads: usize, width| Rows::grid(tokens, heads, d).with_outer_stride(width);
+        let (mut q_rows, mut k_rows, v_rows) =
+            (fused(heads, q_width), fused(kv_heads, k_width), fused(kv_heads, v_width));
         for (norm, value, rows) in
             [(&layer.q_norm, &mut q, &mut q_rows), (&layer.k_norm, &mut k, &mut k_rows)]
         {
@@ -418,22 +419,60 @@ impl Builder<'_> {
             return self.experts(layer, x, normed, tokens);
         }
         let ffn = layer.down.k;
-        let gate_up = self.value();
-        self.linear(&layer.gate_up, tokens, normed, gate_up.into(), dtype, None)?;
+        let gate_up = self.slices(&layer.gate_up, [ffn, ffn], |builder, linear| {
+            let out = builder.value();
+            builder.linear(linear, tokens, normed, out.into(), dtype, None)?;
+            Ok(out)
+        })?;
         let activated = self.gated(tokens, ffn, gate_up)?;
         self.project(&layer.down, layer.post_ffn_norm.as_ref(), tokens, activated, x)
     }
 
-    /// The activation of rows that hold gate, then up.
-    fn gated(&mut self, rows: usize, ffn: usize, gate_up: Value) -> Result<Value> {
+    /// The activation of gates and ups, each with the width of the rows in which it lies.
+    fn gated(&mut self, rows: usize, ffn: usize, [gate, up]: [(Value, usize); 2]) -> Result<Value> {
         let dtype = self.model.activations;
-        let half = Rows::dense(rows, ffn).with_outer_stride(2 * ffn);
+        let half = |width| Rows::dense(rows, ffn).with_outer_stride(width);
         let kind = self.model.geometry.activation;
-        let op = Gated { gate: half, up: half, dtype, out: Rows::dense(rows, ffn), out_dtype: dtype, kind };
-        let up = Value { id: gate_up.id, at: ffn as u64 * dtype.block_bytes() as u64 };
+        let op = Gated {
+            gate: half(gate.1),
+            up: half(up.1),
+            dtype,
+            out: Rows::dense(rows, ffn),
+            out_dtype: dtype,
+            kind,
+        };
         let out = self.value();
-        self.launch(op, vec![gate_up.into(), up.into(), out.into()])?;
+        self.launch(op, vec![gate.0.into(), up.0.into(), out.into()])?;
         Ok(out)
+    }
+
+    /// The parts of `widths` that products have in their rows, one behind the other, each with the width of the rows in which it lies.
+    fn slices<const N: usize>(
+        &mut self,
+        linears: &[Linear],
+        widths: [usize; N],
+        mut product: impl FnMut(&mut Self, &Linear) -> Result<Value>,
+    ) -> Result<[(Value, usize); N]> {
+        let size = self.model.activations.block_bytes() as u64;
+        let mut products = linears.iter();
+        let mut current: Option<(Value, usize)> = None;
+        let mut first = 0;
+        let mut parts = [(Value { id: 0, at: 0 }, 0); N];
+        for (part, width) in parts.iter_mut().zip(widths) {
+            let (value, row) = match current.filter(|(_, row)| first < *row) {
+                Some(fused) => fused,
+                None => {
+                    let Some(linear) = products.next() else {
+                        return Err(Error::Config(vec!["a layer lacks a product".into()]));
+                    };
+                    first = 0;
+                    *current.insert((product(self, linear)?, linear.n))
+                }
+            };
+            *part = (Value { id: value.id, at: first as u64 * size }, row);
+            first += width;
+        }
+        Ok(parts)
     }
 
     fn experts(&mut self, layer: &Layer, x: Value, normed: Value, tokens: usize) -> Result<Value> {
@@ -449,7 +488,9 @@ impl Builder<'_> {
             Route { tokens, experts: moe.experts, top_k: moe.top_k, dtype: DType::F32, order: moe.routing };
         let (weights, chosen, offsets, sorted) = (self.value(), self.value(), self.value(), self.value());
         self.launch(op, vec![logits.into(), weights.into(), chosen.into(), offsets.into(), sorted.into()])?;
-        let gate_up = self.grouped(&layer.gate_up, tokens, moe.top_k, true, normed, offsets, sorted)?;
+        let gate_up = self.slices(&layer.gate_up, [moe.ffn, moe.ffn], |builder, linear| {
+            builder.grouped(linear, tokens, moe.top_k, true, normed, offsets, sorted)
+        })?;
         let activated = self.gated(tokens * moe.top_k, moe.ffn, gate_up)?;
         let down = self.grouped(&layer.down, tokens, moe.top_k, false, activated, offsets, sorted)?;
         let out = self.value();

@@ -15,12 +15,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use header::{FileDType, HeaderTensor, MAX_HEADER, header_len, parse_header, parse_index};
+pub(crate) use plan::plan_by;
 pub use plan::{Plan, Stored, Weight, plan};
 pub use shape::{Role, WeightShape};
 
 use crate::error::{Error, Result};
 
-/// An opened set of safetensors files.
+/// An opened set of safetensors files, or the tensors of a GGUF file.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
@@ -95,6 +96,20 @@ impl Checkpoint {
     pub fn open_file(path: &Path) -> Result<Checkpoint> {
         let (shard, tensors) = open_shard(path, 0)?;
         Ok(Checkpoint { path: path.to_owned(), shards: vec![shard], tensors })
+    }
+
+    /// The tensors of an opened file whose offsets count from byte `data`.
+    pub(crate) fn of_file(
+        path: &Path,
+        file: File,
+        data: u64,
+        tensors: BTreeMap<String, HeaderTensor>,
+    ) -> Checkpoint {
+        Checkpoint {
+            path: path.to_owned(),
+            shards: vec![Shard { path: path.to_owned(), file }],
+            tensors: placed(tensors, data, 0),
+        }
     }
 
     /// The file or folder that was opened.
@@ -215,23 +230,26 @@ fn open_shard(path: &Path, shard: usize) -> Result<(Shard, BTreeMap<String, Tens
     read_exact_at(&file, &mut json, header::LENGTH_BYTES).map_err(io)?;
     let data = header::LENGTH_BYTES + len;
     let tensors = parse_header(&json, file_len - data).map_err(|e| Error::file(path, e))?;
+    Ok((Shard { path: path.to_owned(), file }, placed(tensors, data, shard)))
+}
+
+/// The tensors of a header with their places in shard number `shard`, whose data begin at byte `data`.
+fn placed(tensors: BTreeMap<String, HeaderTensor>, data: u64, shard: usize) -> BTreeMap<String, TensorInfo> {
     let place = |(name, t): (String, HeaderTensor)| {
-        (
-            name,
-            TensorInfo {
-                dtype: t.dtype,
-                shape: t.shape,
-                bytes: t.end - t.begin,
-                start: data + t.begin,
-                shard,
-            },
-        )
+        let info = TensorInfo {
+            dtype: t.dtype,
+            shape: t.shape,
+            bytes: t.end - t.begin,
+            start: data + t.begin,
+            shard,
+        };
+        (name, info)
     };
-    Ok((Shard { path: path.to_owned(), file }, tensors.into_iter().map(place).collect()))
+    tensors.into_iter().map(place).collect()
 }
 
 /// Opens a file for reading, and nothing that only looks like one: opening a pipe would wait for a writer.
-fn open_regular(path: &Path) -> Result<File> {
+pub(crate) fn open_regular(path: &Path) -> Result<File> {
     let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if !metadata.is_file() {
         return Err(Error::file(path, "is not a regular file"));

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use perjoule_model::config::Geometry;
+use perjoule_model::gguf;
 use perjoule_model::weights::{header_len, parse_header, parse_index};
 use proptest::prelude::*;
 
@@ -29,6 +30,13 @@ fn header(bytes: &[u8]) {
     if let Ok(tensors) = parse_header(json, data.len() as u64) {
         // Exact coverage: every byte belongs to one tensor.
         assert_eq!(tensors.values().map(|t| t.end - t.begin).sum::<u64>(), data.len() as u64);
+    }
+}
+
+fn gguf(bytes: &[u8]) {
+    if let Ok(header) = gguf::parse(bytes, bytes.len() as u64) {
+        assert!(header.tensors.values().all(|t| t.begin <= t.end));
+        assert!(header.tensors.values().all(|t| header.data + t.end <= bytes.len() as u64));
     }
 }
 
@@ -120,4 +128,9 @@ fn header_reader_never_panics() {
 #[test]
 fn index_reader_never_panics() {
     check("index", index);
+}
+
+#[test]
+fn gguf_reader_never_panics() {
+    check("gguf", gguf);
 }

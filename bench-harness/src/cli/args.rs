@@ -191,8 +191,8 @@ pub(crate) struct RunArgs {
     /// Measure each kernel in turn with this one, and say which is faster
     #[arg(long, value_name = "NAME", help_heading = "What")]
     pub(crate) versus: Option<String>,
-    /// Folder of a model, or the name of a geometry (random weights)
-    #[arg(long, value_name = "NAME|DIR", help_heading = "What")]
+    /// Folder of a model, a GGUF file, or the name of a geometry (random weights)
+    #[arg(long, value_name = "NAME|PATH", help_heading = "What")]
     pub(crate) model: Option<String>,
     /// Prompt lengths; 0 for none [default with neither -p nor -n: what the budget allows]
     #[arg(short = 'p', long, value_name = "N,..", value_delimiter = ',', help_heading = "Tokens")]
@@ -254,6 +254,7 @@ const RUN_EXAMPLES: &str = "Examples:
   perjoule run --op attention --shape q=1,kv=8192,h=32,hkv=8,d=128
   perjoule run --op rms_norm --versus rms_norm_any_256_cpu_avx2  the chosen kernel against that one
   perjoule run --only tokens --model ./Llama-3.2-1B -p 512 -n 128 -r 5
+  perjoule run --only tokens --model ./Qwen3-0.6B-Q4_K_M.gguf
   perjoule run --only tokens --model qwen3-0.6b -n 32 --parallel 1,4,16
   perjoule run --only tokens --format llama-bench           llama-bench's table, for scripts that read it
   perjoule run --openmetrics /var/lib/node_exporter/perjoule.prom
@@ -292,15 +293,15 @@ pub(crate) struct CheckArgs {
     /// Every case, however long it takes
     #[arg(long, conflicts_with = "model")]
     pub(crate) full: bool,
-    /// Check a model folder against reference logits instead
-    #[arg(long, value_name = "DIR")]
+    /// Check a model (a folder or a GGUF file) against reference logits instead
+    #[arg(long, value_name = "PATH")]
     pub(crate) model: Option<PathBuf>,
     /// The reference [default: expected.safetensors beside the weights]
     #[arg(long, value_name = "FILE", requires = "model")]
     pub(crate) expected: Option<PathBuf>,
-    /// Element type of the weights
-    #[arg(long, value_name = "TYPE", requires = "model", default_value = "f32")]
-    pub(crate) dtype: DType,
+    /// Element type of the weights [default: f32; as stored in a GGUF file]
+    #[arg(long, value_name = "TYPE", requires = "model")]
+    pub(crate) dtype: Option<DType>,
     /// Type that activations may be rounded to in products with weights that are not f32
     #[arg(long, value_name = "TYPE", requires = "model", value_enum, default_value_t = Activations::F32)]
     pub(crate) activations: Activations,
@@ -317,13 +318,13 @@ pub(crate) struct CheckArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// Folder of a model, or the name of a geometry (random weights)
-    #[arg(long, value_name = "NAME|DIR")]
+    /// Folder of a model, a GGUF file, or the name of a geometry (random weights)
+    #[arg(long, value_name = "NAME|PATH")]
     pub(crate) model: String,
     /// Device to run on
     #[arg(long, value_name = "ID", default_value = "cpu")]
     pub(crate) device: String,
-    /// Text to continue; needs tokenizer.json beside the weights
+    /// Text to continue; needs tokenizer.json beside the weights, or the vocabulary of a GGUF file
     #[arg(long, value_name = "TEXT", required_unless_present = "ids", conflicts_with = "ids")]
     pub(crate) prompt: Option<String>,
     /// Token ids to continue
@@ -332,7 +333,7 @@ pub(crate) struct GenerateArgs {
     /// Tokens to generate
     #[arg(short = 'n', value_name = "N", default_value_t = 64)]
     pub(crate) n: usize,
-    /// Element type of the weights [default: that of the checkpoint, bf16 for a geometry]
+    /// Element type of the weights [default: that of the checkpoint, as stored in a GGUF file, bf16 for a geometry]
     #[arg(long, value_name = "TYPE")]
     pub(crate) dtype: Option<DType>,
     /// Type that a model's activations may be rounded to in products with weights that are not f32, sums being f32

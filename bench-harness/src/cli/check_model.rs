@@ -58,28 +58,36 @@ impl Distance {
 }
 
 pub(crate) fn run(args: &CheckArgs) -> Result<Ended> {
-    let Some(dir) = &args.model else { bail!("--model needs a folder") };
-    ensure!(dir.is_dir(), "{} is no folder with config.json and weights", dir.display());
-    let path = args.expected.clone().unwrap_or_else(|| dir.join("expected.safetensors"));
-    let source = Source::checkpoint(dir)?;
+    let Some(model) = &args.model else { bail!("--model needs a folder or a GGUF file") };
+    ensure!(
+        model.exists(),
+        "{} is no folder with config.json and weights, and no GGUF file",
+        model.display()
+    );
+    let beside = if model.is_dir() { Some(model.as_path()) } else { model.parent() };
+    let beside = beside.unwrap_or(std::path::Path::new("")).join("expected.safetensors");
+    let path = args.expected.clone().unwrap_or(beside);
+    let source = Source::checkpoint(model)?;
+    // exact, unless the file itself is not
+    let dtype = args.dtype.or((!source.is_gguf()).then_some(DType::F32));
     let expected = read(&path, source.geometry().vocab)
         .with_context(|| format!("{}: give a reference with --expected", path.display()))?;
     let device = open(&args.device, args.threads)?;
     let rows = vec![1, expected.rows, expected.rows * expected.tokens];
     let model =
-        run_tokens::load(&device, &source, args.dtype, args.activations, rows, progress::bytes(args.quiet))?;
+        run_tokens::load(&device, &source, dtype, args.activations, rows, progress::bytes(args.quiet))?;
 
     let prefill = Distance::of(&whole(&model, &expected)?, &expected.logits);
     let single = Distance::of(&token_by_token(&model, &expected)?, &expected.logits);
     let batched = Distance::of(&side_by_side(&model, &expected)?, &expected.logits);
     let greedy = greedy(&model, &expected)?;
     let greedy_equal = greedy == expected.greedy;
-    let allowed = tolerance(args.dtype);
+    let allowed = tolerance(model.dtype());
     let all = [("prefill", prefill), ("token by token", single), ("batched decode", batched)];
     let rel_err = all.iter().map(|(_, d)| d.relative()).fold(0.0, f64::max);
     let max_abs_err = all.iter().map(|(_, d)| d.max_abs_err).fold(0.0, f64::max);
     // rounded weights may tip a choice that was close; only exact arithmetic has to choose alike
-    let passed = rel_err <= allowed && (greedy_equal || args.dtype != DType::F32);
+    let passed = rel_err <= allowed && (greedy_equal || model.dtype() != DType::F32);
 
     let mut out = anstream::stdout();
     if args.json {
@@ -112,7 +120,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Ended> {
             out,
             "\n{} greedy ids {same}; allowed relative error {allowed:.0e} for {}",
             expected.greedy.len(),
-            args.dtype
+            model.quantisation()
         )?;
         writeln!(out, "{verdict}: {} on {}", source.name(), args.device)?;
     }

@@ -7,7 +7,6 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use serde_json::json;
 use std::io::Write;
-use std::path::Path;
 use std::time::Instant;
 
 use super::args::GenerateArgs;
@@ -32,9 +31,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<Ended> {
     let source = Source::open(&args.model, args.seed)?;
     let geometry = source.geometry();
     let vocab = geometry.vocab;
-    let folder = Path::new(&args.model);
     let tokenizer = match &args.prompt {
-        Some(_) => Some(Tokenizer::open(folder, vocab)?),
+        Some(_) => Some(source.tokenizer()?),
         None => None,
     };
     let prompt = match (&args.prompt, &args.ids, &tokenizer) {
@@ -111,7 +109,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<Ended> {
         let energy = energy.as_ref();
         let result = json!({
             "model": source.name(),
-            "dtype": dtype.name(),
+            "dtype": model.dtype().name(),
             "prompt_ids": prompt,
             "ids": ids,
             "text": text,

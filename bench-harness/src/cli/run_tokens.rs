@@ -3,8 +3,8 @@
 use anyhow::{Result, ensure};
 use indicatif::ProgressBar;
 use perjoule::DType;
-use perjoule_model::memory::{available_memory, memory_needed};
-use perjoule_model::{LoadOptions, Model, Source, cache_dtype};
+use perjoule_model::memory::available_memory;
+use perjoule_model::{LoadOptions, Model, Source};
 use perjoule_record::Kind;
 use std::time::Duration;
 
@@ -26,24 +26,29 @@ const GENERATED: [usize; 6] = [128, 64, 32, 16, 8, 4];
 /// Repetitions that a chosen size leaves time for: one warms up.
 const REPETITIONS: usize = 4;
 
-/// Element type of the weights: as asked for, else that of the checkpoint, else bf16.
-pub(super) fn dtype_of(source: &Source, asked: Option<DType>) -> DType {
-    asked.or(source.geometry().dtype.filter(|_| !source.is_random())).unwrap_or(DType::BF16)
+/// Element type of the weights: as asked for, else that which the folder states, else bf16. `None` for a GGUF file of which nothing is
+/// asked: each matrix stays as it is stored.
+pub(super) fn dtype_of(source: &Source, asked: Option<DType>) -> Option<DType> {
+    if source.is_gguf() {
+        return asked;
+    }
+    asked.or(source.geometry().dtype.filter(|_| !source.is_random())).or(Some(DType::BF16))
 }
 
 /// Loads a model, and shows how far it is on `bar`.
 pub(super) fn load(
     device: &perjoule::Device,
     source: &Source,
-    dtype: DType,
+    dtype: Option<DType>,
     activations: Activations,
     rows: Vec<usize>,
     bar: ProgressBar,
 ) -> Result<Model> {
     let verb = if source.is_random() { "drawing random weights of" } else { "loading" };
-    bar.set_message(format!("{verb} {} {dtype}", source.name()));
+    bar.set_message(format!("{verb} {} {}", source.name(), source.quantisation(dtype)));
     // of elements, which stand for the bytes that most of them take
-    let bytes = |elements: u64| elements / dtype.block_len() as u64 * dtype.block_bytes() as u64;
+    let most = dtype.or(source.geometry().dtype).unwrap_or(DType::BF16);
+    let bytes = |elements: u64| elements / most.block_len() as u64 * most.block_bytes() as u64;
     let report = |done: u64, total: u64| {
         bar.set_length(bytes(total));
         bar.set_position(bytes(done));
@@ -71,8 +76,7 @@ pub(super) fn fits(args: &RunArgs, source: &Source) -> Result<()> {
         let parallel = args.parallel.iter().max().copied().unwrap_or(1);
         let dtypes = args.dtype.iter().copied().map(Some);
         for asked in dtypes.chain(args.dtype.is_empty().then_some(None)) {
-            let dtype = dtype_of(source, asked);
-            memory_needed(geometry, dtype, cache_dtype(dtype), tokens, parallel).check(available)?;
+            source.memory_needed(dtype_of(source, asked), tokens, parallel).check(available)?;
         }
     }
     Ok(())
@@ -86,9 +90,9 @@ pub(super) fn run(
     output: &mut Output,
 ) -> Result<()> {
     let args = run.args;
-    let dtypes: Vec<DType> = match args.dtype.as_slice() {
+    let dtypes: Vec<Option<DType>> = match args.dtype.as_slice() {
         [] => vec![dtype_of(source, None)],
-        list => list.to_vec(),
+        list => list.iter().copied().map(Some).collect(),
     };
     let parallel: &[usize] = if args.parallel.is_empty() { &[1] } else { &args.parallel };
     let depths: &[usize] = if args.n_depth.is_empty() { &[0] } else { &args.n_depth };

@@ -189,7 +189,7 @@ impl Bench<'_> {
         let millions = geometry.n_params() as f64 / 1e6;
         let size =
             if millions >= 1000.0 { format!("{:.1}B", millions / 1000.0) } else { format!("{millions:.0}M") };
-        workload.model_type = Some(format!("{} {size} {}", geometry.family.model_type(), model.dtype()));
+        workload.model_type = Some(format!("{} {size} {}", model.architecture(), model.quantisation()));
         workload.model_n_params = Some(geometry.n_params());
         workload.model_size = Some(model.weight_bytes());
         workload.dtype = Some(model.dtype().name().into());
@@ -277,16 +277,18 @@ impl Bench<'_> {
         let chunk = (test.n_batch / test.n_parallel.max(1)).max(1);
         let passes = (test.n_prompt.div_ceil(chunk) + test.n_gen) as f64;
         let choices = test.n_gen as f64 + f64::from(u8::from(test.n_prompt > 0));
-        let table = geometry.hidden as f64 * geometry.vocab as f64 * width(self.model.dtype());
+        let elements = geometry.hidden as f64 * geometry.vocab as f64;
+        let table = elements * width(self.model.head_dtype());
+        let embedding = elements * width(self.model.embed_dtype());
         // the embedding and the head each lie in memory, tied or not
-        let layers = (self.model.weight_bytes() as f64 - 2.0 * table).max(0.0);
+        let layers = (self.model.weight_bytes() as f64 - table - embedding).max(0.0);
         // a batch visits other experts with each token: count what one token visits, the least
         let tables =
             if geometry.tied_head { 1.0 } else { 2.0 } * (geometry.hidden as f64 * geometry.vocab as f64);
         let of_layers = |params: u64| (params as f64 - tables).max(1.0);
         let active = of_layers(geometry.n_active_params()) / of_layers(geometry.n_params());
         let tokens = (test.n_prompt + test.n_gen) as f64 * test.n_parallel as f64;
-        let rows = tokens * geometry.hidden as f64 * width(self.model.dtype());
+        let rows = tokens * geometry.hidden as f64 * width(self.model.embed_dtype());
         // keys and values of a chunk are read once, however many of its tokens see them
         let first = |pass: usize| test.n_depth + test.n_prompt + pass;
         let ends =

@@ -8,7 +8,7 @@ use super::{Ffn, GatedKind, Geometry};
 /// Width of anything: hidden, feed-forward, vocabulary.
 pub(super) const MAX_WIDTH: usize = 1 << 24;
 /// Layers of a model.
-pub(super) const MAX_LAYERS: usize = 4096;
+pub(crate) const MAX_LAYERS: usize = 4096;
 /// Query heads, key-value heads, experts.
 const MAX_COUNT: usize = 1 << 16;
 /// Width of a head.

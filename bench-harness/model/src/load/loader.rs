@@ -14,6 +14,9 @@ use crate::error::{Error, Result};
 use crate::source::{Source, sizes};
 use crate::weights::{Role, WeightShape};
 
+/// A matrix of a product, and its bias if the model has one.
+type Part = (Role, Option<Role>);
+
 /// Bytes of a matrix that are read or drawn at a time.
 const PIECE: usize = 32 << 20;
 
@@ -22,7 +25,7 @@ pub(super) struct Loader<'a> {
     source: &'a Source,
     stream: Box<dyn Stream>,
     weights: HashMap<(Option<usize>, Role), WeightShape>,
-    dtype: DType,
+    dtype: Option<DType>,
     activations: DType,
     policy: Policy,
     rows: Vec<usize>,
@@ -94,32 +97,36 @@ impl<'a> Loader<'a> {
         let at = Some(index);
         let experts = self.geometry().layers[index].ffn == Ffn::Experts;
         let fused = self.geometry().moe.is_some_and(|m| m.interleaved_gate_up);
-        let (gate_up, gate_up_bias, down, down_bias): (&[Role], &[Role], _, _) = match (experts, fused) {
-            (false, _) => {
-                (&[Role::Gate, Role::Up], &[Role::GateBias, Role::UpBias], Role::Down, Role::DownBias)
-            }
-            (true, false) => {
-                (&[Role::ExpertGate, Role::ExpertUp], &[], Role::ExpertDown, Role::ExpertDownBias)
-            }
-            (true, true) => {
-                (&[Role::ExpertGateUp], &[Role::ExpertGateUpBias], Role::ExpertDown, Role::ExpertDownBias)
-            }
+        let (gate_up, down): (&[Part], Part) = match (experts, fused) {
+            (false, _) => (
+                &[(Role::Gate, Some(Role::GateBias)), (Role::Up, Some(Role::UpBias))],
+                (Role::Down, Some(Role::DownBias)),
+            ),
+            (true, false) => (
+                &[(Role::ExpertGate, Some(Role::ExpertGateBias)), (Role::ExpertUp, Some(Role::ExpertUpBias))],
+                (Role::ExpertDown, Some(Role::ExpertDownBias)),
+            ),
+            (true, true) => (
+                &[(Role::ExpertGateUp, Some(Role::ExpertGateUpBias))],
+                (Role::ExpertDown, Some(Role::ExpertDownBias)),
+            ),
         };
+        let qkv = [(Role::Q, Some(Role::QBias)), (Role::K, Some(Role::KBias)), (Role::V, Some(Role::VBias))];
         Ok(Layer {
             attention_norm: self.vector(at, Role::AttnNorm)?,
-            qkv: self.linear(at, &[Role::Q, Role::K, Role::V], &[Role::QBias, Role::KBias, Role::VBias])?,
+            qkv: self.linears(at, &qkv)?,
             q_norm: self.optional_vector(at, Role::QNorm)?,
             k_norm: self.optional_vector(at, Role::KNorm)?,
             sinks: self.optional_vector(at, Role::Sinks)?,
-            o: self.linear(at, &[Role::O], &[Role::OBias])?,
+            o: self.linear(at, &[(Role::O, Some(Role::OBias))])?,
             post_attention_norm: self.optional_vector(at, Role::PostAttnNorm)?,
             ffn_norm: self.vector(at, Role::FfnNorm)?,
             router: match experts {
-                true => Some(self.linear(at, &[Role::Router], &[Role::RouterBias])?),
+                true => Some(self.linear(at, &[(Role::Router, Some(Role::RouterBias))])?),
                 false => None,
             },
-            gate_up: self.linear(at, gate_up, gate_up_bias)?,
-            down: self.linear(at, &[down], &[down_bias])?,
+            gate_up: self.linears(at, gate_up)?,
+            down: self.linear(at, &[down])?,
             post_ffn_norm: self.optional_vector(at, Role::PostFfnNorm)?,
         })
     }
@@ -164,14 +171,15 @@ impl<'a> Loader<'a> {
         Ok(buffer)
     }
 
-    /// A matrix that is looked up row by row, and so stays plain.
-    pub(super) fn table(&mut self, layer: Option<usize>, role: Role) -> Result<Buffer> {
-        let stacked = self.stacked(layer, &[role], self.dtype)?;
-        self.plain(&stacked)
+    /// A matrix that is looked up row by row, and so is not packed.
+    pub(super) fn table(&mut self, layer: Option<usize>, role: Role) -> Result<(Buffer, DType)> {
+        let stacked = self.stacked(layer, &[(role, None)])?;
+        Ok((self.plain(&stacked)?, stacked.dtype))
     }
 
-    fn stacked(&self, layer: Option<usize>, roles: &[Role], dtype: DType) -> Result<Stacked<'a>> {
-        let parts = roles.iter().map(|r| self.need(layer, *r)).collect::<Result<Vec<_>>>()?;
+    fn stacked(&self, layer: Option<usize>, parts: &[Part]) -> Result<Stacked<'a>> {
+        let parts = parts.iter().map(|(role, _)| self.need(layer, *role)).collect::<Result<Vec<_>>>()?;
+        let dtype = self.source.dtype_of(&parts[0], self.dtype);
         let n = parts.iter().map(|p| sizes(p).1).sum();
         let (matrices, _, k) = sizes(&parts[0]);
         if !k.is_multiple_of(dtype.block_len()) {
@@ -185,24 +193,39 @@ impl<'a> Loader<'a> {
         Ok(Stacked { parts, source: self.source, interleaved, n, k, matrices, dtype })
     }
 
-    pub(super) fn linear(&mut self, layer: Option<usize>, roles: &[Role], biases: &[Role]) -> Result<Linear> {
-        let experts = roles[0].is_expert();
-        let dtype = roles[0].stored_as(self.dtype, self.source.has_mxfp4_experts());
-        let stacked = self.stacked(layer, roles, dtype)?;
-        let (n, k, matrices) = (stacked.n, stacked.k, stacked.matrices);
-        let choice = self.choose(&stacked, experts, self.policy_for(roles))?;
+    /// Products of the same rows, one for each run of parts that have the same element type.
+    fn linears(&mut self, layer: Option<usize>, parts: &[Part]) -> Result<Vec<Linear>> {
+        let dtypes = parts
+            .iter()
+            .map(|(role, _)| Ok(self.source.dtype_of(&self.need(layer, *role)?, self.dtype)))
+            .collect::<Result<Vec<DType>>>()?;
+        let mut linears = Vec::new();
+        let mut rest = parts;
+        for run in dtypes.chunk_by(|a, b| a == b) {
+            let (stacked, behind) = rest.split_at(run.len());
+            linears.push(self.linear(layer, stacked)?);
+            rest = behind;
+        }
+        Ok(linears)
+    }
+
+    /// One product of parts that have the same element type.
+    pub(super) fn linear(&mut self, layer: Option<usize>, parts: &[Part]) -> Result<Linear> {
+        let stacked = self.stacked(layer, parts)?;
+        let Stacked { n, k, matrices, dtype, .. } = stacked;
+        let policy = self.policy_for(parts[0].0);
+        let choice = self.choose(&stacked, parts[0].0.is_expert(), policy)?;
         let weight = match choice.pack {
             Some(format) => self.packed(&stacked, format)?,
             None => self.plain(&stacked)?,
         };
-        let bias = self.bias(layer, biases)?;
-        let policy = self.policy_for(roles);
+        let bias = self.bias(layer, parts)?;
         Ok(Linear { n, k, experts: matrices, dtype, policy, pack: choice.pack, weight, bias })
     }
 
     /// Routers decide: their products are exact.
-    fn policy_for(&self, roles: &[Role]) -> Policy {
-        if roles.contains(&Role::Router) { Policy::default() } else { self.policy }
+    fn policy_for(&self, role: Role) -> Policy {
+        if role == Role::Router { Policy::default() } else { self.policy }
     }
 
     /// The row, and with it the packed layout, that is cheapest over the numbers of rows that matter.
@@ -226,13 +249,13 @@ impl<'a> Loader<'a> {
         Ok(self.device.select(Query { op: &ops[0], alignment }, &ops[1..])?)
     }
 
-    /// The biases there are, one behind the other.
-    fn bias(&mut self, layer: Option<usize>, roles: &[Role]) -> Result<Option<Buffer>> {
-        let found: Vec<WeightShape> = roles.iter().filter_map(|r| self.find(layer, *r)).collect();
-        if found.is_empty() {
-            return Ok(None);
-        }
-        let mut all = Vec::new();
+    /// The biases there are, one behind the other: of each expert where there are some.
+    fn bias(&mut self, layer: Option<usize>, parts: &[Part]) -> Result<Option<Buffer>> {
+        let found: Vec<WeightShape> =
+            parts.iter().filter_map(|(_, bias)| self.find(layer, (*bias)?)).collect();
+        let Some(first) = found.first() else { return Ok(None) };
+        let experts = sizes(first).0;
+        let mut each = Vec::new();
         for weight in &found {
             let mut values = self.values(weight)?;
             if weight.role == Role::ExpertGateUpBias {
@@ -244,7 +267,13 @@ impl<'a> Loader<'a> {
                     expert[width / 2..].copy_from_slice(&up);
                 }
             }
-            all.extend(values);
+            each.push((values, sizes(weight).2));
+        }
+        let mut all = Vec::new();
+        for expert in 0..experts {
+            for (values, width) in &each {
+                all.extend_from_slice(&values[expert * width..(expert + 1) * width]);
+            }
         }
         self.upload(&all).map(Some)
     }

@@ -18,12 +18,12 @@ pub(super) const LENGTH_BYTES: u64 = 8;
 /// Most dimensions of a tensor.
 const MAX_RANK: usize = 16;
 
-/// Element types of safetensors files.
+/// Element types of safetensors files, and the block formats of GGUF files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Deserialize)]
 #[allow(
     non_camel_case_types,
     missing_docs,
-    reason = "the names of the safetensors specification, which say it all"
+    reason = "the names of the safetensors specification, which say it all; the block formats follow"
 )]
 pub enum FileDType {
     BOOL,
@@ -46,12 +46,15 @@ pub enum FileDType {
     I64,
     U64,
     C64,
+    /// Blocks of elements with their scales, which only GGUF files hold.
+    #[serde(skip)]
+    Block(DType),
 }
 
 impl FileDType {
-    /// Bits of an element.
-    pub const fn bits(self) -> u64 {
-        match self {
+    /// Bytes of `elements` elements. `None` where that is no whole number of bytes or blocks, or exceeds `u64`.
+    pub fn bytes(self, elements: u64) -> Option<u64> {
+        let bits = match self {
             FileDType::F4 => 4,
             FileDType::F6_E2M3 | FileDType::F6_E3M2 => 6,
             FileDType::BOOL
@@ -63,7 +66,9 @@ impl FileDType {
             FileDType::I16 | FileDType::U16 | FileDType::F16 | FileDType::BF16 => 16,
             FileDType::I32 | FileDType::U32 | FileDType::F32 => 32,
             FileDType::F64 | FileDType::I64 | FileDType::U64 | FileDType::C64 => 64,
-        }
+            FileDType::Block(dtype) => return dtype.bytes(usize::try_from(elements).ok()?),
+        };
+        elements.checked_mul(bits).filter(|bits| bits.is_multiple_of(8)).map(|bits| bits / 8)
     }
 
     /// The kernels' type with the same elements, if there is one.
@@ -76,6 +81,7 @@ impl FileDType {
             FileDType::I8 => Some(DType::I8),
             FileDType::I32 => Some(DType::I32),
             FileDType::U32 => Some(DType::U32),
+            FileDType::Block(dtype) => Some(dtype),
             _ => None,
         }
     }
@@ -83,7 +89,10 @@ impl FileDType {
 
 impl fmt::Display for FileDType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
+        match self {
+            FileDType::Block(dtype) => f.write_str(&dtype.name().to_uppercase()),
+            plain => fmt::Debug::fmt(plain, f),
+        }
     }
 }
 
@@ -175,8 +184,7 @@ pub fn parse_header(json: &[u8], data_len: u64) -> Result<BTreeMap<String, Heade
             return Err(format!("tensor {name:?} has {} dimensions", t.shape.len()));
         }
         let elements = t.shape.iter().try_fold(1u64, |n, &size| n.checked_mul(size as u64));
-        let bits = elements.and_then(|n| n.checked_mul(t.dtype.bits()));
-        let Some(bytes) = bits.filter(|b| b.is_multiple_of(8)).map(|b| b / 8) else {
+        let Some(bytes) = elements.and_then(|n| t.dtype.bytes(n)) else {
             return Err(format!(
                 "tensor {name:?} of shape {:?} and dtype {} is not a number of bytes",
                 t.shape, t.dtype

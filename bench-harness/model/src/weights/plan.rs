@@ -15,8 +15,18 @@ const MAX_PROBLEMS: usize = 1000;
 /// How a checkpoint stores one weight of shape `s`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stored {
-    /// One floating-point tensor of shape `s`.
+    /// One tensor of shape `s`, of floats or, in GGUF files, blocks.
     Plain(String),
+    /// The same, with the rows of each head (the elements of a bias) ordered so that neighbours turn together: row `2 i` is row `i` of the
+    /// weight, row `2 i + 1` is row `i + rotary_dim / 2`.
+    Paired {
+        /// The tensor.
+        name: String,
+        /// Rows of a head.
+        head_dim: usize,
+        /// Rows of a head that turn; the rest lie behind them, as they are.
+        rotary_dim: usize,
+    },
     /// One floating-point tensor `[s[0], s[2], s[1]]`: the transpose of each expert's matrix.
     Transposed(String),
     /// One half of a floating-point tensor `[s[0], 2 * s[1], s[2]]`: of each expert's matrix, the first `s[1]` rows or those behind them.
@@ -41,9 +51,10 @@ impl Stored {
     /// The tensors that hold the weight; that of [`Stored::Half`] holds another one too.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let (list, pair): (&[String], [Option<&String>; 2]) = match self {
-            Stored::Plain(name) | Stored::Transposed(name) | Stored::Half { name, .. } => {
-                (&[], [Some(name), None])
-            }
+            Stored::Plain(name)
+            | Stored::Paired { name, .. }
+            | Stored::Transposed(name)
+            | Stored::Half { name, .. } => (&[], [Some(name), None]),
             Stored::PerExpert(names) => (names, [None, None]),
             Stored::Mxfp4 { blocks, scales } => (&[], [Some(blocks), Some(scales)]),
         };
@@ -94,10 +105,20 @@ pub fn plan(geometry: &Geometry, checkpoint: &Checkpoint) -> Result<Plan> {
     let has_embedding =
         |(prefix, _): &(&str, &str)| checkpoint.find(&format!("{prefix}embed_tokens.weight")).is_some();
     let (prefix, head) = layouts.into_iter().find(has_embedding).unwrap_or(layouts[0]);
+    plan_by(geometry, checkpoint, "config.json", |shape| stored(geometry, checkpoint, prefix, head, shape))
+}
+
+/// The same, where `stored` says under which names a weight lies. `described_in` is what the geometry was read from.
+pub(crate) fn plan_by(
+    geometry: &Geometry,
+    checkpoint: &Checkpoint,
+    described_in: &'static str,
+    stored: impl Fn(&WeightShape) -> Stored,
+) -> Result<Plan> {
     let mut problems = Vec::new();
     let mut weights = Vec::new();
     for shape in geometry.weights() {
-        let stored = stored(geometry, checkpoint, prefix, head, &shape);
+        let stored = stored(&shape);
         check(checkpoint, &shape, &stored, &mut problems);
         weights.push(Weight { shape, stored });
         // a small file can speak of more experts than there is memory for their names
@@ -106,7 +127,7 @@ pub fn plan(geometry: &Geometry, checkpoint: &Checkpoint) -> Result<Plan> {
         }
     }
     if !problems.is_empty() {
-        return Err(Error::Weights { path: checkpoint.path().to_owned(), problems });
+        return Err(Error::Weights { path: checkpoint.path().to_owned(), described_in, problems });
     }
     let index = weights.iter().enumerate().map(|(i, w)| ((w.shape.role, w.shape.layer), i)).collect();
     Ok(Plan { weights, index })
@@ -181,6 +202,9 @@ fn stored(
         Role::ExpertGateUp => return fused("gate_up_proj"),
         Role::ExpertDown => return fused("down_proj"),
         Role::ExpertGateUpBias => "mlp.experts.gate_up_proj_bias",
+        // gpt-oss, the one family with such biases, has them in one tensor
+        Role::ExpertGateBias => "mlp.experts.gate_proj_bias",
+        Role::ExpertUpBias => "mlp.experts.up_proj_bias",
         Role::ExpertDownBias => "mlp.experts.down_proj_bias",
         Role::Embed => "embed_tokens.weight",
         Role::FinalNorm => "norm.weight",
@@ -200,7 +224,7 @@ fn check(checkpoint: &Checkpoint, weight: &WeightShape, stored: &Stored, problem
         }
         let fits = match info.dtype {
             FileDType::U8 => bytes,
-            FileDType::F32 | FileDType::F16 | FileDType::BF16 => !bytes,
+            FileDType::F32 | FileDType::F16 | FileDType::BF16 | FileDType::Block(_) => !bytes,
             _ => false,
         };
         if !fits {
@@ -209,7 +233,7 @@ fn check(checkpoint: &Checkpoint, weight: &WeightShape, stored: &Stored, problem
         }
     };
     match (stored, weight.shape.as_slice()) {
-        (Stored::Plain(name), shape) => check_one(name, shape, false),
+        (Stored::Plain(name) | Stored::Paired { name, .. }, shape) => check_one(name, shape, false),
         (Stored::Transposed(name), &[e, n, k]) => check_one(name, &[e, k, n], false),
         (Stored::Half { name, .. }, &[e, n, k]) => check_one(name, &[e, 2 * n, k], false),
         (Stored::PerExpert(names), &[_, n, k]) => {

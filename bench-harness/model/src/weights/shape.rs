@@ -60,6 +60,10 @@ pub enum Role {
     ExpertGateUp,
     /// Down projections `[experts, hidden, ffn]`.
     ExpertDown,
+    /// Bias `[experts, ffn]`.
+    ExpertGateBias,
+    /// Bias `[experts, ffn]`.
+    ExpertUpBias,
     /// Bias `[experts, 2 * ffn]`: even entries gate, odd entries up.
     ExpertGateUpBias,
     /// Bias `[experts, hidden]`.
@@ -81,6 +85,8 @@ impl Role {
                 | Role::ExpertUp
                 | Role::ExpertGateUp
                 | Role::ExpertDown
+                | Role::ExpertGateBias
+                | Role::ExpertUpBias
                 | Role::ExpertGateUpBias
                 | Role::ExpertDownBias
         )
@@ -189,7 +195,9 @@ impl Geometry {
                     push(i, Role::ExpertGate, &[n, ffn, hidden], !fused);
                     push(i, Role::ExpertUp, &[n, ffn, hidden], !fused);
                     push(i, Role::ExpertGateUp, &[n, twice, hidden], fused);
-                    push(i, Role::ExpertGateUpBias, &[n, twice], moe.expert_bias);
+                    push(i, Role::ExpertGateBias, &[n, ffn], moe.expert_bias && !fused);
+                    push(i, Role::ExpertUpBias, &[n, ffn], moe.expert_bias && !fused);
+                    push(i, Role::ExpertGateUpBias, &[n, twice], moe.expert_bias && fused);
                     push(i, Role::ExpertDown, &[n, hidden, ffn], true);
                     push(i, Role::ExpertDownBias, &[n, hidden], moe.expert_bias);
                 }

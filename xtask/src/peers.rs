@@ -130,7 +130,7 @@ fn measure(case: &Case, ours: &mut Worker, peers: &mut [Worker], budget: f64, ba
         worker.calls = (SAMPLE / warm.max(1e-9)).ceil().clamp(1.0, 1e5) as u64;
         runners.push((worker, Vec::new()));
     }
-    if !runners.first().is_some_and(|(worker, _)| worker.name == "ours") {
+    if runners.first().is_none_or(|(worker, _)| worker.name != "ours") {
         return Ok(row);
     }
     let start = Instant::now();

@@ -22,7 +22,7 @@ fn slow(device: &Device, op: &Op) -> Choice {
     let predicted = device.select(op, &[]).unwrap();
     let verdicts = device.explain(op).unwrap();
     let usable = |v: &&perjoule::kernels::Verdict| v.outcome.is_ok() && !v.choice.kernel.vendor;
-    let slow = verdicts.iter().filter(usable).next_back().unwrap().choice;
+    let slow = verdicts.iter().rfind(usable).unwrap().choice;
     assert!(!is(&slow, &predicted));
     slow
 }

@@ -22,6 +22,8 @@
 //!
 //! Work on different streams has no order but that of events and [`Stream::sync`]: [`kernels::device`] says what holds on every device.
 //!
+//! No file is read unless you ask for it: [`tuning::load`] makes choices follow what `perjoule tune` measured on this machine.
+//!
 //! Nothing falls back in silence: not to another device, not to another dtype, not to a lower precision.
 
 #![forbid(unsafe_code)]
@@ -31,6 +33,8 @@ mod element;
 pub mod ops;
 mod registry;
 mod tensor;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod tuning;
 
 /// Descriptors, references and traits: everything a row or a backend is made of.
 pub use perjoule_kernels as kernels;

@@ -143,6 +143,8 @@ pub struct DeviceInfo {
     pub software: bool,
     /// Names of the features that kernels look at, such as `avx2`.
     pub features: Vec<String>,
+    /// What its rows were built from: a hash of their sources, compiler and target. Measured times of another build say nothing.
+    pub build: Option<&'static str>,
     /// Whether a launch is over when it returns, so that host slices can be arguments.
     pub synchronous: bool,
     /// Rules for placing activations.
@@ -174,6 +176,7 @@ impl DeviceInfo {
             driver: None,
             software: false,
             features: Vec::new(),
+            build: None,
             synchronous: false,
             arena: Arena { pools: 1, align: 64, max_bytes: isize::MAX as u64 },
             caps,

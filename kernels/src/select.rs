@@ -139,13 +139,23 @@ fn cost(choice: &Choice, op: &Op, info: &DeviceInfo, tuning: Option<&Arc<Tuning>
 }
 
 /// Every row of the op with every configuration and format, and what became of it: accepted ones first, measured ones before
-/// predicted ones (of which only the order among themselves means something), cheapest first. Vendor rows are among them. The op must be valid.
+/// predicted ones (of which only the order among themselves means something), cheapest first. Vendor rows are among them, so that
+/// their libraries are loaded where they are found. The op must be valid.
 pub fn explain<'a>(device: &dyn Device, query: impl Into<Query<'a>>) -> Result<Vec<Verdict>> {
-    let Query { op, alignment } = query.into();
+    verdicts(device, query.into(), &|_| true)
+}
+
+/// The same without vendor rows, which are not even asked: they load libraries.
+pub fn explain_own<'a>(device: &dyn Device, query: impl Into<Query<'a>>) -> Result<Vec<Verdict>> {
+    verdicts(device, query.into(), &|row| !row.vendor)
+}
+
+fn verdicts(device: &dyn Device, query: Query<'_>, wanted: &dyn Fn(&Kernel) -> bool) -> Result<Vec<Verdict>> {
+    let Query { op, alignment } = query;
     op.validate()?;
     let (info, tuning) = (device.info(), device.tuning());
     let mut verdicts = Vec::new();
-    for &kernel in device.kernels().iter().filter(|k| k.op == op.name()) {
+    for &kernel in device.kernels().iter().filter(|k| k.op == op.name() && wanted(k)) {
         for config in 0..kernel.configs.len() {
             let packs = kernel.packs.iter().map(|p| Some(*p));
             let plain = kernel.packs.is_empty().then_some(None);
@@ -178,7 +188,7 @@ fn refused(device: &dyn Device, op: &Op, verdicts: &[Verdict]) -> Error {
 }
 
 fn usable(verdict: &Verdict) -> Option<Cost> {
-    verdict.outcome.as_ref().ok().filter(|_| !verdict.choice.kernel.vendor).copied()
+    verdict.outcome.as_ref().ok().copied()
 }
 
 /// What a format costs over all shapes: measured seconds if every shape was measured, else predicted ones. A measurement of one shape
@@ -200,8 +210,9 @@ fn total(shapes: &[&[Verdict]], pack: Option<&PackFormat>) -> Option<(bool, f64)
 /// their rows up with [`select_packed`]. When every row refuses, the error lists each with its reason.
 pub fn select<'a>(device: &dyn Device, query: impl Into<Query<'a>>, also: &[Op]) -> Result<Choice> {
     let query = query.into();
-    let first = explain(device, query)?;
-    let others = also.iter().map(|op| explain(device, Query { op, ..query })).collect::<Result<Vec<_>>>()?;
+    let first = explain_own(device, query)?;
+    let others =
+        also.iter().map(|op| explain_own(device, Query { op, ..query })).collect::<Result<Vec<_>>>()?;
     let mut shapes: Vec<&[Verdict]> = vec![&first];
     shapes.extend(others.iter().map(Vec::as_slice));
     let mut best: Option<((bool, f64), Choice)> = None;
@@ -243,7 +254,7 @@ pub fn select_packed<'a>(
     pack: Option<&'static PackFormat>,
 ) -> Result<Choice> {
     let query = query.into();
-    let verdicts = explain(device, query)?;
+    let verdicts = explain_own(device, query)?;
     let found = verdicts.iter().find(|v| v.choice.pack == pack && usable(v).is_some());
     found.map(|v| v.choice).ok_or_else(|| refused(device, query.op, &verdicts))
 }
@@ -251,8 +262,7 @@ pub fn select_packed<'a>(
 /// The row of that name for `query`, vendor rows included, with its cheapest configuration.
 pub fn select_named<'a>(device: &dyn Device, query: impl Into<Query<'a>>, name: &str) -> Result<Choice> {
     let query = query.into();
-    let mut verdicts = explain(device, query)?;
-    verdicts.retain(|v| v.choice.kernel.name == name);
+    let verdicts = verdicts(device, query, &|row| row.name == name)?;
     let found = verdicts.iter().find(|v| v.outcome.is_ok()).map(|v| v.choice);
     found.ok_or_else(|| refused(device, query.op, &verdicts))
 }

@@ -1,8 +1,8 @@
 //! Measured choices: seconds per row, configuration and pack format for a bucket of ops, which [`fn@crate::select`] prefers to
 //! predictions; and their text form.
 //!
-//! A bucket is what [`Op::tuning_key`] makes of an op. The text form is a header that says on what was measured, and a line per
-//! measurement, sorted: key, row, configuration, pack format (`-` for none) and seconds, with tabs between them.
+//! A bucket is what [`Op::tuning_key`] makes of an op. The text form is a header that says on what was measured, a line per
+//! measurement, sorted: key, row, configuration, pack format (`-` for none) and seconds, with tabs between them, and a last line `end`.
 
 use crate::device::DeviceInfo;
 use crate::error::{Error, Result};
@@ -12,7 +12,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// First line of the text form.
-const MAGIC: &str = "perjoule tuning 1";
+const MAGIC: &str = "perjoule tuning 2";
+/// Last line: without it a part is missing.
+const END: &str = "end";
 /// Stands for what is not known, or not there.
 const NONE: &str = "-";
 
@@ -59,6 +61,18 @@ impl Tuning {
         self.buckets.get(&op.tuning_key())?.get(&choice.into()).copied()
     }
 
+    /// Takes over all measurements of `newer`; those of the same way replace its own.
+    pub fn merge(&mut self, newer: Tuning) {
+        for (key, ways) in newer.buckets {
+            self.buckets.entry(key).or_default().extend(ways);
+        }
+    }
+
+    /// Whether nothing was measured.
+    pub fn is_empty(&self) -> bool {
+        self.buckets.is_empty()
+    }
+
     /// All buckets with what was measured in them.
     pub fn buckets(&self) -> impl Iterator<Item = (&str, &BTreeMap<Way, f32>)> {
         self.buckets.iter().map(|(key, ways)| (key.as_str(), ways))
@@ -77,14 +91,15 @@ impl Tuning {
                 let _ = writeln!(text, "{key}\t{kernel}\t{config}\t{pack}\t{seconds:e}");
             }
         }
+        let _ = writeln!(text, "{END}");
         text
     }
 
     /// Reads the text form for `device`.
     ///
     /// # Errors
-    /// [`Error::Malformed`] where it is none, and where it was measured on another device, driver, set of features, number of threads
-    /// or version of this crate: the reason names the first that differs.
+    /// [`Error::Malformed`] where it is none or a part is missing, and where it was measured on another device, driver, set of features,
+    /// number of threads, or with another version of this crate or build of the rows: the reason names the first that differs.
     pub fn from_text(text: &str, device: &DeviceInfo) -> Result<Self> {
         let bad = |why: String| Error::Malformed { what: "a tuning table", why };
         let mut lines = text.lines().zip(1..);
@@ -102,7 +117,15 @@ impl Tuning {
             }
         }
         let mut tuning = Tuning::new();
+        let mut ended = false;
         for (line, number) in lines {
+            if ended {
+                return Err(bad(format!("line {number} lies behind its end")));
+            }
+            if line == END {
+                ended = true;
+                continue;
+            }
             let fields: Vec<&str> = line.split('\t').collect();
             let &[key, kernel, config, pack, seconds] = &fields[..] else {
                 return Err(bad(format!("line {number} has {} fields, not 5", fields.len())));
@@ -117,17 +140,21 @@ impl Tuning {
                 return Err(bad(format!("line {number} is there twice")));
             }
         }
+        if !ended {
+            return Err(bad(format!("its last line is not {END:?}: a part is missing")));
+        }
         Ok(tuning)
     }
 }
 
 /// What a measurement depends on besides the op.
-fn header(device: &DeviceInfo) -> [(&'static str, String); 5] {
+fn header(device: &DeviceInfo) -> [(&'static str, String); 6] {
     let line = |text: &str| text.replace(char::is_whitespace, " ");
     let mut features = device.features.clone();
     features.sort_unstable();
     [
         ("version", env!("CARGO_PKG_VERSION").into()),
+        ("build", device.build.unwrap_or(NONE).into()),
         ("device", line(&format!("{} {}", device.backend, device.name))),
         ("driver", line(device.driver.as_deref().unwrap_or(NONE))),
         ("features", line(&features.join(" "))),
@@ -175,8 +202,30 @@ mod tests {
         assert_eq!(tuning.seconds(&linear(2), &plain), None);
         let text = tuning.to_text(&device("one"));
         assert_eq!(Tuning::from_text(&text, &device("one")).unwrap(), tuning);
-        let body: Vec<&str> = text.lines().skip(6).collect();
-        assert!(body.len() == 2 && body.is_sorted(), "{text}");
+        let body: Vec<&str> = text.lines().skip(7).collect();
+        assert!(body.len() == 3 && body[..2].is_sorted() && body[2] == "end", "{text}");
+        // wherever it is cut off, it is refused
+        for end in 0..text.len() - 1 {
+            assert!(Tuning::from_text(&text[..end], &device("one")).is_err(), "{:?}", &text[..end]);
+        }
+    }
+
+    #[test]
+    fn merging_keeps_what_is_not_measured_again() {
+        let linear = |m| Op::from(MatMul::linear(m, 64, 32, DType::F32, DType::F32, DType::F32));
+        let (plain, packed) = (Choice::new(&ROW, 0, None), Choice::new(&ROW, 0, Some(&PACK)));
+        let (mut old, mut new) = (Tuning::new(), Tuning::new());
+        assert!(old.is_empty());
+        old.insert(&linear(1), &plain, 1.0);
+        old.insert(&linear(1), &packed, 2.0);
+        new.insert(&linear(1), &packed, 3.0);
+        new.insert(&linear(8), &plain, 4.0);
+        old.merge(new);
+        let seconds = |m, choice| old.seconds(&linear(m), choice);
+        assert_eq!(
+            (seconds(1, &plain), seconds(1, &packed), seconds(8, &plain)),
+            (Some(1.0), Some(3.0), Some(4.0))
+        );
     }
 
     #[test]
@@ -194,14 +243,20 @@ mod tests {
         other = device("one");
         other.features.pop();
         assert!(why(&text, &other).contains("features"));
+        other = device("one");
+        other.build = Some("0123");
+        assert!(why(&text, &other).contains("build"));
         let older = text.replace(env!("CARGO_PKG_VERSION"), "0.0.0");
         assert!(why(&older, &device("one")).contains("version"));
+        let text = text.strip_suffix("end\n").unwrap();
         for (damaged, says) in [
             ("".to_string(), "begin with"),
             (text.replace("driver", "rider"), "no driver"),
-            (format!("{text}key\trow\tdefault\t-\n"), "line 7 has 4 fields"),
+            (format!("{text}key\trow\tdefault\t-\n"), "line 8 has 4 fields"),
             (format!("{text}key\trow\tdefault\t-\tNaN\n"), "no number of seconds"),
-            (format!("{text}key\trow\tdefault\t-\t1\nkey\trow\tdefault\t-\t2\n"), "line 8 is there twice"),
+            (format!("{text}key\trow\tdefault\t-\t1\n"), "part is missing"),
+            (format!("{text}end\nend\n"), "behind its end"),
+            (format!("{text}key\trow\tdefault\t-\t1\nkey\trow\tdefault\t-\t2\n"), "line 9 is there twice"),
         ] {
             let error = why(&damaged, &device("one"));
             assert!(error.contains(says), "{error}");

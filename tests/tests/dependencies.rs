@@ -56,7 +56,7 @@ const ALLOWED: [(&str, &[&str]); 16] = [
             "perjoule-meter",
         ],
     ),
-    ("xtask", &[]),
+    ("xtask", &["perjoule-record"]),
 ];
 
 #[test]

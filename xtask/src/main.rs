@@ -1,6 +1,8 @@
 //! What a developer or CI types: `cargo xtask test`, `cargo xtask ci`.
 
 mod emulate;
+#[cfg(unix)]
+mod peers;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -33,6 +35,12 @@ enum Task {
     /// apt-get and unpacks, as it keeps all its files, under target/emulate/. Without a filter it runs the unit and integration tests of
     /// perjoule-cpu less a few long ones, and a sixth of the conformance cases of the AVX-512 rows; `-- avx512` runs all of those cases.
     Emulate(emulate::Options),
+    /// Measures our kernels against those of PyTorch, oneMKL, OpenBLAS and the crate gemm, in turn; no part of `test` or `ci`.
+    ///
+    /// Installs them into target/peers/venv (PyTorch is a download of gigabytes; --venv names an environment that has it) and builds a
+    /// worker in a workspace of its own.
+    #[cfg(unix)]
+    Peers(peers::Options),
 }
 
 fn main() -> Result<()> {
@@ -46,6 +54,8 @@ fn main() -> Result<()> {
             lint()
         }
         Task::Emulate(options) => emulate::emulate(&options),
+        #[cfg(unix)]
+        Task::Peers(options) => peers::peers(&options),
     }
 }
 

@@ -1,5 +1,6 @@
-//! Attention by FLOP/s, and the ops that stream their operands by bytes/s, both by criterion's throughput (for attention one element
-//! is one operation). Ceilings of the machine come first.
+//! Every op but `matmul`, which has a bench of its own: attention and products by FLOP/s, the ops that stream their operands by bytes/s,
+//! both by criterion's throughput (one element is one operation). Ceilings of the machine come first. It fails where an op of the table
+//! has no bench.
 //!
 //! `cargo bench -p perjoule-cpu --bench ops -- attention` runs a part.
 
@@ -8,17 +9,28 @@ use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
 };
 use perjoule_cpu::{CpuDevice, ceiling};
-use perjoule_kernels::op::{Attention, Gated, GatedKind, LayerNorm, Op, RmsNorm, Rope, Softmax};
-use perjoule_kernels::{
-    Access, Arg, Buffer, DType, Device, KvLayout, Operand, Result, block, prepare, select,
+use perjoule_kernels::op::{
+    Add, Advance, Argmax, Attention, Cast, Collective, CollectiveKind, Combine, Embed, Gated, GatedKind,
+    GatedMatMul, GroupedMatMul, KvAppend, LayerNorm, MatMul, Op, Pack, QkNormRopeAppend, Quantise, RmsNorm,
+    Rope, Route, RouteOrder, Sample, Softmax, Tensor2,
 };
+use perjoule_kernels::{
+    Access, Arg, Buffer, DType, Device, Error, KvLayout, Matrix, Operand, Result, Rows, block, prepare,
+    select,
+};
+use std::collections::BTreeSet;
 use std::hint::black_box;
 use std::time::Duration;
 
-/// Numbers from -1 to 1, and in slots `slot`.
-fn contents(operand: &Operand, slot: i32) -> Result<Vec<u8>> {
+/// Numbers from -1 to 1, and in slots `slot`; rows of a grouped product are shared evenly and come in order.
+fn contents(op: &Op, operand: &Operand, slot: i32) -> Result<Vec<u8>> {
     if operand.slot {
-        return Ok((0..operand.elements).flat_map(|_| slot.to_le_bytes()).collect());
+        let value = |i: u64| match (op, operand.name) {
+            (Op::GroupedMatMul(g), "offsets") => (i as usize * g.rows / g.experts) as i32,
+            (Op::GroupedMatMul(_), _) => i as i32,
+            _ => slot,
+        };
+        return Ok((0..operand.elements).flat_map(|i| value(i).to_le_bytes()).collect());
     }
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut next = || {
@@ -27,7 +39,9 @@ fn contents(operand: &Operand, slot: i32) -> Result<Vec<u8>> {
         state ^= state << 17;
         (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     };
-    let numbers: Vec<f32> = (0..operand.elements).map(|_| next()).collect();
+    // of a packed operand all bytes, with what fills up its panels
+    let elements = operand.bytes as usize / operand.dtype.block_bytes() * operand.dtype.block_len();
+    let numbers: Vec<f32> = (0..elements).map(|_| next()).collect();
     let mut bytes = vec![0; operand.bytes as usize];
     block::encode(operand.dtype, &numbers, &mut bytes)?;
     Ok(bytes)
@@ -56,7 +70,7 @@ fn time(
     for operand in prepared.operands() {
         let buffer = device.alloc(operand.bytes)?;
         if operand.access != Access::Write {
-            stream.write(&buffer, &contents(operand, slot)?)?;
+            stream.write(&buffer, &contents(&op, operand, slot)?)?;
         }
         buffers.push(buffer);
     }
@@ -95,6 +109,8 @@ fn ceilings(criterion: &mut Criterion, device: &CpuDevice) -> Result<()> {
 fn all(criterion: &mut Criterion) -> Result<()> {
     let device = CpuDevice::open(&Default::default())?;
     ceilings(criterion, &device)?;
+    // matmul has a bench of its own
+    let mut timed = BTreeSet::from(["matmul", "attention"]);
     for dtype in [DType::F32, DType::BF16] {
         for q_len in [512, 2048] {
             let op = Attention::causal(1, q_len, 32, KvLayout::contiguous(8, q_len, 128), dtype);
@@ -106,19 +122,105 @@ fn all(criterion: &mut Criterion) -> Result<()> {
             let by = Throughput::Bytes(op.bytes_at(4096));
             time(criterion, &device, format!("{dtype} decode {batch} x 4096"), op.into(), 4096, by)?;
         }
-        let ops: [Op; 5] = [
-            RmsNorm::dense(512, 4096, dtype).into(),
-            LayerNorm::dense(512, 4096, dtype).into(),
-            Rope::dense(512, 32, 128, dtype, 500_000.0).into(),
-            Gated::dense(512, 8192, dtype, GatedKind::SwiGlu).into(),
-            Softmax::dense(512, 4096, dtype).into(),
-        ];
-        for op in ops {
+        for op in streaming(dtype) {
             let by = Throughput::Bytes(op.bytes());
+            timed.insert(op.name());
             time(criterion, &device, dtype.to_string(), op, 100, by)?;
         }
+        for op in products(dtype) {
+            let by = Throughput::Elements(op.flops());
+            timed.insert(op.name());
+            time(criterion, &device, dtype.to_string(), op, 0, by)?;
+        }
+        let product = Op::from(MatMul::linear(512, 4096, 4096, dtype, dtype, dtype));
+        if let Some(format) = select(&device, &product, &[])?.pack {
+            let b = Tensor2 { dtype, strides: Matrix::col_major(4096, 4096) };
+            let op = Op::from(Pack { format, matrices: 1, n: 4096, k: 4096, b });
+            let by = Throughput::Bytes(op.bytes());
+            timed.insert(op.name());
+            time(criterion, &device, format.name.into(), op, 0, by)?;
+        }
     }
-    Ok(())
+    let op = Op::from(Advance::uniform(64, 1));
+    timed.insert(op.name());
+    let by = Throughput::Bytes(op.bytes());
+    time(criterion, &device, "i32".into(), op, 0, by)?;
+    let missed: Vec<&str> =
+        device.kernels().iter().map(|row| row.op).filter(|op| !timed.contains(op)).collect();
+    if missed.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Unsupported { what: "a bench of every op", why: format!("none times {missed:?}; add it") })
+}
+
+/// Ops that go through their operands once or a few times.
+fn streaming(dtype: DType) -> Vec<Op> {
+    let kv = KvLayout::contiguous(8, 1024, 128);
+    let head_norm = |heads| {
+        let rows = Rows::grid(512, heads, 128);
+        RmsNorm { x: rows, out: rows, ..RmsNorm::dense(1, 128, dtype) }
+    };
+    let logits = Rows::dense(1, 128_256);
+    let from = if dtype == DType::F32 { DType::BF16 } else { DType::F32 };
+    vec![
+        RmsNorm::dense(512, 4096, dtype).into(),
+        LayerNorm::dense(512, 4096, dtype).into(),
+        Rope::dense(512, 32, 128, dtype, 500_000.0).into(),
+        Gated::dense(512, 8192, dtype, GatedKind::SwiGlu).into(),
+        Softmax::dense(512, 4096, dtype).into(),
+        Embed::dense(512, 32_000, 4096, dtype, dtype).into(),
+        Add::dense(512, 4096, dtype).into(),
+        Combine::dense(512, 8, 2048, dtype).into(),
+        KvAppend::dense(1, 512, kv, dtype).into(),
+        QkNormRopeAppend {
+            q_norm: head_norm(32),
+            k_norm: head_norm(8),
+            q_rope: Rope::dense(512, 32, 128, dtype, 1_000_000.0),
+            k_rope: Rope::dense(512, 8, 128, dtype, 1_000_000.0),
+            append: KvAppend::dense(1, 512, kv, dtype),
+        }
+        .into(),
+        Route {
+            tokens: 512,
+            experts: 128,
+            top_k: 8,
+            dtype,
+            order: RouteOrder::SoftmaxThenTopK { renormalise: true },
+        }
+        .into(),
+        Argmax { x: logits, dtype }.into(),
+        Sample { x: logits, dtype, temperature: 0.8, top_k: Some(50), top_p: Some(0.95) }.into(),
+        Cast::dense(512, 4096, from, dtype).into(),
+        Quantise { x: Rows::dense(512, 4096), from: dtype, to: DType::Q8_0, scale: None }.into(),
+        Collective { kind: CollectiveKind::AllReduce, dtype, count: 1 << 20, world: 1 }.into(),
+    ]
+}
+
+/// Products beside `matmul`.
+fn products(dtype: DType) -> [Op; 2] {
+    let (rows, n, k) = (512, 1024, 1024);
+    let part = MatMul::linear(512, 4096, 2048, dtype, dtype, dtype);
+    let dense = |strides| Tensor2 { dtype, strides };
+    [
+        GatedMatMul { gate: part, up: part, gated: Gated::dense(512, 4096, dtype, GatedKind::SwiGlu) }.into(),
+        GroupedMatMul {
+            experts: 8,
+            rows,
+            n,
+            k,
+            a: dense(Matrix::row_major(rows, k)),
+            a_rows: rows,
+            a_divisor: 1,
+            b: dense(Matrix::col_major(k, n)),
+            b_constant: true,
+            c: dense(Matrix::row_major(rows, n)),
+            c_rows: rows,
+            bias: None,
+            activation: Default::default(),
+            policy: Default::default(),
+        }
+        .into(),
+    ]
 }
 
 fn benches(criterion: &mut Criterion) {

@@ -101,6 +101,7 @@ impl CpuDevice {
         info.cache_bytes = Some(caches.l3.max(caches.l2) as u64);
         info.threads = Some(threads);
         info.features = features.names();
+        info.build = Some(env!("PERJOULE_CPU_BUILD"));
         info.synchronous = true;
         info.arena = Arena { pools: 1, align: 64, max_bytes: isize::MAX as u64 };
         Ok(info)

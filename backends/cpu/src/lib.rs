@@ -11,6 +11,7 @@
 //! | [`features`] | instruction sets and caches found at run time |
 //! | [`table`] | every row, as a literal list |
 //! | `launch` | the rows' bodies, one file an op |
+//! | `vendor` | matrix products of vendors' libraries, found at run time |
 //! | `simd` | vectors of f32, written once and compiled per instruction set |
 //!
 //! Launches on one device exclude each other, whatever stream or thread they come from: the team is one set of cores, and two
@@ -28,5 +29,7 @@ pub mod spmd;
 pub mod stream;
 pub mod table;
 pub mod team;
+#[cfg(unix)]
+mod vendor;
 
 pub use device::{CpuDevice, Options};

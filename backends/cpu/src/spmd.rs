@@ -19,6 +19,11 @@ pub trait Spmd: Send + Sync + 'static {
         0
     }
 
+    /// Whether one lane runs it by itself while the others sleep: code that brings threads of its own.
+    fn alone(&self) -> bool {
+        false
+    }
+
     /// Runs this lane's part. All lanes make the same calls of [`Lane::barrier`]. Work is divided with [`Args::split_out`] or
     /// [`Lane::split`], or claimed with [`Lane::claim`]; nothing is allocated.
     fn run(&self, lane: &Lane<'_>, args: &Args);

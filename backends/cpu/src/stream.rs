@@ -3,7 +3,7 @@
 use crate::device::Inner;
 use crate::memory::HostMemory;
 use crate::spmd::{Args, Recorded, Spmd};
-use crate::team::{Exclusive, Panicked, Region, TeamId};
+use crate::team::{Exclusive, Lane, Panicked, Region, TeamId};
 use perjoule_kernels::device::ready;
 use perjoule_kernels::{Buffer, DeviceId, Error, Event, Graph, Pending, Result, Stream};
 use std::any::Any;
@@ -55,9 +55,10 @@ impl CpuStream {
     }
 
     pub(crate) fn run(&self, kernel: &'static str, body: &dyn Spmd, args: &Args) -> Result<()> {
-        self.exclusive()?
-            .run(&|lane| body.run(lane, args))
-            .map_err(|Panicked(detail)| Error::Fault { kernel, detail })
+        let mut exclusive = self.exclusive()?;
+        let job = |lane: &Lane<'_>| body.run(lane, args);
+        let result = if body.alone() { exclusive.alone(&job) } else { exclusive.run(&job) };
+        result.map_err(|Panicked(detail)| Error::Fault { kernel, detail })
     }
 
     /// The bytes of a buffer of this device. Only while the team is held exclusively.
@@ -190,15 +191,29 @@ impl Stream for CpuStream {
         }
         let mut exclusive = self.exclusive()?;
         let at = std::sync::atomic::AtomicUsize::new(0);
-        let result = exclusive.run(&|lane| {
-            for (index, launch) in graph.launches.iter().enumerate() {
-                if lane.index() == 0 {
-                    at.store(index, std::sync::atomic::Ordering::Relaxed);
-                }
-                launch.body.run(lane, &launch.args);
-                lane.end_of_body();
+        let mut next = 0;
+        let mut result = Ok(());
+        while let (Some(first), Ok(())) = (graph.launches.get(next), &result) {
+            if first.body.alone() {
+                at.store(next, std::sync::atomic::Ordering::Relaxed);
+                result = exclusive.alone(&|lane| first.body.run(lane, &first.args));
+                next += 1;
+                continue;
             }
-        });
+            // one region up to the next that runs alone
+            let together = graph.launches[next..].iter().take_while(|launch| !launch.body.alone());
+            let end = next + together.clone().count();
+            result = exclusive.run(&|lane| {
+                for (index, launch) in together.clone().enumerate() {
+                    if lane.index() == 0 {
+                        at.store(next + index, std::sync::atomic::Ordering::Relaxed);
+                    }
+                    launch.body.run(lane, &launch.args);
+                    lane.end_of_body();
+                }
+            });
+            next = end;
+        }
         result.map_err(|Panicked(detail)| {
             let kernel = graph.launches.get(at.into_inner()).map_or("replay", |l| l.kernel);
             Error::Fault { kernel, detail }

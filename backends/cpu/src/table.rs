@@ -3,11 +3,17 @@
 mod attention;
 mod matmul;
 mod ops;
+#[cfg(unix)]
+mod vendor;
 
 use perjoule_kernels::Kernel;
 
-/// The rows in order; of each op the simple portable row comes last.
+/// The rows in order: those of vendors' libraries first, of each op the simple portable row last.
 pub fn rows() -> impl Iterator<Item = &'static Kernel> {
-    let ops: [&'static [Kernel]; 3] = [matmul::ROWS, attention::ROWS, ops::ROWS];
+    #[cfg(unix)]
+    let vendors = vendor::ROWS;
+    #[cfg(not(unix))]
+    let vendors: &'static [Kernel] = &[];
+    let ops: [&'static [Kernel]; 4] = [vendors, matmul::ROWS, attention::ROWS, ops::ROWS];
     ops.into_iter().flatten()
 }

@@ -59,6 +59,8 @@ struct Shared {
     /// What the first lane to panic said. Touched only on that path.
     said: Mutex<Option<String>>,
     stop: AtomicBool,
+    /// Lanes without work sleep at once.
+    rest: AtomicBool,
     asleep: Vec<AtomicBool>,
 }
 
@@ -147,6 +149,7 @@ impl Team {
             abandoned: AtomicBool::new(false),
             said: Mutex::new(None),
             stop: AtomicBool::new(false),
+            rest: AtomicBool::new(false),
             asleep: (0..lanes).map(|_| AtomicBool::new(false)).collect(),
         });
         let mut team = Team {
@@ -223,7 +226,7 @@ impl Exclusive<'_> {
                 }
             }
         }
-        shared.enter(0, job);
+        shared.enter(0, shared.lanes, job);
         let mut spins = 0u32;
         while shared.running.0.load(Ordering::Acquire) != 0 {
             relax(&mut spins);
@@ -232,17 +235,42 @@ impl Exclusive<'_> {
             claimed.0.store(0, Ordering::Relaxed);
         }
         shared.arrived.0.store(0, Ordering::Relaxed);
+        shared.outcome()
+    }
+
+    /// Runs `job` on the calling thread as the only lane, with the others asleep: for code that brings threads of its own.
+    ///
+    /// # Errors
+    /// As [`Exclusive::run`].
+    pub fn alone(&mut self, job: &(dyn Fn(&Lane<'_>) + Sync)) -> Result<(), Panicked> {
+        let shared = &*self.team.shared;
+        shared.rest.store(true, Ordering::Relaxed);
+        let mut spins = 0u32;
+        while !shared.asleep[1..].iter().all(|asleep| asleep.load(Ordering::Acquire)) {
+            relax(&mut spins);
+        }
+        shared.enter(0, 1, job);
+        shared.rest.store(false, Ordering::Relaxed);
+        for claimed in &shared.claimed {
+            claimed.0.store(0, Ordering::Relaxed);
+        }
+        shared.outcome()
+    }
+}
+
+impl Shared {
+    /// What became of the region that all lanes have left.
+    fn outcome(&self) -> Result<(), Panicked> {
+        let shared = self;
         if shared.abandoned.swap(false, Ordering::Relaxed) {
             let said = shared.said.lock().unwrap_or_else(|e| e.into_inner()).take();
             return Err(Panicked(said.unwrap_or_else(|| "a thread of the team panicked".into())));
         }
         Ok(())
     }
-}
 
-impl Shared {
-    fn enter(&self, index: usize, job: &(dyn Fn(&Lane<'_>) + Sync)) {
-        let lane = Lane { index, count: self.lanes, shared: self, phase: Cell::new(0), lent: Cell::new(0) };
+    fn enter(&self, index: usize, lanes: usize, job: &(dyn Fn(&Lane<'_>) + Sync)) {
+        let lane = Lane { index, count: lanes, shared: self, phase: Cell::new(0), lent: Cell::new(0) };
         let outer = INSIDE.replace(true);
         let result = catch_unwind(AssertUnwindSafe(|| {
             job(&lane);
@@ -296,7 +324,8 @@ fn work(shared: &Shared, index: usize) {
                 continue;
             }
             spins = 0;
-            if since.get_or_insert_with(Instant::now).elapsed() < SPIN {
+            let rests = shared.rest.load(Ordering::Relaxed);
+            if !rests && since.get_or_insert_with(Instant::now).elapsed() < SPIN {
                 continue;
             }
             // announce, look again, sleep: the region's caller stores the epoch first and looks at the announcement second
@@ -314,7 +343,7 @@ fn work(shared: &Shared, index: usize) {
         let job = unsafe { *shared.job.get() };
         if let Some(Job(job)) = job {
             // SAFETY: the caller of the region keeps the closure alive until `running` is 0.
-            shared.enter(index, unsafe { &*job });
+            shared.enter(index, shared.lanes, unsafe { &*job });
         }
         shared.running.0.fetch_sub(1, Ordering::Release);
     }
@@ -550,6 +579,24 @@ mod tests {
             });
             assert!(result.is_err());
         }
+        team.lock().unwrap().run(&|lane| lane.barrier()).unwrap();
+    }
+
+    #[test]
+    fn one_lane_works_alone_while_the_others_sleep() {
+        let team = Team::new(3).unwrap();
+        for _ in 0..20 {
+            team.lock().unwrap().run(&|lane| lane.barrier()).unwrap();
+            let alone = |lane: &Lane<'_>| {
+                assert_eq!((lane.index(), lane.count(), lane.split(10, 3)), (0, 1, 0..10));
+                lane.barrier();
+                let asleep = team.shared.asleep[1..].iter().filter(|a| a.load(Ordering::SeqCst)).count();
+                assert_eq!(asleep, 2);
+            };
+            team.lock().unwrap().alone(&alone).unwrap();
+        }
+        let error = team.lock().unwrap().alone(&|_| panic!("on purpose")).unwrap_err();
+        assert_eq!(error.0, "on purpose");
         team.lock().unwrap().run(&|lane| lane.barrier()).unwrap();
     }
 

@@ -75,6 +75,9 @@ pub(crate) enum Command {
     /// Watch power, use, clocks and temperature of every device, live
     #[command(after_help = TOP_EXAMPLES)]
     Top(TopArgs),
+    /// Measure which kernel is fastest for each shape on this machine; later commands choose by it
+    #[command(after_help = super::tune::EXAMPLES)]
+    Tune(super::tune::TuneArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell

@@ -27,6 +27,8 @@ mod run;
 mod run_tokens;
 mod schema;
 mod top;
+mod tune;
+mod tune_model;
 
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser};
@@ -34,6 +36,7 @@ use perjoule::{Device, DeviceInfo};
 use perjoule_record::Environment;
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::Once;
 
 use crate::measure::{Interrupted, interrupted};
 use args::{Cli, Command};
@@ -91,6 +94,7 @@ fn dispatch(cli: Cli) -> Result<Ended> {
         Command::Report(args) => report::run(&args),
         Command::Schema => schema::run(),
         Command::Top(args) => top::run(&args),
+        Command::Tune(args) => tune::run(&args),
         Command::Completions { shell } => {
             // made in memory: clap_complete panics when it cannot write
             let mut script = Vec::new();
@@ -137,8 +141,19 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
     io.into_iter().any(|io| io.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Opens a device. Only the CPU takes a number of threads; others refuse one.
+/// Opens a device, whose choices follow what `perjoule tune` measured on it. Only the CPU takes a number of threads; others refuse one.
 fn open(label: &str, threads: Option<usize>) -> Result<Device> {
+    static SAID: Once = Once::new();
+    let device = open_untuned(label, threads)?;
+    if let Err(error) = perjoule::tuning::load(&device) {
+        // predictions choose as well as they did before there was a table
+        SAID.call_once(|| eprintln!("note: not tuned: {error}"));
+    }
+    Ok(device)
+}
+
+/// The same, with choices that follow from predictions alone.
+fn open_untuned(label: &str, threads: Option<usize>) -> Result<Device> {
     Ok(perjoule::open_with_threads(label, threads)?)
 }
 

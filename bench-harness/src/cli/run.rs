@@ -31,7 +31,7 @@ pub(super) const LEAST: f64 = 1.0 / 3.0;
 const KERNELS_SHARE: f64 = 0.45;
 
 /// What the default run measures: a large product, the products of prefill and decode, and attention of both.
-const DEFAULTS: &[(&str, &str)] = &[
+pub(super) const DEFAULTS: &[(&str, &str)] = &[
     ("matmul", "m=2048,n=2048,k=2048"),
     ("matmul", "m=512,n=8192,k=2048"),
     ("matmul", "m=1,n=8192,k=2048"),
@@ -449,7 +449,12 @@ impl Run<'_> {
                 seed: self.seed,
                 threads: target.threads,
             };
-            let record = self.record(Kind::Kernel, &target.device);
+            let mut record = self.record(Kind::Kernel, &target.device);
+            if args.kernel.is_none() && job.versus.is_none() {
+                let tuning = target.device.backend().tuning();
+                let tuned = tuning.is_some_and(|tuning| tuning.seconds(&job.op, &job.choice).is_some());
+                record.workload.tuned = Some(tuned);
+            }
             let (ceilings, gauge) = (&mut target.ceilings, target.gauge.as_ref());
             let measured = match job.versus {
                 None => kernel::run(&task(job.choice), ceilings, gauge, record).map(|record| vec![record]),

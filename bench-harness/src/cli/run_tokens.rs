@@ -127,7 +127,8 @@ pub(super) fn run(
                         threads: target.threads,
                         seed: run.seed,
                     };
-                    let record = run.record(Kind::Tokens, &target.device);
+                    let mut record = run.record(Kind::Tokens, &target.device);
+                    record.workload.tuned = Some(target.device.backend().tuning().is_some());
                     result = bench.run(test, effort, &mut target.ceilings, record).and_then(|record| {
                         output.record(&record)?;
                         records.push(record);

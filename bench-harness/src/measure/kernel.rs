@@ -5,6 +5,7 @@ use perjoule::{Arg, Buffer, Choice, DType, Device, Op, Prepared, Stream};
 use perjoule_kernels::Access;
 use perjoule_kernels::op::MAX_OPERANDS;
 use perjoule_record::{CacheState, Clock, Kind, Record, stats};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ceilings::Ceilings;
@@ -24,7 +25,7 @@ pub(super) const DIFFERENCE: f64 = 0.02;
 /// Samples of rotating operands last so long between two looks at the roof of memory.
 const PROBED: Duration = Duration::from_millis(50);
 /// Outputs of a large product that are checked one by one.
-const CHECKED: usize = 4096;
+pub(super) const CHECKED: usize = 4096;
 
 /// What to measure.
 pub(crate) struct Task<'a> {
@@ -43,7 +44,7 @@ pub(crate) struct Task<'a> {
 }
 
 /// Bytes that operands rotate through, as far as memory allows.
-fn rotated() -> u64 {
+pub(super) fn rotated() -> u64 {
     let wanted = ROTATED * last_level_cache();
     perjoule_model::memory::available_memory().map_or(wanted, |have| wanted.min(have / 4))
 }
@@ -161,7 +162,7 @@ impl<'a> Ready<'a> {
         workload.n_threads = Some(task.threads as u64);
 
         let before = data::operands(op, task.seed)?;
-        let mut launches = Launches::new(task, &before, cache)?;
+        let mut launches = Launches::new(task.device, op, task.choice, &before, cache, rotated())?;
         if cache == CacheState::Rotate && launches.in_cache(cache) {
             // too small to leave the cache in that many copies
             record.workload.cache_state = Some(CacheState::Hot);
@@ -220,24 +221,32 @@ impl<'a> Ready<'a> {
     }
 }
 
-fn slices(list: &[Vec<u8>]) -> Vec<&[u8]> {
+pub(super) fn slices(list: &[Vec<u8>]) -> Vec<&[u8]> {
     list.iter().map(Vec::as_slice).collect()
 }
 
 /// A prepared kernel with one or more sets of operands.
-struct Launches {
-    prepared: Prepared,
+pub(super) struct Launches {
+    pub(super) prepared: Prepared,
     stream: Box<dyn Stream>,
-    sets: Vec<Vec<Buffer>>,
+    /// Kernels that read constants in the same format may share them.
+    sets: Arc<Vec<Vec<Buffer>>>,
     next: usize,
     /// What is written to push everything else out of the caches, when calls are to be cold.
     flush: Option<(Buffer, Buffer)>,
 }
 
 impl Launches {
-    fn new(task: &Task<'_>, before: &[Vec<u8>], cache: CacheState) -> Result<Self> {
-        let (device, op) = (task.device, &task.op);
-        let prepared = device.prepare_choice(op, task.choice)?;
+    /// Operands hold what `before` says; with [`CacheState::Rotate`] copies of them take about `rotated` bytes.
+    pub(super) fn new(
+        device: &Device,
+        op: &Op,
+        choice: Choice,
+        before: &[Vec<u8>],
+        cache: CacheState,
+        rotated: u64,
+    ) -> Result<Self> {
+        let prepared = device.prepare_choice(op, choice)?;
         let mut stream = device.stream()?;
         let mut first = Vec::new();
         for (operand, bytes) in prepared.operands().iter().zip(before) {
@@ -249,7 +258,7 @@ impl Launches {
             first.push(buffer);
         }
         for constant in op.constants() {
-            let Some(format) = task.choice.pack else { break };
+            let Some(format) = choice.pack else { break };
             let plain = device.alloc(before[constant.operand].len() as u64)?;
             stream.write(&plain, &before[constant.operand])?;
             let packed = &first[constant.operand];
@@ -259,7 +268,7 @@ impl Launches {
         let mut sets = vec![first];
         let bytes: u64 = prepared.operands().iter().map(|o| o.bytes).sum();
         if cache == CacheState::Rotate && bytes > 0 {
-            let wanted = (rotated() / bytes + 2) as usize;
+            let wanted = (rotated / bytes + 2) as usize;
             for _ in 1..wanted.min(SETS) {
                 let copy = |from: &Buffer| -> Result<Buffer> {
                     let to = device.alloc(from.bytes())?;
@@ -278,7 +287,25 @@ impl Launches {
             _ => None,
         };
         stream.sync().wait()?;
-        Ok(Launches { prepared, stream, sets, next: 0, flush })
+        Ok(Launches { prepared, stream, sets: Arc::new(sets), next: 0, flush })
+    }
+
+    /// Another kernel for the same op, on the same operands: its constants are in the same format.
+    pub(super) fn beside(&self, device: &Device, op: &Op, choice: Choice) -> Result<Self> {
+        let prepared = device.prepare_choice(op, choice)?;
+        let mut stream = device.stream()?;
+        stream.reserve(prepared.scratch())?;
+        Ok(Launches { prepared, stream, sets: self.sets.clone(), next: 0, flush: None })
+    }
+
+    /// Gives the first set's operands that are read and written what `before` says: earlier launches have changed them.
+    pub(super) fn restore(&mut self, before: &[Vec<u8>]) -> Result<()> {
+        for ((operand, buffer), bytes) in self.prepared.operands().iter().zip(&self.sets[0]).zip(before) {
+            if operand.access == Access::ReadWrite {
+                self.stream.write(buffer, bytes)?;
+            }
+        }
+        Ok(())
     }
 
     /// Short calls are timed too: of the usual few operands no long list is made.
@@ -298,7 +325,7 @@ impl Launches {
     }
 
     /// Launches once on the first set and returns what was written.
-    fn outputs(&mut self) -> Result<Vec<Vec<u8>>> {
+    pub(super) fn outputs(&mut self) -> Result<Vec<Vec<u8>>> {
         self.launch(0)?;
         let mut list = Vec::new();
         for (operand, buffer) in self.prepared.operands().iter().zip(&self.sets[0]) {

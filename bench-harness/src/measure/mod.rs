@@ -15,6 +15,7 @@ pub(crate) mod process;
 pub(crate) mod tokens;
 #[cfg(test)]
 mod trials;
+pub(crate) mod tune;
 
 use anyhow::Result;
 use perjoule_record::stats;

@@ -44,6 +44,8 @@ pub struct Workload {
     /// The kernel's configuration (tiles and the like), as text; for imported records the other tool's settings that
     /// have no field of their own.
     pub config: Option<String>,
+    /// Whether times that `perjoule tune` measured chose the kernel, and not predictions; for a model, whether there were such times.
+    pub tuned: Option<bool>,
     /// Where the operands lay when a call began.
     pub cache_state: Option<CacheState>,
     /// Seed of the random data.

@@ -6,6 +6,7 @@ use perjoule_kernels::{Alignment, Candidate, Error, Launch, Reason, Request};
 use perjoule_model::{LoadOptions, Model, SessionOptions, Source};
 use std::sync::{Mutex, PoisonError};
 
+use super::args::Activations;
 use super::open_untuned;
 use crate::ops::OPS;
 
@@ -33,9 +34,9 @@ pub(super) fn ops(
     dtype: Option<DType>,
 ) -> Result<Vec<(Op, Alignment)>> {
     let source = Source::open(name, 1)?;
-    let dtype = super::run_tokens::dtype_of(&source, dtype);
+    // random weights stand for those of a file: of mixed types, the one that most have
+    let dtype = super::run_tokens::dtype_of(&source, dtype).or(source.geometry().dtype);
     let mut geometry = source.geometry().clone();
-    geometry.mxfp4_experts = source.has_mxfp4_experts();
     let mut kinds = Vec::new();
     geometry.layers.retain(|layer| {
         let new = !kinds.contains(layer);
@@ -53,7 +54,9 @@ pub(super) fn ops(
         device.register(Box::leak(Box::new(row)))?;
     }
     NOTES.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    let model = Model::load(&device, &source, &LoadOptions { dtype, rows: vec![1, prompt], progress: None })?;
+    let policy = Activations::Bf16.policy();
+    let options = LoadOptions { dtype, rows: vec![1, prompt], policy, progress: None };
+    let model = Model::load(&device, &source, &options)?;
     let session = |capacity| model.session(SessionOptions { parallel: 1, capacity, chunk: prompt });
     session(prompt)?.prefill(&vec![0; prompt])?;
     let capacity = (generated + 1).min(model.geometry().max_positions);

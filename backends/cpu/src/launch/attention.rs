@@ -258,6 +258,18 @@ impl<const MR: usize, const WORDS: bool> Flash<MR, WORDS> {
         bound(split)..bound(split + 1)
     }
 
+    /// Where the vectors of the first of `keys` start, as many as a block has; returns their number.
+    #[inline(always)]
+    fn keys_at(&self, l: &Launched<'_>, unit: &Unit, keys: Range<usize>, at: &mut [usize; KEYS]) -> usize {
+        let n = KEYS.min(keys.len());
+        let head = unit.kv_head * self.op.kv.head_stride;
+        for (key, at) in keys.zip(at.iter_mut()) {
+            // a table that names no block is the caller's error: any vector will do, as long as it exists
+            *at = slots::vector(&self.op.kv, unit.sequence, key, l.table).unwrap_or(0) + head;
+        }
+        n
+    }
+
     /// Floats of a partial result.
     fn part_len(&self) -> usize {
         if self.splits == 1 { 0 } else { self.block.part_len() }
@@ -274,14 +286,14 @@ impl<const MR: usize, const WORDS: bool> Flash<MR, WORDS> {
         }
         work.start::<S, WORDS>(s, self.op.kv_dtype);
         let keys = self.keys(unit, split);
-        let mut at = [0usize; KEYS];
-        let head = unit.kv_head * self.op.kv.head_stride;
-        for first in keys.clone().step_by(KEYS) {
+        // of this block and of the next one
+        let mut places = [[0usize; KEYS]; 2];
+        self.keys_at(l, unit, keys.clone(), &mut places[0]);
+        for (i, first) in keys.clone().step_by(KEYS).enumerate() {
             let n = KEYS.min(keys.end - first);
-            for (i, at) in at[..n].iter_mut().enumerate() {
-                // a table that names no block is the caller's error: any vector will do, as long as it exists
-                *at = slots::vector(&self.op.kv, unit.sequence, first + i, l.table).unwrap_or(0) + head;
-            }
+            let [even, odd] = &mut places;
+            let (at, next) = if i % 2 == 0 { (even, odd) } else { (odd, even) };
+            let behind = self.keys_at(l, unit, first + n..keys.end, next);
             let mut masked = false;
             for row in 0..rows {
                 let seen = self.visible(unit, row);
@@ -291,7 +303,8 @@ impl<const MR: usize, const WORDS: bool> Flash<MR, WORDS> {
                 work.see(row, range);
             }
             let Attention { scale, soft_cap, .. } = self.op;
-            let block = Keys { k: l.k, v: l.v, at: &at[..n], masked, scale, soft_cap };
+            let (at, next) = (&at[..n], &next[..behind]);
+            let block = Keys { k: l.k, v: l.v, at, next, masked, scale, soft_cap };
             work.add::<S, MR, WORDS>(s, &block);
         }
     }

@@ -29,10 +29,23 @@ pub(crate) struct Keys<'a> {
     pub(crate) v: Source<'a>,
     /// First element of each key's and value's vector.
     pub(crate) at: &'a [usize],
+    /// The same of the block that comes next.
+    pub(crate) next: &'a [usize],
     /// Whether a row does not see all of them.
     pub(crate) masked: bool,
     pub(crate) scale: f32,
     pub(crate) soft_cap: Option<f32>,
+}
+
+/// Asks for the vectors of a head at `at` to be brought into the caches.
+#[inline(always)]
+pub(super) fn bring<S: Simd>(s: S, from: Source<'_>, at: &[usize], depth: usize) {
+    let (len, size) = (from.dtype.block_len(), from.dtype.block_bytes());
+    for at in at {
+        for line in (0..depth / len * size).step_by(64) {
+            s.prefetch(from.bytes.as_ptr().wrapping_add(at / len * size + line));
+        }
+    }
 }
 
 /// Maximum, sum and values of a unit's rows over some of the keys.
@@ -333,6 +346,10 @@ impl Work<'_> {
         let (k, q, scores) = (self.k.as_ptr(), self.q.as_ptr(), self.scores.as_mut_ptr());
         for first in (0..self.count).step_by(panel) {
             for key in (0..n).step_by(MR) {
+                if first == 0 {
+                    // values are wanted next
+                    bring(s, keys.v, &keys.at[key..n.min(key + MR)], depth);
+                }
                 // SAFETY: `k` has KEYS rows, a multiple of MR; q and scores have room for whole panels of rows.
                 unsafe {
                     let (k, q) = (k.add(key * stride), q.add(first * padded));
@@ -448,7 +465,13 @@ impl Work<'_> {
                 }
                 continue;
             }
-            for row in (0..self.count).step_by(MR) {
+            for (i, row) in (0..self.count).step_by(MR).enumerate() {
+                // and then the keys of the next block
+                if let Some(at) = keys.next.chunks(MR).nth(i)
+                    && first == 0
+                {
+                    bring(s, keys.k, at, depth);
+                }
                 // SAFETY: scores and values have room for whole tiles of rows; `v` has panels of KEYS values.
                 unsafe {
                     let c = values.add(row * padded + first);

@@ -1,7 +1,7 @@
 //! A block of keys for few rows (decode): keys and values are read where they lie, lanes along the head.
 
-use super::attention_block::{Block, KEYS, Keys, Work, capped, product};
-use super::run::read;
+use super::attention_block::{Block, KEYS, Keys, Work, bring, capped, product};
+use super::run::{Source, read};
 use crate::simd::{Element, Simd, math};
 
 /// Scores of `R` rows and `N` keys: dot products over `vectors` vectors of elements or, where `WORDS`, of words, times `scale`. Row `r`
@@ -56,6 +56,9 @@ unsafe fn dots<S: Simd, T: Element, const R: usize, const N: usize, const WORDS:
     }
 }
 
+/// Vectors to bring in meanwhile: their positions, which may be none, where, and their length.
+type Ahead<'a> = (&'a [usize], Source<'a>, usize);
+
 /// Adds `weights[r][j] v[j]` over the values `at` to `R` rows, `C` vectors of each. Row `r` of the weights starts at `r * KEYS`, that
 /// of the result at `r * ldc`.
 ///
@@ -67,8 +70,8 @@ unsafe fn weigh<S: Simd, T: Element, const R: usize, const C: usize>(
     at: &[usize],
     v: *const T,
     weights: *const f32,
-    c: *mut f32,
-    ldc: usize,
+    (c, ldc): (*mut f32, usize),
+    (next, keys, depth): Ahead<'_>,
 ) {
     // SAFETY: addresses are within the operands by the contract.
     unsafe {
@@ -79,6 +82,9 @@ unsafe fn weigh<S: Simd, T: Element, const R: usize, const C: usize>(
             }
         }
         for (j, &at) in at.iter().enumerate() {
+            if let Some(next) = next.get(j..j + 1) {
+                bring(s, keys, next, depth);
+            }
             let mut x = [s.splat(0.0); C];
             for (i, x) in x.iter_mut().enumerate() {
                 *x = T::load(s, v.add(at + i * S::LANES));
@@ -147,7 +153,7 @@ impl Work<'_> {
             let mut row = 0;
             while row < self.count {
                 // values are wanted next: scores hide how long they take to come
-                let ahead = if row == 0 { v } else { std::ptr::null() };
+                let ahead = if row == 0 { Some(keys.v) } else { None };
                 let cache = (k, ahead, depth);
                 // as many sums as registers allow
                 match (self.count - row, S::REGISTERS >= 32) {
@@ -165,24 +171,25 @@ impl Work<'_> {
             }
             let mut row = 0;
             while row < self.count {
+                let ahead = (if row == 0 { keys.next } else { &[] }, keys.k, depth);
                 if keys.masked {
                     // see `tiled_values` for why a row goes through no more than it sees
                     let seen = self.seen(row);
-                    self.values_of::<S, T, 1, 4>(s, row, &at[seen.clone()], seen.start, v, vectors);
+                    self.values_of::<S, T, 1, 4>(s, row, &at[seen.clone()], seen.start, (v, vectors), ahead);
                     row += 1;
                     continue;
                 }
                 match self.count - row {
-                    1 => self.values_of::<S, T, 1, 8>(s, row, at, 0, v, vectors),
-                    2 | 3 => self.values_of::<S, T, 2, 4>(s, row, at, 0, v, vectors),
-                    _ => self.values_of::<S, T, 4, 4>(s, row, at, 0, v, vectors),
+                    1 => self.values_of::<S, T, 1, 8>(s, row, at, 0, (v, vectors), ahead),
+                    2 | 3 => self.values_of::<S, T, 2, 4>(s, row, at, 0, (v, vectors), ahead),
+                    _ => self.values_of::<S, T, 4, 4>(s, row, at, 0, (v, vectors), ahead),
                 }
                 row += [1, 1, 2, 2, 4][(self.count - row).min(4)];
             }
         }
     }
 
-    /// Scores of rows and all keys. What is to be read ahead may be null.
+    /// Scores of rows and all keys, while what is to be read next is brought in.
     ///
     /// # Safety
     /// As [`Work::few_at`]; rows `row..row + R` exist.
@@ -192,7 +199,7 @@ impl Work<'_> {
         s: S,
         row: usize,
         at: &[usize],
-        (k, ahead, depth): (*const T, *const T, usize),
+        (k, ahead, depth): (*const T, Option<Source<'_>>, usize),
         scale: f32,
     ) {
         let padded = self.block.padded;
@@ -205,11 +212,9 @@ impl Work<'_> {
                 let at = group[j.min(group.len() - 1)];
                 // SAFETY: by the contract.
                 *key = unsafe { k.add(at) };
-                if !ahead.is_null() {
-                    for line in (0..depth).step_by(64 / size_of::<T>()) {
-                        s.prefetch(ahead.wrapping_add(at + line));
-                    }
-                }
+            }
+            if let Some(values) = ahead {
+                bring(s, values, group, depth);
             }
             // SAFETY: by the contract; a row has KEYS scores, of which no more than `at.len()` are written.
             unsafe {
@@ -273,8 +278,8 @@ impl Work<'_> {
         row: usize,
         at: &[usize],
         first: usize,
-        v: *const T,
-        vectors: usize,
+        (v, vectors): (*const T, usize),
+        (next, keys, depth): Ahead<'_>,
     ) {
         let padded = self.block.padded;
         let weights = self.scores[row * KEYS + first..].as_ptr();
@@ -284,12 +289,13 @@ impl Work<'_> {
         unsafe {
             while i + C <= vectors {
                 let (v, c) = (v.add(i * S::LANES), values.add(i * S::LANES));
-                weigh::<S, T, R, C>(s, at, v, weights, c, padded);
+                let ahead = (if i == 0 { next } else { &[] }, keys, depth);
+                weigh::<S, T, R, C>(s, at, v, weights, (c, padded), ahead);
                 i += C;
             }
             while i < vectors {
                 let (v, c) = (v.add(i * S::LANES), values.add(i * S::LANES));
-                weigh::<S, T, R, 1>(s, at, v, weights, c, padded);
+                weigh::<S, T, R, 1>(s, at, v, weights, (c, padded), (&[], keys, depth));
                 i += 1;
             }
         }

@@ -163,7 +163,6 @@ impl<const LAST: u8> Simd for WithExtension<LAST> {
         unsafe {
             let mut quads = [_mm512_setzero_ps(); 4];
             for (i, quad) in quads.iter_mut().enumerate() {
-                // elements i, i + 4, i + 8 and i + 12 of a quad are of one vector after this
                 let [a, b, c, d] = [v[i], v[i + 4], v[i + 8], v[i + 12]];
                 let ab = _mm512_add_ps(
                     _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b),
@@ -173,7 +172,7 @@ impl<const LAST: u8> Simd for WithExtension<LAST> {
                     _mm512_shuffle_f32x4::<0b01_00_01_00>(c, d),
                     _mm512_shuffle_f32x4::<0b11_10_11_10>(c, d),
                 );
-                // blocks of four lanes are now of a, b, c and d
+                // of each of the four vectors four lanes are left, side by side
                 *quad = _mm512_add_ps(
                     _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd),
                     _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd),

@@ -41,7 +41,9 @@ fn all_types() {
         for kv in floats.into_iter().chain([DType::Q8_0]) {
             for (q, out) in floats.into_iter().zip(floats.into_iter().rev()) {
                 let op = Attention::causal(1, q_len, 4, KvLayout::contiguous(2, 160, 64), q);
-                let op = Attention { kv_dtype: kv, out_dtype: out, ..op };
+                let mut op = Attention { kv_dtype: kv, out_dtype: out, ..op };
+                check(&devices, op, &[lengths(&[length])]);
+                op.policy.quantised_activations = true;
                 check(&devices, op, &[lengths(&[length])]);
             }
         }
@@ -88,6 +90,26 @@ fn ragged_and_paged() {
     }
 }
 
+/// Weights that may be rounded to bf16 and are multiplied in pairs of keys: an odd number of them, windows that begin at any, heads
+/// that are no whole vectors of words.
+#[test]
+fn rounded_weights() {
+    let devices = devices();
+    for (q_len, length, window) in
+        [(1, 301, None), (20, 97, None), (40, 193, Some(7)), (70, 200, Some(50)), (33, 300, Some(1))]
+    {
+        for (heads, kv_heads, d) in [(4, 2, 64), (3, 1, 31), (2, 2, 96)] {
+            let kv = KvLayout::token_major(kv_heads, 310, d);
+            let mut op = Attention { window, ..Attention::causal(1, q_len, heads, kv, DType::BF16) };
+            op.out_dtype = DType::F32;
+            check(&devices, op, &[lengths(&[length])]);
+            op.policy.quantised_activations = true;
+            check(&devices, Attention { scale: -0.2, soft_cap: Some(3.0), ..op }, &[lengths(&[length])]);
+            check(&devices, Attention { q_dtype: DType::F32, ..op }, &[lengths(&[length])]);
+        }
+    }
+}
+
 /// Long caches, so that keys are split among lanes, with and without sinks.
 #[test]
 fn splits() {
@@ -105,22 +127,28 @@ fn splits() {
 #[test]
 fn nan_reaches_only_the_rows_that_see_it() {
     let devices = devices();
-    for (q_len, bad) in [(30, 100), (3, 199), (3, 120)] {
-        let op: Op = Attention::causal(1, q_len, 2, KvLayout::contiguous(1, 200, 16), DType::F32).into();
-        for operand in [1, 2] {
-            let mut random = Random(3);
-            let mut inputs: Vec<Vec<f64>> =
-                [q_len * 32, 3200, 3200].map(|n| (0..n).map(|_| f64::from(random.signed())).collect()).into();
-            inputs[operand][bad * 16 + 3] = f64::NAN;
-            let mut bytes: Vec<Vec<u8>> = inputs.iter().map(|v| encode(DType::F32, v)).collect();
-            bytes.push(encode(DType::I32, &[200.0]));
-            bytes.push(encode(DType::F32, &vec![0.0; q_len * 32]));
-            for device in &devices {
-                for kernel in rows(device, &op) {
-                    let out = decode(DType::F32, &launch(device, kernel, &op, &bytes)[4]);
-                    for (i, row) in out.chunks(32).enumerate() {
-                        let sees = 200 - q_len + i >= bad;
-                        assert_eq!(row.iter().any(|x| x.is_nan()), sees, "{} row {i}", kernel.name);
+    let exact = Policy::default();
+    let relaxed = Policy { quantised_activations: true, ..exact };
+    for (q_len, bad) in [(30, 100), (30, 180), (30, 185), (3, 199), (3, 198), (3, 120)] {
+        for (dtype, policy) in [(DType::F32, exact), (DType::BF16, exact), (DType::BF16, relaxed)] {
+            let op = Attention::causal(1, q_len, 2, KvLayout::contiguous(1, 200, 32), dtype);
+            let op: Op = Attention { policy, ..op }.into();
+            for operand in [1, 2] {
+                let mut random = Random(3);
+                let mut inputs: Vec<Vec<f64>> = [q_len * 64, 6400, 6400]
+                    .map(|n| (0..n).map(|_| f64::from(random.signed())).collect())
+                    .into();
+                inputs[operand][bad * 32 + 3] = f64::NAN;
+                let mut bytes: Vec<Vec<u8>> = inputs.iter().map(|v| encode(dtype, v)).collect();
+                bytes.push(encode(DType::I32, &[200.0]));
+                bytes.push(encode(dtype, &vec![0.0; q_len * 64]));
+                for device in &devices {
+                    for kernel in rows(device, &op) {
+                        let out = decode(dtype, &launch(device, kernel, &op, &bytes)[4]);
+                        for (i, row) in out.chunks(64).enumerate() {
+                            let sees = 200 - q_len + i >= bad;
+                            assert_eq!(row.iter().any(|x| x.is_nan()), sees, "{} row {i}", kernel.name);
+                        }
                     }
                 }
             }

@@ -8,18 +8,23 @@
 //!   a vector's lanes are rows, and the softmax needs no sums across lanes.
 //! * Few rows (decode): keys and values are read straight from the cache in their own type, lanes along the head.
 //!
+//! Rows of [`pairs`] multiply words of two bf16 by one instruction. A word is two neighbours along the head in queries and keys, as they
+//! lie in memory; in weights and values it is two keys. Values and the next block's keys are asked for while the product before them
+//! runs, since a block is too short for the processor to foresee the next one.
+//!
 //! Where there are fewer units than lanes, the keys of each are *split*: partial results go to scratch, and after a barrier each unit
 //! is put together in a fixed order. The number of splits depends on the shapes and the number of lanes, never on who was faster.
 
 use super::attention_block::{Block, KEYS, Keys};
 use super::body::{Body, on, other_op, speed};
+use super::matmul::{refuse_rounding, rounding};
 use super::run::{Run, Source, Target, read, write};
 use crate::device::lanes;
 use crate::simd::{self, Simd};
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
 use perjoule_kernels::op::{Attention, Op, slots};
-use perjoule_kernels::{Candidate, Config, DType, Kernel, Launch, Reason, Request, Result};
+use perjoule_kernels::{Candidate, Config, DType, Kernel, Launch, Numerics, Reason, Request, Result};
 use std::ops::Range;
 
 /// Rows that a unit aims at: its queries, results and scores then stay in the second-level cache.
@@ -35,25 +40,56 @@ static CONFIGS: &[Config] = &[Config { name: "128x96", tile: &[ROWS, KEYS, 16], 
 
 /// An attention row for `S`, whose register tiles have `MR` keys (or rows).
 pub(crate) const fn row<S: Simd, const MR: usize>(name: &'static str) -> Kernel {
-    Kernel::new(name, "attention", cost::<S>, prepare::<S, MR>).with_configs(CONFIGS).with_reject(reject::<S>)
+    Kernel::new(name, "attention", cost::<S>, prepare::<S, MR, false>)
+        .with_configs(CONFIGS)
+        .with_reject(reject::<S>)
+}
+
+/// The same with dot products of pairs of bf16: scores from queries and keys that are bf16, or may be rounded to it; and values, where
+/// the policy allows weights to be rounded.
+pub(crate) const fn pairs<S: Simd, const MR: usize>(name: &'static str) -> Kernel {
+    Kernel::new(name, "attention", cost_pairs::<S>, prepare::<S, MR, true>)
+        .with_configs(CONFIGS)
+        .with_reject(reject_pairs::<S>)
+        .with_numerics(numerics_pairs)
 }
 
 fn reject<S: Simd>(candidate: &Candidate<'_>) -> Option<Reason> {
     simd::refusal::<S>(candidate.info)
 }
 
+fn reject_pairs<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
+    let Op::Attention(op) = op else { return Some(Reason::new("runs attention")) };
+    refuse_rounding(op.q_dtype, op.kv_dtype, op.policy).or_else(|| simd::refusal::<S>(info))
+}
+
+fn numerics_pairs(Candidate { op, .. }: &Candidate<'_>) -> Numerics {
+    match op {
+        // weights are rounded, which is a half of 2^-8 of each
+        Op::Attention(op) if op.policy.quantised_activations => rounding(DType::F32, op.kv_dtype),
+        _ => Numerics::F32.flushing_subnormals(),
+    }
+}
+
 fn cost<S: Simd>(Candidate { op, .. }: &Candidate<'_>) -> f32 {
     2e-6 + op.bytes() as f32 / 20e9 + op.flops() as f32 / (3e9 * speed::<S>())
 }
 
-fn prepare<S: Simd, const MR: usize>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+fn cost_pairs<S: Simd>(Candidate { op, .. }: &Candidate<'_>) -> f32 {
+    let rounds = matches!(op, Op::Attention(op) if op.policy.quantised_activations);
+    // one of two products takes half the time, or both do
+    let share = if rounds { 0.5 } else { 0.75 };
+    2e-6 + op.bytes() as f32 / 20e9 + share * op.flops() as f32 / (3e9 * speed::<S>())
+}
+
+fn prepare<S: Simd, const MR: usize, const WORDS: bool>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::Attention(op) = request.op else { return Err(other_op(request.op)) };
     let lanes = lanes(request.info);
-    on::<S>(request, Flash::<MR>::new(*op, lanes, S::LANES))
+    on::<S>(request, Flash::<MR, WORDS>::new(*op, lanes, S::LANES))
 }
 
 /// What is settled when a row is prepared.
-struct Flash<const MR: usize> {
+struct Flash<const MR: usize, const WORDS: bool> {
     op: Attention,
     /// Query heads of a key/value head.
     group: usize,
@@ -117,7 +153,7 @@ struct Unit {
     length: usize,
 }
 
-impl<const MR: usize> Flash<MR> {
+impl<const MR: usize, const WORDS: bool> Flash<MR, WORDS> {
     fn new(op: Attention, lanes: usize, vector: usize) -> Self {
         let group = op.q.inner / op.kv.kv_heads;
         // no sequence has more rows than there are, whatever a ragged op allows
@@ -136,7 +172,7 @@ impl<const MR: usize> Flash<MR> {
         };
         let (offsets, table, sinks) = (next(op.ragged), next(op.kv.paging.is_some()), next(op.sinks));
         let out = operand + 1;
-        let block = Block::new(queries * group, op.q.len, vector, MR);
+        let block = Block::new(queries * group, op.q.len, vector, MR, op.policy.quantised_activations);
         Flash { op, group, queries, blocks, splits, block, lanes, offsets, table, sinks, out }
     }
 
@@ -226,6 +262,18 @@ impl<const MR: usize> Flash<MR> {
         bound(split)..bound(split + 1)
     }
 
+    /// Where the vectors of the first of `keys` start, as many as a block has; returns their number.
+    #[inline(always)]
+    fn keys_at(&self, l: &Launched<'_>, unit: &Unit, keys: Range<usize>, at: &mut [usize; KEYS]) -> usize {
+        let n = KEYS.min(keys.len());
+        let head = unit.kv_head * self.op.kv.head_stride;
+        for (key, at) in keys.zip(at.iter_mut()) {
+            // a table that names no block is the caller's error: any vector will do, as long as it exists
+            *at = slots::vector(&self.op.kv, unit.sequence, key, l.table).unwrap_or(0) + head;
+        }
+        n
+    }
+
     /// Floats of a partial result.
     fn part_len(&self) -> usize {
         if self.splits == 1 { 0 } else { self.block.part_len() }
@@ -240,16 +288,16 @@ impl<const MR: usize> Flash<MR> {
             let (from, _) = self.place(unit, row);
             read(s, l.q, from, work.query(row));
         }
-        work.start(s, self.op.scale);
+        work.start::<S, WORDS>(s, self.op.kv_dtype);
         let keys = self.keys(unit, split);
-        let mut at = [0usize; KEYS];
-        let head = unit.kv_head * self.op.kv.head_stride;
-        for first in keys.clone().step_by(KEYS) {
+        // of this block and of the next one
+        let mut places = [[0usize; KEYS]; 2];
+        self.keys_at(l, unit, keys.clone(), &mut places[0]);
+        for (i, first) in keys.clone().step_by(KEYS).enumerate() {
             let n = KEYS.min(keys.end - first);
-            for (i, at) in at[..n].iter_mut().enumerate() {
-                // a table that names no block is the caller's error: any vector will do, as long as it exists
-                *at = slots::vector(&self.op.kv, unit.sequence, first + i, l.table).unwrap_or(0) + head;
-            }
+            let [even, odd] = &mut places;
+            let (at, next) = if i % 2 == 0 { (even, odd) } else { (odd, even) };
+            let behind = self.keys_at(l, unit, first + n..keys.end, next);
             let mut masked = false;
             for row in 0..rows {
                 let seen = self.visible(unit, row);
@@ -258,8 +306,10 @@ impl<const MR: usize> Flash<MR> {
                 masked |= range.len() != n;
                 work.see(row, range);
             }
-            let block = Keys { k: l.k, v: l.v, at: &at[..n], masked, soft_cap: self.op.soft_cap };
-            work.add::<S, MR>(s, &block);
+            let Attention { scale, soft_cap, .. } = self.op;
+            let (at, next) = (&at[..n], &next[..behind]);
+            let block = Keys { k: l.k, v: l.v, at, next, masked, scale, soft_cap };
+            work.add::<S, MR, WORDS>(s, &block);
         }
     }
 
@@ -307,7 +357,7 @@ impl<const MR: usize> Flash<MR> {
     }
 }
 
-impl<const MR: usize> Body for Flash<MR> {
+impl<const MR: usize, const WORDS: bool> Body for Flash<MR, WORDS> {
     fn scratch(&self) -> u64 {
         let parts = self.part_len().saturating_mul(self.units().saturating_mul(self.splits));
         let table = self.offsets.map_or(0, |_| Cuts::len(self.op.batch));

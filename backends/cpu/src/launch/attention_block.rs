@@ -1,8 +1,8 @@
 //! A lane's working memory of an attention unit, and what is done with one block of keys: scores, the running softmax, values.
 //! [`super::attention`] says how units and blocks come about.
 
-use super::run::{Source, read};
-use crate::simd::{Element, Simd, math};
+use super::run::{self, Source, read};
+use crate::simd::{Simd, math};
 use half::{bf16, f16};
 use perjoule_kernels::DType;
 use std::ops::Range;
@@ -14,11 +14,13 @@ pub(crate) const KEYS: usize = 96;
 #[derive(Clone, Copy)]
 pub(crate) struct Block {
     /// Length of a head, and the same in whole panels of two vectors.
-    depth: usize,
-    padded: usize,
+    pub(super) depth: usize,
+    pub(super) padded: usize,
     /// Rows in whole panels, and with room for a register tile.
     lanes: usize,
     rows: usize,
+    /// Whether weights may be rounded to bf16.
+    rounds: bool,
 }
 
 /// Keys and values of a block.
@@ -27,9 +29,23 @@ pub(crate) struct Keys<'a> {
     pub(crate) v: Source<'a>,
     /// First element of each key's and value's vector.
     pub(crate) at: &'a [usize],
+    /// The same of the block that comes next.
+    pub(crate) next: &'a [usize],
     /// Whether a row does not see all of them.
     pub(crate) masked: bool,
+    pub(crate) scale: f32,
     pub(crate) soft_cap: Option<f32>,
+}
+
+/// Asks for the vectors of a head at `at` to be brought into the caches.
+#[inline(always)]
+pub(super) fn bring<S: Simd>(s: S, from: Source<'_>, at: &[usize], depth: usize) {
+    let (len, size) = (from.dtype.block_len(), from.dtype.block_bytes());
+    for at in at {
+        for line in (0..depth / len * size).step_by(64) {
+            s.prefetch(from.bytes.as_ptr().wrapping_add(at / len * size + line));
+        }
+    }
 }
 
 /// Maximum, sum and values of a unit's rows over some of the keys.
@@ -62,26 +78,26 @@ impl<'a> Part<'a> {
 
 /// The working memory of one unit.
 pub(crate) struct Work<'a> {
-    block: Block,
+    pub(super) block: Block,
     /// Rows in use.
-    count: usize,
-    max: &'a mut [f32],
-    sum: &'a mut [f32],
-    values: &'a mut [f32],
-    /// Scaled queries: panels of rows (`[panel][depth][row]`) for register tiles, else row by row.
-    q: &'a mut [f32],
-    /// `[key][row]` for register tiles, else `[row][key]`.
-    scores: &'a mut [f32],
-    k: &'a mut [f32],
-    /// Panels along the head (`[panel][key][element]`) for register tiles, else key by key.
-    v: &'a mut [f32],
+    pub(super) count: usize,
+    pub(super) max: &'a mut [f32],
+    pub(super) sum: &'a mut [f32],
+    pub(super) values: &'a mut [f32],
+    /// Queries, or their words: panels of rows (`[panel][depth][row]`) for register tiles, else row by row.
+    pub(super) q: &'a mut [f32],
+    /// `[key][row]` for register tiles, else `[row][key]`. Weights may be words of two keys.
+    pub(super) scores: &'a mut [f32],
+    pub(super) k: &'a mut [f32],
+    /// Panels along the head (`[panel][key][element]`, or words of two keys) for register tiles, else key by key.
+    pub(super) v: &'a mut [f32],
     /// First and last key of the block that each row sees.
     seen: &'a mut [u32],
 }
 
 impl Block {
     /// For up to `rows` rows of `depth` elements, vectors of `vector` lanes and register tiles of `tile` rows.
-    pub(crate) fn new(rows: usize, depth: usize, vector: usize, tile: usize) -> Self {
+    pub(crate) fn new(rows: usize, depth: usize, vector: usize, tile: usize, rounds: bool) -> Self {
         let panel = 2 * vector;
         let lanes = rows.next_multiple_of(panel);
         Block {
@@ -89,6 +105,7 @@ impl Block {
             padded: depth.next_multiple_of(panel),
             lanes,
             rows: (lanes + tile).next_multiple_of(panel),
+            rounds,
         }
     }
 
@@ -128,14 +145,20 @@ impl Block {
     }
 }
 
-/// A register tile: `c[i][j] (+)= sum_p a[i][p] b[p][j]` for `MR` rows and two vectors of columns. Row `i` of A starts at `i * rows`,
-/// its elements are `cols` apart; B is a panel; rows of C are `ldc` apart.
+/// c + a b, or c + the dot products of the words of a and b.
+#[inline(always)]
+pub(super) fn product<S: Simd, const WORDS: bool>(s: S, a: S::V, b: S::V, c: S::V) -> S::V {
+    if WORDS { s.dot_pairs(a, b, c) } else { s.fma(a, b, c) }
+}
+
+/// A register tile of `MR` rows and two vectors of columns over `depth` elements or words of A and B: `c = scale a b` where there is a
+/// scale, else `c += a b`. Row `i` of A starts at `i * rows`, its elements are `cols` apart; B is a panel; rows of C are `ldc` apart.
 ///
 /// # Safety
 /// All of these elements exist, and C is written by nobody else.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "a micro-kernel: the operands with their strides")]
-unsafe fn tile<S: Simd, const MR: usize>(
+unsafe fn tile<S: Simd, const MR: usize, const WORDS: bool>(
     s: S,
     depth: usize,
     a: *const f32,
@@ -143,12 +166,12 @@ unsafe fn tile<S: Simd, const MR: usize>(
     b: *const f32,
     c: *mut f32,
     ldc: usize,
-    add: bool,
+    scale: Option<f32>,
 ) {
     // SAFETY: addresses are within the operands by the contract.
     unsafe {
         let mut sums = [[s.splat(0.0); 2]; MR];
-        if add {
+        if scale.is_none() {
             for (i, sum) in sums.iter_mut().enumerate() {
                 *sum = [s.load_f32(c.add(i * ldc)), s.load_f32(c.add(i * ldc + S::LANES))];
             }
@@ -158,7 +181,12 @@ unsafe fn tile<S: Simd, const MR: usize>(
             let (left, right) = (s.load_f32(b), s.load_f32(b.add(S::LANES)));
             for (i, sum) in sums.iter_mut().enumerate() {
                 let x = s.splat(*a.add(i * rows + p * cols));
-                *sum = [s.fma(x, left, sum[0]), s.fma(x, right, sum[1])];
+                *sum = [product::<S, WORDS>(s, x, left, sum[0]), product::<S, WORDS>(s, x, right, sum[1])];
+            }
+        }
+        if let Some(scale) = scale {
+            for sum in &mut sums {
+                *sum = [s.mul(sum[0], s.splat(scale)), s.mul(sum[1], s.splat(scale))];
             }
         }
         for (i, sum) in sums.iter().enumerate() {
@@ -168,87 +196,33 @@ unsafe fn tile<S: Simd, const MR: usize>(
     }
 }
 
-/// Scores of `R` rows and `N` keys: dot products over `vectors` vectors. Row `r` of q starts at `r * ldq`, that of the scores at
-/// `r * KEYS`.
-///
-/// # Safety
-/// All of these elements exist, and the scores are written by nobody else.
+/// Reads a vector as words, the last of which may be half; what is not bf16 is rounded.
 #[inline(always)]
-unsafe fn dots<S: Simd, T: Element, const R: usize, const N: usize>(
-    s: S,
-    vectors: usize,
-    q: *const f32,
-    ldq: usize,
-    keys: [*const T; N],
-    scores: *mut f32,
-) {
-    // SAFETY: addresses are within the operands by the contract.
-    unsafe {
-        let mut sums = [[s.splat(0.0); N]; R];
-        for i in (0..vectors).map(|i| i * S::LANES) {
-            let mut x = [s.splat(0.0); N];
-            for (x, key) in x.iter_mut().zip(&keys) {
-                *x = T::load(s, key.add(i));
-            }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let q = s.load_f32(q.add(r * ldq + i));
-                for (sum, x) in sums.iter_mut().zip(&x) {
-                    *sum = s.fma(q, *x, *sum);
-                }
-            }
-        }
-        for (r, sums) in sums.iter().enumerate() {
-            for (j, sum) in sums.iter().enumerate() {
-                *scores.add(r * KEYS + j) = s.reduce_add(*sum);
-            }
+fn read_words<S: Simd>(s: S, from: Source<'_>, at: usize, depth: usize, to: &mut [f32]) {
+    let to: &mut [bf16] = bytemuck::cast_slice_mut(to);
+    if from.dtype == DType::BF16 {
+        let elements: &[bf16] = bytemuck::cast_slice(from.bytes);
+        to[..depth].copy_from_slice(&elements[at..at + depth]);
+    } else {
+        let mut run = run::Run::ZERO;
+        for (first, n) in run::runs(depth) {
+            run.read(s, from, at + first, n, 0.0);
+            narrow(s, &run.0[..n], &mut to[first..]);
         }
     }
+    to[depth..].fill(bf16::ZERO);
 }
 
-/// Adds `weights[r][j] v[j]` over the values `at` to `R` rows, `C` vectors of each. Row `r` of the weights starts at `r * KEYS`, that
-/// of the result at `r * ldc`.
-///
-/// # Safety
-/// All of these elements exist, and the result is written by nobody else.
+/// Rounds `from` into the first elements of `to`.
 #[inline(always)]
-unsafe fn weigh<S: Simd, T: Element, const R: usize, const C: usize>(
-    s: S,
-    at: &[usize],
-    v: *const T,
-    weights: *const f32,
-    c: *mut f32,
-    ldc: usize,
-) {
-    // SAFETY: addresses are within the operands by the contract.
-    unsafe {
-        let mut sums = [[s.splat(0.0); C]; R];
-        for (r, sums) in sums.iter_mut().enumerate() {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = s.load_f32(c.add(r * ldc + i * S::LANES));
-            }
-        }
-        for (j, &at) in at.iter().enumerate() {
-            let mut x = [s.splat(0.0); C];
-            for (i, x) in x.iter_mut().enumerate() {
-                *x = T::load(s, v.add(at + i * S::LANES));
-            }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let weight = s.splat(*weights.add(r * KEYS + j));
-                for (sum, x) in sums.iter_mut().zip(&x) {
-                    *sum = s.fma(weight, *x, *sum);
-                }
-            }
-        }
-        for (r, sums) in sums.iter().enumerate() {
-            for (i, sum) in sums.iter().enumerate() {
-                s.store_f32(c.add(r * ldc + i * S::LANES), *sum);
-            }
-        }
+fn narrow<S: Simd>(s: S, from: &[f32], to: &mut [bf16]) {
+    for (to, from) in to[..from.len()].chunks_mut(S::LANES).zip(from.chunks(S::LANES)) {
+        s.store_some(to, s.load_or(from, 0.0));
     }
 }
 
 #[inline(always)]
-fn capped<S: Simd>(s: S, x: S::V, cap: Option<f32>) -> S::V {
+pub(super) fn capped<S: Simd>(s: S, x: S::V, cap: Option<f32>) -> S::V {
     match cap {
         Some(cap) => s.mul(s.splat(cap), math::tanh(s, s.div(x, s.splat(cap)))),
         None => x,
@@ -274,22 +248,40 @@ impl Work<'_> {
         self.count > S::LANES
     }
 
-    /// Takes the queries over, times `scale`, and starts with no keys.
+    /// Whether few rows are multiplied by the words of keys where they lie.
     #[inline(always)]
-    pub(crate) fn start<S: Simd>(&mut self, _: S, scale: f32) {
-        let (padded, panel) = (self.block.padded, 2 * S::LANES);
+    fn straight_words<S: Simd>(&self, kv: DType) -> bool {
+        kv == DType::BF16 && self.block.depth.is_multiple_of(2 * S::LANES)
+    }
+
+    /// Takes the queries over, and starts with no keys. `WORDS`: whether scores are sums over words of two bf16.
+    #[inline(always)]
+    pub(crate) fn start<S: Simd, const WORDS: bool>(&mut self, s: S, kv: DType) {
+        let Block { depth, padded, .. } = self.block;
+        let panel = 2 * S::LANES;
+        let tiled = self.tiled::<S>();
+        let words = WORDS && (tiled || self.straight_words::<S>(kv));
         self.q.fill(0.0);
         for row in 0..self.count {
-            let query = &self.values[row * padded..][..self.block.depth];
-            if self.tiled::<S>() {
+            let query = &mut self.values[row * padded..(row + 1) * padded];
+            query[depth..].fill(0.0);
+            let mut len = depth;
+            if words {
+                // in place: a vector is read before the words of its elements are written
+                len = depth.div_ceil(2);
+                let mut rounded = [bf16::ZERO; run::LEN];
+                for (first, n) in run::runs(padded) {
+                    narrow(s, &query[first..first + n], &mut rounded);
+                    query[first / 2..(first + n) / 2].copy_from_slice(bytemuck::cast_slice(&rounded[..n]));
+                }
+            }
+            if tiled {
                 let to = &mut self.q[row / panel * panel * padded + row % panel..];
-                for (to, x) in to.iter_mut().step_by(panel).zip(query) {
-                    *to = x * scale;
+                for (to, x) in to.iter_mut().step_by(panel).zip(&query[..len]) {
+                    *to = *x;
                 }
             } else {
-                for (to, x) in self.q[row * padded..].iter_mut().zip(query) {
-                    *to = x * scale;
-                }
+                self.q[row * padded..][..len].copy_from_slice(&query[..len]);
             }
         }
         self.values.fill(0.0);
@@ -305,53 +297,72 @@ impl Work<'_> {
     }
 
     #[inline(always)]
-    fn seen(&self, row: usize) -> Range<usize> {
+    pub(super) fn seen(&self, row: usize) -> Range<usize> {
         self.seen[2 * row] as usize..self.seen[2 * row + 1] as usize
     }
 
-    /// Adds a block of keys and values.
+    /// Adds a block of keys and values. `WORDS`: whether scores are sums over words of two bf16; where weights may be rounded,
+    /// values are, too.
     #[inline(always)]
-    pub(crate) fn add<S: Simd, const MR: usize>(&mut self, s: S, keys: &Keys<'_>) {
+    pub(crate) fn add<S: Simd, const MR: usize, const WORDS: bool>(&mut self, s: S, keys: &Keys<'_>) {
         if self.tiled::<S>() {
-            self.tiled_scores::<S, MR>(s, keys);
-            self.tiled_softmax(s, keys);
-            self.tiled_values::<S, MR>(s, keys);
+            self.tiled_scores::<S, MR, WORDS>(s, keys);
+            if WORDS && self.block.rounds {
+                self.tiled_softmax::<S, true>(s, keys);
+                self.tiled_values::<S, MR, true>(s, keys);
+            } else {
+                self.tiled_softmax::<S, false>(s, keys);
+                self.tiled_values::<S, MR, false>(s, keys);
+            }
             return;
         }
         let straight = self.block.depth.is_multiple_of(S::LANES);
         match keys.k.dtype {
-            DType::F32 if straight => self.few::<S, f32>(s, keys),
-            DType::BF16 if straight => self.few::<S, bf16>(s, keys),
-            DType::F16 if straight => self.few::<S, f16>(s, keys),
+            DType::BF16 if WORDS && self.straight_words::<S>(DType::BF16) => {
+                self.few::<S, bf16, true>(s, keys)
+            }
+            DType::F32 if straight => self.few::<S, f32, false>(s, keys),
+            DType::BF16 if straight => self.few::<S, bf16, false>(s, keys),
+            DType::F16 if straight => self.few::<S, f16, false>(s, keys),
             _ => self.few_staged(s, keys),
         }
     }
 
     #[inline(always)]
-    fn tiled_scores<S: Simd, const MR: usize>(&mut self, s: S, keys: &Keys<'_>) {
+    fn tiled_scores<S: Simd, const MR: usize, const WORDS: bool>(&mut self, s: S, keys: &Keys<'_>) {
         let Block { depth, padded, rows, .. } = self.block;
         let (n, panel) = (keys.at.len(), 2 * S::LANES);
+        let (steps, stride) = if WORDS { (depth.div_ceil(2), padded / 2) } else { (depth, padded) };
         for (j, &at) in keys.at.iter().enumerate() {
-            read(s, keys.k, at, &mut self.k[j * padded..][..depth]);
+            let to = &mut self.k[j * stride..(j + 1) * stride];
+            if WORDS {
+                read_words(s, keys.k, at, depth, to);
+            } else {
+                read(s, keys.k, at, &mut to[..depth]);
+            }
         }
         // what a register tile reads behind the last key
-        self.k[n * padded..n.next_multiple_of(MR) * padded].fill(0.0);
+        self.k[n * stride..n.next_multiple_of(MR) * stride].fill(0.0);
         let (k, q, scores) = (self.k.as_ptr(), self.q.as_ptr(), self.scores.as_mut_ptr());
         for first in (0..self.count).step_by(panel) {
             for key in (0..n).step_by(MR) {
+                if first == 0 {
+                    // values are wanted next
+                    bring(s, keys.v, &keys.at[key..n.min(key + MR)], depth);
+                }
                 // SAFETY: `k` has KEYS rows, a multiple of MR; q and scores have room for whole panels of rows.
                 unsafe {
-                    let (k, q) = (k.add(key * padded), q.add(first * padded));
+                    let (k, q) = (k.add(key * stride), q.add(first * padded));
                     let c = scores.add(key * rows + first);
-                    tile::<S, MR>(s, depth, k, (padded, 1), q, c, rows, false);
+                    tile::<S, MR, WORDS>(s, steps, k, (stride, 1), q, c, rows, Some(keys.scale));
                 }
             }
         }
     }
 
-    /// Scores become weights; lanes are rows.
+    /// Scores become weights, or `WORDS` of the weights of two keys; lanes are rows.
     #[inline(always)]
-    fn tiled_softmax<S: Simd>(&mut self, s: S, keys: &Keys<'_>) {
+    fn tiled_softmax<S: Simd, const WORDS: bool>(&mut self, s: S, keys: &Keys<'_>) {
         let (rows, n, padded) = (self.block.rows, keys.at.len(), self.block.padded);
         for first in (0..self.count).step_by(S::LANES) {
             if keys.soft_cap.is_some() {
@@ -377,11 +388,20 @@ impl Work<'_> {
             let less = subtrahend(s, top);
             let shrink = math::exp(s, s.sub(old, less));
             let mut sum = s.mul(s.load(&self.sum[first..]), shrink);
-            for j in 0..n {
-                let at = &mut self.scores[j * rows + first..];
-                let p = math::exp(s, s.sub(s.load(at), less));
-                s.store(at, p);
+            for j in (0..n).step_by(if WORDS { 2 } else { 1 }) {
+                let mut p = math::exp(s, s.sub(s.load(&self.scores[j * rows + first..]), less));
                 sum = s.add(sum, p);
+                let mut to = j;
+                if WORDS {
+                    let mut next = s.splat(0.0);
+                    if j + 1 < n {
+                        next = math::exp(s, s.sub(s.load(&self.scores[(j + 1) * rows + first..]), less));
+                        sum = s.add(sum, next);
+                    }
+                    p = s.pairs(p, next);
+                    to = j / 2;
+                }
+                s.store(&mut self.scores[to * rows + first..], p);
             }
             s.store(&mut self.sum[first..], sum);
             s.store(&mut self.max[first..], top);
@@ -398,21 +418,36 @@ impl Work<'_> {
         }
     }
 
+    /// Adds the weighted values; `WORDS`: weights and values are words of two keys.
     #[inline(always)]
-    fn tiled_values<S: Simd, const MR: usize>(&mut self, s: S, keys: &Keys<'_>) {
+    fn tiled_values<S: Simd, const MR: usize, const WORDS: bool>(&mut self, s: S, keys: &Keys<'_>) {
         let Block { depth, padded, rows, .. } = self.block;
         let (n, panel) = (keys.at.len(), 2 * S::LANES);
+        let (per, steps) = if WORDS { (2, n.div_ceil(2)) } else { (1, n) };
         let mut nothing = s.splat(0.0);
-        for (j, &at) in keys.at.iter().enumerate() {
-            // the keys have been used: their first row is free
-            let row = &mut self.k[..padded];
-            read(s, keys.v, at, &mut row[..depth]);
-            row[depth..].fill(0.0);
-            for (to, from) in self.v.chunks_exact_mut(KEYS * panel).zip(row.chunks_exact(panel)) {
-                let (left, right) = (s.load(from), s.load(&from[S::LANES..]));
-                nothing = s.fma(left, s.splat(0.0), s.fma(right, s.splat(0.0), nothing));
-                s.store(&mut to[j * panel..], left);
-                s.store(&mut to[j * panel + S::LANES..], right);
+        for (step, at) in keys.at.chunks(per).enumerate() {
+            // the keys have been used: their first rows are free
+            let (low, high) = self.k.split_at_mut(padded);
+            let high = &mut high[..padded];
+            for (row, at) in [&mut *low, &mut *high].into_iter().zip(at) {
+                read(s, keys.v, *at, &mut row[..depth]);
+                row[depth..].fill(0.0);
+            }
+            if at.len() < per {
+                high.fill(0.0);
+            }
+            let panels = self.v.chunks_exact_mut(KEYS * panel);
+            for ((to, low), high) in panels.zip(low.chunks_exact(panel)).zip(high.chunks_exact(panel)) {
+                for half in [0, S::LANES] {
+                    let mut x = s.load(&low[half..]);
+                    nothing = s.fma(x, s.splat(0.0), nothing);
+                    if WORDS {
+                        let next = s.load(&high[half..]);
+                        nothing = s.fma(next, s.splat(0.0), nothing);
+                        x = s.pairs(x, next);
+                    }
+                    s.store(&mut to[step * panel + half..], x);
+                }
             }
         }
         // 0 times what is not finite is NaN: where a row does not see such a value, it must not meet it
@@ -422,201 +457,60 @@ impl Work<'_> {
             let v = v.wrapping_add(first * KEYS);
             if apart {
                 for row in 0..self.count {
-                    let seen = self.seen(row);
-                    if seen.is_empty() {
-                        continue;
-                    }
                     // SAFETY: one row of what the loop below goes through, and only the keys it sees.
                     unsafe {
-                        let a = scores.add(seen.start * rows + row);
-                        let (b, c) = (v.add(seen.start * panel), values.add(row * padded + first));
-                        tile::<S, 1>(s, seen.len(), a, (1, rows), b, c, padded, true);
+                        let c = values.add(row * padded + first);
+                        add_seen::<S, WORDS>(s, self.seen(row), scores.add(row), rows, v, c);
                     }
                 }
                 continue;
             }
-            for row in (0..self.count).step_by(MR) {
+            for (i, row) in (0..self.count).step_by(MR).enumerate() {
+                // and then the keys of the next block
+                if let Some(at) = keys.next.chunks(MR).nth(i)
+                    && first == 0
+                {
+                    bring(s, keys.k, at, depth);
+                }
                 // SAFETY: scores and values have room for whole tiles of rows; `v` has panels of KEYS values.
                 unsafe {
                     let c = values.add(row * padded + first);
-                    tile::<S, MR>(s, n, scores.add(row), (1, rows), v, c, padded, true);
+                    tile::<S, MR, WORDS>(s, steps, scores.add(row), (1, rows), v, c, padded, None);
                 }
             }
         }
     }
+}
 
-    /// Keys and values converted to f32 first.
-    #[inline(always)]
-    fn few_staged<S: Simd>(&mut self, s: S, keys: &Keys<'_>) {
-        let Block { depth, padded, .. } = self.block;
-        let mut at = [0; KEYS];
-        for (j, &from) in keys.at.iter().enumerate() {
-            at[j] = j * padded;
-            for (to, source) in [(&mut *self.k, keys.k), (&mut *self.v, keys.v)] {
-                let to = &mut to[j * padded..(j + 1) * padded];
-                read(s, source, from, &mut to[..depth]);
-                to[depth..].fill(0.0);
-            }
-        }
-        let at = &at[..keys.at.len()];
-        let (k, v) = (self.k.as_ptr(), self.v.as_ptr());
-        // SAFETY: `at` are rows of k and v, which have `padded` elements; neither is written.
-        unsafe { self.few_at(s, keys, at, k, v, padded / S::LANES) };
-    }
-
-    /// Keys and values as they are stored.
-    #[inline(always)]
-    fn few<S: Simd, T: Element>(&mut self, s: S, keys: &Keys<'_>) {
-        let k: &[T] = bytemuck::cast_slice(keys.k.bytes);
-        let v: &[T] = bytemuck::cast_slice(keys.v.bytes);
-        let end = keys.at.iter().fold(0, |end, &at| end.max(at)) + self.block.depth;
-        assert!(end <= k.len() && end <= v.len(), "a vector outside the cache");
-        // SAFETY: vectors of `depth` elements at `at` lie within both, as just checked.
-        unsafe { self.few_at(s, keys, keys.at, k.as_ptr(), v.as_ptr(), self.block.depth / S::LANES) };
-    }
-
-    /// # Safety
-    /// At each of `at`, `vectors` vectors can be read from k and v.
-    #[inline(always)]
-    unsafe fn few_at<S: Simd, T: Element>(
-        &mut self,
-        s: S,
-        keys: &Keys<'_>,
-        at: &[usize],
-        k: *const T,
-        v: *const T,
-        vectors: usize,
-    ) {
-        // SAFETY: by the contract; rows are below `count`.
-        unsafe {
-            let mut row = 0;
-            while row < self.count {
-                match self.count - row {
-                    1 => self.scores_of::<S, T, 1, 6>(s, row, at, k, vectors),
-                    2 | 3 => self.scores_of::<S, T, 2, 4>(s, row, at, k, vectors),
-                    _ => self.scores_of::<S, T, 4, 2>(s, row, at, k, vectors),
+/// Adds the values of the keys that a row sees to two vectors, one by one. Its weights, or the words of those of two keys, are `stride`
+/// apart.
+///
+/// # Safety
+/// The weights and values of these keys exist, and C is written by nobody else.
+#[inline(always)]
+unsafe fn add_seen<S: Simd, const WORDS: bool>(
+    s: S,
+    keys: Range<usize>,
+    weights: *const f32,
+    stride: usize,
+    v: *const f32,
+    c: *mut f32,
+) {
+    // SAFETY: addresses are within the operands by the contract.
+    unsafe {
+        for half in [0, S::LANES] {
+            let mut sum = s.load_f32(c.add(half));
+            for key in keys.clone() {
+                let step = if WORDS { key / 2 } else { key };
+                let mut weight = s.splat(*weights.add(step * stride));
+                let mut x = s.load_f32(v.add(step * 2 * S::LANES + half));
+                if WORDS {
+                    weight = s.halves(weight)[key % 2];
+                    x = s.halves(x)[key % 2];
                 }
-                row += [1, 1, 2, 2, 4][(self.count - row).min(4)];
+                sum = s.fma(weight, x, sum);
             }
-            for row in 0..self.count {
-                self.softmax_of(s, row, at.len(), keys.soft_cap);
-            }
-            let mut row = 0;
-            while row < self.count {
-                if keys.masked {
-                    // see `tiled_values` for why a row goes through no more than it sees
-                    let seen = self.seen(row);
-                    self.values_of::<S, T, 1, 4>(s, row, &at[seen.clone()], seen.start, v, vectors);
-                    row += 1;
-                    continue;
-                }
-                match self.count - row {
-                    1 => self.values_of::<S, T, 1, 8>(s, row, at, 0, v, vectors),
-                    2 | 3 => self.values_of::<S, T, 2, 4>(s, row, at, 0, v, vectors),
-                    _ => self.values_of::<S, T, 4, 2>(s, row, at, 0, v, vectors),
-                }
-                row += [1, 1, 2, 2, 4][(self.count - row).min(4)];
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`Work::few_at`]; rows `row..row + R` exist.
-    #[inline(always)]
-    unsafe fn scores_of<S: Simd, T: Element, const R: usize, const N: usize>(
-        &mut self,
-        s: S,
-        row: usize,
-        at: &[usize],
-        k: *const T,
-        vectors: usize,
-    ) {
-        let padded = self.block.padded;
-        let (q, scores) = (self.q[row * padded..].as_ptr(), self.scores[row * KEYS..].as_mut_ptr());
-        let mut j = 0;
-        // SAFETY: by the contract; at most `at.len()` scores of each row are written.
-        unsafe {
-            while j + N <= at.len() {
-                let mut keys = [k; N];
-                for (key, &at) in keys.iter_mut().zip(&at[j..]) {
-                    *key = k.add(at);
-                }
-                dots::<S, T, R, N>(s, vectors, q, padded, keys, scores.add(j));
-                j += N;
-            }
-            while j < at.len() {
-                dots::<S, T, R, 1>(s, vectors, q, padded, [k.add(at[j])], scores.add(j));
-                j += 1;
-            }
-        }
-    }
-
-    /// Scores of a row become weights.
-    #[inline(always)]
-    fn softmax_of<S: Simd>(&mut self, s: S, row: usize, n: usize, cap: Option<f32>) {
-        let seen = self.seen(row);
-        let scores = &mut self.scores[row * KEYS..][..n.next_multiple_of(S::LANES)];
-        if cap.is_some() {
-            for x in scores.chunks_exact_mut(S::LANES) {
-                let y = capped(s, s.load(x), cap);
-                s.store(x, y);
-            }
-        }
-        scores[..seen.start].fill(f32::NEG_INFINITY);
-        scores[seen.end..].fill(f32::NEG_INFINITY);
-        let old = self.max[row];
-        let mut top = s.splat(old);
-        for x in scores.chunks_exact(S::LANES) {
-            top = s.max(top, s.load(x));
-        }
-        let top = s.reduce_max(top);
-        let less = if top == f32::NEG_INFINITY { 0.0 } else { top };
-        let shrink = (old - less).exp();
-        let mut sum = s.splat(0.0);
-        for x in scores.chunks_exact_mut(S::LANES) {
-            let p = math::exp(s, s.sub(s.load(x), s.splat(less)));
-            s.store(x, p);
-            sum = s.add(sum, p);
-        }
-        self.sum[row] = self.sum[row] * shrink + s.reduce_add(sum);
-        self.max[row] = top;
-        if shrink != 1.0 {
-            let padded = self.block.padded;
-            for x in self.values[row * padded..(row + 1) * padded].chunks_exact_mut(S::LANES) {
-                let scaled = s.mul(s.load(x), s.splat(shrink));
-                s.store(x, scaled);
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`Work::few_at`]; rows `row..row + R` exist. The first of `at` is key `first` of the block.
-    #[inline(always)]
-    unsafe fn values_of<S: Simd, T: Element, const R: usize, const C: usize>(
-        &mut self,
-        s: S,
-        row: usize,
-        at: &[usize],
-        first: usize,
-        v: *const T,
-        vectors: usize,
-    ) {
-        let padded = self.block.padded;
-        let weights = self.scores[row * KEYS + first..].as_ptr();
-        let values = self.values[row * padded..].as_mut_ptr();
-        let mut i = 0;
-        // SAFETY: by the contract.
-        unsafe {
-            while i + C <= vectors {
-                let (v, c) = (v.add(i * S::LANES), values.add(i * S::LANES));
-                weigh::<S, T, R, C>(s, at, v, weights, c, padded);
-                i += C;
-            }
-            while i < vectors {
-                let (v, c) = (v.add(i * S::LANES), values.add(i * S::LANES));
-                weigh::<S, T, R, 1>(s, at, v, weights, c, padded);
-                i += 1;
-            }
+            s.store_f32(c.add(half), sum);
         }
     }
 }

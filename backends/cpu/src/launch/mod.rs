@@ -3,6 +3,7 @@
 pub(crate) mod add;
 pub(crate) mod attention;
 pub(crate) mod attention_block;
+mod attention_few;
 pub(crate) mod attention_simple;
 pub(crate) mod body;
 pub(crate) mod cast;

@@ -66,6 +66,24 @@ fn widen<S: Simd, T: Element>(s: S, bytes: &[u8], at: usize, to: &mut [f32]) {
     }
 }
 
+/// As [`block::q8_0`] decodes: codes times the scale of their block.
+#[inline(always)]
+fn widen_q8_0<S: Simd>(s: S, bytes: &[u8], at: usize, to: &mut [f32]) {
+    const LEN: usize = block::q8_0::LEN;
+    const BYTES: usize = block::q8_0::BYTES;
+    // ops have checked that vectors are whole blocks
+    let blocks = bytes[at / LEN * BYTES..(at + to.len()) / LEN * BYTES].as_chunks::<BYTES>().0;
+    for (block, to) in blocks.iter().zip(to.as_chunks_mut::<LEN>().0) {
+        let scale = s.splat(f16::from_le_bytes([block[0], block[1]]).to_f32());
+        let codes: &[i8] = bytemuck::cast_slice(&block[2..]);
+        for (codes, to) in codes.chunks_exact(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
+            // SAFETY: a whole vector of codes.
+            let codes = unsafe { s.load_i8(codes.as_ptr()) };
+            s.store(to, s.mul(codes, scale));
+        }
+    }
+}
+
 struct Read<'a> {
     from: Source<'a>,
     at: usize,
@@ -83,6 +101,7 @@ impl Kernel for Read<'_> {
             DType::BF16 => widen::<S, bf16>(s, from.bytes, at, to),
             DType::F16 => widen::<S, f16>(s, from.bytes, at, to),
             DType::F8E4M3 => widen::<S, E4m3>(s, from.bytes, at, to),
+            DType::Q8_0 => widen_q8_0(s, from.bytes, at, to),
             dtype => decode(dtype, from.bytes, at, to),
         }
     }

@@ -36,6 +36,34 @@ fn vectorise_bf16<const LAST: u8, K: Kernel>(s: WithExtension<LAST>, kernel: K) 
     kernel.run(s)
 }
 
+/// Words whose upper halves are `v` rounded to the nearest bf16.
+///
+/// # Safety
+/// The processor has AVX-512 F.
+#[inline(always)]
+unsafe fn rounded(v: __m512) -> __m512i {
+    // SAFETY: by the contract.
+    unsafe {
+        let bits = _mm512_castps_si512(v);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+        // a NaN keeps its upper bits and becomes quiet, so that rounding cannot carry it into infinity
+        let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+        _mm512_mask_blend_epi32(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v), up, quiet)
+    }
+}
+
+/// Elements of the first and the second half of a vector of 32 in turn.
+const TAKE_TURNS: [u16; 32] = {
+    let mut order = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        order[i] = (i / 2 + i % 2 * 16) as u16;
+        i += 1;
+    }
+    order
+};
+
 // SAFETY of every block below: a token exists only where the processor has the instructions; pointers are valid by the contract of
 // the trait's method.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason holds for all; it stands above")]
@@ -126,6 +154,43 @@ impl<const LAST: u8> Simd for WithExtension<LAST> {
         }
     }
     #[inline(always)]
+    fn scale_pow2(self, a: __m512, n: __m512) -> __m512 {
+        unsafe { _mm512_scalef_ps(a, n) }
+    }
+    #[inline(always)]
+    fn reduce_adds(self, v: &[__m512; 16]) -> [f32; 16] {
+        // each step adds halves of two vectors, so that one vector holds what is left of both
+        unsafe {
+            let mut quads = [_mm512_setzero_ps(); 4];
+            for (i, quad) in quads.iter_mut().enumerate() {
+                let [a, b, c, d] = [v[i], v[i + 4], v[i + 8], v[i + 12]];
+                let ab = _mm512_add_ps(
+                    _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b),
+                    _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b),
+                );
+                let cd = _mm512_add_ps(
+                    _mm512_shuffle_f32x4::<0b01_00_01_00>(c, d),
+                    _mm512_shuffle_f32x4::<0b11_10_11_10>(c, d),
+                );
+                // of each of the four vectors four lanes are left, side by side
+                *quad = _mm512_add_ps(
+                    _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd),
+                    _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd),
+                );
+            }
+            let [a, b, c, d] = quads;
+            let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+            let sums = _mm512_add_ps(
+                _mm512_shuffle_ps::<0b01_00_01_00>(ab, cd),
+                _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd),
+            );
+            let mut out = [0.0; 16];
+            _mm512_storeu_ps(out.as_mut_ptr(), sums);
+            out
+        }
+    }
+    #[inline(always)]
     fn reduce_add(self, a: __m512) -> f32 {
         unsafe {
             let h = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
@@ -145,6 +210,10 @@ impl<const LAST: u8> Simd for WithExtension<LAST> {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, at: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load_f32(self, from: *const f32) -> __m512 {
         unsafe { _mm512_loadu_ps(from) }
     }
@@ -162,13 +231,7 @@ impl<const LAST: u8> Simd for WithExtension<LAST> {
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut bf16, v: __m512) {
         unsafe {
-            let bits = _mm512_castps_si512(v);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-            // a NaN keeps its upper bits and becomes quiet, so that rounding cannot carry it into infinity
-            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
-            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
-            let rounded = _mm512_srli_epi32::<16>(_mm512_mask_blend_epi32(nan, up, quiet));
+            let rounded = _mm512_srli_epi32::<16>(rounded(v));
             _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(rounded));
         }
     }
@@ -201,6 +264,20 @@ impl<const LAST: u8> Simd for WithExtension<LAST> {
             let (a, b) =
                 (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b));
             _mm512_dpbf16_ps(c, a, b)
+        }
+    }
+    #[inline(always)]
+    fn pairs(self, low: __m512, high: __m512) -> __m512 {
+        unsafe {
+            if LAST >= BF16 {
+                // the same 512 bits as 32 elements, those of `low` first
+                let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                let order = _mm512_loadu_si512(TAKE_TURNS.as_ptr().cast());
+                return _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, halves));
+            }
+            let low = _mm512_srli_epi32::<16>(rounded(low));
+            let high = _mm512_and_si512(rounded(high), _mm512_set1_epi32(0xffff_0000u32 as i32));
+            _mm512_castsi512_ps(_mm512_or_si512(low, high))
         }
     }
     #[inline(always)]

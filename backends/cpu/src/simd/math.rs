@@ -30,9 +30,8 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     let r = s.fma(n, s.splat(-3.194_618_5e-5), r);
     let q = polynomial(s, r, [0.5, 0.166_665_77, 0.041_666_555, 0.008_363_173, 0.001_392_617_6]);
     let p = s.add(s.fma(s.mul(r, r), q, r), s.splat(1.0));
-    // 2^n in two factors, so that denormal and infinite results come out of one rounding
-    let half = s.sub(s.fma(n, s.splat(0.5), magic), magic);
-    s.mul(s.mul(p, s.pow2(half)), s.pow2(s.sub(n, half)))
+    // denormal and infinite results come out of one rounding
+    s.scale_pow2(p, n)
 }
 
 /// 1 / (1 + e^-x)

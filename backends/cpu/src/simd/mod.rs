@@ -111,6 +111,23 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn select_lt(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
     /// 2^n for integral n in -126..=127.
     fn pow2(self, n: Self::V) -> Self::V;
+    /// a 2^n for integral n in -252..=254, rounded once: a product with two powers, of which the first is exact.
+    #[inline(always)]
+    fn scale_pow2(self, a: Self::V, n: Self::V) -> Self::V {
+        // adding 1.5 * 2^23 pushes the fraction out
+        let magic = self.splat(12_582_912.0);
+        let half = self.sub(self.fma(n, self.splat(0.5), magic), magic);
+        self.mul(self.mul(a, self.pow2(half)), self.pow2(self.sub(n, half)))
+    }
+    /// [`Simd::reduce_add`] of 16 vectors.
+    #[inline(always)]
+    fn reduce_adds(self, vectors: &[Self::V; 16]) -> [f32; 16] {
+        let mut sums = [0.0; 16];
+        for (sum, v) in sums.iter_mut().zip(vectors) {
+            *sum = self.reduce_add(*v);
+        }
+        sums
+    }
     /// Sum of the lanes: halves are added to each other, so the order is fixed.
     fn reduce_add(self, a: Self::V) -> f32;
     /// Largest lane. Which value NaN lanes lead to is not defined.
@@ -124,6 +141,19 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn dot_pairs(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         let ([a0, a1], [b0, b1]) = (self.halves(a), self.halves(b));
         self.fma(a1, b1, self.fma(a0, b0, c))
+    }
+    /// Words of `low` and `high`, both rounded to the nearest bf16; whether subnormal numbers become zero differs between instruction
+    /// sets.
+    #[inline(always)]
+    fn pairs(self, low: Self::V, high: Self::V) -> Self::V {
+        let mut halves = [[bf16::ZERO; MAX_LANES]; 2];
+        self.store(&mut halves[0], low);
+        self.store(&mut halves[1], high);
+        let mut words = [0.0f32; MAX_LANES];
+        for ((word, low), high) in words.iter_mut().zip(halves[0]).zip(halves[1]) {
+            *word = f32::from_bits(u32::from(high.to_bits()) << 16 | u32::from(low.to_bits()));
+        }
+        self.load(&words)
     }
     /// c + the dot products of the four bytes in each word: those of a are i8, those of b u8, c and the result i32, which wrap.
     fn dot_quads(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
@@ -153,6 +183,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// As [`Simd::load_f32`].
     unsafe fn load_i8(self, from: *const i8) -> Self::V;
+    /// Asks for the cache line at an address to be brought in, where there is an instruction for it. Any address will do.
+    #[inline(always)]
+    fn prefetch<T>(self, _: *const T) {}
     /// Loads [`Simd::LANES`] elements.
     ///
     /// # Safety

@@ -196,6 +196,42 @@ impl Kernel for Arithmetic {
     }
 }
 
+/// Rounding into words, and sums of 16 vectors at once.
+struct WordsAndSums;
+
+impl Kernel for WordsAndSums {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // halfway cases, both signs, what rounds to infinity, and what is not finite; subnormal numbers may become zero
+        let numbers = [1.003_906_3, -1.011_718_8, 3.0e38, f32::MAX, f32::INFINITY, f32::NAN, 0.1, -0.0];
+        let low: Vec<f32> = (0..S::LANES).map(|i| numbers[i % 8]).collect();
+        let high: Vec<f32> = (0..S::LANES).map(|i| numbers[(3 * i + 1) % 8]).collect();
+        let words = s.to_array(s.pairs(s.load(&low), s.load(&high)));
+        for i in 0..S::LANES {
+            let word = words[i].to_bits();
+            for (bits, x) in [(word as u16, low[i]), ((word >> 16) as u16, high[i])] {
+                let (got, right) = (bf16::from_bits(bits), bf16::from_f32(x));
+                assert!(got == right || (got.is_nan() && x.is_nan()), "{}: {x} {got}", S::NAME);
+            }
+        }
+        let mut vectors = [s.splat(0.0); 16];
+        for (i, v) in vectors.iter_mut().enumerate() {
+            let x: Vec<f32> = (0..S::LANES).map(|j| (i * i * S::LANES + j * j) as f32).collect();
+            *v = s.load(&x);
+        }
+        for (v, sum) in vectors.iter().zip(s.reduce_adds(&vectors)) {
+            assert_eq!(s.reduce_add(*v), sum, "{}", S::NAME);
+        }
+    }
+}
+
+#[test]
+fn words_are_rounded_and_vectors_summed() {
+    for_each(|_| WordsAndSums);
+    Avx512Bf16::detect().into_iter().for_each(|s| s.vectorise(WordsAndSums));
+}
+
 #[test]
 fn arithmetic_is_lane_by_lane() {
     for_each(|_| Arithmetic);

@@ -2,8 +2,23 @@
 
 use std::fmt;
 
-/// Names that `PERJOULE_CPU_FEATURES` takes, with what each level allows.
-pub const LEVELS: &str = "portable, avx2, avx512, avx512vnni, avx512bf16";
+/// Names that `PERJOULE_CPU_FEATURES` takes on this architecture: each level allows its own instruction set and those before it.
+///
+/// | on x86-64 | on Arm, 64 bits | allows |
+/// |---|---|---|
+/// | `portable` | `portable` | code for the baseline |
+/// | `avx2` | `neon` | vectors of 256 bits with FMA and F16C; of 128 bits |
+/// | `avx512` | | vectors of 512 bits |
+/// | `avx512vnni` | `neondot` | dot products of four bytes |
+/// | | `neoni8mm` | those of signed with unsigned bytes |
+/// | `avx512bf16` | `neonbf16` | dot products of two bf16 |
+pub const LEVELS: &str = if cfg!(target_arch = "x86_64") {
+    "portable, avx2, avx512, avx512vnni, avx512bf16"
+} else if cfg!(target_arch = "aarch64") {
+    "portable, neon, neondot, neoni8mm, neonbf16"
+} else {
+    "portable"
+};
 
 /// What the processor offers, as far as rows look at it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,6 +31,14 @@ pub struct Features {
     pub avx512_vnni: bool,
     /// AVX-512 BF16 beside that: dot products of two bf16.
     pub avx512_bf16: bool,
+    /// NEON (Advanced SIMD): 128-bit vectors.
+    pub neon: bool,
+    /// FEAT_DotProd beside it: dot products of four bytes of one signedness.
+    pub neon_dot: bool,
+    /// FEAT_I8MM beside that: dot products of four i8 with four u8.
+    pub neon_i8mm: bool,
+    /// FEAT_BF16 beside that: dot products of two bf16.
+    pub neon_bf16: bool,
 }
 
 impl Features {
@@ -41,25 +64,47 @@ impl Features {
             && is_x86_feature_detected!("avx512vl");
         let avx512_vnni = avx512 && is_x86_feature_detected!("avx512vnni");
         let avx512_bf16 = avx512_vnni && is_x86_feature_detected!("avx512bf16");
-        Features { avx2, avx512, avx512_vnni, avx512_bf16 }
+        Features { avx2, avx512, avx512_vnni, avx512_bf16, ..Features::default() }
     }
 
-    /// Nothing that rows look at yet.
-    #[cfg(not(target_arch = "x86_64"))]
+    /// What this processor has.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn of_processor() -> Self {
+        use std::arch::is_aarch64_feature_detected;
+        let neon = is_aarch64_feature_detected!("neon");
+        let neon_dot = neon && is_aarch64_feature_detected!("dotprod");
+        let neon_i8mm = neon_dot && is_aarch64_feature_detected!("i8mm");
+        let neon_bf16 = neon_i8mm && is_aarch64_feature_detected!("bf16");
+        Features { neon, neon_dot, neon_i8mm, neon_bf16, ..Features::default() }
+    }
+
+    /// Nothing that rows look at.
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     pub(crate) fn of_processor() -> Self {
         Features::default()
     }
 
-    /// The same without what lies above `level`.
+    /// The same without what lies above `level`, one of [`LEVELS`]; all of it for an empty one.
+    ///
+    /// # Errors
+    /// [`UnknownLevel`], for levels of other architectures too.
     pub fn masked(self, level: &str) -> Result<Self, UnknownLevel> {
-        match level {
-            "" | "avx512bf16" => Ok(self),
-            "avx512vnni" => Ok(Features { avx512_bf16: false, ..self }),
-            "avx512" => Ok(Features { avx512_vnni: false, avx512_bf16: false, ..self }),
-            "avx2" => Ok(Features { avx2: self.avx2, ..Features::default() }),
-            "portable" => Ok(Features::default()),
-            _ => Err(UnknownLevel(level.to_string())),
+        if level.is_empty() {
+            return Ok(self);
         }
+        let rank = LEVELS.split(", ").position(|known| known == level);
+        let rank = rank.ok_or_else(|| UnknownLevel(level.to_string()))?;
+        let Features { avx2, avx512, avx512_vnni, avx512_bf16, neon, neon_dot, neon_i8mm, neon_bf16 } = self;
+        Ok(Features {
+            avx2: avx2 && rank >= 1,
+            avx512: avx512 && rank >= 2,
+            avx512_vnni: avx512_vnni && rank >= 3,
+            avx512_bf16: avx512_bf16 && rank >= 4,
+            neon: neon && rank >= 1,
+            neon_dot: neon_dot && rank >= 2,
+            neon_i8mm: neon_i8mm && rank >= 3,
+            neon_bf16: neon_bf16 && rank >= 4,
+        })
     }
 
     /// Names, for listings.
@@ -71,6 +116,10 @@ impl Features {
             ("avx512", self.avx512),
             ("avx512vnni", self.avx512_vnni),
             ("avx512bf16", self.avx512_bf16),
+            ("neon", self.neon),
+            ("neondot", self.neon_dot),
+            ("neoni8mm", self.neon_i8mm),
+            ("neonbf16", self.neon_bf16),
         ];
         all.iter().filter(|(_, has)| *has).map(|(name, _)| name.to_string()).collect()
     }

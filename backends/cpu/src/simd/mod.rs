@@ -32,8 +32,9 @@ mod avx2;
 mod avx512;
 mod element;
 pub(crate) mod math;
-#[cfg(not(target_arch = "x86_64"))]
 mod missing;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
@@ -43,6 +44,10 @@ pub(crate) use avx512::{Avx512, Avx512Bf16, Avx512Vnni};
 pub(crate) use element::{E4m3, Element};
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) use missing::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
+#[cfg(not(target_arch = "aarch64"))]
+pub(crate) use missing::{Neon, NeonBf16, NeonDot, NeonI8mm};
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::{Neon, NeonBf16, NeonDot, NeonI8mm};
 pub(crate) use portable::Portable;
 
 use crate::device::CpuCaps;
@@ -71,7 +76,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const REGISTERS: usize;
     /// Its name as rows end in it and as [`refusal`] prints it.
     const NAME: &'static str;
-    /// Whether [`Simd::dot_quads`] is one instruction.
+    /// Whether [`Simd::dot_quads`] is an instruction, or has one at its heart.
     const DOT_QUADS: bool = false;
     /// A vector of [`Simd::LANES`] f32. Some methods take its lanes for *words*: 32 bits that hold two bf16, four bytes, or an i32.
     type V: Copy;
@@ -264,6 +269,24 @@ pub(crate) fn for_each<K: Kernel<Output = ()>>(mut kernel: impl FnMut(&'static s
     }
     if let Some(s) = Avx512::detect() {
         s.vectorise(kernel(Avx512::NAME));
+    }
+    if let Some(s) = Avx512Vnni::detect() {
+        s.vectorise(kernel(Avx512Vnni::NAME));
+    }
+    if let Some(s) = Avx512Bf16::detect() {
+        s.vectorise(kernel(Avx512Bf16::NAME));
+    }
+    if let Some(s) = Neon::detect() {
+        s.vectorise(kernel(Neon::NAME));
+    }
+    if let Some(s) = NeonDot::detect() {
+        s.vectorise(kernel(NeonDot::NAME));
+    }
+    if let Some(s) = NeonI8mm::detect() {
+        s.vectorise(kernel(NeonI8mm::NAME));
+    }
+    if let Some(s) = NeonBf16::detect() {
+        s.vectorise(kernel(NeonBf16::NAME));
     }
 }
 

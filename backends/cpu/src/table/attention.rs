@@ -2,13 +2,14 @@
 
 use crate::launch::attention::row;
 use crate::launch::attention_simple;
-use crate::simd::{Avx2, Avx512, Portable};
+use crate::simd::{Avx2, Avx512, Neon, Portable};
 use perjoule_kernels::Kernel;
 
 /// Widest vectors first; the definition itself comes last.
 pub(super) static ROWS: &[Kernel] = &[
     row::<Avx512, 12>("attention_any_128x96x12_cpu_avx512"),
     row::<Avx2, 6>("attention_any_128x96x6_cpu_avx2"),
+    row::<Neon, 12>("attention_any_128x96x12_cpu_neon"),
     row::<Portable, 2>("attention_any_128x96x2_cpu_portable"),
     attention_simple::ROW,
 ];

@@ -1,6 +1,6 @@
 //! Runs the tests of the CPU's NEON rows on another processor: cross-built for Arm, under qemu's emulation of a process.
 //!
-//! qemu is exact, bf16's own rounding included, but no measure of time.
+//! qemu computes what a processor does, the rounding of bf16 dot products included; how fast, it does not tell.
 
 use crate::emulate::{Test, built};
 use crate::on_path;
@@ -24,7 +24,7 @@ pub(crate) struct Options {
     #[arg(long, default_value = "max")]
     cpu: String,
     /// Passed on to every test executable, such as a part of a test's name; without it, the unit tests of vectors, features and
-    /// ceilings, and a sixth of the conformance cases of the NEON rows.
+    /// ceilings, and a sixth of the conformance cases of the NEON rows (`-- _cpu_neon` runs all of them).
     #[arg(last = true)]
     filter: Vec<String>,
 }
@@ -77,10 +77,10 @@ pub(crate) fn arm(options: &Options) -> Result<()> {
 /// Installs what is missing; whether that succeeded shows when it is looked for.
 fn install() {
     if !(on_path(LINKER) && on_path(QEMU)) && on_path("apt-get") {
-        let _ = Command::new("apt-get")
-            .args(["install", "--yes", "--no-install-recommends"])
-            .args(PACKAGES)
-            .status();
+        let _ = Command::new("apt-get").arg("update").status();
+        let mut install = Command::new("apt-get");
+        install.args(["install", "--yes", "--no-install-recommends"]).args(PACKAGES);
+        let _ = install.status();
     }
     if !has_target() && on_path("rustup") {
         let _ = Command::new("rustup").args(["target", "add", TARGET]).status();

@@ -184,3 +184,33 @@ pub fn processor_name() -> String {
     }
     format!("{} CPU", std::env::consts::ARCH)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_allow_ever_more_and_those_of_other_architectures_are_unknown() {
+        let all = Features::of_processor();
+        let mut before = 0;
+        for level in LEVELS.split(", ") {
+            let masked = all.masked(level).unwrap();
+            let names = masked.names();
+            assert!(names.len() >= before && names.iter().all(|name| all.names().contains(name)), "{level}");
+            assert!(
+                level == "portable"
+                    || names.contains(&level.to_string())
+                    || !all.names().contains(&level.to_string())
+            );
+            assert_eq!(masked.masked(level), Ok(masked));
+            before = names.len();
+        }
+        assert_eq!(all.masked("portable"), Ok(Features::default()));
+        assert_eq!(all.masked(""), Ok(all));
+        let other = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
+        for unknown in [other, "avx", "AVX2", "portable,", ", "] {
+            let error = all.masked(unknown).unwrap_err().to_string();
+            assert!(error.contains(unknown) && error.ends_with(LEVELS), "{error}");
+        }
+    }
+}

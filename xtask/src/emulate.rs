@@ -44,9 +44,9 @@ pub(crate) struct Options {
 }
 
 /// One test executable and what the guest passes to it.
-struct Test {
-    name: String,
-    executable: PathBuf,
+pub(crate) struct Test {
+    pub(crate) name: String,
+    pub(crate) executable: PathBuf,
     arguments: Vec<String>,
 }
 
@@ -71,8 +71,8 @@ pub(crate) fn emulate(options: &Options) -> Result<()> {
         "bochs is missing: apt-get install bochs"
     );
     let root = unpacked(&work)?;
-    let mut tests = built(&["-p", "perjoule-cpu", "--lib", "--tests"])?;
-    tests.extend(built(&["-p", "perjoule-tests", "--test", "conformance"])?);
+    let mut tests = built(&["-p", "perjoule-cpu", "--lib", "--tests"], &[])?;
+    tests.extend(built(&["-p", "perjoule-tests", "--test", "conformance"], &[])?);
     for test in &mut tests {
         test.arguments = match options.filter.as_slice() {
             [] => selection(&test.name).iter().map(|a| a.to_string()).collect(),
@@ -121,8 +121,9 @@ fn unpacked(work: &Path) -> Result<PathBuf> {
 }
 
 /// Builds test executables as `cargo test --release` does and says where they are.
-fn built(args: &[&str]) -> Result<Vec<Test>> {
+pub(crate) fn built(args: &[&str], env: &[(&str, &str)]) -> Result<Vec<Test>> {
     let mut command = cargo_command();
+    command.envs(env.iter().copied());
     command.args(["test", "--release", "--no-run", "--message-format=json"]).args(args);
     let messages = output(command.stderr(Stdio::inherit()))?;
     // of each artefact only the path is of interest; paths that JSON escapes do not occur on Linux

@@ -1,5 +1,6 @@
 //! What a developer or CI types: `cargo xtask test`, `cargo xtask ci`.
 
+mod arm;
 mod emulate;
 #[cfg(unix)]
 mod peers;
@@ -41,6 +42,10 @@ enum Task {
     /// worker in a workspace of its own.
     #[cfg(unix)]
     Peers(peers::Options),
+    /// Runs the tests of the NEON rows of the CPU backend, cross-built for Arm, under qemu; no part of `test` or `ci`.
+    ///
+    /// Needs Linux with a cross linker, qemu and Rust's library for Arm, and says how to install them; on CI it installs them.
+    Arm(arm::Options),
 }
 
 fn main() -> Result<()> {
@@ -56,24 +61,30 @@ fn main() -> Result<()> {
         Task::Emulate(options) => emulate::emulate(&options),
         #[cfg(unix)]
         Task::Peers(options) => peers::peers(&options),
+        Task::Arm(options) => arm::arm(&options),
     }
 }
 
 /// Devices that must be there when the tests run: their absence is a failure, not a skip.
 const REQUIRED: &str = "cpu";
 
+fn on_path(name: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(name).is_file()))
+}
+
+/// Whether packages may be installed: with `CI=true`, as root.
+fn may_install() -> bool {
+    let root =
+        std::env::var_os("USER").is_some_and(|user| user == "root") || Path::new("/root").read_dir().is_ok();
+    std::env::var_os("CI").is_some_and(|value| value == "true") && root
+}
+
 /// Installs Chromium where CI may: the test of the report's page in a browser says that it is ignored without one. Off unless `CI=true`,
 /// Chromium is missing, and this is root on a system with apt-get; a failure to install is no failure of the tests.
 fn install_chromium_in_ci() {
-    let on_path = |name: &str| {
-        std::env::var_os("PATH")
-            .is_some_and(|path| std::env::split_paths(&path).any(|p| p.join(name).is_file()))
-    };
-    let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
-    let root =
-        std::env::var_os("USER").is_some_and(|user| user == "root") || Path::new("/root").read_dir().is_ok();
     let missing = !["chromium", "chromium-browser", "google-chrome"].iter().any(|name| on_path(name));
-    if ci && root && missing && on_path("apt-get") {
+    if may_install() && missing && on_path("apt-get") {
         let status = Command::new("apt-get")
             .args(["install", "--yes", "--no-install-recommends", "chromium"])
             .status();

@@ -4,8 +4,10 @@
 //! work, not times: the caller times them with the clock that it uses for kernels.
 
 use crate::device::{CpuCaps, CpuDevice};
+use crate::features::Features;
 use crate::memory::HostMemory;
-use crate::simd::{Avx2, Avx512, Avx512Bf16, Avx512Vnni, Kernel, Portable, Simd};
+use crate::simd::{self, Kernel, Portable, Simd};
+use crate::simd::{Avx2, Avx512, Avx512Bf16, Avx512Vnni, Neon, NeonBf16, NeonDot, NeonI8mm};
 use crate::team::Panicked;
 use perjoule_kernels::{Device, DeviceId, Error, Result};
 use std::hint::black_box;
@@ -66,16 +68,35 @@ impl Arithmetic {
 
     /// Name of the instruction set that does it on this device; `None` where rows have no instruction for it.
     pub fn instruction_set(self, device: &CpuDevice) -> Option<&'static str> {
-        let features = caps(device).features;
-        match self {
-            Arithmetic::DotPairs => Avx512Bf16::allowed(features).then_some(Avx512Bf16::NAME),
-            Arithmetic::DotQuads => Avx512Vnni::allowed(features).then_some(Avx512Vnni::NAME),
-            Arithmetic::MultiplyAdd if Avx512::allowed(features) => Some(Avx512::NAME),
-            Arithmetic::MultiplyAdd if Avx2::allowed(features) => Some(Avx2::NAME),
-            Arithmetic::MultiplyAdd => Some(Portable::NAME),
-        }
+        self.set(caps(device).features).map(|set| set.name)
+    }
+
+    /// The first instruction set that a device may use for it.
+    fn set(self, features: Features) -> Option<&'static Set> {
+        let sets = match self {
+            Arithmetic::MultiplyAdd => MULTIPLY_ADD_SETS,
+            Arithmetic::DotPairs => DOT_PAIRS_SETS,
+            Arithmetic::DotQuads => DOT_QUADS_SETS,
+        };
+        sets.iter().find(|set| (set.allowed)(features))
     }
 }
+
+/// An instruction set, and how it is driven to its limit: the lanes of its vectors come back.
+struct Set {
+    name: &'static str,
+    allowed: fn(Features) -> bool,
+    run: fn(&CpuDevice, Arithmetic, u64) -> Result<usize>,
+}
+
+const fn set<S: Simd>() -> Set {
+    Set { name: S::NAME, allowed: S::allowed, run: in_registers::<S> }
+}
+
+// fastest first
+static MULTIPLY_ADD_SETS: &[Set] = &[set::<Avx512>(), set::<Avx2>(), set::<Neon>(), set::<Portable>()];
+static DOT_PAIRS_SETS: &[Set] = &[set::<Avx512Bf16>(), set::<NeonBf16>()];
+static DOT_QUADS_SETS: &[Set] = &[set::<Avx512Vnni>(), set::<NeonI8mm>(), set::<NeonDot>()];
 
 /// `rounds` rounds of arithmetic in registers on every lane. Returns the operations done, a multiplication and an addition counted as
 /// two.
@@ -84,38 +105,18 @@ impl Arithmetic {
 /// [`Error::Unsupported`] where [`Arithmetic::instruction_set`] is `None`, [`Error::Fault`] when a lane panics, [`Error::Lost`] after
 /// a fork.
 pub fn arithmetic(device: &CpuDevice, which: Arithmetic, rounds: u64) -> Result<u64> {
-    let features = caps(device).features;
-    let lanes = match which {
-        Arithmetic::DotPairs if Avx512Bf16::allowed(features) => {
-            in_registers(device, which, rounds, Avx512Bf16::detect())?
-        }
-        Arithmetic::DotQuads if Avx512Vnni::allowed(features) => {
-            in_registers(device, which, rounds, Avx512Vnni::detect())?
-        }
-        Arithmetic::MultiplyAdd if Avx512::allowed(features) => {
-            in_registers(device, which, rounds, Avx512::detect())?
-        }
-        Arithmetic::MultiplyAdd if Avx2::allowed(features) => {
-            in_registers(device, which, rounds, Avx2::detect())?
-        }
-        Arithmetic::MultiplyAdd => in_registers(device, which, rounds, Some(Portable))?,
-        _ => in_registers::<Portable>(device, which, rounds, None)?,
+    let Some(set) = which.set(caps(device).features) else {
+        return Err(Error::Unsupported {
+            what: "this arithmetic",
+            why: format!("the device has no instruction set for {}", which.name()),
+        });
     };
+    let lanes = (set.run)(device, which, rounds)?;
     Ok(2 * rounds * (CHAINS * lanes * which.products() * device.threads()) as u64)
 }
 
-fn in_registers<S: Simd>(
-    device: &CpuDevice,
-    which: Arithmetic,
-    rounds: u64,
-    token: Option<S>,
-) -> Result<usize> {
-    let Some(s) = token else {
-        return Err(Error::Unsupported {
-            what: "this instruction set",
-            why: "the processor lacks it".into(),
-        });
-    };
+fn in_registers<S: Simd>(device: &CpuDevice, which: Arithmetic, rounds: u64) -> Result<usize> {
+    let s = simd::token::<S>()?;
     device.region(&|_| {
         let start = black_box(1.0);
         match which {
@@ -244,11 +245,14 @@ impl Bandwidth {
         let features = caps(device).features;
         self.each(device, &|part| {
             let sum = Sum(floats(&mut part.from));
-            black_box(match (Avx512::detect(), Avx2::detect()) {
-                (Some(s), _) if Avx512::allowed(features) => s.vectorise(sum),
-                (_, Some(s)) if Avx2::allowed(features) => s.vectorise(sum),
-                _ => Portable.vectorise(sum),
-            });
+            black_box(
+                match (usable::<Avx512>(features), usable::<Avx2>(features), usable::<Neon>(features)) {
+                    (Some(s), _, _) => s.vectorise(sum),
+                    (_, Some(s), _) => s.vectorise(sum),
+                    (_, _, Some(s)) => s.vectorise(sum),
+                    _ => Portable.vectorise(sum),
+                },
+            );
         })?;
         Ok(self.bytes)
     }
@@ -264,6 +268,10 @@ impl Bandwidth {
         })?;
         Ok(2 * self.bytes)
     }
+}
+
+fn usable<S: Simd>(features: Features) -> Option<S> {
+    if S::allowed(features) { S::detect() } else { None }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -304,7 +312,6 @@ impl CpuDevice {
 mod tests {
     use super::*;
     use crate::device::Options;
-    use crate::features::Features;
 
     fn device(features: Features) -> CpuDevice {
         CpuDevice::open(&Options { threads: Some(2), features: Some(features) }).unwrap()
@@ -313,19 +320,22 @@ mod tests {
     #[test]
     fn work_is_counted_for_every_lane_and_instruction_set() {
         let found = Features::of_processor();
-        for (features, lanes) in [(Features::default(), Portable::LANES), (found.masked("avx2").unwrap(), 8)]
-        {
-            if lanes == 8 && !found.avx2 {
-                continue;
-            }
+        let none = Features::default();
+        let each = [
+            (none, Portable::LANES, true),
+            (Features { avx2: true, ..none }, Avx2::LANES, found.avx2),
+            (Features { neon: true, ..none }, Neon::LANES, found.neon),
+        ];
+        for (features, lanes, _) in each.into_iter().filter(|(.., found)| *found) {
             let done = arithmetic(&device(features), Arithmetic::MultiplyAdd, 1000).unwrap();
             assert_eq!(done, 1000 * 2 * (CHAINS * lanes) as u64 * 2);
         }
         let device = device(found);
+        let lanes = if found.neon { Neon::LANES } else { Avx512::LANES };
         for (which, products) in [(Arithmetic::DotPairs, 2), (Arithmetic::DotQuads, 4)] {
             let done = arithmetic(&device, which, 1000);
             match which.instruction_set(&device) {
-                Some(_) => assert_eq!(done.unwrap(), 1000 * 2 * (CHAINS * 16 * products) as u64 * 2),
+                Some(_) => assert_eq!(done.unwrap(), 1000 * 2 * (CHAINS * lanes * products) as u64 * 2),
                 None => assert!(matches!(done, Err(Error::Unsupported { .. }))),
             }
         }

@@ -2,8 +2,24 @@
 
 use std::fmt;
 
-/// Names that `PERJOULE_CPU_FEATURES` takes, with what each level allows.
-pub const LEVELS: &str = "portable, avx2, avx512, avx512vnni, avx512bf16, amx";
+/// Names that `PERJOULE_CPU_FEATURES` takes on this architecture: each level allows its own instruction set and those before it.
+///
+/// | on x86-64 | on Arm, 64 bits | allows |
+/// |---|---|---|
+/// | `portable` | `portable` | code for the baseline |
+/// | `avx2` | `neon` | vectors of 256 bits with FMA and F16C; of 128 bits |
+/// | `avx512` | | vectors of 512 bits |
+/// | `avx512vnni` | `neondot` | dot products of four bytes |
+/// | | `neoni8mm` | those of signed with unsigned bytes |
+/// | `avx512bf16` | `neonbf16` | dot products of two bf16 |
+/// | `amx` | | tiles |
+pub const LEVELS: &str = if cfg!(target_arch = "x86_64") {
+    "portable, avx2, avx512, avx512vnni, avx512bf16, amx"
+} else if cfg!(target_arch = "aarch64") {
+    "portable, neon, neondot, neoni8mm, neonbf16"
+} else {
+    "portable"
+};
 
 /// What the processor offers, as far as rows look at it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -20,6 +36,14 @@ pub struct Features {
     pub amx_bf16: bool,
     /// AMX tiles of bytes, likewise.
     pub amx_int8: bool,
+    /// NEON (Advanced SIMD): 128-bit vectors.
+    pub neon: bool,
+    /// FEAT_DotProd beside it: dot products of four bytes of one signedness.
+    pub neon_dot: bool,
+    /// FEAT_I8MM beside that: dot products of four i8 with four u8.
+    pub neon_i8mm: bool,
+    /// FEAT_BF16 beside that: dot products of two bf16.
+    pub neon_bf16: bool,
 }
 
 impl Features {
@@ -46,26 +70,50 @@ impl Features {
         let avx512_vnni = avx512 && is_x86_feature_detected!("avx512vnni");
         let avx512_bf16 = avx512_vnni && is_x86_feature_detected!("avx512bf16");
         let (amx_bf16, amx_int8) = if avx512_bf16 { amx() } else { (false, false) };
-        Features { avx2, avx512, avx512_vnni, avx512_bf16, amx_bf16, amx_int8 }
+        Features { avx2, avx512, avx512_vnni, avx512_bf16, amx_bf16, amx_int8, ..Features::default() }
     }
 
-    /// Nothing that rows look at yet.
-    #[cfg(not(target_arch = "x86_64"))]
+    /// What this processor has.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn of_processor() -> Self {
+        use std::arch::is_aarch64_feature_detected;
+        let neon = is_aarch64_feature_detected!("neon");
+        let neon_dot = neon && is_aarch64_feature_detected!("dotprod");
+        let neon_i8mm = neon_dot && is_aarch64_feature_detected!("i8mm");
+        let neon_bf16 = neon_i8mm && is_aarch64_feature_detected!("bf16");
+        Features { neon, neon_dot, neon_i8mm, neon_bf16, ..Features::default() }
+    }
+
+    /// Nothing that rows look at.
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     pub(crate) fn of_processor() -> Self {
         Features::default()
     }
 
-    /// The same without what lies above `level`.
+    /// The same without what lies above `level`, one of [`LEVELS`]; all of it for an empty one.
+    ///
+    /// # Errors
+    /// [`UnknownLevel`], for levels of other architectures too.
     pub fn masked(self, level: &str) -> Result<Self, UnknownLevel> {
-        match level {
-            "" | "amx" => Ok(self),
-            "avx512bf16" => Ok(Features { amx_bf16: false, amx_int8: false, ..self }),
-            "avx512vnni" => Ok(Features { avx512_bf16: false, ..self.masked("avx512bf16")? }),
-            "avx512" => Ok(Features { avx512_vnni: false, ..self.masked("avx512vnni")? }),
-            "avx2" => Ok(Features { avx2: self.avx2, ..Features::default() }),
-            "portable" => Ok(Features::default()),
-            _ => Err(UnknownLevel(level.to_string())),
+        if level.is_empty() {
+            return Ok(self);
         }
+        let rank = LEVELS.split(", ").position(|known| known == level);
+        let rank = rank.ok_or_else(|| UnknownLevel(level.to_string()))?;
+        let Features { avx2, avx512, avx512_vnni, avx512_bf16, amx_bf16, amx_int8, .. } = self;
+        let Features { neon, neon_dot, neon_i8mm, neon_bf16, .. } = self;
+        Ok(Features {
+            avx2: avx2 && rank >= 1,
+            avx512: avx512 && rank >= 2,
+            avx512_vnni: avx512_vnni && rank >= 3,
+            avx512_bf16: avx512_bf16 && rank >= 4,
+            amx_bf16: amx_bf16 && rank >= 5,
+            amx_int8: amx_int8 && rank >= 5,
+            neon: neon && rank >= 1,
+            neon_dot: neon_dot && rank >= 2,
+            neon_i8mm: neon_i8mm && rank >= 3,
+            neon_bf16: neon_bf16 && rank >= 4,
+        })
     }
 
     /// Names, for listings.
@@ -79,6 +127,10 @@ impl Features {
             ("avx512bf16", self.avx512_bf16),
             ("amx-bf16", self.amx_bf16),
             ("amx-int8", self.amx_int8),
+            ("neon", self.neon),
+            ("neondot", self.neon_dot),
+            ("neoni8mm", self.neon_i8mm),
+            ("neonbf16", self.neon_bf16),
         ];
         all.iter().filter(|(_, has)| *has).map(|(name, _)| name.to_string()).collect()
     }
@@ -161,4 +213,34 @@ pub fn processor_name() -> String {
         }
     }
     format!("{} CPU", std::env::consts::ARCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_allow_ever_more_and_those_of_other_architectures_are_unknown() {
+        let all = Features::of_processor();
+        let mut before = 0;
+        for level in LEVELS.split(", ") {
+            let masked = all.masked(level).unwrap();
+            let names = masked.names();
+            assert!(names.len() >= before && names.iter().all(|name| all.names().contains(name)), "{level}");
+            assert!(
+                level == "portable"
+                    || names.contains(&level.to_string())
+                    || !all.names().contains(&level.to_string())
+            );
+            assert_eq!(masked.masked(level), Ok(masked));
+            before = names.len();
+        }
+        assert_eq!(all.masked("portable"), Ok(Features::default()));
+        assert_eq!(all.masked(""), Ok(all));
+        let other = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
+        for unknown in [other, "avx", "AVX2", "portable,", ", "] {
+            let error = all.masked(unknown).unwrap_err().to_string();
+            assert!(error.contains(unknown) && error.ends_with(LEVELS), "{error}");
+        }
+    }
 }

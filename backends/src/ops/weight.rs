@@ -2,7 +2,7 @@
 
 use super::{shape_error, view_error};
 use crate::tensor::Tensor;
-use perjoule_kernels::op::{Activation, Constant, GroupedMatMul, MatMul, Policy, Tensor2};
+use perjoule_kernels::op::{Activation, Constant, Granularity, GroupedMatMul, MatMul, Policy, Tensor2};
 use perjoule_kernels::{Alignment, DType, Error, Matrix, Op, PackFormat, Query, Result};
 
 /// A weight `[n, k]`, or those of a mixture's experts `[experts, n, k]`, packed once into the layout that the device's rows want.
@@ -31,7 +31,14 @@ impl Weight {
         let out = if activations == DType::I8 { DType::I32 } else { activations };
         let plain = Tensor2 { dtype, strides: Matrix::col_major(k, n) };
         let op = |m: usize| match experts {
-            None => Op::from(MatMul::linear(m, n, k, activations, dtype, out)),
+            None => {
+                let mut op = MatMul::linear(m, n, k, activations, dtype, out);
+                // scales of 8 bits come with the call, of any granularity: no layout may be chosen that serves some of them only
+                if dtype == DType::I8 {
+                    (op.c.dtype, op.b_scale) = (DType::F32, Some(Granularity::Group(1)));
+                }
+                Op::from(op)
+            }
             Some(experts) => Op::from(GroupedMatMul {
                 experts,
                 rows: m,

@@ -39,10 +39,16 @@ pub(crate) static PANEL32_F32: PackFormat = panels::<32>("panel32_f32", DType::F
 /// For tiles of 32 columns.
 pub(crate) static PANEL32_F16: PackFormat = panels::<32>("panel32_f16", DType::F16);
 
-/// Words of two bf16 that are neighbours along k, in panels of 32 columns: `[word][32]`.
+/// Words of two bf16 that are neighbours along k, in panels of 8 columns: `[word][8]`.
+pub(crate) static PAIRS8_BF16: PackFormat =
+    PackFormat { name: "pairs8_bf16", dtype: DType::BF16, panel: 8, panel_bytes: words::<8, 2> };
+/// The same in panels of 32 columns.
 pub(crate) static PAIRS32_BF16: PackFormat =
     PackFormat { name: "pairs32_bf16", dtype: DType::BF16, panel: 32, panel_bytes: words::<32, 2> };
-/// Words of four i8 plus 128, as u8, that are neighbours along k, in panels of 16 columns.
+/// Words of four i8 plus 128, as u8, that are neighbours along k, in panels of 8 columns.
+pub(crate) static QUADS8_U8: PackFormat =
+    PackFormat { name: "quads8_u8", dtype: DType::I8, panel: 8, panel_bytes: words::<8, 4> };
+/// The same in panels of 16 columns.
 pub(crate) static QUADS16_U8: PackFormat =
     PackFormat { name: "quads16_u8", dtype: DType::I8, panel: 16, panel_bytes: words::<16, 4> };
 /// The same in panels of 32 columns.
@@ -71,6 +77,11 @@ macro_rules! blocks {
 }
 
 blocks! {
+    BLOCKS8_Q8_0 "blocks8_q8_0" Q8_0 8;
+    BLOCKS8_Q4_0 "blocks8_q4_0" Q4_0 8;
+    BLOCKS8_Q4_K "blocks8_q4_k" Q4K 8;
+    BLOCKS8_Q6_K "blocks8_q6_k" Q6K 8;
+    BLOCKS8_MXFP4 "blocks8_mxfp4" MxFp4 8;
     BLOCKS16_Q8_0 "blocks16_q8_0" Q8_0 16;
     BLOCKS16_Q4_0 "blocks16_q4_0" Q4_0 16;
     BLOCKS16_Q4_K "blocks16_q4_k" Q4K 16;
@@ -92,7 +103,7 @@ fn words<const NR: usize, const PER: usize>(k: usize) -> Option<u64> {
     (k.div_ceil(16 * PER) as u64).checked_mul((16 * 4 * NR) as u64)
 }
 
-static FORMATS: [&PackFormat; 11] = [
+static FORMATS: [&PackFormat; 13] = [
     &PANEL8_F32,
     &PANEL8_BF16,
     &PANEL8_F16,
@@ -100,7 +111,9 @@ static FORMATS: [&PackFormat; 11] = [
     &PANEL16_BF16,
     &PANEL16_F16,
     &PANEL32_F32,
+    &PAIRS8_BF16,
     &PAIRS32_BF16,
+    &QUADS8_U8,
     &QUADS16_U8,
     &QUADS32_U8,
     &PANEL32_F16,
@@ -120,7 +133,9 @@ impl Body for Panels {
         }
         match self.0.format.dtype.block_bytes() {
             1 => pack_words::<u8, 4>(&self.0, lane, args, |byte| byte ^ 0x80),
-            2 if self.0.format == &PAIRS32_BF16 => pack_words::<u16, 2>(&self.0, lane, args, |bits| bits),
+            2 if self.0.format == &PAIRS8_BF16 || self.0.format == &PAIRS32_BF16 => {
+                pack_words::<u16, 2>(&self.0, lane, args, |bits| bits)
+            }
             2 => pack::<u16>(&self.0, lane, args),
             _ => pack::<u32>(&self.0, lane, args),
         }

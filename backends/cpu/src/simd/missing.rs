@@ -82,7 +82,24 @@ macro_rules! missing {
     };
 }
 
-missing!(Avx2, "avx2", 8, 16);
-missing!(Avx512, "avx512", 16, 32);
-missing!(Avx512Vnni, "avx512vnni", 16, 32);
-missing!(Avx512Bf16, "avx512bf16", 16, 32);
+#[cfg(not(target_arch = "x86_64"))]
+mod x86 {
+    use super::*;
+    missing!(Avx2, "avx2", 8, 16);
+    missing!(Avx512, "avx512", 16, 32);
+    missing!(Avx512Vnni, "avx512vnni", 16, 32);
+    missing!(Avx512Bf16, "avx512bf16", 16, 32);
+}
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) use x86::*;
+
+#[cfg(not(target_arch = "aarch64"))]
+mod arm {
+    use super::*;
+    missing!(Neon, "neon", 4, 32);
+    missing!(NeonDot, "neondot", 4, 32);
+    missing!(NeonI8mm, "neoni8mm", 4, 32);
+    missing!(NeonBf16, "neonbf16", 4, 32);
+}
+#[cfg(not(target_arch = "aarch64"))]
+pub(crate) use arm::*;

@@ -34,8 +34,9 @@ mod element;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod leave;
 pub(crate) mod math;
-#[cfg(not(target_arch = "x86_64"))]
 mod missing;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
@@ -47,6 +48,10 @@ pub(crate) use element::{E4m3, Element};
 pub(crate) use leave::may_use_tiles;
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) use missing::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
+#[cfg(not(target_arch = "aarch64"))]
+pub(crate) use missing::{Neon, NeonBf16, NeonDot, NeonI8mm};
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::{Neon, NeonBf16, NeonDot, NeonI8mm};
 pub(crate) use portable::Portable;
 
 use crate::device::CpuCaps;
@@ -75,7 +80,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const REGISTERS: usize;
     /// Its name as rows end in it and as [`refusal`] prints it.
     const NAME: &'static str;
-    /// Whether [`Simd::dot_quads`] is one instruction.
+    /// Whether [`Simd::dot_quads`] is an instruction, or has one at its heart.
     const DOT_QUADS: bool = false;
     /// A vector of [`Simd::LANES`] f32. Some methods take its lanes for *words*: 32 bits that hold two bf16, four bytes, or an i32.
     type V: Copy;
@@ -301,6 +306,24 @@ pub(crate) fn for_each<K: Kernel<Output = ()>>(mut kernel: impl FnMut(&'static s
     }
     if let Some(s) = Avx512::detect() {
         s.vectorise(kernel(Avx512::NAME));
+    }
+    if let Some(s) = Avx512Vnni::detect() {
+        s.vectorise(kernel(Avx512Vnni::NAME));
+    }
+    if let Some(s) = Avx512Bf16::detect() {
+        s.vectorise(kernel(Avx512Bf16::NAME));
+    }
+    if let Some(s) = Neon::detect() {
+        s.vectorise(kernel(Neon::NAME));
+    }
+    if let Some(s) = NeonDot::detect() {
+        s.vectorise(kernel(NeonDot::NAME));
+    }
+    if let Some(s) = NeonI8mm::detect() {
+        s.vectorise(kernel(NeonI8mm::NAME));
+    }
+    if let Some(s) = NeonBf16::detect() {
+        s.vectorise(kernel(NeonBf16::NAME));
     }
 }
 

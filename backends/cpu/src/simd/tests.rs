@@ -33,6 +33,9 @@ fn with_each(input: &[f32], function: &'static str, check: impl Fn(&str, &[f32])
         isa(Map { function, data: &mut data });
         check(name, &data);
     };
+    if Neon::detect().is_some() {
+        run("neon", input.to_vec(), |m| Neon::detect().unwrap().vectorise(m));
+    }
     run("portable", input.to_vec(), |m| Portable.vectorise(m));
     if Avx2::detect().is_some() {
         run("avx2", input.to_vec(), |m| Avx2::detect().unwrap().vectorise(m));
@@ -164,6 +167,7 @@ fn conversions_equal_the_scalar_ones() {
     all(Portable);
     Avx2::detect().into_iter().for_each(all);
     Avx512::detect().into_iter().for_each(all);
+    Neon::detect().into_iter().for_each(all);
 }
 
 /// What is left of the arithmetic.
@@ -235,6 +239,89 @@ fn words_are_rounded_and_vectors_summed() {
 #[test]
 fn arithmetic_is_lane_by_lane() {
     for_each(|_| Arithmetic);
+}
+
+/// Words, halves, bytes and integers against their scalar definitions.
+struct Words {
+    isa: &'static str,
+    a: [u32; MAX_LANES],
+    b: [u32; MAX_LANES],
+    c: [u32; MAX_LANES],
+}
+
+impl Kernel for Words {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Words { isa, a, b, c } = self;
+        let table: [u8; 16] = std::array::from_fn(|i| (i * 37 + 200) as u8);
+        let vector = |words: [u32; MAX_LANES]| s.load(&words.map(f32::from_bits));
+        let [va, vb, vc] = [vector(a), vector(b), vector(c)];
+        let same = |what: &str, got: S::V, right: &dyn Fn(usize) -> u32| {
+            let got = s.to_array(got).map(f32::to_bits);
+            for i in 0..S::LANES {
+                let of = (a[i], b[i], c[i]);
+                assert_eq!(got[i], right(i), "{isa}: {what} of {of:08x?} in lane {i}");
+            }
+        };
+        same("and", s.and(va, vb), &|i| a[i] & b[i]);
+        same("or", s.or(va, vb), &|i| a[i] | b[i]);
+        same("shift_left", s.shift_left::<4>(va), &|i| a[i] << 4);
+        same("shift_right", s.shift_right::<4>(va), &|i| a[i] >> 4);
+        same("shift_right by 0", s.shift_right::<0>(va), &|i| a[i]);
+        same("add_integers", s.add_integers(va, vb), &|i| a[i].wrapping_add(b[i]));
+        same("integers", s.integers(va), &|i| (a[i] as i32 as f32).to_bits());
+        same("lower halves", s.halves(va)[0], &|i| a[i] << 16);
+        same("upper halves", s.halves(va)[1], &|i| a[i] & 0xffff_0000);
+        let low = s.splat(f32::from_bits(0x0f0f_0f0f));
+        same("lookup", s.lookup(&table, s.and(va, low)), &|i| {
+            u32::from_le_bytes(a[i].to_le_bytes().map(|byte| table[usize::from(byte & 15)]))
+        });
+        same("dot_quads", s.dot_quads(va, vb, vc), &|i| {
+            let products = a[i].to_le_bytes().into_iter().zip(b[i].to_le_bytes());
+            products.fold(c[i], |sum, (a, b)| sum.wrapping_add((i32::from(a as i8) * i32::from(b)) as u32))
+        });
+        // small integers: exact, whatever the order and the rounding
+        let pair = |word: u32| [word & 0xff, word >> 8 & 0xff].map(|x| bf16::from_f32(x as f32 - 128.0));
+        let pairs = |words: [u32; MAX_LANES]| {
+            words.map(|word| {
+                let [low, high] = pair(word);
+                u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16
+            })
+        };
+        let dots = s.dot_pairs(vector(pairs(a)), vector(pairs(b)), s.splat(-3.0));
+        same("dot_pairs", dots, &|i| {
+            let ([a0, a1], [b0, b1]) = (pair(a[i]), pair(b[i]));
+            (a0.to_f32() * b0.to_f32() + a1.to_f32() * b1.to_f32() - 3.0).to_bits()
+        });
+        let bytes: Vec<u8> = a.iter().flat_map(|word| word.to_le_bytes()).take(S::LANES).collect();
+        // SAFETY: that many bytes are there.
+        let (unsigned, signed) = unsafe { (s.load_u8(bytes.as_ptr()), s.load_i8(bytes.as_ptr().cast())) };
+        same("load_u8", unsigned, &|i| f32::from(bytes[i]).to_bits());
+        same("load_i8", signed, &|i| f32::from(bytes[i] as i8).to_bits());
+    }
+}
+
+#[test]
+fn words_are_what_their_scalar_definitions_say() {
+    let mut state = 1u64;
+    let mut random = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 32) as u32
+    };
+    let edges = [0, u32::MAX, 0x8080_8080, 0x7f7f_7f7f, 0x80ff_7f00, 0x8000_0000, 0x7fff_ffff, 0x0102_0304];
+    for round in 0..300 {
+        let mut words = || {
+            std::array::from_fn(|_| {
+                let word = random();
+                if word % 3 == 0 { edges[(word >> 8) as usize % edges.len()] } else { word }
+            })
+        };
+        let (a, b, c) = (words(), words(), words());
+        // a word of which both operands are extreme, whose sums would not fit i16
+        let (a, b) = if round == 0 { ([0x8080_8080; MAX_LANES], [u32::MAX; MAX_LANES]) } else { (a, b) };
+        for_each(|isa| Words { isa, a, b, c });
+    }
 }
 
 use perjoule_kernels::op::Activation;

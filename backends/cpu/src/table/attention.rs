@@ -2,7 +2,7 @@
 
 use crate::launch::attention::{pairs, row};
 use crate::launch::attention_simple;
-use crate::simd::{Avx2, Avx512, Avx512Bf16, Portable};
+use crate::simd::{Avx2, Avx512, Avx512Bf16, Neon, Portable};
 use perjoule_kernels::Kernel;
 
 /// Widest vectors first; the definition itself comes last.
@@ -10,6 +10,7 @@ pub(super) static ROWS: &[Kernel] = &[
     pairs::<Avx512Bf16, 12>("attention_bf16_128x96x12_cpu_avx512bf16"),
     row::<Avx512, 12>("attention_any_128x96x12_cpu_avx512"),
     row::<Avx2, 6>("attention_any_128x96x6_cpu_avx2"),
+    row::<Neon, 12>("attention_any_128x96x12_cpu_neon"),
     row::<Portable, 2>("attention_any_128x96x2_cpu_portable"),
     attention_simple::ROW,
 ];

@@ -25,8 +25,10 @@ use std::ops::Range;
 /// Words of a row of a tile.
 pub(crate) const WORDS: usize = 16;
 /// Rows of a tile.
+#[cfg(target_arch = "x86_64")]
 const ROWS: usize = 16;
 /// Columns of a panel.
+#[cfg(any(target_arch = "x86_64", test))]
 const COLUMNS: usize = 32;
 
 /// What tiles multiply.
@@ -148,6 +150,7 @@ impl<K: Kind> Source for TilesSource<'_, K> {
 }
 
 /// Shapes of the eight tiles, as `ldtilecfg` reads them.
+#[cfg(target_arch = "x86_64")]
 #[repr(C, align(64))]
 struct Shapes {
     palette: u8,
@@ -157,6 +160,7 @@ struct Shapes {
     rows: [u8; 16],
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Shapes {
     /// Accumulators 0 to 3 (two by two), tiles 4 and 5 of A, 6 and 7 of B, for so many rows of A.
     fn new(rows: usize) -> Self {

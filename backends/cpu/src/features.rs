@@ -145,7 +145,7 @@ fn amx() -> (bool, bool) {
         // leaf 7: bits 22 (bf16), 24 (tiles) and 25 (int8) of EDX
         let leaf = std::arch::x86_64::__cpuid_count(7, 0).edx;
         let has = |bit: u32| leaf >> bit & 1 == 1;
-        (has(24) && crate::simd::may_use_tiles()).then(|| (has(22), has(25))).unwrap_or_default()
+        if has(24) && crate::simd::may_use_tiles() { (has(22), has(25)) } else { (false, false) }
     })
 }
 

@@ -1,5 +1,5 @@
-//! The state of the processor beside a measurement: clocks and temperatures, read now and then, how often it was throttled, and the power
-//! that the meter of its energy shows meanwhile.
+//! The state of what works beside a measurement: clocks and temperatures, read now and then, how often it was throttled, and the power that
+//! the meter of its energy shows meanwhile. Of a device whose meter tells its state (a GPU) it is that; else the processor's.
 //!
 //! Where neither can be measured, as in most virtual machines, nothing runs beside the measurement.
 
@@ -34,7 +34,15 @@ pub(crate) struct Watch {
     sensors: Sensors,
     throttled: Option<f64>,
     meter: Option<String>,
-    reader: Option<(Sender<()>, JoinHandle<Vec<Point>>)>,
+    reader: Option<(Sender<()>, JoinHandle<Seen>)>,
+}
+
+/// All that was seen.
+#[derive(Debug, Default)]
+struct Seen {
+    points: Vec<Point>,
+    /// Why the meter's device ran slower than it could, in the order of their first appearance; `None` where it does not tell.
+    throttled: Option<Vec<&'static str>>,
 }
 
 impl Watch {
@@ -71,7 +79,12 @@ impl Watch {
         });
         if let Some((stop, thread)) = self.reader {
             drop(stop);
-            record.conditions = conditions(&thread.join().unwrap_or_default());
+            let seen = thread.join().unwrap_or_default();
+            record.conditions = conditions(&seen.points);
+            if let Some(reasons) = seen.throttled {
+                let reasons = reasons.iter().map(|reason| reason.to_string());
+                record.throttle_reasons.get_or_insert_default().extend(reasons);
+            }
             if let Some(trace) = record.conditions.trace.as_mut().filter(|trace| trace.watts.is_some()) {
                 trace.meter = self.meter;
             }
@@ -83,12 +96,12 @@ fn spawn(
     sensors: Sensors,
     meter: Option<Arc<dyn Meter>>,
     every: Duration,
-) -> Option<(Sender<()>, JoinHandle<Vec<Point>>)> {
+) -> Option<(Sender<()>, JoinHandle<Seen>)> {
     let (stop, stopped) = mpsc::channel::<()>();
     let read = move || {
         let start = Instant::now();
-        let mut probe = meter.map(Probe::new);
-        let mut points = Vec::new();
+        let mut probe = meter.clone().map(Probe::new);
+        let mut seen = Seen::default();
         let mut look = || {
             probe.as_mut().and_then(|probe| {
                 probe.poll();
@@ -99,14 +112,25 @@ fn spawn(
         look();
         loop {
             let ended = stopped.recv_timeout(every) != Err(RecvTimeoutError::Timeout);
-            points.push(Point {
-                t: start.elapsed().as_secs_f64(),
-                watts: look(),
-                clock: sensors.clocks().map(|clocks| clocks.mean),
-                temperature: sensors.temperature(),
-            });
+            let (t, watts) = (start.elapsed().as_secs_f64(), look());
+            let point = match meter.as_ref().and_then(|meter| meter.state()) {
+                Some(state) => {
+                    if let Some(reasons) = state.throttle_reasons {
+                        let known = seen.throttled.get_or_insert_default();
+                        let new: Vec<_> =
+                            reasons.into_iter().filter(|reason| !known.contains(reason)).collect();
+                        known.extend(new);
+                    }
+                    Point { t, watts, clock: state.clock_mhz, temperature: state.temperature_c }
+                }
+                None => {
+                    let clock = sensors.clocks().map(|clocks| clocks.mean);
+                    Point { t, watts, clock, temperature: sensors.temperature() }
+                }
+            };
+            seen.points.push(point);
             if ended {
-                return points;
+                return seen;
             }
         }
     };
@@ -157,7 +181,7 @@ fn rounded(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use perjoule_meter::{Boundary, MeterInfo, Sample, Source, Subject};
+    use perjoule_meter::{Boundary, DeviceState, MeterInfo, Sample, Source, Subject};
     use perjoule_record::{Environment, Kind};
     use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -242,6 +266,43 @@ mod tests {
             "what is not measured is not there"
         );
         assert!(trace.t_s.is_sorted());
+    }
+
+    /// A sensor of a device that tells its state: hot from the second reading on, at its power limit in the first.
+    #[derive(Debug)]
+    struct Device(MeterInfo, AtomicU64);
+
+    impl Meter for Device {
+        fn info(&self) -> &MeterInfo {
+            &self.0
+        }
+        fn read(&self) -> perjoule_meter::Result<Sample> {
+            Ok(Sample::Watts(300.0))
+        }
+        fn state(&self) -> Option<DeviceState> {
+            let before = self.1.fetch_add(1, Ordering::SeqCst);
+            let mut state = DeviceState::default();
+            state.clock_mhz = Some(if before == 0 { 1980.0 } else { 1200.0 });
+            state.temperature_c = Some(if before == 0 { 60.0 } else { 88.0 });
+            state.throttle_reasons = Some(vec![if before == 0 { "power limit" } else { "too hot" }]);
+            Some(state)
+        }
+    }
+
+    #[test]
+    fn a_device_that_tells_its_state_is_watched_instead_of_the_processor() {
+        let info = MeterInfo::new("gpu", Source::Other("test"), Boundary::Board, Subject::Gpu);
+        let meter = Arc::new(Device(info, AtomicU64::new(0)));
+        let watch = Watch::of(Sensors::default(), Some(meter.clone()), Duration::from_millis(5));
+        while meter.1.load(Ordering::SeqCst) < 4 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let mut record = Record::new(Kind::Kernel, &Environment::default());
+        watch.finish(&mut record);
+        let seen = record.conditions;
+        assert_eq!((seen.clock_mhz_min, seen.clock_mhz_max), (Some(1200.0), Some(1980.0)));
+        assert_eq!(seen.temperature_c_max, Some(88.0));
+        assert_eq!(record.throttle_reasons.unwrap(), ["power limit", "too hot"]);
     }
 
     #[test]

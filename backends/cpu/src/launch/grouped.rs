@@ -8,7 +8,7 @@ use crate::device::lanes;
 use crate::launch::body::{Body, on, other_op};
 use crate::launch::matmul::amx::{self, Kind, PackedTiles};
 use crate::launch::matmul::driver::{BLOCK_ROWS, DEPTH, Finish, Plan, RowAt, Scales, Tiles, block};
-use crate::launch::matmul::operand::{Floats, FloatsOut, Singles, Words};
+use crate::launch::matmul::operand::{Floats, FloatsOut, PackFloats, Singles, Words};
 use crate::launch::matmul::pairs::{PackedPairs, PlainPairs, Rounded};
 use crate::launch::matmul::quantised::{Blocks, PackedBlocks};
 use crate::launch::matmul::source::{Format, Packed, Plain, Source};
@@ -61,7 +61,7 @@ pub(crate) const fn plain<S: Simd>(name: &'static str, configs: &'static [Config
 }
 
 /// A row that multiplies tiles of AMX.
-pub(crate) const fn tiles<S: Simd, K: Kind>(
+pub(crate) const fn tiles<S: Simd, K: Kind<A: PackFloats>>(
     name: &'static str,
     configs: &'static [Config],
     packs: &'static [&'static PackFormat],
@@ -186,7 +186,7 @@ fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
     cost::<S>(candidate) + elements * widening(&g.b) / lanes(candidate.info) as f32
 }
 
-fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+fn prepare<S: Simd, F: Format<A: PackFloats>>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::GroupedMatMul(op) = request.op else { return Err(other_op(request.op)) };
     let plan = Plan::new::<S, F::A>(op.rows, op.n, op.k, lanes(request.info));
     let scratch = plan.scratch(plan.round);
@@ -202,7 +202,7 @@ struct Grouped<F> {
     format: PhantomData<fn() -> F>,
 }
 
-impl<F: Format> Body for Grouped<F> {
+impl<F: Format<A: PackFloats>> Body for Grouped<F> {
     fn scratch(&self) -> u64 {
         self.scratch
     }
@@ -235,7 +235,7 @@ fn within(range: Range<usize>, window: &Range<usize>) -> Range<usize> {
     start..range.end.clamp(start, window.end)
 }
 
-impl<F: Format> Grouped<F> {
+impl<F: Format<A: PackFloats>> Grouped<F> {
     /// What happens to the sums; `None` for dtypes that `reject` rules out.
     fn finish<'a>(&self, args: &'a Args) -> Option<Finish<'a>> {
         let op = &self.op;
@@ -279,7 +279,7 @@ impl<F: Format> Grouped<F> {
     }
 
     /// Multiplies the packed rows by their experts' matrices, a few panels of columns at a time.
-    fn multiply<S: Simd, B: Source>(
+    fn multiply<S: Simd, B: Source<A = F::A>>(
         &self,
         s: S,
         lane: &Lane<'_>,

@@ -9,7 +9,7 @@
 //! saves nothing. Instructions: Intel's Architecture Instruction Set Extensions Programming Reference, chapter 3.
 
 use super::integers::Bytes;
-use super::operand::{Floats, Words};
+use super::operand::{Floats, PackFloats, Words};
 use super::pairs::PackRows;
 use super::source::{Format, Source};
 use super::tile::{MOST_ROWS, Steps};
@@ -91,6 +91,9 @@ impl Words for RowsOfPairs {
     fn max_rows<S: Simd>() -> usize {
         MOST_ROWS
     }
+}
+
+impl PackFloats for RowsOfPairs {
     fn pack<S: Simd>(
         s: S,
         a: &Floats<'_>,

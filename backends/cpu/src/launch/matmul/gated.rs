@@ -3,7 +3,7 @@
 
 use super::amx::{self, Kind, PackedTiles};
 use super::driver::{BLOCK_ROWS, DEPTH, Plan, Tiles, block};
-use super::operand::{Floats, FloatsOut, Singles, Words};
+use super::operand::{Floats, FloatsOut, PackFloats, Singles, Words};
 use super::pairs::{PackedPairs, PlainPairs, Rounded};
 use super::quantised::{Blocks, PackedBlocks};
 use super::source::{Format, Packed, Plain, Source};
@@ -58,7 +58,7 @@ pub(crate) const fn plain<S: Simd>(
 }
 
 /// A row that multiplies tiles of AMX.
-pub(crate) const fn tiles<S: Simd, K: Kind>(
+pub(crate) const fn tiles<S: Simd, K: Kind<A: PackFloats>>(
     name: &'static str,
     configs: &'static [Config],
     packs: &'static [&'static PackFormat],
@@ -185,7 +185,7 @@ fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
     cost::<S>(candidate) + elements * (widening(&g.gate.b) + widening(&g.up.b)) / lanes(candidate.info) as f32
 }
 
-fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+fn prepare<S: Simd, F: Format<A: PackFloats>>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::GatedMatMul(op) = request.op else { return Err(other_op(request.op)) };
     let plan = Plan::new::<S, F::A>(op.gate.m, op.gate.n, op.gate.k, lanes(request.info));
     let packed = if in_place::<F::A>(&op.gate) { 0 } else { plan.round };
@@ -222,7 +222,7 @@ impl Finish<'_> {
     }
 }
 
-impl<F: Format> Products<F> {
+impl<F: Format<A: PackFloats>> Products<F> {
     /// `None` for dtypes that `reject` rules out.
     fn finish<'a>(&self, args: &'a Args) -> Option<Finish<'a>> {
         let mut next = 2;
@@ -238,7 +238,7 @@ impl<F: Format> Products<F> {
 
     /// The row blocks of `tiles`, a few panels of columns at a time.
     #[inline(always)]
-    fn round<S: Simd, B: Source>(
+    fn round<S: Simd, B: Source<A = F::A>>(
         &self,
         s: S,
         lane: &Lane<'_>,
@@ -253,7 +253,7 @@ impl<F: Format> Products<F> {
         let first_row = all.start(tiles.start);
         let rows = all.start(tiles.end) - first_row;
         if self.packed > 0 {
-            pack::<S, B::A>(s, lane, op, a, all, 0..1, tiles, scratch);
+            pack::<S, F::A>(s, lane, op, a, all, 0..1, tiles, scratch);
             lane.barrier();
         }
         // SAFETY: the lane's own part.
@@ -292,7 +292,7 @@ impl<F: Format> Products<F> {
     }
 }
 
-impl<F: Format> Body for Products<F> {
+impl<F: Format<A: PackFloats>> Body for Products<F> {
     fn scratch(&self) -> u64 {
         self.scratch
     }

@@ -4,7 +4,7 @@
 
 use super::amx::{self, Kind, PackedTiles};
 use super::driver::{BLOCK_ROWS, DEPTH, Finish, Plan, Tiles, block};
-use super::operand::{Floats, Words, words};
+use super::operand::{Words, words};
 use super::source::{Format, Source};
 use super::tile::{MOST_ROWS, Quads, columns, max_rows};
 use super::{TILES, blocked_in, finish, refuse_scales, row_at, widening};
@@ -100,10 +100,6 @@ impl<const WORDS: usize> Words for Bytes<WORDS> {
 
     fn max_rows<S: Simd>() -> usize {
         if WORDS == amx::WORDS { MOST_ROWS } else { max_rows::<S>() }
-    }
-
-    fn pack<S: Simd>(_: S, _: &Floats<'_>, _: &[Option<usize>], _: usize, _: Range<usize>, _: &mut [f32]) {
-        unreachable!("floats are not packed as bytes: `Integers` packs A itself")
     }
 }
 

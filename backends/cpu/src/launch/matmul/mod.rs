@@ -39,7 +39,7 @@ use crate::team::Lane;
 use amx::{Kind, PackedTiles};
 use driver::{BLOCK_ROWS, DEPTH, Finish, Plan, RowAt, Scales, Tiles, block};
 use half::bf16;
-use operand::{Floats, FloatsOut, Singles, Words, words};
+use operand::{Floats, FloatsOut, PackFloats, Singles, Words, words};
 use pairs::{PackedPairs, PlainPairs, Rounded};
 use perjoule_kernels::op::{Granularity, MatMul, Op, Policy};
 use perjoule_kernels::{
@@ -107,7 +107,7 @@ pub(crate) const fn plain_pairs<S: Simd>(name: &'static str, configs: &'static [
 }
 
 /// A row that multiplies tiles of AMX.
-pub(crate) const fn tiles<S: Simd, K: Kind>(
+pub(crate) const fn tiles<S: Simd, K: Kind<A: PackFloats>>(
     name: &'static str,
     configs: &'static [Config],
     packs: &'static [&'static PackFormat],
@@ -349,7 +349,7 @@ fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
     cost::<S>(candidate) + (elements * widening(&m.b) + short) / busy
 }
 
-fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+fn prepare<S: Simd, F: Format<A: PackFloats>>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::MatMul(op) = request.op else { return Err(other_op(request.op)) };
     let overflow = Error::Overflow { op: "matmul", what: "the scratch" };
     let rows = op.batch.checked_mul(op.m).ok_or(overflow.clone())?;
@@ -399,7 +399,7 @@ fn row_at(op: &MatMul, finish: &Finish<'_>, batch: usize, row: usize) -> RowAt {
 /// Packs the rows of the tiles `tiles` of each matrix in `batch` into the beginning of the scratch, one tile after the other.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "the operand, its tiles and where they go")]
-fn pack<S: Simd, A: Words>(
+fn pack<S: Simd, A: PackFloats>(
     s: S,
     lane: &Lane<'_>,
     op: &MatMul,
@@ -438,7 +438,7 @@ struct Product<F> {
     format: PhantomData<fn() -> F>,
 }
 
-impl<F: Format> Body for Product<F> {
+impl<F: Format<A: PackFloats>> Body for Product<F> {
     fn scratch(&self) -> u64 {
         self.scratch
     }
@@ -482,9 +482,9 @@ struct Round<'r, 'a, B> {
     batch: Range<usize>,
 }
 
-impl<F: Format> Product<F> {
+impl<F: Format<A: PackFloats>> Product<F> {
     /// The blocks `blocks` of each matrix of the round's batch.
-    fn round<S: Simd, B: Source>(
+    fn round<S: Simd, B: Source<A = F::A>>(
         &self,
         s: S,
         lane: &Lane<'_>,
@@ -498,7 +498,7 @@ impl<F: Format> Product<F> {
         let rows = all.start(tiles.end) - first_row;
         let scratch = args.scratch::<f32>();
         if self.packed > 0 {
-            pack::<S, B::A>(s, lane, op, round.a, all, round.batch.clone(), tiles.clone(), scratch);
+            pack::<S, F::A>(s, lane, op, round.a, all, round.batch.clone(), tiles.clone(), scratch);
             lane.barrier();
         }
         // SAFETY: the lane's own part.

@@ -204,6 +204,10 @@ pub(crate) trait Words: Copy + Send + Sync + 'static {
     fn max_rows<S: Simd>() -> usize {
         super::tile::max_rows::<S>()
     }
+}
+
+/// Words that floats are packed in.
+pub(crate) trait PackFloats: Words {
     /// As [`Floats::pack`], the tile being `[step][rows][word]`; `ks` begins at a whole step.
     fn pack<S: Simd>(
         s: S,
@@ -227,7 +231,9 @@ pub(crate) struct Singles;
 impl Words for Singles {
     const PER: usize = 1;
     const IN_PLACE: bool = true;
+}
 
+impl PackFloats for Singles {
     fn pack<S: Simd>(
         s: S,
         a: &Floats<'_>,

@@ -3,7 +3,7 @@
 //! A packed panel serves both kinds of A: rounded to bf16, where it is bf16 or the policy allows it, and in f32, where the elements of
 //! B widen in registers by a shift and a mask.
 
-use super::operand::{Floats, Singles, Words};
+use super::operand::{Floats, PackFloats, Singles, Words};
 use super::source::{Format, PlainSource, Source};
 use super::tile::{Elements, Halves, Pairs, Steps};
 use crate::launch::pack::word_rows;
@@ -23,7 +23,9 @@ pub(crate) struct Rounded;
 
 impl Words for Rounded {
     const PER: usize = 2;
+}
 
+impl PackFloats for Rounded {
     fn pack<S: Simd>(
         s: S,
         a: &Floats<'_>,
@@ -36,7 +38,7 @@ impl Words for Rounded {
     }
 }
 
-/// [`Words::pack`] of pairs with `WORDS` words in a step.
+/// [`PackFloats::pack`] of pairs with `WORDS` words in a step.
 pub(super) struct PackRows<'p, const WORDS: usize> {
     pub(super) a: &'p Floats<'p>,
     pub(super) starts: &'p [Option<usize>],
@@ -104,7 +106,7 @@ impl Run {
 }
 
 /// What A is beside panels of pairs, and how they are multiplied then.
-pub(crate) trait Beside: Words {
+pub(crate) trait Beside: PackFloats {
     /// How the panels are multiplied.
     type Direct: Steps<Stored = f32>;
     /// How widened panels are multiplied.

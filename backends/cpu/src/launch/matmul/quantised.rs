@@ -9,7 +9,7 @@
 //! The instruction multiplies signed by unsigned bytes, so codes are stored without sign; what that adds to a dot product is a multiple
 //! of the sum of the activations, which is known when they have been quantised.
 
-use super::operand::{Floats, Words};
+use super::operand::{Floats, PackFloats, Words};
 use super::source::{Format, Source};
 use super::tile::{Tiled, columns};
 use crate::simd::{Kernel, Simd};
@@ -36,7 +36,9 @@ const SUMS: usize = CODES + 1;
 impl Words for Quants {
     const PER: usize = STEP;
     const WORDS: usize = CODES + 3;
+}
 
+impl PackFloats for Quants {
     fn pack<S: Simd>(
         s: S,
         a: &Floats<'_>,

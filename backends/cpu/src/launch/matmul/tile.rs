@@ -88,9 +88,15 @@ pub(crate) trait WordSteps: Copy {
     /// The row of that step is readable.
     unsafe fn load<S: Simd>(s: S, b: *const Self::Stored, step: usize) -> [S::V; 2];
     /// sum + a b
-    fn multiply<S: Simd>(s: S, a: S::V, b: S::V, sum: S::V) -> S::V;
+    #[inline(always)]
+    fn multiply<S: Simd>(s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
+        s.fma(a, b, sum)
+    }
     /// a + b of two sums.
-    fn add<S: Simd>(s: S, a: S::V, b: S::V) -> S::V;
+    #[inline(always)]
+    fn add<S: Simd>(s: S, a: S::V, b: S::V) -> S::V {
+        s.add(a, b)
+    }
 }
 
 impl<W: WordSteps> Tiled for W {
@@ -130,14 +136,6 @@ impl<T: Element> WordSteps for Elements<T> {
             [T::load(s, b), T::load(s, b.add(S::LANES))]
         }
     }
-    #[inline(always)]
-    fn multiply<S: Simd>(s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
-        s.fma(a, b, sum)
-    }
-    #[inline(always)]
-    fn add<S: Simd>(s: S, a: S::V, b: S::V) -> S::V {
-        s.add(a, b)
-    }
 }
 
 /// A step is one element of k, and B is words of two bf16.
@@ -153,14 +151,6 @@ impl WordSteps for Halves {
         // SAFETY: the same contract.
         let words = unsafe { Elements::<f32>::load(s, b, step / 2) };
         [s.halves(words[0])[step % 2], s.halves(words[1])[step % 2]]
-    }
-    #[inline(always)]
-    fn multiply<S: Simd>(s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
-        s.fma(a, b, sum)
-    }
-    #[inline(always)]
-    fn add<S: Simd>(s: S, a: S::V, b: S::V) -> S::V {
-        s.add(a, b)
     }
 }
 
@@ -180,10 +170,6 @@ impl WordSteps for Pairs {
     #[inline(always)]
     fn multiply<S: Simd>(s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
         s.dot_pairs(a, b, sum)
-    }
-    #[inline(always)]
-    fn add<S: Simd>(s: S, a: S::V, b: S::V) -> S::V {
-        s.add(a, b)
     }
 }
 

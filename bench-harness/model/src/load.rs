@@ -78,7 +78,6 @@ pub struct Model {
     pub(crate) geometry: Geometry,
     pub(crate) dtype: DType,
     pub(crate) activations: DType,
-    pub(crate) policy: Policy,
     pub(crate) cache: DType,
     pub(crate) embed: Buffer,
     pub(crate) embed_dtype: DType,
@@ -129,7 +128,6 @@ impl Model {
             geometry: geometry.clone(),
             dtype,
             activations,
-            policy: options.policy,
             cache,
             embed,
             embed_dtype,
@@ -185,9 +183,20 @@ impl Model {
         self.activations
     }
 
-    /// Leave that its products have.
-    pub fn policy(&self) -> Policy {
-        self.policy
+    /// Coarsest type that activations may be rounded to in a product with weights: i8 beside block formats, bf16 beside bf16, and what
+    /// [`Model::activations`] says elsewhere and where its policy allows neither.
+    pub fn multiplied(&self) -> DType {
+        let products = self
+            .layers
+            .iter()
+            .flat_map(|layer| layer.qkv.iter().chain(&layer.gate_up).chain([&layer.o, &layer.down]));
+        let rounded = |linear: &Linear| linear.policy.quantised_activations.then_some(linear.dtype);
+        let dtypes = || products.clone().chain([&self.head]).filter_map(rounded);
+        match () {
+            () if dtypes().any(DType::is_block) => DType::I8,
+            () if dtypes().any(|dtype| dtype == DType::BF16) => DType::BF16,
+            () => self.activations,
+        }
     }
 
     /// Element type of the KV cache: that of the weights where they are plain floats, f16 beside block formats.

@@ -185,8 +185,8 @@ pub(crate) struct RunArgs {
     /// Element type: of inputs and output of kernels, of the weights of a model
     #[arg(long, value_name = "TYPE,..", value_delimiter = ',', help_heading = "What")]
     pub(crate) dtype: Vec<DType>,
-    /// Type that a model's activations may be rounded to in products with weights that are not f32, sums being f32
-    #[arg(long, value_name = "TYPE", value_enum, default_value_t = Activations::Bf16, help_heading = "What")]
+    /// Whether a model's activations are rounded in products with its weights
+    #[arg(long, value_enum, default_value_t = Activations::Rounded, help_heading = "What")]
     pub(crate) activations: Activations,
     /// Kernel row by name, or all that run the op
     #[arg(long, value_name = "NAME|all", help_heading = "What")]
@@ -305,8 +305,8 @@ pub(crate) struct CheckArgs {
     /// Element type of the weights [default: f32; as stored in a GGUF file]
     #[arg(long, value_name = "TYPE", requires = "model")]
     pub(crate) dtype: Option<DType>,
-    /// Type that activations may be rounded to in products with weights that are not f32
-    #[arg(long, value_name = "TYPE", requires = "model", value_enum, default_value_t = Activations::F32)]
+    /// Whether activations are rounded in products with weights
+    #[arg(long, requires = "model", value_enum, default_value_t = Activations::Exact)]
     pub(crate) activations: Activations,
     /// CPU threads
     #[arg(long, value_name = "N")]
@@ -339,8 +339,8 @@ pub(crate) struct GenerateArgs {
     /// Element type of the weights [default: that of the checkpoint, as stored in a GGUF file, bf16 for a geometry]
     #[arg(long, value_name = "TYPE")]
     pub(crate) dtype: Option<DType>,
-    /// Type that a model's activations may be rounded to in products with weights that are not f32, sums being f32
-    #[arg(long, value_name = "TYPE", value_enum, default_value_t = Activations::Bf16)]
+    /// Whether a model's activations are rounded in products with its weights
+    #[arg(long, value_enum, default_value_t = Activations::Rounded)]
     pub(crate) activations: Activations,
     /// Draw tokens at this temperature; 0 takes the most likely
     #[arg(long, default_value_t = 0.0)]
@@ -423,18 +423,18 @@ pub(crate) struct ReportArgs {
     pub(crate) quiet: bool,
 }
 
-/// What activations may be rounded to.
+/// What happens to activations in products with weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Activations {
-    /// Nothing: products are exact
-    F32,
-    /// bf16, as llama.cpp does beside bf16 weights
-    Bf16,
+    /// They are multiplied as they are, in f32
+    Exact,
+    /// Beside bf16 they are rounded to bf16, beside block formats to 8 bits, as in llama.cpp, where that is faster here
+    Rounded,
 }
 
 impl Activations {
     /// The leave that this gives to products.
     pub(crate) fn policy(self) -> Policy {
-        Policy { quantised_activations: self == Activations::Bf16, ..Policy::default() }
+        Policy { quantised_activations: self == Activations::Rounded, ..Policy::default() }
     }
 }

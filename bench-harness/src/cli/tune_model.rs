@@ -54,7 +54,7 @@ pub(super) fn ops(
         device.register(Box::leak(Box::new(row)))?;
     }
     NOTES.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    let policy = Activations::Bf16.policy();
+    let policy = Activations::Rounded.policy();
     let options = LoadOptions { dtype, rows: vec![1, prompt], policy, progress: None };
     let model = Model::load(&device, &source, &options)?;
     let session = |capacity| model.session(SessionOptions { parallel: 1, capacity, chunk: prompt });

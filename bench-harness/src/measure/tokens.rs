@@ -163,12 +163,6 @@ pub(crate) struct Bench<'a> {
     pub(crate) seed: u64,
 }
 
-/// Type of the activations in products with weights.
-fn multiplied(model: &Model) -> DType {
-    let rounds = model.policy().quantised_activations && model.dtype() != DType::F32;
-    if rounds { DType::BF16 } else { model.activations() }
-}
-
 impl Bench<'_> {
     /// Measures one test and fills `record`.
     pub(crate) fn run(
@@ -193,7 +187,7 @@ impl Bench<'_> {
         workload.model_n_params = Some(geometry.n_params());
         workload.model_size = Some(model.weight_bytes());
         workload.dtype = Some(model.dtype().name().into());
-        let multiplied = multiplied(model);
+        let multiplied = model.multiplied();
         workload.activations = Some(multiplied.name().into());
         workload.n_prompt = Some(test.n_prompt as u64);
         workload.n_gen = Some(test.n_gen as u64);

@@ -1,6 +1,6 @@
 //! `C = epilogue(A B)`: the blocked rows. [`any`] holds the simple row that runs everything else.
 //!
-//! All lanes pack A into f32 tiles in the shared scratch; after a barrier they claim tasks, each a block of rows times a few panels of
+//! All lanes pack A into tiles of words in the shared scratch; after a barrier they claim tasks, each a block of rows times a few panels of
 //! B. Which lane computes a task does not change its result: results depend on the shape and the row alone, not on the threads.
 //!
 //! | file | holds |
@@ -8,10 +8,11 @@
 //! | [`tile`] | the micro-kernel |
 //! | [`driver`] | the blocked loop around it, and the epilogue |
 //! | [`dots`] | rows without panels, for few rows or columns |
-//! | [`quantised`] | block formats beside activations of 8 bits |
+//! | [`quantised`] | block formats beside activations of 8 bits; [`quantised_pack`] packs them |
+//! | [`amx`] | tiles of AMX |
 //! | [`integers`] | products of i8 |
 //! | [`gated`] | two products with a gated activation between them |
-//! | [`operand`] | A and what surrounds C, by element type |
+//! | [`operand`] | A, how it is packed, and what surrounds C, by element type |
 //! | [`source`] | B, packed or plain |
 //! | [`pairs`] | B and A in words of two bf16 |
 //! | [`any`] | the simple portable row |

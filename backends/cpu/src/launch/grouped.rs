@@ -188,7 +188,7 @@ fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
 
 fn prepare<S: Simd, F: Format<A: PackFloats>>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::GroupedMatMul(op) = request.op else { return Err(other_op(request.op)) };
-    let plan = Plan::new::<S, F::A>(op.rows, op.n, op.k, lanes(request.info));
+    let plan = Plan::new::<S, F::A>(op.rows, op.k, lanes(request.info));
     let scratch = plan.scratch(plan.round);
     let scratch = scratch.ok_or(Error::Overflow { op: "grouped_matmul", what: "the scratch" })?;
     on::<S>(request, Grouped::<F> { op: *op, plan, scratch, format: PhantomData })
@@ -294,7 +294,7 @@ impl<F: Format<A: PackFloats>> Grouped<F> {
         // SAFETY: the lane's own part.
         let own = unsafe { scratch.slice(plan.own(plan.round, lane.index())) };
         let panels = op.n.div_ceil(nr);
-        let per_task = plan.chunk::<S>(window.len().min(BLOCK_ROWS), 1);
+        let per_task = plan.chunk::<S>(window.len().min(BLOCK_ROWS), panels, 1);
         while let Some(task) = lane.claim(panels.div_ceil(per_task)) {
             let chunk = task * per_task..((task + 1) * per_task).min(panels);
             for (expert, positions) in Segments::new(offsets, op.rows) {
@@ -310,13 +310,13 @@ impl<F: Format<A: PackFloats>> Grouped<F> {
                     let (widened, sums) = own.split_at_mut(DEPTH * nr);
                     let sums = block(s, b, expert, chunk.clone(), op.k, a, all, tiles, widened, sums);
                     for (panel, sums) in chunk.clone().zip(sums.chunks_exact(height * nr)) {
-                        for (slot, sums) in order[first..first + height].iter().zip(sums.chunks_exact(nr)) {
-                            let Some((_, row)) = op.rows_of(i64::from(*slot)) else { continue };
+                        let at = |row: usize| {
+                            let (_, row) = op.rows_of(i64::from(order[first + row]))?;
                             let out = op.c.strides.at(0, row, 0);
-                            let at = RowAt { out, residual: 0, bias: expert * op.n, a_scale: 0, b_scale: 0 };
-                            // SAFETY: columns of C are one task's, and elements of C do not coincide.
-                            unsafe { finish.row(s, at, panel * nr, op.n, sums) }
-                        }
+                            Some(RowAt { out, residual: 0, bias: expert * op.n, a_scale: 0, b_scale: 0 })
+                        };
+                        // SAFETY: columns of C are one task's, and elements of C do not coincide.
+                        unsafe { finish.rows(s, &at, panel * nr, op.n, sums) }
                     }
                 }
             }

@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C: eight lanes.
 
-use super::{Kernel, Simd};
+use super::{Kernel, MAX_LANES, Simd};
 use crate::features::Features;
 use half::{bf16, f16};
 use std::arch::x86_64::*;
@@ -86,6 +86,29 @@ impl Simd for Avx2 {
         unsafe {
             let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
             _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+        }
+    }
+    #[inline(always)]
+    fn transpose(self, v: &mut [__m256; MAX_LANES]) {
+        unsafe {
+            // squares of four by four within halves of vectors
+            for quad in v[..8].as_chunks_mut::<4>().0 {
+                let [a, b, c, d] = *quad;
+                let (ab0, ab1) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+                let (cd0, cd1) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+                *quad = [
+                    _mm256_shuffle_ps::<0b01_00_01_00>(ab0, cd0),
+                    _mm256_shuffle_ps::<0b11_10_11_10>(ab0, cd0),
+                    _mm256_shuffle_ps::<0b01_00_01_00>(ab1, cd1),
+                    _mm256_shuffle_ps::<0b11_10_11_10>(ab1, cd1),
+                ];
+            }
+            // and then the square of halves
+            for i in 0..4 {
+                let [a, b] = [v[i], v[i + 4]];
+                v[i] = _mm256_permute2f128_ps::<0x20>(a, b);
+                v[i + 4] = _mm256_permute2f128_ps::<0x31>(a, b);
+            }
         }
     }
     #[inline(always)]

@@ -191,6 +191,35 @@ impl<const LAST: u8> Simd for WithExtension<LAST> {
         }
     }
     #[inline(always)]
+    fn transpose(self, v: &mut [__m512; 16]) {
+        unsafe {
+            // squares of four by four within quarters of vectors
+            for quad in v.as_chunks_mut::<4>().0 {
+                let [a, b, c, d] = *quad;
+                let (ab0, ab1) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+                let (cd0, cd1) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+                *quad = [
+                    _mm512_shuffle_ps::<0b01_00_01_00>(ab0, cd0),
+                    _mm512_shuffle_ps::<0b11_10_11_10>(ab0, cd0),
+                    _mm512_shuffle_ps::<0b01_00_01_00>(ab1, cd1),
+                    _mm512_shuffle_ps::<0b11_10_11_10>(ab1, cd1),
+                ];
+            }
+            // and then the square of quarters
+            for i in 0..4 {
+                let [a, b, c, d] = [v[i], v[i + 4], v[i + 8], v[i + 12]];
+                let ab0 = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+                let ab1 = _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b);
+                let cd0 = _mm512_shuffle_f32x4::<0b01_00_01_00>(c, d);
+                let cd1 = _mm512_shuffle_f32x4::<0b11_10_11_10>(c, d);
+                v[i] = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab0, cd0);
+                v[i + 4] = _mm512_shuffle_f32x4::<0b11_01_11_01>(ab0, cd0);
+                v[i + 8] = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab1, cd1);
+                v[i + 12] = _mm512_shuffle_f32x4::<0b11_01_11_01>(ab1, cd1);
+            }
+        }
+    }
+    #[inline(always)]
     fn reduce_add(self, a: __m512) -> f32 {
         unsafe {
             let h = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));

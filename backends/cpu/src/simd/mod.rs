@@ -133,6 +133,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         }
         sums
     }
+    /// Turns the square of the first [`Simd::LANES`] vectors: lane `j` of vector `i` becomes lane `i` of vector `j`.
+    #[inline(always)]
+    fn transpose(self, square: &mut [Self::V; MAX_LANES]) {
+        let rows = square.map(|v| self.to_array(v));
+        for (i, v) in square.iter_mut().take(Self::LANES).enumerate() {
+            *v = self.load(&rows.map(|row| row[i]));
+        }
+    }
     /// Sum of the lanes: halves are added to each other, so the order is fixed.
     fn reduce_add(self, a: Self::V) -> f32;
     /// Largest lane. Which value NaN lanes lead to is not defined.

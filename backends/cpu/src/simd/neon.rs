@@ -2,7 +2,7 @@
 //!
 //! Dot products have no stable intrinsics, so that they are written in assembly.
 
-use super::{Kernel, Simd};
+use super::{Kernel, MAX_LANES, Simd};
 use crate::features::Features;
 use half::{bf16, f16};
 use std::arch::aarch64::*;
@@ -195,6 +195,19 @@ impl<const LAST: u8> Simd for WithExtension<LAST> {
         unsafe {
             let exponent = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
             vreinterpretq_f32_s32(vshlq_n_s32::<23>(exponent))
+        }
+    }
+    #[inline(always)]
+    fn transpose(self, v: &mut [float32x4_t; MAX_LANES]) {
+        unsafe {
+            let doubles = |v: float32x4_t| vreinterpretq_f64_f32(v);
+            let [a, b, c, d] = [v[0], v[1], v[2], v[3]];
+            let (ab0, ab1) = (doubles(vtrn1q_f32(a, b)), doubles(vtrn2q_f32(a, b)));
+            let (cd0, cd1) = (doubles(vtrn1q_f32(c, d)), doubles(vtrn2q_f32(c, d)));
+            v[0] = vreinterpretq_f32_f64(vtrn1q_f64(ab0, cd0));
+            v[1] = vreinterpretq_f32_f64(vtrn1q_f64(ab1, cd1));
+            v[2] = vreinterpretq_f32_f64(vtrn2q_f64(ab0, cd0));
+            v[3] = vreinterpretq_f32_f64(vtrn2q_f64(ab1, cd1));
         }
     }
     #[inline(always)]

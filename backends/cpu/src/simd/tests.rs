@@ -339,3 +339,26 @@ fn f8_is_converted_as_it_is_defined() {
         assert_eq!(E4m3::narrow(x).0, f32_to_e4m3(x), "{x} {bits:#x}");
     }
 }
+
+struct Transpose;
+
+impl Kernel for Transpose {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let rows: [[f32; MAX_LANES]; MAX_LANES] =
+            std::array::from_fn(|i| std::array::from_fn(|j| (100 * i + j) as f32));
+        let mut square = rows.map(|row| s.load(&row));
+        s.transpose(&mut square);
+        for (j, v) in square[..S::LANES].iter().enumerate() {
+            for (i, lane) in s.to_array(*v)[..S::LANES].iter().enumerate() {
+                assert_eq!(*lane, rows[i][j], "{} {i} {j}", S::NAME);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_square_is_turned() {
+    for_each(|_| Transpose);
+}

@@ -176,11 +176,9 @@ impl Dots {
         let (rows, cols) = self.place(block);
         let nr = columns::<S>();
         for (first, sums) in cols.step_by(nr).zip(sums.chunks(rows.len() * nr)) {
-            for (row, sums) in rows.clone().zip(sums.chunks_exact(nr)) {
-                let at = row_at(&self.op, finish, batch, row);
-                // SAFETY: the caller's contract.
-                unsafe { finish.row(s, at, first, self.op.n, sums) }
-            }
+            let at = |row: usize| Some(row_at(&self.op, finish, batch, rows.start + row));
+            // SAFETY: the caller's contract.
+            unsafe { finish.rows(s, &at, first, self.op.n, sums) }
         }
     }
 }

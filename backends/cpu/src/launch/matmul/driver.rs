@@ -8,6 +8,7 @@ use super::operand::{Floats, FloatsOut, Words, words};
 use super::source::Source;
 use super::tile::{Steps, columns};
 use crate::simd::{Kernel, Simd, math};
+use crate::spmd::Out;
 use perjoule_kernels::Matrix;
 use perjoule_kernels::op::Activation;
 use std::ops::Range;
@@ -68,7 +69,6 @@ impl Tiles {
 /// How a product is cut: fixed when it is prepared.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
-    pub(crate) n: usize,
     /// Words of a packed row of A.
     pub(crate) words: usize,
     /// Rows of packed A in one round.
@@ -81,11 +81,11 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// For products over `rows` rows in all.
-    pub(crate) fn new<S: Simd, A: Words>(rows: usize, n: usize, k: usize, lanes: usize) -> Self {
+    pub(crate) fn new<S: Simd, A: Words>(rows: usize, k: usize, lanes: usize) -> Self {
         let words = words::<A>(k);
         let round = (PACKED / words.max(1)).max(BLOCK_ROWS).min(rows);
         let own = DEPTH * columns::<S>() + BLOCK.max(BLOCK_ROWS * columns::<S>());
-        Plan { n, words, round, lanes, own }
+        Plan { words, round, lanes, own }
     }
 
     /// f32 of scratch, `packed` rows of A included.
@@ -101,9 +101,8 @@ impl Plan {
         first..first + self.own
     }
 
-    /// Panels that a task takes at a time where blocks have `rows` rows and `others` independent blocks exist.
-    pub(crate) fn chunk<S: Simd>(&self, rows: usize, others: usize) -> usize {
-        let panels = self.n.div_ceil(columns::<S>());
+    /// How many of `panels` panels a task takes at a time where blocks have `rows` rows and `others` independent blocks exist.
+    pub(crate) fn chunk<S: Simd>(&self, rows: usize, panels: usize, others: usize) -> usize {
         let fits = BLOCK / (rows.max(1) * columns::<S>());
         let balanced = panels.saturating_mul(others.max(1)) / (self.lanes * 4);
         fits.min(balanced).clamp(1, panels.max(1))
@@ -143,30 +142,42 @@ pub(crate) struct RowAt {
 }
 
 impl Finish<'_> {
-    /// Finishes and stores one row of a panel: columns from `column` on, as many as `n` has.
+    /// Finishes and stores rows of a panel: columns from `column` on, as many as `n` has. `at` says where each of them lies, and gives
+    /// `None` for one that is not stored.
     ///
     /// # Safety
     /// No other lane of the team touches these elements of C before the next barrier.
-    pub(crate) unsafe fn row<S: Simd>(&self, s: S, at: RowAt, column: usize, n: usize, sums: &[f32]) {
-        s.vectorise(FinishRow { finish: self, at, column, n, sums });
+    pub(crate) unsafe fn rows<S: Simd>(
+        &self,
+        s: S,
+        at: &dyn Fn(usize) -> Option<RowAt>,
+        column: usize,
+        n: usize,
+        sums: &[f32],
+    ) {
+        s.vectorise(FinishRows { finish: self, at, column, n, sums });
     }
-}
 
-/// The arguments of [`Finish::row`]. Private: made only under its contract.
-struct FinishRow<'f> {
-    finish: &'f Finish<'f>,
-    at: RowAt,
-    column: usize,
-    n: usize,
-    sums: &'f [f32],
-}
-
-impl Kernel for FinishRow<'_> {
-    type Output = ();
-
+    /// Where sums are stored as they are.
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let FinishRow { finish, at, column, n, sums } = self;
+    fn plain(&self) -> Option<Out<'_, f32>> {
+        let Finish { out, strides, scale, activation, bias, residual, scales } = self;
+        let untouched = *scale == 1.0
+            && *activation == Activation::None
+            && (bias.is_none() && residual.is_none())
+            && (scales.a.is_none() && scales.b.is_none());
+        match out {
+            FloatsOut::F32(out) if untouched && strides.col == 1 => Some(*out),
+            _ => None,
+        }
+    }
+
+    /// One row.
+    ///
+    /// # Safety
+    /// As [`Finish::rows`].
+    #[inline(always)]
+    unsafe fn row<S: Simd>(&self, s: S, at: RowAt, column: usize, n: usize, sums: &[f32]) {
         for half in 0..2 {
             let column = column + half * S::LANES;
             if column >= n {
@@ -174,31 +185,66 @@ impl Kernel for FinishRow<'_> {
             }
             let count = n - column;
             let mut v = s.load(&sums[half * S::LANES..]);
-            if let Some(a) = finish.scales.a {
+            if let Some(a) = self.scales.a {
                 v = s.mul(v, s.splat(a[at.a_scale]));
             }
-            if let Some(b) = finish.scales.b {
-                let b = match finish.scales.columns {
+            if let Some(b) = self.scales.b {
+                let b = match self.scales.columns {
                     true => Floats::F32(b).load(s, at.b_scale + column, 1, count),
                     false => s.splat(b[at.b_scale]),
                 };
                 v = s.mul(v, b);
             }
-            if finish.scale != 1.0 {
-                v = s.mul(v, s.splat(finish.scale));
+            if self.scale != 1.0 {
+                v = s.mul(v, s.splat(self.scale));
             }
-            if let Some(bias) = &finish.bias {
+            if let Some(bias) = &self.bias {
                 v = s.add(v, bias.load(s, at.bias + column, 1, count));
             }
-            if finish.activation != Activation::None {
-                v = math::activate(s, finish.activation, v);
+            if self.activation != Activation::None {
+                v = math::activate(s, self.activation, v);
             }
-            if let Some((residual, strides)) = &finish.residual {
+            if let Some((residual, strides)) = &self.residual {
                 v = s.add(v, residual.load(s, at.residual + column * strides.col, strides.col, count));
             }
-            let stride = finish.strides.col;
-            // SAFETY: the contract of `Finish::row`.
-            unsafe { finish.out.store(s, at.out + column * stride, stride, count, v) }
+            let stride = self.strides.col;
+            // SAFETY: the contract of `Finish::rows`.
+            unsafe { self.out.store(s, at.out + column * stride, stride, count, v) }
+        }
+    }
+}
+
+/// The arguments of [`Finish::rows`]. Private: made only under its contract.
+struct FinishRows<'f> {
+    finish: &'f Finish<'f>,
+    at: &'f dyn Fn(usize) -> Option<RowAt>,
+    column: usize,
+    n: usize,
+    sums: &'f [f32],
+}
+
+impl Kernel for FinishRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let FinishRows { finish, at, column, n, sums } = self;
+        let nr = columns::<S>();
+        let rows = sums.chunks_exact(nr).enumerate().filter_map(|(row, sums)| Some((at(row)?, sums)));
+        match finish.plain() {
+            Some(out) if column + nr <= n => {
+                for (at, sums) in rows {
+                    let first = at.out + column;
+                    // SAFETY: the contract of `Finish::rows`.
+                    unsafe { out.slice(first..first + nr) }.copy_from_slice(sums);
+                }
+            }
+            _ => {
+                for (at, sums) in rows {
+                    // SAFETY: as above.
+                    unsafe { finish.row(s, at, column, n, sums) }
+                }
+            }
         }
     }
 }

@@ -187,7 +187,7 @@ fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
 
 fn prepare<S: Simd, F: Format<A: PackFloats>>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::GatedMatMul(op) = request.op else { return Err(other_op(request.op)) };
-    let plan = Plan::new::<S, F::A>(op.gate.m, op.gate.n, op.gate.k, lanes(request.info));
+    let plan = Plan::new::<S, F::A>(op.gate.m, op.gate.k, lanes(request.info));
     let packed = if in_place::<F::A>(&op.gate) { 0 } else { plan.round };
     let scratch = plan.scratch(packed).ok_or(Error::Overflow { op: "gated_matmul", what: "the scratch" })?;
     on::<S>(request, Products::<F> { op: **op, plan, packed, scratch, format: PhantomData })
@@ -260,9 +260,9 @@ impl<F: Format<A: PackFloats>> Products<F> {
         let own = unsafe { scratch.slice(plan.own(self.packed, lane.index())) };
         let (widened, sums) = own.split_at_mut(DEPTH * nr);
         // two panels of the highest block fit: the results of both products share the room
-        let per_task = (plan.chunk::<S>(rows.min(BLOCK_ROWS), 2 * blocks.len()) / 2).max(1);
-        let (gates, ups) = sums.split_at_mut(sums.len() / 2);
         let panels = op.n.div_ceil(nr);
+        let per_task = (plan.chunk::<S>(rows.min(BLOCK_ROWS), panels, 2 * blocks.len()) / 2).max(1);
+        let (gates, ups) = sums.split_at_mut(sums.len() / 2);
         while let Some(task) = lane.claim(blocks.len() * panels.div_ceil(per_task)) {
             // neighbouring tasks share the panels
             let (chunk, tiles) = (task / blocks.len(), all.block(blocks.start + task % blocks.len()));

@@ -4,7 +4,9 @@
 
 use super::amx::{self, Kind, PackedTiles};
 use super::driver::{BLOCK_ROWS, DEPTH, Finish, Plan, Tiles, block};
+use super::interleave::{Rows, interleave, load_words};
 use super::operand::{Words, words};
+use super::slab::Slabs;
 use super::source::{Format, Source};
 use super::tile::{MOST_ROWS, Quads, columns, max_rows};
 use super::{TILES, blocked_in, finish, refuse_scales, row_at, widening};
@@ -170,22 +172,97 @@ impl Source for PlainQuadsSource<'_> {
         &[]
     }
 
-    fn widen<S: Simd>(&self, _: S, matrix: usize, panel: usize, ks: Range<usize>, out: &mut [f32]) {
+    fn widen<S: Simd>(&self, s: S, matrix: usize, panel: usize, ks: Range<usize>, out: &mut [f32]) {
+        s.vectorise(Widen { from: *self, matrix, panel, ks, out });
+    }
+}
+
+/// The arguments of the plain [`Source::widen`].
+struct Widen<'w> {
+    from: PlainQuadsSource<'w>,
+    matrix: usize,
+    panel: usize,
+    ks: Range<usize>,
+    out: &'w mut [f32],
+}
+
+impl simd::Kernel for Widen<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Widen { from: PlainQuadsSource { bytes, b, n }, matrix, panel, ks, out } = self;
         let nr = columns::<S>();
-        let columns = panel * nr..(panel * nr + nr).min(self.n);
-        let (stride, rows) = (self.b.strides.row, ks.len().div_ceil(4));
-        let out: &mut [[u8; 4]] = bytemuck::cast_slice_mut(&mut out[..rows * nr]);
-        for index in 0..nr {
-            if index >= columns.len() {
-                out.iter_mut().skip(index).step_by(nr).for_each(|word| *word = [0; 4]);
-                continue;
+        let columns = panel * nr..(panel * nr + nr).min(n);
+        let (strides, rows) = (b.strides, ks.len().div_ceil(4));
+        let out = &mut out[..rows * nr];
+        if strides.row == 1 {
+            if columns.len() < nr {
+                out.fill(0.0);
             }
-            let first = self.b.strides.at(matrix, ks.start, columns.start + index);
-            let word = |step: usize| word(self.bytes, first + step * stride, stride, ks.len() - step);
-            for (i, to) in out.iter_mut().skip(index).step_by(nr).enumerate() {
-                *to = word(4 * i).map(|byte| byte ^ 0x80);
+            for group in (0..columns.len()).step_by(S::LANES) {
+                let height = S::LANES.min(columns.len() - group);
+                let at = strides.at(matrix, ks.start, columns.start + group);
+                let from = ByteRows { bytes, at, stride: strides.col, len: ks.len() };
+                interleave(s, height, rows, &mut out[group..], nr, &from);
+            }
+        } else {
+            let out: &mut [[u8; 4]] = bytemuck::cast_slice_mut(out);
+            for (i, out) in out.chunks_exact_mut(nr).enumerate() {
+                let step = ks.start + 4 * i;
+                let row = |j: usize| {
+                    let at = strides.at(matrix, step + j, columns.start);
+                    &bytes[at..at + columns.len()]
+                };
+                if strides.col == 1 && columns.len() == nr && step + 4 <= ks.end {
+                    let [w, x, y, z] = std::array::from_fn(row);
+                    for ((((out, w), x), y), z) in out.iter_mut().zip(w).zip(x).zip(y).zip(z) {
+                        *out = [*w, *x, *y, *z];
+                    }
+                    continue;
+                }
+                for (index, out) in out.iter_mut().enumerate() {
+                    let left = if index < columns.len() { ks.end - step } else { 0 };
+                    let first = strides.at(matrix, step, columns.start + index.min(columns.len() - 1));
+                    *out = word(bytes, first, strides.row, left);
+                }
             }
         }
+        // from i8 to u8; what is beyond k and n meets zeros of A, or is not stored
+        for word in bytemuck::cast_slice_mut::<f32, u32>(out) {
+            *word ^= 0x8080_8080;
+        }
+    }
+}
+
+/// Rows of `len` bytes, `stride` apart, zeros behind them.
+struct ByteRows<'x> {
+    bytes: &'x [u8],
+    at: usize,
+    stride: usize,
+    len: usize,
+}
+
+impl Rows for ByteRows<'_> {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, row: usize, i: usize, n: usize) -> S::V {
+        let at = self.at + row * self.stride;
+        load_words(s, &self.bytes[at + 4 * i..at + self.len.min(4 * (i + n))])
+    }
+}
+
+/// The same where each starts anywhere.
+struct ByteStarts<'x> {
+    bytes: &'x [u8],
+    starts: &'x [usize],
+    len: usize,
+}
+
+impl Rows for ByteStarts<'_> {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, row: usize, i: usize, n: usize) -> S::V {
+        let at = self.starts[row];
+        load_words(s, &self.bytes[at + 4 * i..at + self.len.min(4 * (i + n))])
     }
 }
 
@@ -201,51 +278,56 @@ fn word(bytes: &[u8], at: usize, stride: usize, left: usize) -> [u8; 4] {
     std::array::from_fn(|i| if i < left { bytes[at + i * stride] } else { 0 })
 }
 
-/// A row of A.
-#[derive(Clone, Copy)]
-struct Row<'a> {
+/// Packs the rows of a tile, `[step][row]` runs of `each` words with zeros behind the last byte, and adds up each row.
+struct PackTile<'a> {
     bytes: &'a [u8],
-    start: usize,
+    /// Where the rows start.
+    starts: &'a [usize],
     stride: usize,
     k: usize,
-}
-
-/// Packs a row into every `height`th run of `each` words of `out`, zeros behind it, and returns its sum.
-struct PackRow<'a> {
-    row: Row<'a>,
-    out: &'a mut [[u8; 4]],
-    height: usize,
+    out: &'a mut [f32],
     each: usize,
+    sums: &'a mut [i32],
 }
 
-impl simd::Kernel for PackRow<'_> {
-    type Output = i32;
+impl simd::Kernel for PackTile<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> i32 {
-        let PackRow { row: Row { bytes, start, stride, k }, out, height, each } = self;
-        let steps = out.chunks_mut(height * each).take(k.div_ceil(4 * each));
+    fn run<S: Simd>(self, s: S) {
+        let PackTile { bytes, starts, stride, k, out, each, sums } = self;
+        let (height, steps) = (starts.len(), k.div_ceil(4 * each));
         if stride != 1 {
-            let mut sum = 0i32;
-            for (step, out) in steps.enumerate() {
-                for (w, to) in out[..each].iter_mut().enumerate() {
-                    let first = (4 * (step * each + w)).min(k);
-                    *to = word(bytes, start + first * stride, stride, k - first);
-                    sum = to.iter().fold(sum, |sum, &byte| sum.wrapping_add(i32::from(byte as i8)));
+            let out: &mut [[u8; 4]] = bytemuck::cast_slice_mut(out);
+            for ((row, start), sum) in starts.iter().enumerate().zip(sums) {
+                *sum = 0;
+                for (step, out) in out.chunks_mut(height * each).take(steps).enumerate() {
+                    for (w, to) in out[row * each..][..each].iter_mut().enumerate() {
+                        let first = (4 * (step * each + w)).min(k);
+                        *to = word(bytes, start + first * stride, stride, k - first);
+                        *sum = to.iter().fold(*sum, |sum, &byte| sum.wrapping_add(i32::from(byte as i8)));
+                    }
                 }
             }
-            return sum;
+            return;
         }
-        let bytes = &bytes[start..start + k];
-        for (out, bytes) in steps.zip(bytes.chunks(4 * each)) {
-            let out: &mut [u8] = bytemuck::cast_slice_mut(&mut out[..each]);
-            let (whole, rest) = out.split_at_mut(bytes.len());
-            whole.copy_from_slice(bytes);
-            rest.fill(0);
+        if each == 1 {
+            interleave(s, height, steps, out, height, &ByteStarts { bytes, starts, len: k });
         }
         // pieces short enough for sums in i16 become the widest vectors
         let part = |part: &[u8]| part.iter().map(|&byte| i16::from(byte as i8)).sum::<i16>();
-        bytes.chunks(128).fold(0i32, |sum, piece| sum.wrapping_add(i32::from(part(piece))))
+        for ((row, start), sum) in starts.iter().enumerate().zip(sums) {
+            let bytes = &bytes[*start..start + k];
+            if each > 1 {
+                for (out, bytes) in out.chunks_mut(height * each).zip(bytes.chunks(4 * each)) {
+                    let out: &mut [u8] = bytemuck::cast_slice_mut(&mut out[row * each..][..each]);
+                    let (whole, rest) = out.split_at_mut(bytes.len());
+                    whole.copy_from_slice(bytes);
+                    rest.fill(0);
+                }
+            }
+            *sum = bytes.chunks(128).fold(0, |sum: i32, piece| sum.wrapping_add(i32::from(part(piece))));
+        }
     }
 }
 
@@ -253,19 +335,30 @@ fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>>
     let Op::MatMul(op) = request.op else { return Err(other_op(request.op)) };
     let overflow = Error::Overflow { op: "matmul", what: "the scratch" };
     let rows = op.batch.checked_mul(op.m).ok_or(overflow.clone())?;
-    let mut plan = Plan::new::<S, F::A>(rows, op.n, op.k, lanes(request.info));
+    let mut plan = Plan::new::<S, F::A>(rows, op.k, lanes(request.info));
     // behind the words of all rows lie their sums
     plan.words += 1;
-    let scratch = plan.scratch(plan.round).ok_or(overflow)?;
-    on::<S>(request, Integers::<F> { op: *op, plan, scratch, format: PhantomData })
+    let slabs = Slabs::new::<S, F::Source<'static>>(op.m, op.n, op.k);
+    let scratch = plan.scratch(plan.round).and_then(|bytes| bytes.checked_add(4 * slabs.len() as u64));
+    let scratch = scratch.ok_or(overflow)?;
+    on::<S>(request, Integers::<F> { op: *op, plan, slabs, scratch, format: PhantomData })
 }
 
 /// The body of the rows.
 struct Integers<F> {
     op: MatMul,
     plan: Plan,
+    slabs: Slabs,
     scratch: u64,
     format: PhantomData<fn() -> F>,
+}
+
+/// A part of the matrices and blocks of a product.
+struct Part<'p, 't> {
+    to: &'p To<'t>,
+    all: Tiles,
+    batch: Range<usize>,
+    blocks: Range<usize>,
 }
 
 /// Where results go.
@@ -339,16 +432,17 @@ impl<F: Format> Integers<F> {
                     scratch.slice(self.sums() + at..self.sums() + at + height),
                 )
             };
-            let out: &mut [[u8; 4]] = bytemuck::cast_slice_mut(out);
-            for ((index, row), sum) in tile.enumerate().zip(bytemuck::cast_slice_mut::<_, i32>(sums)) {
-                *sum = 0;
-                if op.k > 0 {
-                    let start = op.a.strides.at(batch.start + matrix, row, 0);
-                    let row = Row { bytes: a, start, stride: op.a.strides.col, k: op.k };
-                    let out = &mut out[index * F::A::WORDS..];
-                    *sum = s.vectorise(PackRow { row, out, height, each: F::A::WORDS });
-                }
+            let mut starts = [0; MOST_ROWS];
+            for (start, row) in starts.iter_mut().zip(tile) {
+                *start = op.a.strides.at(batch.start + matrix, row, 0);
             }
+            let sums = bytemuck::cast_slice_mut(sums);
+            let (starts, stride, each) = (&starts[..height], op.a.strides.col, F::A::WORDS);
+            if op.k == 0 {
+                sums.fill(0);
+                continue;
+            }
+            s.vectorise(PackTile { bytes: a, starts, stride, k: op.k, out, each, sums });
         }
     }
 
@@ -364,28 +458,68 @@ impl<F: Format> Integers<F> {
         batch: Range<usize>,
         blocks: Range<usize>,
     ) {
-        let (op, plan, nr) = (&self.op, &self.plan, columns::<S>());
+        let (op, nr) = (&self.op, columns::<S>());
         let tiles = all.block(blocks.start).start..all.block(blocks.end - 1).end;
-        let first_row = all.start(tiles.start);
-        let rows = all.start(tiles.end) - first_row;
         self.pack(s, lane, args, all, batch.clone(), tiles);
-        lane.barrier();
+        let panels = op.n.div_ceil(nr);
+        let part = Part { to, all, batch, blocks };
+        if self.slabs.len() == 0 {
+            lane.barrier();
+            self.panels(s, lane, args, &part, b, part.batch.clone(), 0..panels);
+            return;
+        }
+        // one B for all matrices, or each its own
+        let same = op.b.strides.batch == 0;
+        let matrices = if same { 1 } else { part.batch.len() };
+        let (scratch, at) = (args.scratch::<f32>(), self.slabs.start(&self.plan, self.plan.round));
+        for index in 0..matrices {
+            let first = part.batch.start + index;
+            let batch = if same { part.batch.clone() } else { first..first + 1 };
+            let matrix = if same { 0 } else { first };
+            for panels in self.slabs.cut(panels) {
+                if index > 0 || panels.start > 0 {
+                    lane.barrier(); // the last slab has been read
+                }
+                let slab = self.slabs.widen(s, lane, b, matrix, panels.clone(), op.k, scratch, at);
+                self.panels(s, lane, args, &part, &slab, batch.clone(), panels);
+            }
+        }
+    }
+
+    /// The panels `panels` of the matrices `of`, a few at a time.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "the operands and the bounds of a part of a round")]
+    fn panels<S: Simd, B: Source<A = F::A>>(
+        &self,
+        s: S,
+        lane: &Lane<'_>,
+        args: &Args,
+        part: &Part<'_, '_>,
+        b: &B,
+        of: Range<usize>,
+        panels: Range<usize>,
+    ) {
+        let Part { to, all, batch, blocks } = part;
+        let (op, plan, nr) = (&self.op, &self.plan, columns::<S>());
+        let first_row = all.start(all.block(blocks.start).start);
+        let rows = all.start(all.block(blocks.end - 1).end) - first_row;
         let scratch = args.scratch::<f32>();
         // SAFETY: the lane's own part.
         let own = unsafe { scratch.slice(plan.own(plan.round, lane.index())) };
-        let independent = batch.len() * blocks.len();
-        let per_task = plan.chunk::<S>(rows.min(BLOCK_ROWS), independent);
-        let panels = op.n.div_ceil(nr);
+        let independent = of.len() * blocks.len();
+        let per_task = plan.chunk::<S>(rows.min(BLOCK_ROWS), panels.len(), independent);
         let words = words::<F::A>(op.k);
-        while let Some(task) = lane.claim(independent * panels.div_ceil(per_task)) {
+        while let Some(task) = lane.claim(independent * panels.len().div_ceil(per_task)) {
             // neighbouring tasks share the panels of B
             let (chunk, index) = (task / independent, task % independent);
             let (matrix, tiles) = (index / blocks.len(), all.block(blocks.start + index % blocks.len()));
-            let chunk = chunk * per_task..((chunk + 1) * per_task).min(panels);
-            let batch = batch.start + matrix;
+            let chunk = panels.start + chunk * per_task;
+            let chunk = chunk..(chunk + per_task).min(panels.end);
+            let index = of.start + matrix - batch.start;
+            let batch = of.start + matrix;
             let b_matrix = if op.b.strides.batch == 0 { 0 } else { batch };
             let (first, height) = (all.start(tiles.start), all.start(tiles.end) - all.start(tiles.start));
-            let at = matrix * rows + first - first_row;
+            let at = index * rows + first - first_row;
             // SAFETY: packed before the barrier, and not written before the next.
             let (a, sums) = unsafe {
                 (
@@ -394,7 +528,7 @@ impl<F: Format> Integers<F> {
                 )
             };
             let (widened, results) = own.split_at_mut(DEPTH * nr);
-            let results = block(s, b, b_matrix, chunk.clone(), op.k, a, all, tiles, widened, results);
+            let results = block(s, b, b_matrix, chunk.clone(), op.k, a, *all, tiles, widened, results);
             for (panel, results) in chunk.zip(results.chunks_exact(height * nr)) {
                 for ((row, sum), results) in (first..).zip(sums).zip(results.chunks_exact(nr)) {
                     let offset = (sum.to_bits() as i32).wrapping_mul(128);
@@ -445,7 +579,10 @@ impl<F: Format> Integers<F> {
                     *sum = exact(result) as f32;
                 }
                 // SAFETY: the caller's contract.
-                unsafe { finish.row(s, row_at(op, finish, batch, row), column, op.n, &sums) }
+                unsafe {
+                    let at = |_| Some(row_at(op, finish, batch, row));
+                    finish.rows(s, &at, column, op.n, &sums[..columns::<S>()]);
+                }
             }
         }
     }

@@ -23,10 +23,12 @@ pub(crate) mod dots;
 pub(crate) mod driver;
 pub(crate) mod gated;
 pub(crate) mod integers;
+mod interleave;
 pub(crate) mod operand;
 pub(crate) mod pairs;
 pub(crate) mod quantised;
 pub(crate) mod quantised_pack;
+mod slab;
 pub(crate) mod source;
 #[cfg(test)]
 mod tests;
@@ -47,6 +49,7 @@ use perjoule_kernels::{
     Candidate, Config, DType, Error, Kernel, Launch, Numerics, PackFormat, Reason, Request, Result,
 };
 use quantised::{Blocks, PackedBlocks};
+use slab::Slabs;
 use source::{Format, Packed, Plain, Source};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -332,7 +335,8 @@ fn cost_plain_pairs<S: Simd>(candidate: &Candidate<'_>) -> f32 {
     let Op::MatMul(m) = candidate.op else { return f32::INFINITY };
     let panels = m.n.div_ceil(columns::<S>());
     let blocks = m.batch as f32 * m.m.div_ceil(BLOCK_ROWS) as f32;
-    let elements = blocks * m.n as f32 * m.k as f32;
+    // once for all blocks
+    let elements = m.batch as f32 * m.n as f32 * m.k as f32;
     let busy = (blocks * panels as f32).clamp(1.0, lanes(candidate.info) as f32);
     cost_pairs::<S>(candidate) + elements * (widening(&m.b) + ROUNDING) / busy
 }
@@ -342,7 +346,7 @@ fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
     let panels = m.n.div_ceil(columns::<S>());
     let blocks = m.batch as f32 * m.m.div_ceil(BLOCK_ROWS) as f32;
     // short vectors move less at a time
-    let elements = blocks * m.n as f32 * m.k as f32 * (1.0 + 4.0 / S::LANES as f32);
+    let elements = m.batch as f32 * m.n as f32 * m.k as f32 * (1.0 + 4.0 / S::LANES as f32);
     // the last vector of a row of B may be short, and is then loaded element by element
     let short =
         if m.b.strides.col == 1 && !m.n.is_multiple_of(S::LANES) { blocks * m.k as f32 * 8e-9 } else { 0.0 };
@@ -354,10 +358,12 @@ fn prepare<S: Simd, F: Format<A: PackFloats>>(request: &Request<'_>) -> Result<B
     let Op::MatMul(op) = request.op else { return Err(other_op(request.op)) };
     let overflow = Error::Overflow { op: "matmul", what: "the scratch" };
     let rows = op.batch.checked_mul(op.m).ok_or(overflow.clone())?;
-    let plan = Plan::new::<S, F::A>(rows, op.n, op.k, lanes(request.info));
+    let plan = Plan::new::<S, F::A>(rows, op.k, lanes(request.info));
     let packed = if in_place::<F::A>(op) { 0 } else { plan.round };
-    let scratch = plan.scratch(packed).ok_or(overflow)?;
-    on::<S>(request, Product::<F> { op: *op, plan, packed, scratch, format: PhantomData })
+    let slabs = Slabs::new::<S, F::Source<'static>>(op.m, op.n, op.k);
+    let scratch = plan.scratch(packed).and_then(|bytes| bytes.checked_add(4 * slabs.len() as u64));
+    let scratch = scratch.ok_or(overflow)?;
+    on::<S>(request, Product::<F> { op: *op, plan, packed, slabs, scratch, format: PhantomData })
 }
 
 /// What happens to the sums of a product; `None` for dtypes that `reject` rules out.
@@ -435,6 +441,7 @@ struct Product<F> {
     plan: Plan,
     /// Rows of A that are packed at a time; 0 where a single row of f32 is read in place, being packed as it is.
     packed: usize,
+    slabs: Slabs,
     scratch: u64,
     format: PhantomData<fn() -> F>,
 }
@@ -495,24 +502,65 @@ impl<F: Format<A: PackFloats>> Product<F> {
     ) {
         let (op, plan, all) = (&self.op, &self.plan, round.tiles);
         let tiles = all.block(blocks.start).start..all.block(blocks.end - 1).end;
-        let first_row = all.start(tiles.start);
-        let rows = all.start(tiles.end) - first_row;
         let scratch = args.scratch::<f32>();
         if self.packed > 0 {
-            pack::<S, F::A>(s, lane, op, round.a, all, round.batch.clone(), tiles.clone(), scratch);
-            lane.barrier();
+            pack::<S, F::A>(s, lane, op, round.a, all, round.batch.clone(), tiles, scratch);
         }
+        let panels = op.n.div_ceil(columns::<S>());
+        if self.slabs.len() == 0 {
+            if self.packed > 0 {
+                lane.barrier();
+            }
+            self.panels(s, lane, args, &round, round.b, round.batch.clone(), blocks, 0..panels);
+            return;
+        }
+        // one B for all matrices, or each its own
+        let same = op.b.strides.batch == 0;
+        let matrices = if same { 1 } else { round.batch.len() };
+        let at = self.slabs.start(plan, self.packed);
+        for index in 0..matrices {
+            let first = round.batch.start + index;
+            let batch = if same { round.batch.clone() } else { first..first + 1 };
+            let matrix = if same { 0 } else { first };
+            for panels in self.slabs.cut(panels) {
+                if index > 0 || panels.start > 0 {
+                    lane.barrier(); // the last slab has been read
+                }
+                let slab = self.slabs.widen(s, lane, round.b, matrix, panels.clone(), op.k, scratch, at);
+                self.panels(s, lane, args, &round, &slab, batch.clone(), blocks.clone(), panels);
+            }
+        }
+    }
+
+    /// The panels `panels` of these blocks, a few at a time.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "the operands and the bounds of a part of a round")]
+    fn panels<S: Simd, B: Source<A = F::A>, C: Source<A = F::A>>(
+        &self,
+        s: S,
+        lane: &Lane<'_>,
+        args: &Args,
+        round: &Round<'_, '_, B>,
+        b: &C,
+        batch: Range<usize>,
+        blocks: Range<usize>,
+        panels: Range<usize>,
+    ) {
+        let (op, plan, all) = (&self.op, &self.plan, round.tiles);
+        let first_row = all.start(all.block(blocks.start).start);
+        let rows = all.start(all.block(blocks.end - 1).end) - first_row;
+        let scratch = args.scratch::<f32>();
         // SAFETY: the lane's own part.
         let own = unsafe { scratch.slice(plan.own(self.packed, lane.index())) };
-        let independent = round.batch.len() * blocks.len();
-        let per_task = plan.chunk::<S>(rows.min(BLOCK_ROWS), independent);
-        let panels = op.n.div_ceil(columns::<S>());
-        while let Some(task) = lane.claim(independent * panels.div_ceil(per_task)) {
+        let independent = batch.len() * blocks.len();
+        let per_task = plan.chunk::<S>(rows.min(BLOCK_ROWS), panels.len(), independent);
+        while let Some(task) = lane.claim(independent * panels.len().div_ceil(per_task)) {
             // neighbouring tasks share the panels of B
             let (chunk, index) = (task / independent, task % independent);
             let (matrix, tiles) = (index / blocks.len(), all.block(blocks.start + index % blocks.len()));
-            let chunk = chunk * per_task..((chunk + 1) * per_task).min(panels);
-            let batch = round.batch.start + matrix;
+            let chunk = panels.start + chunk * per_task;
+            let chunk = chunk..(chunk + per_task).min(panels.end);
+            let batch = batch.start + matrix;
             let row0 = all.start(tiles.start);
             let height = all.start(tiles.end) - row0;
             let packed = match (self.packed, round.a) {
@@ -521,20 +569,18 @@ impl<F: Format<A: PackFloats>> Product<F> {
                     &a[at..at + op.k]
                 }
                 _ => {
-                    let at = (matrix * rows + row0 - first_row) * plan.words;
+                    let at = ((batch - round.batch.start) * rows + row0 - first_row) * plan.words;
                     // SAFETY: packed before the barrier, and not written before the next.
                     unsafe { scratch.shared(at..at + height * plan.words) }
                 }
             };
             let b_matrix = if op.b.strides.batch == 0 { 0 } else { batch };
             let (widened, sums) = own.split_at_mut(DEPTH * columns::<S>());
-            let sums = block(s, round.b, b_matrix, chunk.clone(), op.k, packed, all, tiles, widened, sums);
+            let sums = block(s, b, b_matrix, chunk.clone(), op.k, packed, all, tiles, widened, sums);
             for (panel, sums) in chunk.zip(sums.chunks_exact(height * columns::<S>())) {
-                for (row, sums) in (row0..).zip(sums.chunks_exact(columns::<S>())) {
-                    let at = row_at(op, round.finish, batch, row);
-                    // SAFETY: a row of a panel belongs to one task, and elements of C do not coincide.
-                    unsafe { round.finish.row(s, at, panel * columns::<S>(), op.n, sums) }
-                }
+                let at = |row: usize| Some(row_at(op, round.finish, batch, row0 + row));
+                // SAFETY: a panel of a block belongs to one task, and elements of C do not coincide.
+                unsafe { round.finish.rows(s, &at, panel * columns::<S>(), op.n, sums) }
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Operands of the blocked driver: A as it is packed, and what is read and written around the result. [`super::source`] has B.
 
+use super::interleave::{Rows, interleave};
 use crate::simd::{E4m3, Element, Kernel, Simd};
 use crate::spmd::{Args, Out};
 use half::{bf16, f16};
@@ -84,25 +85,48 @@ impl Kernel for PackRows<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (rows, count) = (self.starts.len(), self.ks.len());
-        typed!(self.x, x => {
-            for (row, start) in self.starts.iter().enumerate() {
-                if count == 0 {
-                    return;
-                }
-                let to = &mut self.out[row..];
-                match start {
-                    Some(start) => {
-                        spread(s, x, start + self.ks.start * self.stride, self.stride, count, to, rows);
+        let PackRows { x, starts, stride, ks, out } = self;
+        let (rows, count) = (starts.len(), ks.len());
+        let neighbours = || {
+            let first = *starts.first()?;
+            let next = |(row, start): (usize, &Option<usize>)| *start == first.map(|first| first + row);
+            starts.iter().enumerate().all(next).then_some(first)?
+        };
+        typed!(x, x => {
+            if stride == 1 {
+                interleave(s, rows, count, out, rows, &Contiguous { x, starts, first: ks.start });
+            } else if let Some(first) = neighbours() {
+                // a column of A at a time
+                for (k, to) in ks.zip(out.chunks_exact_mut(rows)) {
+                    let at = first + k * stride;
+                    for (to, x) in to.chunks_mut(S::LANES).zip(x[at..at + rows].chunks(S::LANES)) {
+                        s.store_some(to, s.load_or(x, 0.0));
                     }
-                    None => {
-                        for k in 0..count {
-                            to[k * rows] = 0.0;
-                        }
+                }
+            } else {
+                for (row, start) in starts.iter().enumerate() {
+                    for (i, to) in out.iter_mut().skip(row).step_by(rows).take(count).enumerate() {
+                        *to = start.map_or(0.0, |start| x[start + (ks.start + i) * stride].widen());
                     }
                 }
             }
         })
+    }
+}
+
+/// Rows whose elements are contiguous from element `first` on; those without a start are zero.
+struct Contiguous<'x, T> {
+    x: &'x [T],
+    starts: &'x [Option<usize>],
+    first: usize,
+}
+
+impl<T: Element> Rows for Contiguous<'_, T> {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, row: usize, i: usize, n: usize) -> S::V {
+        let Some(start) = self.starts[row] else { return s.splat(0.0) };
+        let at = start + self.first + i;
+        s.load_or(&self.x[at..at + n], 0.0)
     }
 }
 

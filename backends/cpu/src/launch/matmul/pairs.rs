@@ -3,11 +3,12 @@
 //! A packed panel serves both kinds of A: rounded to bf16, where it is bf16 or the policy allows it, and in f32, where the elements of
 //! B widen in registers by a shift and a mask.
 
+use super::interleave::{Rows, interleave};
 use super::operand::{Floats, PackFloats, Singles, Words};
 use super::source::{Format, PlainSource, Source};
-use super::tile::{Elements, Halves, Pairs, Steps};
+use super::tile::{Elements, Halves, MAX_ROWS, Pairs, Steps};
 use crate::launch::pack::word_rows;
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, MAX_LANES, Simd};
 use crate::spmd::Args;
 use half::bf16;
 use perjoule_kernels::op::Tensor2;
@@ -54,6 +55,21 @@ impl<const WORDS: usize> Kernel for PackRows<'_, WORDS> {
     fn run<S: Simd>(self, s: S) {
         let PackRows { a, starts, stride, ks, out } = self;
         let rows = starts.len();
+        if WORDS == 1 {
+            let mut runs = [Run::ZERO; MAX_ROWS];
+            for first in ks.clone().step_by(RUN) {
+                let count = RUN.min(ks.end - first);
+                for (run, start) in runs.iter_mut().zip(starts) {
+                    // those without a start stay zero
+                    if let Some(start) = start {
+                        run.read(s, a, start + first * stride, stride, count);
+                    }
+                }
+                let to = &mut out[(first - ks.start) / 2 * rows..];
+                interleave(s, rows, count.div_ceil(2), to, rows, &runs);
+            }
+            return;
+        }
         let mut run = Run::ZERO;
         for (row, start) in starts.iter().enumerate() {
             for first in ks.clone().step_by(RUN) {
@@ -74,6 +90,7 @@ impl<const WORDS: usize> Kernel for PackRows<'_, WORDS> {
 }
 
 /// A run of rounded elements, as words.
+#[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Run([bf16; RUN]);
 
@@ -83,9 +100,13 @@ impl Run {
     /// `count` elements from `at` on, `stride` apart; the last word is filled with zero.
     #[inline(always)]
     fn read<S: Simd>(&mut self, s: S, a: &Floats<'_>, at: usize, stride: usize, count: usize) {
-        for (i, to) in self.0[..count].chunks_mut(S::LANES).enumerate() {
-            let v = a.load(s, at + i * S::LANES * stride, stride, to.len());
-            s.store_some(to, v);
+        match a {
+            Floats::BF16(x) if stride == 1 => self.0[..count].copy_from_slice(&x[at..at + count]),
+            _ => {
+                for (i, to) in self.0[..count].chunks_mut(S::LANES).enumerate() {
+                    s.store_some(to, a.load(s, at + i * S::LANES * stride, stride, to.len()));
+                }
+            }
         }
         if count % 2 == 1 {
             self.0[count] = bf16::ZERO;
@@ -102,6 +123,13 @@ impl Run {
     fn fill(&mut self, from: usize, to: usize) -> &[f32] {
         self.0[2 * from..2 * to].fill(bf16::ZERO);
         &self.words()[..to]
+    }
+}
+
+impl<const N: usize> Rows for [Run; N] {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, row: usize, i: usize, n: usize) -> S::V {
+        s.load_or(&self[row].words()[i..i + n], 0.0)
     }
 }
 
@@ -241,24 +269,49 @@ impl Kernel for Round<'_> {
         let nr = 2 * S::LANES;
         let columns = from.columns(panel * nr, nr);
         let out = &mut out[..ks.len().div_ceil(2) * nr];
-        let (mut values, mut run) = ([0.0; RUN], Run::ZERO);
-        for index in 0..nr {
+        if let Some(x) = from.bf16_rows() {
+            // the elements of two rows, the second of which an odd k lacks, are the halves of words
+            for (k, out) in ks.clone().step_by(2).zip(out.chunks_exact_mut(nr)) {
+                let at = from.at(matrix, k, columns.start);
+                let first = &x[at..at + columns.len()];
+                let second = if k + 1 < ks.end {
+                    let at = from.at(matrix, k + 1, columns.start);
+                    &x[at..at + columns.len()]
+                } else {
+                    &[]
+                };
+                for half in [0, S::LANES] {
+                    let low = s.load_or(part::<S>(first, half), 0.0);
+                    let high = s.load_or(part::<S>(second, half), 0.0);
+                    s.store(&mut out[half..], s.or(s.shift_right::<16>(low), high));
+                }
+            }
+            return;
+        }
+        let (mut values, mut runs) = ([0.0; RUN], [Run::ZERO; MAX_LANES]);
+        for group in [0, S::LANES] {
             for first in ks.clone().step_by(RUN) {
                 let count = RUN.min(ks.end - first);
-                let words = count.div_ceil(2);
-                let to = &mut out[(first - ks.start) / 2 * nr + index..];
-                if index >= columns.len() {
-                    for i in 0..words {
-                        to[i * nr] = 0.0;
+                for (i, run) in runs[..S::LANES].iter_mut().enumerate() {
+                    let column = columns.start + group + i;
+                    if column >= columns.end {
+                        *run = Run::ZERO;
+                    } else if !from.bf16_column(matrix, first, column, &mut run.0[..count]) {
+                        from.read(s, matrix, first, column, &mut values[..count]);
+                        run.read(s, &Floats::F32(&values), 0, 1, count);
+                    } else if count % 2 == 1 {
+                        run.0[count] = bf16::ZERO;
                     }
-                    continue;
                 }
-                from.read(s, matrix, first, columns.start + index, &mut values[..count]);
-                run.read(s, &Floats::F32(&values), 0, 1, count);
-                for (i, word) in run.words()[..words].iter().enumerate() {
-                    to[i * nr] = *word;
-                }
+                let to = &mut out[(first - ks.start) / 2 * nr + group..];
+                interleave(s, S::LANES, count.div_ceil(2), to, nr, &runs);
             }
         }
     }
+}
+
+/// As many elements from `from` on as a vector has, or as there are.
+#[inline(always)]
+fn part<S: Simd>(x: &[bf16], from: usize) -> &[bf16] {
+    &x[from.min(x.len())..x.len().min(from + S::LANES)]
 }

@@ -1,10 +1,12 @@
 //! B as the blocked driver reads it: panels that lie in memory, or that are made of a plain operand piece by piece.
 
+use super::interleave::{Rows, interleave};
 use super::operand::{Floats, Singles, Words, spread, typed};
 use super::tile::{Elements, Steps};
 use crate::launch::run;
 use crate::simd::{Element, Kernel, Simd};
 use crate::spmd::Args;
+use half::bf16;
 use perjoule_kernels::block;
 use perjoule_kernels::op::Tensor2;
 use std::ops::Range;
@@ -131,6 +133,34 @@ impl PlainSource<'_> {
         first..(first + count).min(self.n)
     }
 
+    /// Where an element lies.
+    #[inline(always)]
+    pub(super) fn at(&self, matrix: usize, k: usize, column: usize) -> usize {
+        self.b.strides.at(matrix, k, column)
+    }
+
+    /// All elements, where they are bf16 in contiguous rows.
+    #[inline(always)]
+    pub(super) fn bf16_rows(&self) -> Option<&[bf16]> {
+        match self.data {
+            PlainData::Floats(Floats::BF16(x)) if self.b.strides.col == 1 => Some(x),
+            _ => None,
+        }
+    }
+
+    /// Copies elements of a column from step `k` on, where they are contiguous bf16; else it gives false.
+    #[inline(always)]
+    pub(super) fn bf16_column(&self, matrix: usize, k: usize, column: usize, to: &mut [bf16]) -> bool {
+        match self.data {
+            PlainData::Floats(Floats::BF16(x)) if self.b.strides.row == 1 => {
+                let at = self.at(matrix, k, column);
+                to.copy_from_slice(&x[at..at + to.len()]);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Elements of a column from step `k` on as f32; of block formats, whole blocks.
     #[inline(always)]
     pub(super) fn read<S: Simd>(&self, s: S, matrix: usize, k: usize, column: usize, to: &mut [f32]) {
@@ -196,6 +226,15 @@ impl Kernel for WidenPlain<'_> {
             PlainData::Floats(floats) => {
                 pad(out, nr, columns.len());
                 typed!(floats, x => {
+                    if strides.row == 1 {
+                        for group in (0..columns.len()).step_by(S::LANES) {
+                            let rows = S::LANES.min(columns.len() - group);
+                            let at = strides.at(matrix, ks.start, columns.start + group);
+                            let from = Columns { x, at, stride: strides.col };
+                            interleave(s, rows, ks.len(), &mut out[group..], nr, &from);
+                        }
+                        return;
+                    }
                     // a few steps of all columns at a time, so that what is written stays in L1
                     for (index, out) in out.chunks_mut(S::LANES * nr).enumerate() {
                         let count = out.len() / nr;
@@ -224,6 +263,21 @@ impl Kernel for WidenPlain<'_> {
                 }
             }
         }
+    }
+}
+
+/// Columns whose elements are contiguous, `stride` apart from each other.
+struct Columns<'x, T> {
+    x: &'x [T],
+    at: usize,
+    stride: usize,
+}
+
+impl<T: Element> Rows for Columns<'_, T> {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, row: usize, i: usize, n: usize) -> S::V {
+        let at = self.at + row * self.stride + i;
+        s.load_or(&self.x[at..at + n], 0.0)
     }
 }
 

@@ -320,6 +320,35 @@ fn integers_and_scales_run_on_the_simple_row() {
     }
 }
 
+/// Blocks of rows that share what is widened of B, several slabs one behind the other.
+#[test]
+fn slabs_of_plain_operands() {
+    let mut random = Random(14);
+    let types = [
+        (DType::F32, DType::F32, DType::F32),
+        (DType::BF16, DType::BF16, DType::F32),
+        (DType::I8, DType::I8, DType::I32),
+        (DType::F32, DType::F16, DType::BF16),
+    ];
+    for threads in [1, 3] {
+        let device = open(threads);
+        for (a, b, c) in types {
+            for (batch, m, n, k) in [(1, 200, 150, 70), (1, 410, 100, 301), (2, 200, 97, 33)] {
+                let plain = [MatMul::nn(m, n, k, a, b, c), MatMul::linear(m, n, k, a, b, c)];
+                for (i, mut op) in plain.into_iter().enumerate() {
+                    (op.batch, op.b_constant) = (batch, false);
+                    if batch > 1 {
+                        op.a.strides.batch = m * k;
+                        op.c.strides.batch = m * n;
+                        op.b.strides.batch = i * n * k;
+                    }
+                    check(&device, &op.into(), &inputs(&op.into(), &mut random, true), c != DType::BF16);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn rounds_and_blocks_of_larger_products() {
     let mut random = Random(12);

@@ -20,7 +20,7 @@ pub(crate) const fn max_rows<S: Simd>() -> usize {
 }
 
 /// The largest tile in registers of any instruction set.
-const MAX_ROWS: usize = 14;
+pub(crate) const MAX_ROWS: usize = 14;
 /// The largest tile of any kind.
 pub(crate) const MOST_ROWS: usize = 32;
 

@@ -6,7 +6,7 @@ mod stacked;
 use std::sync::Arc;
 
 use perjoule::{Buffer, DType, Device, Event};
-use perjoule_kernels::op::{GroupedMatMul, Policy, Tensor2};
+use perjoule_kernels::op::{Gated, GatedKind, GatedMatMul, GroupedMatMul, MatMul, Policy, Tensor2};
 use perjoule_kernels::{Matrix, PackFormat};
 
 use crate::config::Geometry;
@@ -66,7 +66,7 @@ pub(crate) struct Layer {
     pub(crate) post_attention_norm: Option<Buffer>,
     pub(crate) ffn_norm: Buffer,
     pub(crate) router: Option<Linear>,
-    /// Rows of gate, then up; of each expert where there are some. Two products where their types differ.
+    /// Gate and up; of experts one product of the rows of both, or two where their types differ.
     pub(crate) gate_up: Vec<Linear>,
     pub(crate) down: Linear,
     pub(crate) post_ffn_norm: Option<Buffer>,
@@ -218,6 +218,11 @@ impl Model {
 /// Element type of the KV cache beside weights of `dtype`: the same where that is a plain float, f16 beside block formats.
 pub fn cache_dtype(dtype: DType) -> DType {
     if dtype.is_block() { DType::F16 } else { dtype }
+}
+
+/// Gate and up projections like `part`, and their activation.
+pub(crate) fn gated_matmul(part: MatMul, kind: GatedKind) -> GatedMatMul {
+    GatedMatMul { gate: part, up: part, gated: Gated::dense(part.m, part.n, part.c.dtype, kind) }
 }
 
 /// The product of sorted rows with their experts' weights, `rows` of them, without bias or gathering: the shape that packing is chosen for.

@@ -14,7 +14,7 @@ use perjoule_kernels::plan::{EXTERNAL, plan};
 use perjoule_kernels::{Alignment, KvLayout, Matrix, PackFormat, Query, Rows};
 
 use crate::error::{Error, Result};
-use crate::load::{Layer, Linear, Model, grouped};
+use crate::load::{Layer, Linear, Model, gated_matmul, grouped};
 
 /// What a step computes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -278,6 +278,13 @@ impl Builder<'_> {
         Ok(out)
     }
 
+    /// `x W^T + bias`
+    fn product(&self, linear: &Linear, rows: usize, out_dtype: DType) -> MatMul {
+        let op = MatMul::linear(rows, linear.n, linear.k, self.model.activations, linear.dtype, out_dtype);
+        let bias = linear.bias.as_ref().map(|_| DType::F32);
+        MatMul { policy: linear.policy, epilogue: Epilogue { bias, ..Epilogue::default() }, ..op }
+    }
+
     /// `out = x W^T + bias (+ residual)`
     fn linear(
         &mut self,
@@ -288,15 +295,9 @@ impl Builder<'_> {
         out_dtype: DType,
         residual: Option<Value>,
     ) -> Result<()> {
-        let dtype = self.model.activations;
-        let mut op = MatMul::linear(rows, linear.n, linear.k, dtype, linear.dtype, out_dtype);
-        op.policy = linear.policy;
-        let dense = Tensor2 { dtype, strides: Matrix::row_major(rows, linear.n) };
-        op.epilogue = Epilogue {
-            bias: linear.bias.as_ref().map(|_| DType::F32),
-            residual: residual.map(|_| dense),
-            ..Epilogue::default()
-        };
+        let dense = Tensor2 { dtype: self.model.activations, strides: Matrix::row_major(rows, linear.n) };
+        let mut op = self.product(linear, rows, out_dtype);
+        op.epilogue.residual = residual.map(|_| dense);
         let mut args = vec![x.into(), (&linear.weight).into()];
         args.extend(linear.bias.as_ref().map(Place::from));
         args.extend(residual.map(Place::from));
@@ -373,6 +374,7 @@ impl Builder<'_> {
         op.kv_dtype = model.cache;
         op.scale = g.attention_scale as f32;
         op.soft_cap = g.attention_softcap.map(|c| c as f32);
+        op.policy = layer.o.policy;
         op.window = g.layers[index].attention.window();
         op.sinks = layer.sinks.is_some();
         let out = self.value();
@@ -418,14 +420,33 @@ impl Builder<'_> {
         if layer.router.is_some() {
             return self.experts(layer, x, normed, tokens);
         }
-        let ffn = layer.down.k;
-        let gate_up = self.slices(&layer.gate_up, [ffn, ffn], |builder, linear| {
-            let out = builder.value();
-            builder.linear(linear, tokens, normed, out.into(), dtype, None)?;
-            Ok(out)
-        })?;
-        let activated = self.gated(tokens, ffn, gate_up)?;
+        let activated = match layer.gate_up.as_slice() {
+            [gate, up] if gate.dtype == up.dtype && gate.bias.is_some() == up.bias.is_some() => {
+                self.gated_matmul(gate, up, tokens, normed)?
+            }
+            products => {
+                let ffn = layer.down.k;
+                let gate_up = self.slices(products, [ffn, ffn], |builder, linear| {
+                    let out = builder.value();
+                    builder.linear(linear, tokens, normed, out.into(), dtype, None)?;
+                    Ok(out)
+                })?;
+                self.gated(tokens, ffn, gate_up)?
+            }
+        };
         self.project(&layer.down, layer.post_ffn_norm.as_ref(), tokens, activated, x)
+    }
+
+    /// The activation of both products, neither of which is stored.
+    fn gated_matmul(&mut self, gate: &Linear, up: &Linear, tokens: usize, x: Value) -> Result<Value> {
+        let part = self.product(gate, tokens, self.model.activations);
+        let op = gated_matmul(part, self.model.geometry.activation);
+        let out = self.value();
+        let mut args = vec![x.into(), (&gate.weight).into(), (&up.weight).into()];
+        args.extend([gate, up].iter().filter_map(|linear| linear.bias.as_ref()).map(Place::from));
+        args.push(out.into());
+        self.launch_packed(op, gate.pack, args)?;
+        Ok(out)
     }
 
     /// The activation of gates and ups, each with the width of the rows in which it lies.

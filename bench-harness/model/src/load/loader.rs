@@ -8,7 +8,7 @@ use perjoule_kernels::op::{Constant, GroupedMatMul, MatMul, Policy, Tensor2};
 use perjoule_kernels::{Alignment, Matrix, PackFormat, Query};
 
 use super::stacked::Stacked;
-use super::{Layer, Linear, LoadOptions, grouped};
+use super::{Layer, Linear, LoadOptions, gated_matmul, grouped};
 use crate::config::{Ffn, Geometry};
 use crate::error::{Error, Result};
 use crate::source::{Source, sizes};
@@ -125,7 +125,7 @@ impl<'a> Loader<'a> {
                 true => Some(self.linear(at, &[(Role::Router, Some(Role::RouterBias))])?),
                 false => None,
             },
-            gate_up: self.linears(at, gate_up)?,
+            gate_up: if experts { self.linears(at, gate_up)? } else { self.gate_up(at, gate_up)? },
             down: self.linear(at, &[down])?,
             post_ffn_norm: self.optional_vector(at, Role::PostFfnNorm)?,
         })
@@ -209,15 +209,56 @@ impl<'a> Loader<'a> {
         Ok(linears)
     }
 
+    /// Gate and up, packed for the op that multiplies both where they have the same element type.
+    fn gate_up(&mut self, layer: Option<usize>, parts: &[Part]) -> Result<Vec<Linear>> {
+        let each = parts.iter().map(|part| self.stacked(layer, &[*part])).collect::<Result<Vec<_>>>()?;
+        let biased = parts.iter().filter(|(_, bias)| bias.is_some_and(|b| self.find(layer, b).is_some()));
+        if each.iter().any(|stacked| stacked.dtype != each[0].dtype)
+            || ![0, parts.len()].contains(&biased.count())
+        {
+            return self.linears(layer, parts);
+        }
+        let kind = self.geometry().activation;
+        let choice = self.choose(|rows| {
+            let part = self.product(&each[0], rows, self.policy);
+            gated_matmul(part, kind).into()
+        })?;
+        parts.iter().zip(&each).map(|(part, stacked)| self.load(layer, &[*part], stacked, &choice)).collect()
+    }
+
     /// One product of parts that have the same element type.
     pub(super) fn linear(&mut self, layer: Option<usize>, parts: &[Part]) -> Result<Linear> {
         let stacked = self.stacked(layer, parts)?;
-        let Stacked { n, k, matrices, dtype, .. } = stacked;
         let policy = self.policy_for(parts[0].0);
-        let choice = self.choose(&stacked, parts[0].0.is_expert(), policy)?;
+        let choice = self.choose(|rows| match parts[0].0.is_expert() {
+            true => {
+                let Stacked { n, k, matrices, dtype, .. } = stacked;
+                let op = grouped(rows, n, k, matrices, self.activations, dtype);
+                GroupedMatMul { policy, ..op }.into()
+            }
+            false => self.product(&stacked, rows, policy).into(),
+        })?;
+        self.load(layer, parts, &stacked, &choice)
+    }
+
+    fn product(&self, &Stacked { n, k, dtype, .. }: &Stacked<'_>, rows: usize, policy: Policy) -> MatMul {
+        let op = MatMul::linear(rows, n, k, self.activations, dtype, self.activations);
+        MatMul { policy, ..op }
+    }
+
+    /// Reads and packs a product's weights as was chosen.
+    fn load(
+        &mut self,
+        layer: Option<usize>,
+        parts: &[Part],
+        stacked: &Stacked<'_>,
+        choice: &Choice,
+    ) -> Result<Linear> {
+        let &Stacked { n, k, matrices, dtype, .. } = stacked;
+        let policy = self.policy_for(parts[0].0);
         let weight = match choice.pack {
-            Some(format) => self.packed(&stacked, format)?,
-            None => self.plain(&stacked)?,
+            Some(format) => self.packed(stacked, format)?,
+            None => self.plain(stacked)?,
         };
         let bias = self.bias(layer, parts)?;
         Ok(Linear { n, k, experts: matrices, dtype, policy, pack: choice.pack, weight, bias })
@@ -229,21 +270,8 @@ impl<'a> Loader<'a> {
     }
 
     /// The row, and with it the packed layout, that is cheapest over the numbers of rows that matter.
-    fn choose(&self, stacked: &Stacked<'_>, experts: bool, policy: Policy) -> Result<Choice> {
-        let &Stacked { n, k, matrices, dtype, .. } = stacked;
-        let op = |rows: usize| -> Op {
-            match experts {
-                true => {
-                    let op = grouped(rows, n, k, matrices, self.activations, dtype);
-                    GroupedMatMul { policy, ..op }.into()
-                }
-                false => {
-                    let op = MatMul::linear(rows, n, k, self.activations, dtype, self.activations);
-                    MatMul { policy, ..op }.into()
-                }
-            }
-        };
-        let ops: Vec<Op> = self.rows.iter().map(|&r| op(r)).collect();
+    fn choose(&self, op: impl Fn(usize) -> Op) -> Result<Choice> {
+        let ops: Vec<Op> = self.rows.iter().map(|&rows| op(rows)).collect();
         // activations and weights are placed by the planner and allocated whole
         let alignment = Alignment::uniform(self.device.info().arena.align);
         Ok(self.device.select(Query { op: &ops[0], alignment }, &ops[1..])?)

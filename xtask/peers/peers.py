@@ -1,13 +1,12 @@
-"""Times PyTorch, oneMKL or OpenBLAS on command: peers.py WHO THREADS. src/main.rs describes the protocol.
+"""Times PyTorch's kernels or llama.cpp's models on command: peers.py torch THREADS, or peers.py llama THREADS FILE.
 
-Same sizes, same numbers, same number of threads as ours; weights are packed once where the library can."""
+src/main.rs describes the protocol. Same sizes, same numbers, same number of threads as ours."""
 
-import ctypes, glob, json, os, sys, time
+import ctypes, json, sys, time
 
 import numpy as np
 
 who, threads = sys.argv[1], int(sys.argv[2])
-ROW, NO, YES, B, PACKED, FIX = 101, 111, 112, 162, 151, 173
 
 
 def random(seed, count):
@@ -22,14 +21,6 @@ def integers(seed, count):
     x = random(seed, count) * 128
     return (np.sign(x) * np.floor(np.abs(x) + 0.5)).astype(np.int8)  # away from zero, as Rust rounds
 
-
-def bf16(x):
-    bits = x.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def copies(case, size):
-    return max(1, -(-case.get("rotate", 0) // size))
 
 
 class Torch:
@@ -48,147 +39,99 @@ class Torch:
         return self.torch.from_numpy(random(seed, count)).reshape(shape).to(kind)
 
     def setup(self, case):
+        """A list of calls, which are made in turn."""
         torch, dtype = self.torch, case["dtype"]
         if dtype not in ("f32", "bf16", "i8"):
-            return "has no product with such blocks"
+            raise ValueError("has no product with such blocks")
         if case["op"] == "attention":
             b, q, kv = case["b"], case["q"], case["kv"]
-            one = self.tensor(1, dtype, b, 8, kv, 128)
-            n = copies(case, 2 * one.nbytes)
-            query, keys, values = self.tensor(0, dtype, b, 32, q, 128), [], []
-            for _ in range(n):
-                keys.append(one.clone())
-                values.append(one.clone())
+            query = self.tensor(0, dtype, b, q, 32, 128).transpose(1, 2)  # heads of a token lie together, as projections leave them
+            keys, values = (self.tensor(seed, dtype, b, 8, kv, 128) for seed in (1, 2))
             run = torch.nn.functional.scaled_dot_product_attention
-            self.sets = n
-            self.call = lambda i: run(query, keys[i], values[i], is_causal=q > 1, enable_gqa=True)
-            return None
+
+            def attend(k, v):
+                return lambda: run(query, k, v, is_causal=q > 1, enable_gqa=True).transpose(1, 2)
+
+            return [attend(keys.clone(), values.clone()) for _ in range(copies(case, 2 * keys.nbytes))]
         m, n, k = case["m"], case["n"], case["k"]
         a = self.tensor(0, dtype, m, k)
         if case["form"] == "square":
             b = self.tensor(1, dtype, k, n)
-            self.sets = 1
-            self.call = (lambda i: torch._int_mm(a, b)) if dtype == "i8" else (lambda i: torch.mm(a, b))
-            return None
+            return [(lambda: torch._int_mm(a, b)) if dtype == "i8" else (lambda: torch.mm(a, b))]
         b = self.tensor(1, dtype, n, k)
-        self.sets = copies(case, b.nbytes)
-        weights = [b.clone() for _ in range(self.sets)]
-        if dtype == "i8":
-            self.call = lambda i: torch._int_mm(a, weights[i].t())
-        else:
-            self.call = lambda i: torch.nn.functional.linear(a, weights[i])
-        return None
+
+        def multiply(b):
+            t = b.t()
+            return (lambda: torch._int_mm(a, t)) if dtype == "i8" else (lambda: torch.nn.functional.linear(a, b))
+
+        return [multiply(b.clone()) for _ in range(copies(case, b.nbytes))]
 
     def sample(self, out):
-        return out.flatten()[:8].float().tolist()
+        out = out.flatten()
+        return out[:8].float().tolist() + out[-8:].float().tolist()
 
 
-class Blas:
-    """cblas by ctypes; pointers are made once, so that a call costs little."""
+class Llama:
+    """Prompts and tokens one by one, as llama-bench measures them."""
 
     def __init__(self):
-        root = os.environ["VIRTUAL_ENV"]
-        names = {
-            "mkl": ["lib/libmkl_rt.so*"],
-            "openblas": ["lib/python*/site-packages/scipy_openblas32/lib/libscipy_openblas.so"],
-        }[who]
-        found = os.environ.get("PERJOULE_" + who.upper()) or next(
-            (f for name in names for f in glob.glob(os.path.join(root, name))), None
-        )
-        if not found:
-            raise SystemExit(f"no {who} in {root}")
-        self.lib = ctypes.CDLL(found, mode=ctypes.RTLD_GLOBAL)
-        if who == "mkl":
-            self.lib.MKL_Set_Interface_Layer(0)
-            self.lib.MKL_Set_Dynamic(0)
-            self.lib.MKL_Set_Num_Threads(threads)
-        else:
-            self.f("openblas_set_num_threads")(threads)
+        import llama_cpp as llama
 
-    def f(self, name):
-        for prefix in ("", "scipy_"):
-            if hasattr(self.lib, prefix + name):
-                return getattr(self.lib, prefix + name)
-        return None
+        self.llama = llama
+        quiet = llama.llama_log_callback(lambda *_: None)
+        self.keep = quiet
+        llama.llama_log_set(quiet, ctypes.c_void_p(0))
+        llama.llama_backend_init()
+        self.model = llama.llama_model_load_from_file(sys.argv[3].encode(), llama.llama_model_default_params())
+        if not self.model:
+            raise SystemExit("llama.cpp does not load " + sys.argv[3])
+        self.context, self.vocab = None, llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self.model))
 
     def setup(self, case):
-        if case["op"] != "matmul":
-            return "has no attention"
-        dtype, square = case["dtype"], case["form"] == "square"
-        m, n, k = case["m"], case["n"], case["k"]
-        P = lambda x: ctypes.c_void_p(x.ctypes.data)
-        F, I = ctypes.c_float, ctypes.c_int
-        ints = [I(m), I(n), I(k)]
-        name = {"f32": "cblas_sgemm", "bf16": "cblas_gemm_bf16bf16f32", "i8": "cblas_gemm_s8u8s32"}.get(dtype)
-        gemm = name and self.f(name)
-        if not gemm:
-            return f"has no product of {dtype}"
-        draw = integers if dtype == "i8" else random
-        a, b = draw(0, m * k), draw(1, n * k)
-        if dtype == "bf16":
-            a, b = bf16(a), bf16(b)
-        if dtype == "i8":
-            a = (a.view(np.uint8) ^ 0x80).astype(np.uint8)
-        trans, ldb = (NO, n) if square else (YES, k)
-        self.c = c = np.zeros(m * n, dtype=np.int32 if dtype == "i8" else np.float32)
-        self.keep = keep = [a, b]
-        pack = None if square or dtype == "i8" else self.f(name + "_pack")
-        if pack:
-            size = self.f(name + "_pack_get_size")
-            size.restype = ctypes.c_size_t
-            bytes_ = size(B, *ints)
-        else:
-            bytes_ = b.nbytes
-        self.sets = copies(case, bytes_)
-        weights = []
-        for _ in range(self.sets):
-            if pack:
-                raw = np.zeros(bytes_ + 64, dtype=np.uint8)
-                raw = raw[-raw.ctypes.data % 64 :][:bytes_]
-                pack(ROW, B, trans, *ints, F(1.0), P(b), I(ldb), P(raw))
-            else:
-                raw = b.copy()
-            keep.append(raw)
-            weights.append(P(raw))
-        pa, pc = P(a), P(c)
-        if dtype == "i8":
-            offset = np.zeros(1, dtype=np.int32)
-            keep.append(offset)
-            po, o8 = P(offset), ctypes.c_int8
-            self.call = lambda i: gemm(
-                ROW, NO, trans, FIX, *ints, F(1.0), pa, I(k), o8(-128), weights[i], I(ldb), o8(0), F(0.0), pc, I(n), po
-            )
-        elif pack and dtype == "f32":
-            compute = self.f("cblas_sgemm_compute")
-            self.call = lambda i: compute(ROW, NO, PACKED, *ints, pa, I(k), weights[i], I(ldb), F(0.0), pc, I(n))
-        elif pack:
-            compute = self.f(name + "_compute")
-            self.call = lambda i: compute(
-                ROW, NO, PACKED, *ints, F(1.0), pa, I(k), weights[i], I(ldb), F(0.0), pc, I(n)
-            )
-        else:
-            self.call = lambda i: gemm(
-                ROW, NO, trans, *ints, F(1.0), pa, I(k), weights[i], I(ldb), F(0.0), pc, I(n)
-            )
-        return None
+        llama, tokens = self.llama, case["tokens"]
+        if self.context:
+            llama.llama_free(self.context)
+        step = tokens if case["op"] == "prefill" else 1
+        params = llama.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = max(tokens, 256), tokens, tokens
+        params.n_threads = params.n_threads_batch = threads
+        self.context = llama.llama_init_from_model(self.model, params)
+        ids = (llama.llama_token * tokens)(*(3 + at * 7919 % 31000 for at in range(tokens)))
+        at = lambda first: ctypes.cast(ctypes.byref(ids, 4 * first), ctypes.POINTER(llama.llama_token))
+
+        def run():
+            llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
+            for first in range(0, tokens, step):
+                if llama.llama_decode(self.context, llama.llama_batch_get_one(at(first), step)):
+                    raise SystemExit("llama_decode failed")
+                llama.llama_synchronize(self.context)
+
+        return [run]
 
     def sample(self, _):
-        return self.c[:8].astype(float).tolist()
+        logits = self.llama.llama_get_logits_ith(self.context, -1)
+        return logits[:8] + logits[self.vocab - 8 : self.vocab]
 
 
-worker, at = Torch() if who == "torch" else Blas(), 0
+def copies(case, size):
+    return max(1, -(-case.get("rotate", 0) // size))
+
+
+worker, calls, at = {"torch": Torch, "llama": Llama}[who](), [], 0
 for line in sys.stdin:
     command = json.loads(line)
     if command["do"] == "setup":
-        worker.call = worker.keep = None
-        refused = worker.setup(command)
-        at = 0
-        answer = {"refused": refused} if refused else {"ok": True, "sample": worker.sample(worker.call(0))}
+        calls, at = [], 0
+        try:
+            calls = worker.setup(command)
+            answer = {"ok": True, "sample": worker.sample(calls[0]())}
+        except (ValueError, RuntimeError) as refused:
+            answer = {"refused": str(refused)}
     else:
-        calls, call, sets = command["calls"], worker.call, worker.sets
+        count, sets = command["calls"], len(calls)
         start = time.perf_counter()
-        for _ in range(calls):
-            call(at)
+        for _ in range(count):
+            calls[at]()
             at = at + 1 if at + 1 < sets else 0
-        answer = {"seconds": (time.perf_counter() - start) / calls}
+        answer = {"seconds": (time.perf_counter() - start) / count}
     print(json.dumps(answer), flush=True)

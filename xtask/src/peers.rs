@@ -5,17 +5,17 @@
 //! peer's over ours: above 1 ours is faster.
 
 mod cases;
+mod setup;
+mod worker;
 
-use crate::cargo_command;
-use anyhow::{Context, Result, bail, ensure};
-use cases::{Case, cases};
+use anyhow::{Context, Result, ensure};
+use cases::{Case, Group, groups};
 use perjoule_record::stats;
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
+use worker::Worker;
 
 /// What `cargo xtask peers` takes.
 #[derive(clap::Args)]
@@ -27,7 +27,12 @@ pub(crate) struct Options {
     #[arg(long, value_name = "WHAT")]
     only: Option<String>,
     /// Only these peers.
-    #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "torch,mkl,openblas,gemm")]
+    #[arg(
+        long,
+        value_name = "NAME,..",
+        value_delimiter = ',',
+        default_value = "torch,mkl,openblas,gemm,llama"
+    )]
     peers: Vec<String>,
     /// Threads of each.
     #[arg(long, value_name = "N")]
@@ -41,56 +46,97 @@ pub(crate) struct Options {
 }
 
 /// Fewest and most turns.
-const TURNS: (usize, usize) = (7, 200);
+const TURNS: (usize, usize) = (5, 200);
 /// A sample lasts at least so long.
 const SAMPLE: f64 = 2e-3;
-/// First outputs agree within this share of the largest: bf16 rounds to 1/256, and i8 and f32 far finer.
-const AGREE: f64 = 0.02;
+
+/// Who measures, and where their files are.
+struct Field {
+    worker: PathBuf,
+    venv: PathBuf,
+    models: Option<PathBuf>,
+    threads: usize,
+}
+
+impl Field {
+    fn start(&self, who: &str, group: &Group) -> Result<Worker> {
+        let mut command = match who {
+            "torch" | "llama" => {
+                let mut command = Command::new(self.venv.join("bin/python"));
+                command.arg(setup::python("peers.py"));
+                command
+            }
+            _ => Command::new(&self.worker),
+        };
+        command.args([who, &self.threads.to_string()]).env("VIRTUAL_ENV", &self.venv);
+        if let (Some(model), Some(models)) = (group.model, &self.models) {
+            command.arg(models.join(model).with_extension("gguf"));
+        }
+        if let Some(features) = group.features.filter(|_| who == "ours") {
+            command.env("PERJOULE_CPU_FEATURES", features);
+        }
+        Worker::start(who, command)
+    }
+}
 
 pub(crate) fn peers(options: &Options) -> Result<()> {
     ensure!(options.budget > 0.0, "--budget {}: expected a positive number of seconds", options.budget);
+    let known = ["torch", "mkl", "openblas", "gemm", "llama"];
+    if let Some(name) = options.peers.iter().find(|name| !known.contains(&name.as_str())) {
+        anyhow::bail!("no peer {name:?}; there are {}", known.join(", "));
+    }
     let threads = match options.threads {
         Some(threads) => threads,
         None => std::thread::available_parallelism()?.get(),
     };
     let only = options.only.as_deref().unwrap_or("");
-    let list: Vec<Case> = cases().into_iter().filter(|case| case.name.contains(only)).collect();
-    ensure!(!list.is_empty(), "no case is called {only:?}");
-    let venv = environment(options)?;
-    let worker = build()?;
-    let mut ours = Worker::rust(&worker, "ours", threads)?;
-    let mut peers = Vec::new();
-    for name in &options.peers {
-        peers.push(match name.as_str() {
-            "gemm" => Worker::rust(&worker, "gemm", threads)?,
-            "torch" | "mkl" | "openblas" => Worker::python(&venv, name, threads)?,
-            _ => bail!("no peer {name:?}; there are torch, mkl, openblas and gemm"),
-        });
-    }
-    let bandwidth = ours.ask(&json!({ "do": "bandwidth" }))?["bytes_per_second"].as_f64();
-    let bandwidth = bandwidth.context("the worker measured no bandwidth")?;
+    let mut groups = groups();
+    groups.iter_mut().for_each(|group| group.cases.retain(|case| case.name.contains(only)));
+    let asked = |group: &Group| group.peers.iter().any(|peer| options.peers.iter().any(|name| name == peer));
+    groups.retain(|group| !group.cases.is_empty() && asked(group));
+    ensure!(!groups.is_empty(), "no case is called {only:?}");
+    let venv = setup::environment(options)?;
+    let worker = setup::build()?;
+    let models = match groups.iter().any(|group| group.model.is_some()) {
+        true => Some(setup::models(&venv)?),
+        false => None,
+    };
+    let field = Field { worker, venv, models, threads };
+    let bandwidth = field.start("ours", &Group::default())?.ask(&json!({ "do": "bandwidth" }))?;
+    let bandwidth = bandwidth["bytes_per_second"].as_f64().context("the worker measured no bandwidth")?;
     if !options.json {
         println!("{threads} threads, reads {:.1} GB/s; time of the peer over ours [95 %]\n", bandwidth / 1e9);
-        println!("{:34} {:>9}  {:>7}  {:42} target", "case", "ours", "of read", "peers");
+        println!("{:36} {:>12}  {:>7}  {:42} target", "case", "ours", "of read", "peers");
     }
-    let mut f32_ratios = Vec::new();
-    for case in &list {
-        let row = measure(case, &mut ours, &mut peers, options.budget, bandwidth)?;
-        f32_ratios.extend(row.best().filter(|_| case.name.starts_with("matmul f32")).map(|r| r.ratio));
-        match options.json {
-            true => println!("{}", row.json(case)),
-            false => println!("{}", row.text(case)),
+    for group in &groups {
+        let mut ours = field.start("ours", group)?;
+        let mut peers = Vec::new();
+        for name in group.peers.iter().filter(|peer| options.peers.iter().any(|name| name == *peer)) {
+            peers.push(field.start(name, group)?);
         }
-    }
-    if f32_ratios.len() > 1 && !options.json {
-        let geomean = (f32_ratios.iter().map(|r| r.ln()).sum::<f64>() / f32_ratios.len() as f64).exp();
-        let verdict = if geomean >= 1.03 { "met" } else { "missed" };
-        println!(
-            "\nmatmul f32: geometric mean {geomean:.3} against the fastest peer; target 1.03: {verdict}"
-        );
-    }
-    if !options.json {
-        println!("not measured: AMX rows (ours has none yet), llama.cpp (pp512, tg128), tract");
+        let mut ratios = Vec::new();
+        for case in &group.cases {
+            let row = measure(case, &mut ours, &mut peers, options.budget, bandwidth)?;
+            ratios.extend(row.best().map(|best| best.ratio));
+            match options.json {
+                true => println!("{}", row.json(case)),
+                false => println!("{}", row.text(case)),
+            }
+        }
+        if let Some(target) = group.mean.filter(|_| ratios.len() > 1) {
+            let mean = (ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / ratios.len() as f64).exp();
+            let verdict = if mean >= target { "met" } else { "missed" };
+            let name = group.name;
+            match options.json {
+                true => println!(
+                    "{}",
+                    json!({ "geometric_mean": name, "ratio": mean, "target": format!("{target}: {verdict}") })
+                ),
+                false => {
+                    println!("{name}: geometric mean {mean:.3}, fastest peer; target {target}: {verdict}\n")
+                }
+            }
+        }
     }
     Ok(())
 }
@@ -102,6 +148,14 @@ struct Ratio {
     interval: (f64, f64),
     /// Whether its first outputs are ours.
     agrees: bool,
+}
+
+/// A worker at a case.
+struct Runner<'w> {
+    worker: &'w mut Worker,
+    calls: u64,
+    sample: Vec<f64>,
+    times: Vec<f64>,
 }
 
 struct Row {
@@ -117,20 +171,19 @@ fn measure(case: &Case, ours: &mut Worker, peers: &mut [Worker], budget: f64, ba
     let mut row = Row { seconds: None, of_read: None, ratios: Vec::new(), refused: Vec::new() };
     let mut setup = case.sizes.clone();
     setup["do"] = "setup".into();
-    let mut runners: Vec<(&mut Worker, Vec<f64>)> = Vec::new();
-    let mut workers: Vec<&mut Worker> = std::iter::once(ours).chain(peers.iter_mut()).collect();
-    for worker in workers.drain(..) {
+    let mut runners = Vec::new();
+    for worker in std::iter::once(ours).chain(peers) {
         let answer = worker.ask(&setup)?;
         if let Some(why) = answer["refused"].as_str() {
             row.refused.push((worker.name.clone(), why.into()));
             continue;
         }
-        worker.sample = answer["sample"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
-        let warm = worker.time(1)?.min(worker.time(1)?);
-        worker.calls = (SAMPLE / warm.max(1e-9)).ceil().clamp(1.0, 1e5) as u64;
-        runners.push((worker, Vec::new()));
+        let sample = answer["sample"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
+        let warm = worker.time(1, false)?.min(if case.long { f64::MAX } else { worker.time(1, false)? });
+        let calls = (SAMPLE / warm.max(1e-9)).ceil().clamp(1.0, 1e5) as u64;
+        runners.push(Runner { worker, calls, sample, times: Vec::new() });
     }
-    if runners.first().is_none_or(|(worker, _)| worker.name != "ours") {
+    if runners.first().is_none_or(|runner| runner.worker.name != "ours") {
         return Ok(row);
     }
     let start = Instant::now();
@@ -138,25 +191,23 @@ fn measure(case: &Case, ours: &mut Worker, peers: &mut [Worker], budget: f64, ba
         let count = runners.len();
         for at in 0..count {
             // who comes behind whom changes
-            let (worker, times) = &mut runners[(at + turn) % count];
-            times.push(worker.time(worker.calls)?);
+            let Runner { worker, calls, times, .. } = &mut runners[(at + turn) % count];
+            times.push(worker.time(*calls, !case.long)?);
         }
         if turn + 1 >= TURNS.0 && start.elapsed() > Duration::from_secs_f64(budget) {
             break;
         }
     }
     let (ours, peers) = runners.split_first().context("ours is first")?;
-    let seconds = stats::median(&ours.1).context("no sample")?;
+    let seconds = stats::median(&ours.times).context("no sample")?;
     row.seconds = Some(seconds);
     row.of_read = case.bytes.map(|bytes| bytes / seconds / bandwidth);
-    for (worker, times) in peers {
-        let ratios: Vec<f64> = times.iter().zip(&ours.1).map(|(peer, ours)| peer / ours).collect();
+    for Runner { worker, times, sample, .. } in peers {
+        let ratios: Vec<f64> = times.iter().zip(&ours.times).map(|(peer, ours)| peer / ours).collect();
         let interval = stats::bootstrap_median_ci95(&ratios, 1).context("no interval")?;
-        let largest = ours.0.sample.iter().fold(0.0f64, |most, v| most.max(v.abs()));
-        // attention's operands lie differently in each library
-        let comparable = case.sizes["op"] == "matmul";
-        let pairs = ours.0.sample.iter().zip(&worker.sample);
-        let agrees = !comparable || pairs.clone().all(|(a, b)| (a - b).abs() <= AGREE * largest);
+        let largest = ours.sample.iter().fold(0.0f64, |most, v| most.max(v.abs()));
+        let agrees = sample.len() == ours.sample.len()
+            && ours.sample.iter().zip(sample).all(|(a, b)| (a - b).abs() <= case.agree * largest);
         let ratio = stats::median(&ratios).context("no ratio")?;
         row.ratios.push(Ratio {
             peer: worker.name.clone(),
@@ -177,7 +228,6 @@ impl Row {
     /// What is asked for, and whether it is reached.
     fn verdict(&self, case: &Case) -> String {
         let (reached, asked) = match case.target {
-            cases::Target::None => return "-".into(),
             cases::Target::OfRead(share) => {
                 (self.of_read.map(|got| got >= share), format!("{:.0} % of read", 100.0 * share))
             }
@@ -195,7 +245,7 @@ impl Row {
     fn text(&self, case: &Case) -> String {
         let Some(seconds) = self.seconds else {
             let why = self.refused.first().map_or("", |(_, why)| why.as_str());
-            return format!("{:34} does not apply: {}", case.name, why.lines().next().unwrap_or_default());
+            return format!("{:36} does not apply: {}", case.name, why.lines().next().unwrap_or_default());
         };
         let peers: Vec<String> = self
             .ratios
@@ -207,7 +257,8 @@ impl Row {
             .collect();
         let of_read = self.of_read.map_or("-".into(), |share| format!("{:.0} %", 100.0 * share));
         let (peers, verdict) = (peers.join("  "), self.verdict(case));
-        format!("{:34} {:>7.1}us  {of_read:>7}  {peers:42} {verdict}", case.name, seconds * 1e6)
+        let ours = case.speed(seconds);
+        format!("{:36} {ours:>12}  {of_read:>7}  {peers:42} {verdict}", case.name)
     }
 
     fn json(&self, case: &Case) -> Value {
@@ -225,120 +276,4 @@ impl Row {
             "target": self.verdict(case),
         })
     }
-}
-
-/// A process that times calls on command, stopped in between.
-struct Worker {
-    name: String,
-    child: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
-    calls: u64,
-    sample: Vec<f64>,
-}
-
-impl Worker {
-    fn rust(path: &Path, name: &str, threads: usize) -> Result<Self> {
-        Self::start(name, Command::new(path).args([name, &threads.to_string()]))
-    }
-
-    fn python(venv: &Path, name: &str, threads: usize) -> Result<Self> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/peers.py");
-        let mut command = Command::new(venv.join("bin/python"));
-        command.arg(script).args([name, &threads.to_string()]).env("VIRTUAL_ENV", venv);
-        Self::start(name, &mut command)
-    }
-
-    fn start(name: &str, command: &mut Command) -> Result<Self> {
-        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("{name} could not be started"))?;
-        let to = child.stdin.take().context("stdin is a pipe")?;
-        let from = BufReader::new(child.stdout.take().context("stdout is a pipe")?);
-        Ok(Worker { name: name.into(), child, to, from, calls: 1, sample: Vec::new() })
-    }
-
-    fn signal(&self, signal: Signal) -> Result<()> {
-        Ok(kill_process(Pid::from_child(&self.child), signal)?)
-    }
-
-    /// Wakes it, asks, and stops it again.
-    fn ask(&mut self, command: &Value) -> Result<Value> {
-        self.signal(Signal::CONT)?;
-        let mut line = String::new();
-        writeln!(self.to, "{command}")?;
-        self.from.read_line(&mut line)?;
-        ensure!(!line.is_empty(), "{} ended; what it said is above", self.name);
-        self.signal(Signal::STOP)?;
-        serde_json::from_str(&line).with_context(|| format!("{} answered {line:?}", self.name))
-    }
-
-    /// Seconds of a call, after one that nobody times: it has slept.
-    fn time(&mut self, calls: u64) -> Result<f64> {
-        self.signal(Signal::CONT)?;
-        for calls in [calls.div_ceil(8), calls] {
-            writeln!(self.to, "{}", json!({ "do": "time", "calls": calls }))?;
-        }
-        let mut seconds = None;
-        for _ in 0..2 {
-            let mut line = String::new();
-            self.from.read_line(&mut line)?;
-            ensure!(!line.is_empty(), "{} ended; what it said is above", self.name);
-            seconds = serde_json::from_str::<Value>(&line)?["seconds"].as_f64();
-        }
-        self.signal(Signal::STOP)?;
-        seconds.with_context(|| format!("{} gave no time", self.name))
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // a stopped process would wait for ever; one that has ended already is no trouble
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The Python environment with the peers, made and filled on first use.
-fn environment(options: &Options) -> Result<PathBuf> {
-    if let Some(venv) = &options.venv {
-        ensure!(venv.join("bin/python").is_file(), "{} is no Python environment", venv.display());
-        return Ok(std::path::absolute(venv)?);
-    }
-    let venv = std::path::absolute("target/peers/venv")?;
-    if !venv.join("bin/python").is_file() {
-        run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
-    }
-    let mut packages = vec!["numpy"];
-    for (peer, package) in [("torch", "torch"), ("mkl", "mkl"), ("openblas", "scipy-openblas32")] {
-        if options.peers.iter().any(|name| name == peer) {
-            packages.push(package);
-        }
-    }
-    // pip is quick where all are there; torch is a download of gigabytes
-    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
-    run(Command::new(venv.join("bin/python")).args(pip).args(packages))?;
-    Ok(venv)
-}
-
-/// Builds the worker, in a workspace of its own.
-fn build() -> Result<PathBuf> {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/Cargo.toml");
-    let target = std::env::current_exe()?.ancestors().nth(2).context("the target folder")?.join("peers");
-    run(cargo_command()
-        .args(["build", "--quiet", "--release", "--manifest-path"])
-        .arg(manifest)
-        .arg("--target-dir")
-        .arg(&target))?;
-    Ok(target.join("release/perjoule-peers"))
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    eprintln!("xtask: {command:?}");
-    // stdout is for results
-    let status = command
-        .stdout(std::io::stderr())
-        .status()
-        .with_context(|| format!("{command:?} could not be started"))?;
-    ensure!(status.success(), "{command:?} failed ({status})");
-    Ok(())
 }

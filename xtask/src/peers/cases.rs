@@ -8,7 +8,6 @@ const ROTATE: u64 = 1 << 30;
 /// What a row must reach.
 #[derive(Clone, Copy)]
 pub(super) enum Target {
-    None,
     /// The ratio to the fastest peer.
     Ratio(f64),
     /// The low end of that ratio's interval.
@@ -25,70 +24,139 @@ pub(super) struct Case {
     /// Bytes that must be read, where memory bounds it.
     pub(super) bytes: Option<f64>,
     pub(super) target: Target,
+    /// Whether a call lasts so long that none is spent on waking up.
+    pub(super) long: bool,
+    /// Share of the largest output by which others may differ: bf16 rounds to 1/256, i8 and f32 far finer.
+    pub(super) agree: f64,
 }
 
-fn matmul_target(dtype: &str) -> Target {
-    match dtype {
+impl Case {
+    /// What a call of so many seconds amounts to.
+    pub(super) fn speed(&self, seconds: f64) -> String {
+        match self.sizes["tokens"].as_f64() {
+            Some(tokens) => format!("{:.1} tok/s", tokens / seconds),
+            None => format!("{:.1} us", seconds * 1e6),
+        }
+    }
+}
+
+/// Cases that the same processes measure.
+#[derive(Default)]
+pub(super) struct Group {
+    pub(super) name: &'static str,
+    pub(super) peers: &'static [&'static str],
+    /// What `PERJOULE_CPU_FEATURES` restricts ours to.
+    pub(super) features: Option<&'static str>,
+    /// The file of the model that they run.
+    pub(super) model: Option<&'static str>,
+    /// What the ratios to the fastest peer are to reach in their geometric mean.
+    pub(super) mean: Option<f64>,
+    pub(super) cases: Vec<Case>,
+}
+
+/// As kernels are called.
+const LIBRARIES: &[&str] = &["torch", "mkl", "openblas"];
+
+pub(super) fn groups() -> Vec<Group> {
+    let group = |name, peers, cases| Group { name, peers, cases, ..Group::default() };
+    let mut groups = Vec::new();
+    for (name, dtype, mean) in
+        [("matmul f32", "f32", 1.03), ("matmul bf16", "bf16", 1.4), ("matmul i8", "i8", 1.7)]
+    {
+        groups.push(Group { mean: Some(mean), ..group(name, LIBRARIES, products(dtype)) });
+    }
+    groups.push(group("small products", LIBRARIES, small()));
+    groups.push(group("gemv", LIBRARIES, gemv()));
+    groups.push(group("attention", &["torch"], attention()));
+    let squares = [256, 512, 1024, 2048].map(|s| square("f32", s, "f32 avx2", Target::Ratio(1.1)));
+    groups.push(Group { features: Some("avx2"), ..group("avx2", &["gemm"], squares.into()) });
+    for (model, prefill, decode) in
+        [("bf16", 10.0, 1.35), ("q8_0", 3.0, 1.1), ("q4_0", 3.0, 1.1), ("q4_k_m", 3.0, 1.1)]
+    {
+        let cases = [("prefill", "pp", 512, prefill), ("decode", "tg", 128, decode)];
+        let case = |(op, short, tokens, ratio)| Case {
+            long: true,
+            // eight bits of activations, in blocks that each side chooses
+            agree: 0.2,
+            ..case(
+                format!("llama 1.1b {model} {short}{tokens}"),
+                json!({ "op": op, "tokens": tokens }),
+                Target::Ratio(ratio),
+            )
+        };
+        let cases = cases.map(case).into();
+        groups.push(Group { model: Some(model), ..group("models", &["llama"], cases) });
+    }
+    groups
+}
+
+fn case(name: String, sizes: Value, target: Target) -> Case {
+    Case { name, sizes, bytes: None, target, long: false, agree: 0.02 }
+}
+
+fn square(dtype: &str, size: usize, name: &str, target: Target) -> Case {
+    let sizes = json!({ "op": "matmul", "form": "square", "dtype": dtype, "m": size, "n": size, "k": size });
+    case(format!("matmul {name} {size}^3"), sizes, target)
+}
+
+fn linear(dtype: &str, m: usize, n: usize, rotate: u64) -> Value {
+    json!({ "op": "matmul", "form": "linear", "dtype": dtype, "m": m, "n": n, "k": 4096, "rotate": rotate })
+}
+
+fn products(dtype: &str) -> Vec<Case> {
+    let target = |m| match dtype {
+        "f32" if m == 16 => Target::Ratio(1.6),
         "f32" => Target::Low(0.97),
+        "bf16" if m == 16 => Target::Ratio(1.0),
         "bf16" => Target::Ratio(1.4),
         _ => Target::Ratio(1.6),
+    };
+    let mut list: Vec<Case> =
+        [256, 512, 1024, 2048, 4096].map(|size| square(dtype, size, dtype, target(size))).into();
+    for m in [16, 512, 2048] {
+        for n in [4096, 14336] {
+            let sizes = linear(dtype, m, n, if m <= 16 { ROTATE } else { 0 });
+            list.push(case(format!("matmul {dtype} {m} x {n} x 4096, packed"), sizes, target(m)));
+        }
     }
+    list
 }
 
-pub(super) fn cases() -> Vec<Case> {
+fn small() -> Vec<Case> {
+    let sizes = [64, 128].into_iter();
+    sizes.flat_map(|s| ["f32", "bf16"].map(|dtype| square(dtype, s, dtype, Target::Ratio(1.0)))).collect()
+}
+
+fn gemv() -> Vec<Case> {
     let mut list = Vec::new();
-    for dtype in ["f32", "bf16", "i8"] {
-        for s in [64, 128, 256, 512, 1024, 2048, 4096] {
-            list.push(Case {
-                name: format!("matmul {dtype} {s}^3"),
-                sizes: json!({ "op": "matmul", "form": "square", "dtype": dtype, "m": s, "n": s, "k": s }),
-                bytes: None,
-                target: matmul_target(dtype),
-            });
-        }
-        for m in [16, 512, 2048] {
-            for n in [4096, 14336] {
-                let rotate = if m <= 16 { ROTATE } else { 0 };
-                list.push(Case {
-                    name: format!("matmul {dtype} {m} x {n} x 4096, packed"),
-                    sizes: linear(dtype, m, n, rotate),
-                    bytes: None,
-                    target: matmul_target(dtype),
-                });
-            }
-        }
-    }
     for (dtype, bits) in [("f32", 32.0), ("bf16", 16.0), ("q8_0", 8.5), ("q4_0", 4.5), ("q4_k", 4.5)] {
         for n in [4096, 14336] {
+            let sizes = linear(dtype, 1, n, ROTATE);
+            let bytes = Some(n as f64 * 4096.0 * bits / 8.0);
             list.push(Case {
-                name: format!("gemv {dtype} {n} x 4096"),
-                sizes: linear(dtype, 1, n, ROTATE),
-                bytes: Some(n as f64 * 4096.0 * bits / 8.0),
-                target: Target::OfRead(0.93),
-            });
-        }
-    }
-    for (dtype, bytes, prefill) in [("bf16", 2.0, 2.0), ("f32", 4.0, 1.3)] {
-        for tokens in [512, 2048, 4096] {
-            list.push(Case {
-                name: format!("attention {dtype} prefill {tokens}"),
-                sizes: json!({ "op": "attention", "dtype": dtype, "b": 1, "q": tokens, "kv": tokens }),
-                bytes: None,
-                target: Target::Ratio(prefill),
-            });
-        }
-        for b in [1, 8] {
-            list.push(Case {
-                name: format!("attention {dtype} decode {b} x 4096"),
-                sizes: json!({ "op": "attention", "dtype": dtype, "b": b, "q": 1, "kv": 4096, "rotate": ROTATE }),
-                bytes: Some(f64::from(b) * 2.0 * 8.0 * 4096.0 * 128.0 * bytes),
-                target: if dtype == "bf16" { Target::Ratio(2.7) } else { Target::None },
+                bytes,
+                ..case(format!("gemv {dtype} {n} x 4096"), sizes, Target::OfRead(0.93))
             });
         }
     }
     list
 }
 
-fn linear(dtype: &str, m: usize, n: usize, rotate: u64) -> Value {
-    json!({ "op": "matmul", "form": "linear", "dtype": dtype, "m": m, "n": n, "k": 4096, "rotate": rotate })
+fn attention() -> Vec<Case> {
+    let mut list = Vec::new();
+    for (dtype, bytes, prefill) in [("bf16", 2.0, 2.0), ("f32", 4.0, 1.3)] {
+        for tokens in [512, 2048, 4096] {
+            let sizes = json!({ "op": "attention", "dtype": dtype, "b": 1, "q": tokens, "kv": tokens });
+            list.push(case(format!("attention {dtype} prefill {tokens}"), sizes, Target::Ratio(prefill)));
+        }
+        for b in [1, 8] {
+            let sizes =
+                json!({ "op": "attention", "dtype": dtype, "b": b, "q": 1, "kv": 4096, "rotate": ROTATE });
+            list.push(Case {
+                bytes: Some(f64::from(b) * 2.0 * 8.0 * 4096.0 * 128.0 * bytes),
+                ..case(format!("attention {dtype} decode {b} x 4096"), sizes, Target::Ratio(2.7))
+            });
+        }
+    }
+    list
 }

@@ -72,7 +72,7 @@ pub(crate) fn emulate(options: &Options) -> Result<()> {
     );
     let root = unpacked(&work)?;
     let mut tests = built(&["-p", "perjoule-cpu", "--lib", "--tests"], &[])?;
-    tests.extend(built(&["-p", "perjoule-tests", "--test", "conformance"], &[])?);
+    tests.extend(built(&["-p", "perjoule-conformance", "--test", "conformance"], &[])?);
     for test in &mut tests {
         test.arguments = match options.filter.as_slice() {
             [] => selection(&test.name).iter().map(|a| a.to_string()).collect(),

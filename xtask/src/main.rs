@@ -28,7 +28,7 @@ enum Task {
     },
     /// What CI checks beside the tests: formatting, clippy and documentation, warnings denied.
     Lint,
-    /// Everything CI runs.
+    /// Everything CI runs: test, lint and arm.
     Ci,
     /// Runs the CPU backend's tests on an emulated processor with AVX-512, which takes minutes to an hour; no part of `test` or `ci`.
     ///
@@ -42,9 +42,10 @@ enum Task {
     /// worker in a workspace of its own.
     #[cfg(unix)]
     Peers(peers::Options),
-    /// Runs the tests of the NEON rows of the CPU backend, cross-built for Arm, under qemu; no part of `test` or `ci`.
+    /// Runs a sample of the tests of the CPU backend's NEON rows, cross-built for Arm, under qemu.
     ///
-    /// Needs Linux with a cross linker, qemu and Rust's library for Arm, and says how to install them; on CI it installs them.
+    /// It launches every such row, with and without the extensions of the instruction set. Needs Linux with a cross linker, qemu and
+    /// Rust's library for Arm, and fails without them, saying how to install them; as root with `CI=true` it installs them.
     Arm(arm::Options),
 }
 
@@ -56,7 +57,8 @@ fn main() -> Result<()> {
         Task::Lint => lint(),
         Task::Ci => {
             test(&[])?;
-            lint()
+            lint()?;
+            arm::arm(&arm::Options::default())
         }
         Task::Emulate(options) => emulate::emulate(&options),
         #[cfg(unix)]

@@ -51,7 +51,7 @@ pub(crate) const fn pairs<S: Simd, const MR: usize>(name: &'static str) -> Kerne
     Kernel::new(name, "attention", cost_pairs::<S>, prepare::<S, MR, true>)
         .with_configs(CONFIGS)
         .with_reject(reject_pairs::<S>)
-        .with_numerics(numerics_pairs)
+        .with_numerics(numerics_pairs::<S>)
 }
 
 fn reject<S: Simd>(candidate: &Candidate<'_>) -> Option<Reason> {
@@ -63,11 +63,11 @@ fn reject_pairs<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<R
     refuse_rounding(op.q_dtype, op.kv_dtype, op.policy).or_else(|| simd::refusal::<S>(info))
 }
 
-fn numerics_pairs(Candidate { op, .. }: &Candidate<'_>) -> Numerics {
+fn numerics_pairs<S: Simd>(Candidate { op, .. }: &Candidate<'_>) -> Numerics {
     match op {
         // weights are rounded, which is a half of 2^-8 of each
-        Op::Attention(op) if op.policy.quantised_activations => rounding(DType::F32, op.kv_dtype),
-        _ => Numerics::F32.flushing_subnormals(),
+        Op::Attention(op) if op.policy.quantised_activations => rounding::<S>(DType::F32, op.kv_dtype),
+        _ => rounding::<S>(DType::BF16, DType::BF16),
     }
 }
 

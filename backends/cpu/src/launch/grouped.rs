@@ -69,7 +69,7 @@ pub(crate) const fn tiles<S: Simd, K: Kind<A: PackFloats>>(
     Kernel::new(name, "grouped_matmul", cost_tiles::<S>, prepare::<S, PackedTiles<K>>)
         .with_configs(configs)
         .with_packs(packs)
-        .with_numerics(numerics_pairs)
+        .with_numerics(numerics_pairs::<S>)
         .with_reject(reject_tiles::<S, K>)
 }
 
@@ -105,7 +105,7 @@ pub(crate) const fn pairs<S: Simd>(
     Kernel::new(name, "grouped_matmul", cost_pairs::<S>, prepare::<S, PackedPairs<Rounded>>)
         .with_configs(configs)
         .with_packs(packs)
-        .with_numerics(numerics_pairs)
+        .with_numerics(numerics_pairs::<S>)
         .with_reject(reject_pairs::<S>)
 }
 
@@ -113,7 +113,7 @@ pub(crate) const fn pairs<S: Simd>(
 pub(crate) const fn plain_pairs<S: Simd>(name: &'static str, configs: &'static [Config]) -> Kernel {
     Kernel::new(name, "grouped_matmul", cost_plain_pairs::<S>, prepare::<S, PlainPairs>)
         .with_configs(configs)
-        .with_numerics(numerics_pairs)
+        .with_numerics(numerics_pairs::<S>)
         .with_reject(reject_plain_pairs::<S>)
 }
 
@@ -150,9 +150,9 @@ fn reject_plain_pairs<S: Simd>(candidate: &Candidate<'_>) -> Option<Reason> {
         .or_else(|| simd::refusal::<S>(candidate.info))
 }
 
-fn numerics_pairs(candidate: &Candidate<'_>) -> Numerics {
+fn numerics_pairs<S: Simd>(candidate: &Candidate<'_>) -> Numerics {
     match candidate.op {
-        Op::GroupedMatMul(op) => rounding(op.a.dtype, op.b.dtype),
+        Op::GroupedMatMul(op) => rounding::<S>(op.a.dtype, op.b.dtype),
         _ => Numerics::F32,
     }
 }

@@ -57,7 +57,7 @@ pub(crate) use portable::Portable;
 use crate::device::CpuCaps;
 use crate::features::Features;
 use half::{bf16, f16};
-use perjoule_kernels::{DeviceInfo, Error, Reason, Result};
+use perjoule_kernels::{DeviceInfo, Error, Numerics, Reason, Result};
 
 /// The most lanes of any instruction set.
 pub(crate) const MAX_LANES: usize = 16;
@@ -82,6 +82,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const NAME: &'static str;
     /// Whether [`Simd::dot_quads`] is an instruction, or has one at its heart.
     const DOT_QUADS: bool = false;
+    /// Unit roundoff of the sums in [`Simd::dot_pairs`].
+    const PAIRS_UNIT: f64 = Numerics::F32.unit;
     /// A vector of [`Simd::LANES`] f32. Some methods take its lanes for *words*: 32 bits that hold two bf16, four bytes, or an i32.
     type V: Copy;
 

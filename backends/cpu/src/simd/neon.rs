@@ -5,6 +5,7 @@
 use super::{Kernel, MAX_LANES, Simd};
 use crate::features::Features;
 use half::{bf16, f16};
+use perjoule_kernels::Numerics;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -120,6 +121,8 @@ impl<const LAST: u8> Simd for WithExtension<LAST> {
         _ => "neonbf16",
     };
     const DOT_QUADS: bool = LAST >= DOT;
+    // rounding to odd is off by less than a unit in the last place, rounding to nearest by no more than half of one
+    const PAIRS_UNIT: f64 = if LAST >= BF16 { 2.0 * Numerics::F32.unit } else { Numerics::F32.unit };
     type V = float32x4_t;
 
     fn detect() -> Option<Self> {

@@ -302,25 +302,70 @@ impl Kernel for Words {
     }
 }
 
-#[test]
-fn words_are_what_their_scalar_definitions_say() {
+/// The same words in every run (Knuth's linear congruence, upper halves).
+fn random_words() -> impl FnMut() -> u32 {
     let mut state = 1u64;
-    let mut random = || {
+    move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 32) as u32
-    };
+    }
+}
+
+#[test]
+fn words_are_what_their_scalar_definitions_say() {
+    let mut random = random_words();
     let edges = [0, u32::MAX, 0x8080_8080, 0x7f7f_7f7f, 0x80ff_7f00, 0x8000_0000, 0x7fff_ffff, 0x0102_0304];
     for round in 0..300 {
         let mut words = || {
             std::array::from_fn(|_| {
                 let word = random();
-                if word % 3 == 0 { edges[(word >> 8) as usize % edges.len()] } else { word }
+                if word.is_multiple_of(3) { edges[(word >> 8) as usize % edges.len()] } else { word }
             })
         };
         let (a, b, c) = (words(), words(), words());
         // a word of which both operands are extreme, whose sums would not fit i16
         let (a, b) = if round == 0 { ([0x8080_8080; MAX_LANES], [u32::MAX; MAX_LANES]) } else { (a, b) };
         for_each(|isa| Words { isa, a, b, c });
+    }
+}
+
+/// Sums of pairs that no format holds exactly, against their unit roundoff.
+struct PairSums {
+    a: [u32; MAX_LANES],
+    b: [u32; MAX_LANES],
+    c: [u32; MAX_LANES],
+}
+
+impl Kernel for PairSums {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // a bf16 of at least 2^-down, below twice that
+        let half = |down: u32, fraction: u32| (0x3f80 - (down << 7)) | (fraction & 0x7f);
+        let pair = |word: u32| f32::from_bits((half(word >> 28, word >> 16) << 16) | half(0, word));
+        let (pairs, others) = (self.a.map(pair), self.b.map(pair));
+        let start = self.c.map(|word| f32::from_bits((half(word & 15, 0) << 16) | (word >> 9)));
+        // all are positive, so that neither sum is larger than the last
+        let sums = s.to_array(s.dot_pairs(s.load(&pairs), s.load(&others), s.load(&start)));
+        for i in 0..S::LANES {
+            let [[a0, a1], [b0, b1]] = [pairs[i], others[i]].map(|word| {
+                let halves = [word.to_bits() as u16, (word.to_bits() >> 16) as u16];
+                halves.map(|half| f64::from(bf16::from_bits(half)))
+            });
+            let right = a0 * b0 + a1 * b1 + f64::from(start[i]);
+            let error = (f64::from(sums[i]) - right).abs() / right;
+            assert!(error <= 2.0 * S::PAIRS_UNIT, "{}: {} is off by {error:e} of {right}", S::NAME, sums[i]);
+        }
+    }
+}
+
+#[test]
+fn sums_of_pairs_keep_to_their_unit_roundoff() {
+    let mut random = random_words();
+    for _ in 0..2000 {
+        let mut words = || std::array::from_fn(|_| random());
+        let (a, b, c) = (words(), words(), words());
+        for_each(|_| PairSums { a, b, c });
     }
 }
 

@@ -66,7 +66,7 @@ pub(crate) const fn tiles<S: Simd, K: Kind<A: PackFloats>>(
     perjoule_kernels::Kernel::new(name, "gated_matmul", cost_tiles::<S>, prepare::<S, PackedTiles<K>>)
         .with_configs(configs)
         .with_packs(packs)
-        .with_numerics(numerics_pairs)
+        .with_numerics(numerics_pairs::<S>)
         .with_reject(reject_tiles::<S, K>)
 }
 
@@ -102,7 +102,7 @@ pub(crate) const fn pairs<S: Simd>(
     perjoule_kernels::Kernel::new(name, "gated_matmul", cost_pairs::<S>, prepare::<S, PackedPairs<Rounded>>)
         .with_configs(configs)
         .with_packs(packs)
-        .with_numerics(numerics_pairs)
+        .with_numerics(numerics_pairs::<S>)
         .with_reject(reject_pairs::<S>)
 }
 
@@ -113,7 +113,7 @@ pub(crate) const fn plain_pairs<S: Simd>(
 ) -> perjoule_kernels::Kernel {
     perjoule_kernels::Kernel::new(name, "gated_matmul", cost_plain_pairs::<S>, prepare::<S, PlainPairs>)
         .with_configs(configs)
-        .with_numerics(numerics_pairs)
+        .with_numerics(numerics_pairs::<S>)
         .with_reject(reject_plain_pairs::<S>)
 }
 
@@ -150,9 +150,9 @@ fn reject_plain_pairs<S: Simd>(candidate: &Candidate<'_>) -> Option<Reason> {
     reject_plain::<S>(candidate).or_else(|| rounds(&gated.gate)).or_else(|| rounds(&gated.up))
 }
 
-fn numerics_pairs(candidate: &Candidate<'_>) -> Numerics {
+fn numerics_pairs<S: Simd>(candidate: &Candidate<'_>) -> Numerics {
     let Op::GatedMatMul(gated) = candidate.op else { return Numerics::F32 };
-    let rounds = |op: &MatMul| rounding(op.a.dtype, op.b.dtype);
+    let rounds = |op: &MatMul| rounding::<S>(op.a.dtype, op.b.dtype);
     let (gate, up) = (rounds(&gated.gate), rounds(&gated.up));
     if gate.unit > up.unit { gate } else { up }
 }

@@ -98,7 +98,7 @@ pub(crate) const fn pairs<S: Simd>(
     Kernel::new(name, "matmul", cost_pairs::<S>, prepare::<S, PackedPairs<Rounded>>)
         .with_configs(configs)
         .with_packs(packs)
-        .with_numerics(numerics_pairs)
+        .with_numerics(numerics_pairs::<S>)
         .with_reject(reject_pairs::<S>)
 }
 
@@ -106,7 +106,7 @@ pub(crate) const fn pairs<S: Simd>(
 pub(crate) const fn plain_pairs<S: Simd>(name: &'static str, configs: &'static [Config]) -> Kernel {
     Kernel::new(name, "matmul", cost_plain_pairs::<S>, prepare::<S, PlainPairs>)
         .with_configs(configs)
-        .with_numerics(numerics_pairs)
+        .with_numerics(numerics_pairs::<S>)
         .with_reject(reject_plain_pairs::<S>)
 }
 
@@ -119,7 +119,7 @@ pub(crate) const fn tiles<S: Simd, K: Kind<A: PackFloats>>(
     Kernel::new(name, "matmul", cost_tiles::<S>, prepare::<S, PackedTiles<K>>)
         .with_configs(configs)
         .with_packs(packs)
-        .with_numerics(numerics_pairs)
+        .with_numerics(numerics_pairs::<S>)
         .with_reject(reject_tiles::<S, K>)
 }
 
@@ -214,18 +214,18 @@ pub(crate) fn refuse_rounding(a: DType, b: DType, policy: Policy) -> Option<Reas
         .then(|| Reason::new("rounds to bf16, which the policy does not allow (quantised_activations)"))
 }
 
-/// How pairs round: instructions may take subnormal numbers for zero.
-pub(crate) fn rounding(a: DType, b: DType) -> Numerics {
+/// How pairs round on `S`: instructions may take subnormal numbers for zero.
+pub(crate) fn rounding<S: Simd>(a: DType, b: DType) -> Numerics {
     let exact = a == DType::BF16 && b == DType::BF16;
     // 2^-9 is the unit roundoff of bf16: of A, and of B where it is in blocks
     let units = if b == DType::BF16 { 1.0 } else { 2.0 };
-    let numerics = if exact { Numerics::F32 } else { Numerics::F32.with_unit(units / 512.0) };
-    numerics.flushing_subnormals()
+    let unit = if exact { S::PAIRS_UNIT } else { units / 512.0 };
+    Numerics::F32.with_unit(unit).flushing_subnormals()
 }
 
-fn numerics_pairs(Candidate { op, .. }: &Candidate<'_>) -> Numerics {
+fn numerics_pairs<S: Simd>(Candidate { op, .. }: &Candidate<'_>) -> Numerics {
     match op {
-        Op::MatMul(op) => rounding(op.a.dtype, op.b.dtype),
+        Op::MatMul(op) => rounding::<S>(op.a.dtype, op.b.dtype),
         _ => Numerics::F32,
     }
 }

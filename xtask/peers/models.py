@@ -65,6 +65,10 @@ def make(name, how):
         os.rename(path(name) + ".part", path(name))  # a whole file, or none
 
 
+quiet = llama.llama_log_callback(lambda *_: None)
+llama.llama_log_set(quiet, ctypes.c_void_p(0))
+
+
 def quantise(kind):
     def how(to):
         params = llama.llama_model_quantize_default_params()

@@ -102,10 +102,8 @@ pub(crate) fn peers(options: &Options) -> Result<()> {
         false => None,
     };
     let field = Field { worker, venv, models, threads };
-    let bandwidth = field.start("ours", &Group::default())?.ask(&json!({ "do": "bandwidth" }))?;
-    let bandwidth = bandwidth["bytes_per_second"].as_f64().context("the worker measured no bandwidth")?;
     if !options.json {
-        println!("{threads} threads, reads {:.1} GB/s; time of the peer over ours [95 %]\n", bandwidth / 1e9);
+        println!("{threads} threads; time of the peer over ours [95 %]\n");
         println!("{:36} {:>12}  {:>7}  {:42} target", "case", "ours", "of read", "peers");
     }
     for group in &groups {
@@ -114,9 +112,11 @@ pub(crate) fn peers(options: &Options) -> Result<()> {
         for name in group.peers.iter().filter(|peer| options.peers.iter().any(|name| name == *peer)) {
             peers.push(field.start(name, group)?);
         }
+        let reads = group.cases.iter().any(|case| case.bytes.is_some());
+        let mut read = if reads { Some(field.start("read", group)?) } else { None };
         let mut ratios = Vec::new();
         for case in &group.cases {
-            let row = measure(case, &mut ours, &mut peers, options.budget, bandwidth)?;
+            let row = measure(case, &mut ours, &mut peers, read.as_mut(), options.budget)?;
             ratios.extend(row.best().map(|best| best.ratio));
             match options.json {
                 true => println!("{}", row.json(case)),
@@ -160,19 +160,25 @@ struct Runner<'w> {
 
 struct Row {
     seconds: Option<f64>,
-    /// Bytes read of the case's weights or cache, as a share of what memory gives.
+    /// Bytes a second of the case's weights or cache, as a share of what reading memory gives in the same turns.
     of_read: Option<f64>,
     ratios: Vec<Ratio>,
     /// Who does not run it, and why.
     refused: Vec<(String, String)>,
 }
 
-fn measure(case: &Case, ours: &mut Worker, peers: &mut [Worker], budget: f64, bandwidth: f64) -> Result<Row> {
+fn measure(
+    case: &Case,
+    ours: &mut Worker,
+    peers: &mut [Worker],
+    read: Option<&mut Worker>,
+    budget: f64,
+) -> Result<Row> {
     let mut row = Row { seconds: None, of_read: None, ratios: Vec::new(), refused: Vec::new() };
     let mut setup = case.sizes.clone();
     setup["do"] = "setup".into();
     let mut runners = Vec::new();
-    for worker in std::iter::once(ours).chain(peers) {
+    for worker in std::iter::once(ours).chain(peers).chain(read.filter(|_| case.bytes.is_some())) {
         let answer = worker.ask(&setup)?;
         if let Some(why) = answer["refused"].as_str() {
             row.refused.push((worker.name.clone(), why.into()));
@@ -201,9 +207,13 @@ fn measure(case: &Case, ours: &mut Worker, peers: &mut [Worker], budget: f64, ba
     let (ours, peers) = runners.split_first().context("ours is first")?;
     let seconds = stats::median(&ours.times).context("no sample")?;
     row.seconds = Some(seconds);
-    row.of_read = case.bytes.map(|bytes| bytes / seconds / bandwidth);
     for Runner { worker, times, sample, .. } in peers {
         let ratios: Vec<f64> = times.iter().zip(&ours.times).map(|(peer, ours)| peer / ours).collect();
+        if let (Some(bytes), "read") = (case.bytes, worker.name.as_str()) {
+            let read = sample.first().context("read says how much it reads")? * f64::from(1 << 20);
+            row.of_read = stats::median(&ratios).map(|ratio| ratio * bytes / read);
+            continue;
+        }
         let interval = stats::bootstrap_median_ci95(&ratios, 1).context("no interval")?;
         let largest = ours.sample.iter().fold(0.0f64, |most, v| most.max(v.abs()));
         let agrees = sample.len() == ours.sample.len()

@@ -1,13 +1,13 @@
 //! Times products, attention and models on command: a JSON object a line on stdin, an answer a line on stdout. `peers.py` is the same for
 //! libraries that Python reaches.
 //!
-//! `perjoule-peers WHO THREADS [FILE]`: `ours`, `mkl`, `openblas` or `gemm` for kernels, `ours` with a GGUF file for models.
+//! `perjoule-peers WHO THREADS [FILE]`: `ours`, `mkl`, `openblas` or `gemm` for kernels, `ours` with a GGUF file for models, `read` for
+//! reading memory.
 //!
 //! | command | answer |
 //! |---|---|
 //! | `{"do": "setup", ..case}` | `{"ok": true, "sample": [..]}` (the first and the last outputs), or `{"refused": why}` |
 //! | `{"do": "time", "calls": n}` | `{"seconds": of one call}` |
-//! | `{"do": "bandwidth"}` | `{"bytes_per_second": read}`, ours only |
 
 mod blas;
 mod gemm;
@@ -35,22 +35,23 @@ fn main() -> Result<()> {
     match (who.as_str(), file) {
         ("ours", None) => {
             let device = perjoule::open_with_threads("cpu", Some(threads))?;
-            serve(threads, &mut |case| Ok(Box::new(ours::Ours::new(&device, case)?)))
+            serve(&mut |case| Ok(Box::new(ours::Ours::new(&device, case)?)))
         }
         ("ours", Some(file)) => {
             let device = perjoule::open_with_threads("cpu", Some(threads))?;
             let model = model::load(&device, &file)?;
-            serve(threads, &mut |case| Ok(Box::new(model::Tokens::new(&model, case)?)))
+            serve(&mut |case| Ok(Box::new(model::Tokens::new(&model, case)?)))
         }
-        ("gemm", _) => serve(threads, &mut |case| Ok(Box::new(gemm::Gemm::new(threads, case)?))),
+        ("read", _) => serve(&mut |_| Ok(Box::new(ours::Read::new(threads)?))),
+        ("gemm", _) => serve(&mut |case| Ok(Box::new(gemm::Gemm::new(threads, case)?))),
         _ => {
             let library = blas::Library::load(&who, threads)?;
-            serve(threads, &mut |case| Ok(Box::new(blas::Product::new(&library, case)?)))
+            serve(&mut |case| Ok(Box::new(blas::Product::new(&library, case)?)))
         }
     }
 }
 
-fn serve<'a>(threads: usize, setup: &mut Setup<'a>) -> Result<()> {
+fn serve<'a>(setup: &mut Setup<'a>) -> Result<()> {
     let mut ready: Option<Box<dyn Ready + 'a>> = None;
     for line in std::io::stdin().lock().lines() {
         let command: Value = serde_json::from_str(&line?)?;
@@ -73,7 +74,6 @@ fn serve<'a>(threads: usize, setup: &mut Setup<'a>) -> Result<()> {
                 (0..calls).try_for_each(|_| ready.call())?;
                 json!({ "seconds": start.elapsed().as_secs_f64() / calls as f64 })
             }
-            Some("bandwidth") => json!({ "bytes_per_second": ours::bandwidth(threads)? }),
             _ => bail!("unknown command {command}"),
         };
         println!("{answer}");

@@ -6,20 +6,32 @@ use perjoule::kernels::op::{Attention, MatMul, Operand, Policy};
 use perjoule::kernels::{Access, DType, KvLayout, Matrix, Op, block};
 use perjoule::{Arg, Buffer, Device, Prepared, Stream};
 use serde_json::Value;
-use std::time::Instant;
 
-/// The best of some readings of half a gibibyte.
-pub(crate) fn bandwidth(threads: usize) -> Result<f64> {
-    let options = perjoule::cpu::Options { threads: Some(threads), ..Default::default() };
-    let device = perjoule::cpu::CpuDevice::open(&options)?;
-    let memory = perjoule::cpu::ceiling::Bandwidth::new(&device, 512 << 20)?;
-    let mut best = 0.0f64;
-    for _ in 0..20 {
-        let start = Instant::now();
-        let bytes = memory.read(&device)?;
-        best = best.max(bytes as f64 / start.elapsed().as_secs_f64());
+/// Half a gibibyte of memory that is read from one end to the other.
+pub(crate) struct Read {
+    device: perjoule::cpu::CpuDevice,
+    memory: perjoule::cpu::ceiling::Bandwidth,
+}
+
+impl Read {
+    pub(crate) fn new(threads: usize) -> Result<Self> {
+        let options = perjoule::cpu::Options { threads: Some(threads), ..Default::default() };
+        let device = perjoule::cpu::CpuDevice::open(&options)?;
+        let memory = perjoule::cpu::ceiling::Bandwidth::new(&device, 512 << 20)?;
+        Ok(Read { device, memory })
     }
-    Ok(best)
+}
+
+impl Ready for Read {
+    fn call(&mut self) -> Result<()> {
+        self.memory.read(&self.device)?;
+        Ok(())
+    }
+
+    /// The mebibytes of a call.
+    fn sample(&mut self) -> Result<Vec<f32>> {
+        Ok(vec![(self.memory.read(&self.device)? >> 20) as f32])
+    }
 }
 
 pub(crate) struct Ours {

@@ -26,16 +26,19 @@ pub(crate) const STEP: usize = 32;
 /// Words of codes in a step.
 const CODES: usize = STEP / 4;
 
-/// Activations in blocks of 32: eight words of codes, their scale, and the sums of the first and of the last sixteen codes.
+/// Activations in blocks of 32: eight words of codes, their scale, and what the offsets and minima of weights are multiplied by: the
+/// negated sums of the first sixteen codes, of the last sixteen, of all, and the last one times the scale.
 #[derive(Clone, Copy)]
 pub(crate) struct Quants;
 
 const SCALE: usize = CODES;
 const SUMS: usize = CODES + 1;
+const SUM: usize = SUMS + 2;
+const SCALED_SUM: usize = SUMS + 3;
 
 impl Words for Quants {
     const PER: usize = STEP;
-    const WORDS: usize = CODES + 3;
+    const WORDS: usize = SCALED_SUM + 1;
 }
 
 impl PackFloats for Quants {
@@ -98,13 +101,16 @@ fn quantise(values: &[f32; STEP], to: &mut [f32; Quants::WORDS]) {
         const MAGIC: f32 = 12_582_912.0;
         *code = ((x * inverse + MAGIC) - MAGIC) as i32 as i8;
     }
-    let sum = |part: &[i8]| f32::from_bits(part.iter().map(|&c| i32::from(c)).sum::<i32>() as u32);
+    let less = |part: &[i8]| -part.iter().map(|&c| i32::from(c)).sum::<i32>();
     for (to, code) in to.iter_mut().zip(codes.as_chunks::<4>().0) {
         *to = f32::from_bits(u32::from_le_bytes(code.map(|c| c as u8)));
     }
     to[SCALE] = scale;
-    to[SUMS] = sum(&codes[..STEP / 2]);
-    to[SUMS + 1] = sum(&codes[STEP / 2..]);
+    let (first, last) = (less(&codes[..STEP / 2]), less(&codes[STEP / 2..]));
+    for (to, less) in to[SUMS..=SUM].iter_mut().zip([first, last, first + last]) {
+        *to = f32::from_bits(less as u32);
+    }
+    to[SCALED_SUM] = scale * (first + last) as f32;
 }
 
 /// How a block format is packed and read.
@@ -308,8 +314,8 @@ impl Blocks for Q6K {
         unsafe {
             let d = s.load_f16(b.cast::<half::f16>().add(column));
             let b = b.add(nr * (2 + step * Q6K_STEP));
-            let scale = |sub: usize| s.mul(d, s.load_i8(b.cast::<i8>().add(sub * nr + column)));
-            let scales = [scale(0), scale(1)];
+            let first = b.cast::<i8>().add(column);
+            let scales = [s.mul(d, s.load_i8(first)), s.mul(d, s.load_i8(first.add(nr)))];
             let mut codes = nibbles(s, b.add(2 * nr + column * STEP / 2));
             let upper = b.add(nr * (2 + STEP / 2) + column * STEP / 4).cast::<f32>();
             let two = s.splat(f32::from_bits(0x3030_3030));
@@ -377,6 +383,22 @@ impl<Q: Blocks> Tiled for BlockSteps<Q> {
     }
 }
 
+/// Integers times [`Blocks::OFFSET`].
+#[inline(always)]
+fn offset<S: Simd, Q: Blocks>(s: S, x: S::V) -> S::V {
+    let mut product = s.splat(0.0);
+    /// Adds `x` shifted by each bit that is set.
+    macro_rules! bits {
+        ($($bit:literal)*) => {
+            $(if Q::OFFSET >> $bit & 1 == 1 {
+                product = s.add_integers(product, s.shift_left::<$bit>(x));
+            })*
+        };
+    }
+    bits!(0 1 2 3 4 5 6 7);
+    product
+}
+
 /// Adds the products of a step to the sums of `M` rows.
 ///
 /// # Safety
@@ -392,10 +414,11 @@ unsafe fn multiply<S: Simd, Q: Blocks, const M: usize>(
         // SAFETY: the contract.
         unsafe {
             let a = a.add(row * Quants::WORDS);
-            let total = |i: usize| (*a.add(SUMS + i)).to_bits() as i32;
-            let offset = |by: i32| s.splat(f32::from_bits((-Q::OFFSET * by) as u32));
-            let first = if Q::SPLIT { total(0) } else { total(0) + total(1) };
-            let mut dots = [offset(first), offset(if Q::SPLIT { total(1) } else { 0 })];
+            let mut dots = if Q::SPLIT {
+                [offset::<S, Q>(s, s.splat(*a.add(SUMS))), offset::<S, Q>(s, s.splat(*a.add(SUMS + 1)))]
+            } else {
+                [offset::<S, Q>(s, s.splat(*a.add(SUM))), s.splat(0.0)]
+            };
             for j in 0..CODES {
                 // two chains, which hide half of the latency
                 let chain = &mut dots[j / (CODES / 2)];
@@ -411,8 +434,7 @@ unsafe fn multiply<S: Simd, Q: Blocks, const M: usize>(
                 *sum = s.fma(dot, scale, *sum);
             }
             if Q::MINIMA {
-                let less = -(*a.add(SCALE) * (total(0) + total(1)) as f32);
-                *sum = s.fma(group.minima, s.splat(less), *sum);
+                *sum = s.fma(group.minima, s.splat(*a.add(SCALED_SUM)), *sum);
             }
         }
     }

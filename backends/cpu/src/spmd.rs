@@ -24,6 +24,12 @@ pub trait Spmd: Send + Sync + 'static {
         false
     }
 
+    /// Whether it is over before other lanes would have come, so that a launch by itself is one lane's. In a recording, whose lanes are
+    /// awake, all of them run it.
+    fn short(&self) -> bool {
+        false
+    }
+
     /// Runs this lane's part. All lanes make the same calls of [`Lane::barrier`]. Work is divided with [`Args::split_out`] or
     /// [`Lane::split`], or claimed with [`Lane::claim`]; nothing is allocated.
     fn run(&self, lane: &Lane<'_>, args: &Args);

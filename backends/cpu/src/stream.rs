@@ -57,7 +57,11 @@ impl CpuStream {
     pub(crate) fn run(&self, kernel: &'static str, body: &dyn Spmd, args: &Args) -> Result<()> {
         let mut exclusive = self.exclusive()?;
         let job = |lane: &Lane<'_>| body.run(lane, args);
-        let result = if body.alone() { exclusive.alone(&job) } else { exclusive.run(&job) };
+        let result = match () {
+            () if body.alone() => exclusive.alone(&job),
+            () if body.short() => exclusive.single(&job),
+            () => exclusive.run(&job),
+        };
         result.map_err(|Panicked(detail)| Error::Fault { kernel, detail })
     }
 

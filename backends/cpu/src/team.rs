@@ -249,8 +249,18 @@ impl Exclusive<'_> {
         while !shared.asleep[1..].iter().all(|asleep| asleep.load(Ordering::Acquire)) {
             relax(&mut spins);
         }
+        let result = self.single(job);
+        self.team.shared.rest.store(false, Ordering::Relaxed);
+        result
+    }
+
+    /// Runs `job` on the calling thread as the only lane, whatever the others do: for work that is over before they would have come.
+    ///
+    /// # Errors
+    /// As [`Exclusive::run`].
+    pub fn single(&mut self, job: &(dyn Fn(&Lane<'_>) + Sync)) -> Result<(), Panicked> {
+        let shared = &*self.team.shared;
         shared.enter(0, 1, job);
-        shared.rest.store(false, Ordering::Relaxed);
         for claimed in &shared.claimed {
             claimed.0.store(0, Ordering::Relaxed);
         }
@@ -596,6 +606,28 @@ mod tests {
             team.lock().unwrap().alone(&alone).unwrap();
         }
         let error = team.lock().unwrap().alone(&|_| panic!("on purpose")).unwrap_err();
+        assert_eq!(error.0, "on purpose");
+        team.lock().unwrap().run(&|lane| lane.barrier()).unwrap();
+    }
+
+    #[test]
+    fn one_lane_works_whatever_the_others_do() {
+        let team = Team::new(3).unwrap();
+        for round in 0..20 {
+            team.lock().unwrap().run(&|lane| lane.barrier()).unwrap();
+            let single = |lane: &Lane<'_>| {
+                assert_eq!((lane.index(), lane.count(), lane.split(10, 3)), (0, 1, 0..10));
+                lane.barrier();
+                assert_eq!(
+                    [lane.claim(2), lane.claim(2), lane.claim(2)],
+                    [Some(0), Some(1), None],
+                    "{round}"
+                );
+            };
+            team.lock().unwrap().single(&single).unwrap();
+            team.lock().unwrap().single(&single).unwrap();
+        }
+        let error = team.lock().unwrap().single(&|_| panic!("on purpose")).unwrap_err();
         assert_eq!(error.0, "on purpose");
         team.lock().unwrap().run(&|lane| lane.barrier()).unwrap();
     }

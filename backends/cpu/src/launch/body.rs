@@ -14,6 +14,11 @@ pub(crate) trait Body: Send + Sync + 'static {
         0
     }
 
+    /// See [`Spmd::short`].
+    fn short(&self) -> bool {
+        false
+    }
+
     /// Runs this lane's part. Mark it `#[inline(always)]`, and call no closures in it that do vector arithmetic.
     fn run<S: Simd>(&self, s: S, lane: &Lane<'_>, args: &Args);
 }
@@ -21,6 +26,7 @@ pub(crate) trait Body: Send + Sync + 'static {
 struct On<S, B> {
     s: S,
     body: B,
+    short: bool,
 }
 
 struct Run<'a, B> {
@@ -43,6 +49,10 @@ impl<S: Simd, B: Body> Spmd for On<S, B> {
         self.body.scratch()
     }
 
+    fn short(&self) -> bool {
+        self.short
+    }
+
     fn run(&self, lane: &Lane<'_>, args: &Args) {
         self.s.vectorise(Run { body: &self.body, lane, args });
     }
@@ -50,7 +60,8 @@ impl<S: Simd, B: Body> Spmd for On<S, B> {
 
 /// The launchable form of `body` on `S`.
 pub(crate) fn on<S: Simd>(request: &Request<'_>, body: impl Body) -> Result<Box<dyn Launch>> {
-    Ok(launch(request, On { s: simd::token::<S>()?, body }))
+    let short = body.short();
+    Ok(launch(request, On { s: simd::token::<S>()?, body, short }))
 }
 
 /// The error of a `prepare` that is called for another op: rows are looked up by the op's name, so that it does not happen.

@@ -188,6 +188,10 @@ impl Body for Dots {
         self.scratch
     }
 
+    fn short(&self) -> bool {
+        super::short(&self.op)
+    }
+
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, lane: &Lane<'_>, args: &Args) {
         let op = &self.op;

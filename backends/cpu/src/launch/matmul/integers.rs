@@ -372,6 +372,10 @@ impl<F: Format> Body for Integers<F> {
         self.scratch
     }
 
+    fn short(&self) -> bool {
+        super::short(&self.op)
+    }
+
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, lane: &Lane<'_>, args: &Args) {
         let op = &self.op;

@@ -435,6 +435,12 @@ fn pack<S: Simd, A: PackFloats>(
     }
 }
 
+/// Whether a product is over in microseconds, and its operands in the caches of one core.
+pub(crate) fn short(op: &MatMul) -> bool {
+    let op = Op::from(*op);
+    op.flops() <= 2 * 64 * 64 * 64 && op.bytes() <= 64 << 10
+}
+
 /// The body of the blocked rows.
 struct Product<F> {
     op: MatMul,
@@ -449,6 +455,10 @@ struct Product<F> {
 impl<F: Format<A: PackFloats>> Body for Product<F> {
     fn scratch(&self) -> u64 {
         self.scratch
+    }
+
+    fn short(&self) -> bool {
+        short(&self.op)
     }
 
     #[inline(always)]

@@ -2,7 +2,9 @@
 // bytes and have whole runs; without T for any type, an element a run.
 #include "common/tile.cuh"
 
+#ifndef ITEMS
 #define ITEMS 4
+#endif
 
 struct AddParams {
     Rows a, b, out;

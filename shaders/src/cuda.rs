@@ -15,6 +15,14 @@ macro_rules! sources {
 sources! {
     /// What kernels include.
     HEADERS:
+    /// Elements of every type.
+    ELEMENT = "cuda/common/element.cuh";
+    /// Reductions of warps and blocks.
+    BLOCK = "cuda/common/block.cuh";
+    /// Where vectors and caches lie.
+    LAYOUT = "cuda/common/layout.cuh";
+    /// Slots of any content, cut to what they may be.
+    SLOTS = "cuda/common/slots.cuh";
 }
 
 sources! {

@@ -54,7 +54,12 @@ mod tests {
 
     #[test]
     fn paths_are_unique() {
-        let mut paths: Vec<_> = WGSL.iter().chain(cuda::SOURCES.iter().copied()).chain(cuda::HEADERS.iter().copied()).map(|s| s.path).collect();
+        let mut paths: Vec<_> = WGSL
+            .iter()
+            .chain(cuda::SOURCES.iter().copied())
+            .chain(cuda::HEADERS.iter().copied())
+            .map(|s| s.path)
+            .collect();
         let count = paths.len();
         paths.sort_unstable();
         paths.dedup();

@@ -117,7 +117,12 @@ impl Function {
         let mut blocks = 0;
         // SAFETY: writes a number; a function of a module that is kept.
         let answer = unsafe {
-            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, self.function, threads as i32, shared as usize)
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                &mut blocks,
+                self.function,
+                threads as i32,
+                shared as usize,
+            )
         };
         check(answer).map_or(1, |()| blocks.max(1) as u32)
     }
@@ -161,7 +166,8 @@ pub fn target(sm: u32) -> String {
 /// # Errors
 /// [`Error::Unsupported`] where NVRTC is missing or the source does not compile, with its log.
 pub fn cubin(source: &'static Source, defines: &[(&'static str, String)], target: &str) -> Result<Vec<u8>> {
-    let compiler = Compiler::load().map_err(|why| Error::Unsupported { what: "compiling CUDA kernels", why })?;
+    let compiler =
+        Compiler::load().map_err(|why| Error::Unsupported { what: "compiling CUDA kernels", why })?;
     let options = options(defines, target);
     let file = folder().map(|folder| folder.join(format!("{}.cubin", compiler.key(source, &options))));
     if let Some(cubin) = file.as_deref().and_then(read) {
@@ -236,10 +242,14 @@ impl Compiler {
     /// [`Error::Unsupported`] with the log.
     pub fn compile(&self, source: &Source, options: &[String]) -> Result<(Vec<u8>, String)> {
         use nvrtc::nvrtcResult::NVRTC_SUCCESS;
-        let refuse = |why: String| Error::Unsupported { what: "this CUDA kernel", why: format!("{}: {why}", source.path) };
+        let refuse = |why: String| Error::Unsupported {
+            what: "this CUDA kernel",
+            why: format!("{}: {why}", source.path),
+        };
         let text = |text: &str| CString::new(text).map_err(|e| refuse(e.to_string()));
         let headers = perjoule_shaders::cuda::HEADERS;
-        let names = headers.iter().map(|h| text(h.path.trim_start_matches("cuda/"))).collect::<Result<Vec<_>>>()?;
+        let names =
+            headers.iter().map(|h| text(h.path.trim_start_matches("cuda/"))).collect::<Result<Vec<_>>>()?;
         let texts = headers.iter().map(|h| text(h.text)).collect::<Result<Vec<_>>>()?;
         let options = options.iter().map(|o| text(o)).collect::<Result<Vec<_>>>()?;
         let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
@@ -270,7 +280,8 @@ impl Compiler {
         }
         let program = Program(program);
         // SAFETY: as many options as said, terminated.
-        let done = unsafe { nvrtc::nvrtcCompileProgram(program.0, options_p.len() as i32, options_p.as_ptr()) };
+        let done =
+            unsafe { nvrtc::nvrtcCompileProgram(program.0, options_p.len() as i32, options_p.as_ptr()) };
         let log = {
             let mut bytes = 0;
             // SAFETY: writes a number.

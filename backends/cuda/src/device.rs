@@ -134,7 +134,8 @@ impl Inner {
                 .map_err(|e| self.refuse("cuMemsetD8Async", e))?;
         }
         // SAFETY: an event and a stream of this context.
-        check(unsafe { sys::cuEventRecord(*event, self.allocating) }).map_err(|e| self.refuse("cuEventRecord", e))?;
+        check(unsafe { sys::cuEventRecord(*event, self.allocating) })
+            .map_err(|e| self.refuse("cuEventRecord", e))?;
         self.epoch.fetch_add(1, Ordering::Release);
         Ok(Arc::new(memory))
     }
@@ -166,7 +167,11 @@ impl Inner {
                     }
                 }
                 try_it().map_err(|e| match short(&e) {
-                    true => Error::OutOfMemory { device: self.label.clone(), need: bytes, available: self.free_bytes() },
+                    true => Error::OutOfMemory {
+                        device: self.label.clone(),
+                        need: bytes,
+                        available: self.free_bytes(),
+                    },
                     false => self.refuse("cuMemAllocFromPoolAsync", e),
                 })
             }
@@ -223,7 +228,8 @@ impl Inner {
         let event = locked(&self.allocated);
         let epoch = self.epoch();
         // SAFETY: an event that was recorded, and a stream of a context of this process.
-        check(unsafe { sys::cuStreamWaitEvent(stream, *event, 0) }).map_err(|e| self.refuse("cuStreamWaitEvent", e))?;
+        check(unsafe { sys::cuStreamWaitEvent(stream, *event, 0) })
+            .map_err(|e| self.refuse("cuStreamWaitEvent", e))?;
         Ok(epoch)
     }
 
@@ -255,8 +261,7 @@ impl Inner {
             let get = |attribute| {
                 let mut value = 0u64;
                 // SAFETY: these attributes are 64-bit numbers.
-                let answer =
-                    unsafe { sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut value).cast()) };
+                let answer = unsafe { sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut value).cast()) };
                 check(answer).map_or(0, |()| value)
             };
             get(RESERVED).saturating_sub(get(USED))
@@ -301,7 +306,8 @@ fn ordinal(index: usize) -> Result<sys::CUdevice> {
     }
     let mut device = 0;
     // SAFETY: writes a number.
-    check(unsafe { sys::cuDeviceGet(&mut device, index as i32) }).map_err(|e| absent(&id, format!("cuDeviceGet: {e}")))?;
+    check(unsafe { sys::cuDeviceGet(&mut device, index as i32) })
+        .map_err(|e| absent(&id, format!("cuDeviceGet: {e}")))?;
     Ok(device)
 }
 
@@ -327,7 +333,8 @@ fn text(bytes: &[std::ffi::c_char]) -> String {
 fn describe(device: sys::CUdevice, index: usize) -> Result<(DeviceInfo, CudaCaps), Refused> {
     use Attribute::*;
     let get = |a| attribute(device, a);
-    let sm = get(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? * 10 + get(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let sm = get(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? * 10
+        + get(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
     let memory_khz = u64::from(get(CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?);
     let width = u64::from(get(CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?);
     let rate = memory_khz * 1000 * 2 * width / 8;
@@ -365,7 +372,14 @@ fn describe(device: sys::CUdevice, index: usize) -> Result<(DeviceInfo, CudaCaps
         let b: Vec<String> = uuid.bytes.iter().map(|&b| format!("{:02x}", b as u8)).collect();
         let part = |r: std::ops::Range<usize>| b[r].concat();
         // as nvidia-smi and NVML write it
-        info.uuid = Some(format!("GPU-{}-{}-{}-{}-{}", part(0..4), part(4..6), part(6..8), part(8..10), part(10..16)));
+        info.uuid = Some(format!(
+            "GPU-{}-{}-{}-{}-{}",
+            part(0..4),
+            part(4..6),
+            part(6..8),
+            part(8..10),
+            part(10..16)
+        ));
     }
     let mut version = 0;
     // SAFETY: writes a number.

@@ -17,7 +17,9 @@ impl std::fmt::Display for Refused {
             // SAFETY: the driver is loaded, or there would be no result of it; it writes a pointer to a static string or null.
             match unsafe { get(self.0, &mut text) } {
                 // SAFETY: a static string of the driver.
-                CUresult::CUDA_SUCCESS if !text.is_null() => unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned(),
+                CUresult::CUDA_SUCCESS if !text.is_null() => {
+                    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+                }
                 _ => format!("CUDA error {}", self.0 as u32),
             }
         };
@@ -71,7 +73,8 @@ pub(crate) fn initialise() -> Result<(), String> {
                 return Err(library::no_driver());
             }
             // SAFETY: the library is there; it may be called any number of times.
-            check(unsafe { sys::cuInit(0) }).map_err(|e| format!("the NVIDIA driver was found, but cuInit says: {e}"))
+            check(unsafe { sys::cuInit(0) })
+                .map_err(|e| format!("the NVIDIA driver was found, but cuInit says: {e}"))
         })
         .clone()
 }

@@ -41,7 +41,12 @@ pub(crate) const NVRTC: Wanted = Wanted {
     first: if cfg!(windows) {
         &[]
     } else {
-        &["libnvrtc-builtins.so.13.0", "libnvrtc-builtins.so.13.1", "libnvrtc-builtins.so.13.2", "libnvrtc-builtins.so"]
+        &[
+            "libnvrtc-builtins.so.13.0",
+            "libnvrtc-builtins.so.13.1",
+            "libnvrtc-builtins.so.13.2",
+            "libnvrtc-builtins.so",
+        ]
     },
     install: "the CUDA toolkit, or `pip install nvidia-cuda-nvrtc`",
 };
@@ -144,7 +149,8 @@ fn folders() -> Vec<Option<PathBuf>> {
 
 /// `site-packages` of the active virtual environment and of every `python3` on the `PATH`.
 fn python_packages() -> Vec<PathBuf> {
-    let mut prefixes: Vec<PathBuf> = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(std::env::var_os).map(PathBuf::from).collect();
+    let mut prefixes: Vec<PathBuf> =
+        ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(std::env::var_os).map(PathBuf::from).collect();
     let path = std::env::var_os("PATH").unwrap_or_default();
     for bin in std::env::split_paths(&path) {
         for name in ["python3", "python"] {

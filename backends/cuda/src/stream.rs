@@ -143,10 +143,12 @@ impl Mark {
         };
         let mut event = std::ptr::null_mut();
         // SAFETY: writes a handle; the context is current.
-        check(unsafe { sys::cuEventCreate(&mut event, flags) }).map_err(|e| core.inner.refuse("cuEventCreate", e))?;
+        check(unsafe { sys::cuEventCreate(&mut event, flags) })
+            .map_err(|e| core.inner.refuse("cuEventCreate", e))?;
         let mark = Mark { core: core.clone(), event, last };
         // SAFETY: an event and a stream of this context.
-        check(unsafe { sys::cuEventRecord(event, core.stream) }).map_err(|e| core.inner.refuse("cuEventRecord", e))?;
+        check(unsafe { sys::cuEventRecord(event, core.stream) })
+            .map_err(|e| core.inner.refuse("cuEventRecord", e))?;
         Ok(mark)
     }
 
@@ -258,7 +260,8 @@ impl CudaStream {
         let mut stream = std::ptr::null_mut();
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: writes a handle; the context is current.
-        check(unsafe { sys::cuStreamCreate(&mut stream, flags) }).map_err(|e| inner.refuse("cuStreamCreate", e))?;
+        check(unsafe { sys::cuStreamCreate(&mut stream, flags) })
+            .map_err(|e| inner.refuse("cuStreamCreate", e))?;
         Self::of(inner, stream, None)
     }
 
@@ -278,7 +281,8 @@ impl CudaStream {
         let mut mark = std::ptr::null_mut();
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
         // SAFETY: writes a handle; the context is current.
-        check(unsafe { sys::cuEventCreate(&mut mark, flags) }).map_err(|e| inner.refuse("cuEventCreate", e))?;
+        check(unsafe { sys::cuEventCreate(&mut mark, flags) })
+            .map_err(|e| inner.refuse("cuEventCreate", e))?;
         let handle = inner.enter(|bit| {
             let mark = Mutex::new(mark);
             Handle { stream, mark, bit: 1 << bit, recording: AtomicBool::new(false) }
@@ -366,8 +370,10 @@ impl CudaStream {
         if from.bytes() > PINNED {
             let mut to = vec![0u8; bytes];
             // SAFETY: both ranges have that size; from pageable memory the driver returns once the copy is done.
-            check(unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), pointer, bytes, self.core.stream) })
-                .map_err(|e| inner.fault(self.last, e))?;
+            check(unsafe {
+                sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), pointer, bytes, self.core.stream)
+            })
+            .map_err(|e| inner.fault(self.last, e))?;
             let mark = Arc::new(Mark::new(&self.core, self.last, false)?);
             return Ok(Later::pending(vec![mark], move || Ok(to)));
         }
@@ -419,8 +425,10 @@ impl Stream for CudaStream {
             return Ok(());
         }
         // SAFETY: within the buffer; of pageable memory the driver takes a copy before it returns.
-        check(unsafe { sys::cuMemcpyHtoDAsync_v2(pointer, from.as_ptr().cast(), from.len(), self.core.stream) })
-            .map_err(|e| self.core.inner.refuse("cuMemcpyHtoDAsync", e))
+        check(unsafe {
+            sys::cuMemcpyHtoDAsync_v2(pointer, from.as_ptr().cast(), from.len(), self.core.stream)
+        })
+        .map_err(|e| self.core.inner.refuse("cuMemcpyHtoDAsync", e))
     }
 
     fn copy(&mut self, to: &Buffer, from: &Buffer) -> Result<()> {
@@ -552,7 +560,8 @@ impl Stream for CudaStream {
 impl Event for Mark {
     fn since(&self, earlier: &dyn Event) -> Pending<Option<Duration>> {
         let earlier: &dyn Any = earlier;
-        let Some(earlier) = earlier.downcast_ref::<Mark>().filter(|e| e.core.inner.id == self.core.inner.id) else {
+        let Some(earlier) = earlier.downcast_ref::<Mark>().filter(|e| e.core.inner.id == self.core.inner.id)
+        else {
             return ready(Ok(None));
         };
         let between = || {

@@ -10,6 +10,7 @@ use perjoule_kernels::Kernel;
 
 /// The rows in order: those of vendors' libraries first, of each op the generic row last.
 pub fn rows() -> impl Iterator<Item = &'static Kernel> {
-    let lists: [&'static [Kernel]; 5] = [vendor::ROWS, hopper::ROWS, matmul::ROWS, attention::ROWS, ops::ROWS];
+    let lists: [&'static [Kernel]; 5] =
+        [vendor::ROWS, hopper::ROWS, matmul::ROWS, attention::ROWS, ops::ROWS];
     lists.into_iter().flatten()
 }

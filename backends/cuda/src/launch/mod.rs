@@ -109,7 +109,17 @@ impl Call<'_> {
             // run it. They are copied before the call returns. What the addresses point to is kept until it is over (`touch`).
             unsafe {
                 sys::cuLaunchKernel(
-                    function.function, gx, gy, gz, bx, by, bz, dims.shared, stream, list.as_mut_ptr(), none,
+                    function.function,
+                    gx,
+                    gy,
+                    gz,
+                    bx,
+                    by,
+                    bz,
+                    dims.shared,
+                    stream,
+                    list.as_mut_ptr(),
+                    none,
                 )
             }
         } else {
@@ -146,7 +156,9 @@ impl Call<'_> {
         check(answer).map_err(|e| match self.stream.inner().alive() {
             Ok(()) => match crate::driver::sticky(e) {
                 true => self.stream.inner().fault(self.kernel, e),
-                false => Error::Fault { kernel: self.kernel, detail: format!("it could not be started: {e}") },
+                false => {
+                    Error::Fault { kernel: self.kernel, detail: format!("it could not be started: {e}") }
+                }
             },
             Err(lost) => lost,
         })

@@ -11,6 +11,9 @@ use perjoule_kernels::{Buffer, DType, Device, Result, Stream};
 use perjoule_shaders::cuda;
 use std::sync::{Mutex, PoisonError};
 
+/// Name of the ceiling of products whose f32 operands are rounded to tf32, which the caller must allow.
+pub const TF32: &str = "tensor_tf32";
+
 /// Arithmetic that is driven to its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Arithmetic {
@@ -35,7 +38,7 @@ impl Arithmetic {
     pub fn name(self) -> &'static str {
         match self {
             Arithmetic::MultiplyAdd => "multiply_add",
-            Arithmetic::Tensor(DType::F32) => "tensor_tf32",
+            Arithmetic::Tensor(DType::F32) => TF32,
             Arithmetic::Tensor(_) => "tensor",
         }
     }

@@ -22,6 +22,8 @@ enum Goal : u32 { GOAL_BEGIN, GOAL_TOP_K, GOAL_TOP_P, GOAL_DRAW, GOAL_INDEX, GOA
 
 struct SampleParams {
     Rows x;
+    // The vectors of this launch begin with this one.
+    u64 first;
     u64 top_k;
     float inverse_temperature, top_p;
     u32 parts, dtype;
@@ -52,7 +54,7 @@ struct State {
     u32 equal;
     // Blocks that have finished the launch.
     u32 finished;
-    u64 unused;
+    u64 unused[2];
 };
 
 // Bits of a logit's number from the top: `digits` of them, 11, 11 and 10 bits.
@@ -96,8 +98,9 @@ DEVICE bool is_last(const SampleParams &p, State &state) {
 extern "C" __global__ void __launch_bounds__(THREADS)
     sample_begin(const __grid_constant__ SampleParams p, const void *__restrict__ x, State *__restrict__ states) {
     __shared__ u64 shared[THREADS / WARP_SIZE];
-    const u32 vector = blockIdx.x / p.parts, at = blockIdx.x - vector * p.parts;
-    State &state = states[vector];
+    const u32 own = blockIdx.x / p.parts, at = blockIdx.x - own * p.parts;
+    const u64 vector = p.first + own;
+    State &state = states[own];
     const Part part(p.x.len, at, p.parts);
     u64 most = 0;
     for_runs<4>(x, p.x.start_of(vector), p.dtype, part.first + threadIdx.x, THREADS, part.end,
@@ -174,14 +177,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 State *__restrict__ states, i32 *__restrict__ ids) {
     __shared__ u32 low[BINS], high[BINS], counts[BINS];
     __shared__ Found found;
-    const u32 vector = blockIdx.x / p.parts;
-    State &state = states[vector];
+    const u32 own = blockIdx.x / p.parts, at = blockIdx.x - own * p.parts;
+    const u64 vector = p.first + own;
+    State &state = states[own];
     u32 goal = state.goal, top = state.top;
     const u32 digit = state.digit, prefix = state.prefix;
     if (goal == GOAL_BEGIN) {
         __shared__ u64 keys[THREADS / WARP_SIZE];
-        const u64 own = threadIdx.x < p.parts ? state.next[threadIdx.x].weight : 0;
-        const u64 best = reduce_row<Max>(own, keys);
+        const u64 key = threadIdx.x < p.parts ? state.next[threadIdx.x].weight : 0;
+        const u64 best = reduce_row<Max>(key, keys);
         top = (u32)(best >> 32);
         const float value = value_of(top);
         // NaN and infinities are taken at once, and so is an only candidate
@@ -199,7 +203,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         return;
     }
     const u64 start = p.x.start_of(vector);
-    const Part part(p.x.len, blockIdx.x - vector * p.parts, p.parts);
+    const Part part(p.x.len, at, p.parts);
     Bin *bins = digit == 0 ? state.first : state.next;
     if (goal == GOAL_INDEX) {
         // equal logits of each part
@@ -210,7 +214,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         equal = reduce_row<Sum>(equal, shared);
         if (threadIdx.x == 0) {
             // parts are no more than threads
-            state.next[blockIdx.x - vector * p.parts].count = equal;
+            state.next[at].count = equal;
         }
     } else {
         for (u32 bin = threadIdx.x; bin < BINS; bin += THREADS) {
@@ -255,19 +259,19 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
         const Part there(p.x.len, which, p.parts);
         const u64 runs = there.end - there.first, each = (runs + THREADS - 1) / THREADS;
-        const u64 own = there.first + (threadIdx.x * each < runs ? threadIdx.x * each : runs);
-        const u64 end = own + each < there.end ? own + each : there.end;
+        const u64 begin = there.first + (threadIdx.x * each < runs ? threadIdx.x * each : runs);
+        const u64 end = begin + each < there.end ? begin + each : there.end;
         u32 equal = 0;
-        for_runs<1>(x, start, p.dtype, own, 1, end,
+        for_runs<1>(x, start, p.dtype, begin, 1, end,
                     [&equal, prefix](float value, u64) { equal += ordered(value) == prefix; });
-        u32 at = scan_block<Sum>(equal, shared) - equal;
-        if (at <= wanted && wanted < at + equal) {
-            for_runs<1>(x, start, p.dtype, own, 1, end, [&](float value, u64 index) {
+        u32 before = scan_block<Sum>(equal, shared) - equal;
+        if (before <= wanted && wanted < before + equal) {
+            for_runs<1>(x, start, p.dtype, begin, 1, end, [&](float value, u64 index) {
                 if (ordered(value) == prefix) {
-                    if (at == wanted) {
+                    if (before == wanted) {
                         ids[vector] = (i32)index;
                     }
-                    at++;
+                    before++;
                 }
             });
         }

@@ -23,9 +23,17 @@ sources! {
     LAYOUT = "cuda/common/layout.cuh";
     /// Slots of any content, cut to what they may be.
     SLOTS = "cuda/common/slots.cuh";
+    /// Behind the sums of products.
+    EPILOGUE = "cuda/common/epilogue.cuh";
+    /// Transaction barriers, tensor copies, clusters.
+    HOPPER = "cuda/common/hopper.cuh";
+    /// Products of a warpgroup.
+    WGMMA = "cuda/common/wgmma.cuh";
 }
 
 sources! {
     /// Files that are compiled.
     SOURCES:
+    /// Matrix products for Hopper.
+    MATMUL_HOPPER = "cuda/matmul/hopper.cu";
 }

@@ -15,17 +15,19 @@ macro_rules! sources {
 sources! {
     /// What kernels include.
     HEADERS:
-    /// Elements of every type.
-    ELEMENT = "cuda/common/element.cuh";
     /// Reductions of warps and blocks.
     BLOCK = "cuda/common/block.cuh";
+    /// Elements of every type.
+    ELEMENT = "cuda/common/element.cuh";
+    /// Behind the sums of products.
+    EPILOGUE = "cuda/common/epilogue.cuh";
+    /// Transaction barriers, tensor copies, clusters.
+    HOPPER = "cuda/common/hopper.cuh";
     /// Where vectors and caches lie.
     LAYOUT = "cuda/common/layout.cuh";
     /// Slots of any content, cut to what they may be.
     SLOTS = "cuda/common/slots.cuh";
-    /// Hopper's asynchronous copies, barriers and clusters.
-    HOPPER = "cuda/common/hopper.cuh";
-    /// Hopper's matrix multiply-accumulate.
+    /// Products of a warpgroup.
     WGMMA = "cuda/common/wgmma.cuh";
 }
 
@@ -36,4 +38,6 @@ sources! {
     CEILING_ARITHMETIC = "cuda/ceiling/arithmetic.cu";
     /// Memory driven to its limit.
     CEILING_MEMORY = "cuda/ceiling/memory.cu";
+    /// Matrix products for Hopper.
+    MATMUL_HOPPER = "cuda/matmul/hopper.cu";
 }

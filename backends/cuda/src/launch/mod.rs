@@ -1,5 +1,7 @@
 //! Bodies of the rows, one file an op: what each launches, with which grid, on what.
 
+pub(crate) mod hopper;
+
 use crate::compile::{Function, Module};
 use crate::device::{CudaDevice, Inner};
 use crate::driver::check;

@@ -23,6 +23,22 @@ sources! {
     LAYOUT = "cuda/common/layout.cuh";
     /// Slots of any content, cut to what they may be.
     SLOTS = "cuda/common/slots.cuh";
+    /// How element-wise kernels share vectors out.
+    TILE = "cuda/common/tile.cuh";
+    /// Exponentials, activations, sines.
+    MATH = "cuda/common/math.cuh";
+    /// What the kernels of norms share.
+    NORM_COMMON = "cuda/norm/common.cuh";
+    /// What the kernels of softmax share.
+    SOFTMAX_COMMON = "cuda/softmax/common.cuh";
+    /// What kernels that rotate share.
+    ROPE_COMMON = "cuda/rope/common.cuh";
+    /// Writing into KV caches.
+    CACHE = "cuda/kv_append/cache.cuh";
+    /// What the kernels of the fused norm, rotation and append share.
+    QK_COMMON = "cuda/qk_norm_rope_append/common.cuh";
+    /// Logits in order.
+    ORDER = "cuda/argmax/common.cuh";
     /// Hopper's asynchronous copies, barriers and clusters.
     HOPPER = "cuda/common/hopper.cuh";
     /// Hopper's matrix multiply-accumulate.
@@ -36,4 +52,44 @@ sources! {
     CEILING_ARITHMETIC = "cuda/ceiling/arithmetic.cu";
     /// Memory driven to its limit.
     CEILING_MEMORY = "cuda/ceiling/memory.cu";
+    /// Norms, a vector in the registers of a block.
+    NORM_REGISTERS = "cuda/norm/registers.cu";
+    /// Norms of any vectors.
+    NORM_ROWS = "cuda/norm/rows.cu";
+    /// Softmax, a vector in the registers of a block.
+    SOFTMAX_REGISTERS = "cuda/softmax/registers.cu";
+    /// Softmax of any vectors.
+    SOFTMAX_ROWS = "cuda/softmax/rows.cu";
+    /// Addition.
+    ADD_ROWS = "cuda/add/rows.cu";
+    /// Gated activations.
+    GATED_ROWS = "cuda/gated/rows.cu";
+    /// Conversions.
+    CAST_ROWS = "cuda/cast/rows.cu";
+    /// Sums of experts' results.
+    COMBINE_ROWS = "cuda/combine/rows.cu";
+    /// Rows of a table.
+    EMBED_ROWS = "cuda/embed/rows.cu";
+    /// Rotary positions.
+    ROPE_PAIRS = "cuda/rope/pairs.cu";
+    /// Keys and values into caches.
+    KV_APPEND_ROWS = "cuda/kv_append/rows.cu";
+    /// Lengths and positions of a step.
+    ADVANCE_SLOTS = "cuda/advance/slots.cu";
+    /// Norm, rotation and append, a head in the registers of a few lanes.
+    QK_REGISTERS = "cuda/qk_norm_rope_append/registers.cu";
+    /// Norm, rotation and append of any heads.
+    QK_HEADS = "cuda/qk_norm_rope_append/heads.cu";
+    /// The largest element.
+    ARGMAX_PARTS = "cuda/argmax/parts.cu";
+    /// Sampling.
+    SAMPLE_SELECT = "cuda/sample/select.cu";
+    /// Choice of experts.
+    ROUTE_EXPERTS = "cuda/route/experts.cu";
+    /// Quantising with scales beside the codes.
+    QUANTISE_SCALES = "cuda/quantise/scales.cu";
+    /// Quantising to block formats.
+    QUANTISE_BLOCKS = "cuda/quantise/blocks.cu";
+    /// Copies.
+    COPY_BYTES = "cuda/copy/bytes.cu";
 }

@@ -598,18 +598,38 @@ DEVICE void multiply_packed(Sum (&sum)[MATS][TILES], const Unit &unit, const Act
 
 // ---- the kernel ----
 
-// The experts that have positions, in order: `index` counts them.
-DEVICE bool find_expert(const i32 *offsets, u32 experts, i32 rows, u32 index, u32 &expert, i32 &from, i32 &to) {
-    i32 end = 0;
-    for (u32 e = 0; e < experts; e++) {
-        const i32 first = offsets[e], last = offsets[e + 1];
-        from = first < end ? end : first < rows ? first : rows;
-        to = last < from ? from : last < rows ? last : rows;
-        end = to;
-        if (from < to && index-- == 0) {
-            expert = e;
+// The expert that is number `index` among those that have positions, as perjoule_kernels::op::slots::Segments has them; a warp looks at 32
+// at once.
+DEVICE bool find_expert(const i32 *offsets, u32 experts, i32 rows, u32 index, u32 lane, u32 &expert, i32 &from, i32 &to) {
+    i32 before = 0;
+    for (u32 base = 0; base < experts; base += 32) {
+        const u32 e = base + lane;
+        // offsets that go down count as if they stayed
+        i32 first = e < experts ? offsets[e] : 0;
+        first = first > before ? first : before;
+#pragma unroll
+        for (u32 distance = 1; distance < 32; distance *= 2) {
+            const i32 other = __shfl_up_sync(~0u, first, distance);
+            first = lane >= distance && other > first ? other : first;
+        }
+        before = __shfl_sync(~0u, first, 31);
+        i32 last = e < experts ? offsets[e + 1] : 0;
+        last = last > first ? last : first;
+        first = first < rows ? first : rows;
+        last = last < rows ? last : rows;
+        const u32 busy = __ballot_sync(~0u, e < experts && first < last);
+        if (index < (u32)__popc(busy)) {
+            u32 left = busy;
+            for (; index > 0; index--) {
+                left &= left - 1;
+            }
+            const int which = __ffs((int)left) - 1;
+            expert = base + which;
+            from = __shfl_sync(~0u, first, which);
+            to = __shfl_sync(~0u, last, which);
             return true;
         }
+        index -= __popc(busy);
     }
     return false;
 }
@@ -640,7 +660,7 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
     }
     u32 expert = 0;
     i32 from = 0, to = (i32)p.m;
-    if (GROUPED && !find_expert(offsets, p.experts, (i32)p.rows, blockIdx.y, expert, from, to)) {
+    if (GROUPED && !find_expert(offsets, p.experts, (i32)p.rows, blockIdx.y, lane, expert, from, to)) {
         return; // all blocks of a cluster have the same blockIdx.y
     }
     Source source[MATS];

@@ -23,9 +23,17 @@ sources! {
     LAYOUT = "cuda/common/layout.cuh";
     /// Slots of any content, cut to what they may be.
     SLOTS = "cuda/common/slots.cuh";
+    /// Hopper's asynchronous copies, barriers and clusters.
+    HOPPER = "cuda/common/hopper.cuh";
+    /// Hopper's matrix multiply-accumulate.
+    WGMMA = "cuda/common/wgmma.cuh";
 }
 
 sources! {
     /// Files that are compiled.
     SOURCES:
+    /// Arithmetic driven to its limit.
+    CEILING_ARITHMETIC = "cuda/ceiling/arithmetic.cu";
+    /// Memory driven to its limit.
+    CEILING_MEMORY = "cuda/ceiling/memory.cu";
 }

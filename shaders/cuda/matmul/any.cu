@@ -6,9 +6,8 @@
 // read along whichever dimension is contiguous in memory. Sums of i8 are exact and wrap as i32 does.
 
 #include "common/element.cuh"
-#include "common/epilogue.cuh"
+#include "common/product.cuh"
 
-enum Granularity : u32 { SCALE_NONE, SCALE_TENSOR, SCALE_VECTOR, SCALE_GROUP };
 
 // Strides in elements.
 struct Matrix {
@@ -167,7 +166,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) matmul_any(const __grid
                 if (p.has_bias) {
                     value += load_element(bias, (u64)n, p.bias_dtype);
                 }
-                value = product_activation(p.activation, value);
+                value = activate(value, p.activation);
                 if (p.has_residual) {
                     value += load_element(residual, (u64)(batch * p.residual.batch + r * p.residual.row + n * p.residual.col), p.residual_dtype);
                 }
@@ -214,7 +213,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gated_any(const __grid_
             if (p.has_up_bias) {
                 u += load_element(up_bias, (u64)n, p.bias_dtype);
             }
-            store_element(c, (u64)(r * p.c.row + n), p.c_dtype, product_gate(p.gate, p.alpha, p.limit, g, u));
+            store_element(c, (u64)(r * p.c.row + n), p.c_dtype, gate_by(p.gate, p.alpha, p.limit, g, u));
         }
     }
 }
@@ -277,7 +276,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) grouped_any(const __gri
                     if (p.has_bias) {
                         value += load_element(bias, (u64)(expert * p.n + n), p.bias_dtype);
                     }
-                    store_element(c, (u64)at, p.c_dtype, product_activation(p.activation, value));
+                    store_element(c, (u64)at, p.c_dtype, activate(value, p.activation));
                 }
             }
             __syncthreads();

@@ -13,7 +13,7 @@
 // Defines: WEIGHT, MATH, PIECES, TILES, KWARPS, GATED, GROUPED, GROUP_SCALES.
 
 #include "common/element.cuh"
-#include "common/epilogue.cuh"
+#include "common/product.cuh"
 #include "matmul/skinny.cuh"
 
 // Values of WEIGHT.
@@ -81,7 +81,6 @@ struct Params {
     u32 experts, rows, a_rows, a_divisor;
 };
 
-enum Granularity : u32 { SCALE_NONE, SCALE_TENSOR, SCALE_VECTOR, SCALE_GROUP };
 
 // ---- instructions ----
 
@@ -783,7 +782,7 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
                     if (p.has_up_bias) {
                         other += load_element(up_bias, n, p.bias_dtype);
                     }
-                    store_element(c, (u64)at_c, p.c_dtype, product_gate(p.gate, p.alpha, p.limit, gate, other));
+                    store_element(c, (u64)at_c, p.c_dtype, gate_by(p.gate, p.alpha, p.limit, gate, other));
                     continue;
                 }
                 if (INTEGERS && p.c_dtype == DTYPE_I32) {
@@ -801,7 +800,7 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
                 if (p.has_bias) {
                     v += load_element(bias, (u64)expert * p.n + n, p.bias_dtype);
                 }
-                v = product_activation(p.activation, v);
+                v = activate(v, p.activation);
                 if (p.has_residual) {
                     v += load_element(residual, (u64)(row * p.residual_row + n * p.residual_col), p.residual_dtype);
                 }

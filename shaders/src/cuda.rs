@@ -23,6 +23,10 @@ sources! {
     LAYOUT = "cuda/common/layout.cuh";
     /// Slots of any content, cut to what they may be.
     SLOTS = "cuda/common/slots.cuh";
+    /// Gates of pairs of products, granularity of scales.
+    PRODUCT = "cuda/common/product.cuh";
+    /// Weights as registers and fragments.
+    MATMUL_SKINNY_WEIGHTS = "cuda/matmul/skinny.cuh";
     /// Hopper's asynchronous copies, barriers and clusters.
     HOPPER = "cuda/common/hopper.cuh";
     /// Hopper's matrix multiply-accumulate.
@@ -32,6 +36,12 @@ sources! {
 sources! {
     /// Files that are compiled.
     SOURCES:
+    /// Products of everything that the ops allow.
+    MATMUL_ANY = "cuda/matmul/any.cu";
+    /// Products of few rows with weights.
+    MATMUL_SKINNY = "cuda/matmul/skinny.cu";
+    /// Block formats in panels of 16 columns.
+    PACK_PANELS = "cuda/pack/panels.cu";
     /// Arithmetic driven to its limit.
     CEILING_ARITHMETIC = "cuda/ceiling/arithmetic.cu";
     /// Memory driven to its limit.

@@ -498,7 +498,7 @@ DEVICE void multiply_plain(const Params &p, Sum (&sum)[MATS][TILES], const Unit 
         }
         if (GROUP_SCALES && (i + 1) * PER % 128 == 0) {
             // both groups are multiples of 128
-            const i64 at = (i64)groups.k0 + k + i * PER;
+            const i64 at = (i64)groups.k0 + k + i * PER / 128 * 128;
 #pragma unroll
             for (int mat = 0; mat < MATS; mat++) {
 #pragma unroll

@@ -15,35 +15,41 @@ macro_rules! sources {
 sources! {
     /// What kernels include.
     HEADERS:
-    /// Elements of every type.
-    ELEMENT = "cuda/common/element.cuh";
     /// Reductions of warps and blocks.
     BLOCK = "cuda/common/block.cuh";
+    /// Elements of every type.
+    ELEMENT = "cuda/common/element.cuh";
+    /// Behind the sums of products.
+    EPILOGUE = "cuda/common/epilogue.cuh";
+    /// Transaction barriers, tensor copies, clusters.
+    HOPPER = "cuda/common/hopper.cuh";
     /// Where vectors and caches lie.
     LAYOUT = "cuda/common/layout.cuh";
-    /// Slots of any content, cut to what they may be.
-    SLOTS = "cuda/common/slots.cuh";
-    /// Gates of pairs of products, granularity of scales.
-    PRODUCT = "cuda/common/product.cuh";
+    /// Functions of f32.
+    MATH = "cuda/common/math.cuh";
     /// Weights as registers and fragments.
     MATMUL_SKINNY_WEIGHTS = "cuda/matmul/skinny.cuh";
-    /// Hopper's asynchronous copies, barriers and clusters.
-    HOPPER = "cuda/common/hopper.cuh";
-    /// Hopper's matrix multiply-accumulate.
+    /// Gates of pairs of products, granularity of scales.
+    PRODUCT = "cuda/common/product.cuh";
+    /// Slots of any content, cut to what they may be.
+    SLOTS = "cuda/common/slots.cuh";
+    /// Products of a warpgroup.
     WGMMA = "cuda/common/wgmma.cuh";
 }
 
 sources! {
     /// Files that are compiled.
     SOURCES:
-    /// Products of everything that the ops allow.
-    MATMUL_ANY = "cuda/matmul/any.cu";
-    /// Products of few rows with weights.
-    MATMUL_SKINNY = "cuda/matmul/skinny.cu";
-    /// Block formats in panels of 16 columns.
-    PACK_PANELS = "cuda/pack/panels.cu";
     /// Arithmetic driven to its limit.
     CEILING_ARITHMETIC = "cuda/ceiling/arithmetic.cu";
     /// Memory driven to its limit.
     CEILING_MEMORY = "cuda/ceiling/memory.cu";
+    /// Products of everything that the ops allow.
+    MATMUL_ANY = "cuda/matmul/any.cu";
+    /// Matrix products for Hopper.
+    MATMUL_HOPPER = "cuda/matmul/hopper.cu";
+    /// Products of few rows with weights.
+    MATMUL_SKINNY = "cuda/matmul/skinny.cu";
+    /// Block formats in panels of 16 columns.
+    PACK_PANELS = "cuda/pack/panels.cu";
 }

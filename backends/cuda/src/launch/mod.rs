@@ -1,5 +1,6 @@
 //! Bodies of the rows, one file an op: what each launches, with which grid, on what.
 
+pub(crate) mod hopper;
 pub(crate) mod matmul;
 pub(crate) mod pack;
 

@@ -1,10 +1,8 @@
 //! Matrix products for every GPU, and for the tensor cores of sm_80 and later.
 
-use crate::launch::matmul::skinny::{BF16, F8E4M3, F16, I8, MXFP4, Q4_0, Q4_K, Q6_K, Q8_0, packed, plain};
 use crate::launch::matmul::any;
-use crate::launch::pack::{
-    self, PANELS16_MXFP4, PANELS16_Q4_0, PANELS16_Q4_K, PANELS16_Q6_K, PANELS16_Q8_0,
-};
+use crate::launch::matmul::skinny::{BF16, F8E4M3, F16, I8, MXFP4, Q4_0, Q4_K, Q6_K, Q8_0, packed, plain};
+use crate::launch::pack::{self, PANELS16_MXFP4, PANELS16_Q4_0, PANELS16_Q4_K, PANELS16_Q6_K, PANELS16_Q8_0};
 use perjoule_kernels::{Kernel, Numerics};
 
 /// The dtype in a name is that of B: A and C are any that the row says.

@@ -161,7 +161,9 @@ pub(crate) fn cost(candidate: &Candidate<'_>) -> f32 {
     let speed = speed(candidate);
     let tiles = match candidate.op {
         Op::MatMul(m) => m.batch as f32 * (m.m.div_ceil(TILE) * m.n.div_ceil(TILE)) as f32 * m.k as f32,
-        Op::GatedMatMul(g) => 2.0 * (g.gate.m.div_ceil(TILE) * g.gate.n.div_ceil(TILE)) as f32 * g.gate.k as f32,
+        Op::GatedMatMul(g) => {
+            2.0 * (g.gate.m.div_ceil(TILE) * g.gate.n.div_ceil(TILE)) as f32 * g.gate.k as f32
+        }
         Op::GroupedMatMul(g) => {
             let groups = g.experts.min(g.rows).max(g.rows.div_ceil(TILE));
             (groups * g.n.div_ceil(TILE)) as f32 * g.k as f32
@@ -226,7 +228,16 @@ impl Body for Any {
             Kind::Plain => call.start(
                 &self.function,
                 dims,
-                &[p, param(&a), param(&b), param(&a_scale), param(&b_scale), param(&bias), param(&residual), param(&c)],
+                &[
+                    p,
+                    param(&a),
+                    param(&b),
+                    param(&a_scale),
+                    param(&b_scale),
+                    param(&bias),
+                    param(&residual),
+                    param(&c),
+                ],
             ),
             Kind::Gated => call.start(
                 &self.function,

@@ -218,8 +218,20 @@ struct Plan {
 /// Elements of k that a warp loads at once.
 fn unit(b: DType, mats: usize) -> usize {
     match b {
-        DType::BF16 | DType::F16 => if mats == 1 { 128 } else { 64 },
-        DType::F8E4M3 | DType::I8 => if mats == 1 { 256 } else { 128 },
+        DType::BF16 | DType::F16 => {
+            if mats == 1 {
+                128
+            } else {
+                64
+            }
+        }
+        DType::F8E4M3 | DType::I8 => {
+            if mats == 1 {
+                256
+            } else {
+                128
+            }
+        }
         DType::Q4_0 | DType::MxFp4 if mats == 1 => 256,
         _ => step(b).0,
     }
@@ -230,7 +242,10 @@ fn plan(form: &Form, math: Math, caps: &CudaCaps) -> Option<Plan> {
     let rows = form.rows().max(1);
     let most = if form.grouped.is_some() { 2 } else { 8 };
     let wanted = [1, 2, 4, 8].into_iter().find(|t| t * 8 >= rows).unwrap_or(8).min(most);
-    [8, 4, 2, 1].into_iter().filter(|tiles| *tiles <= wanted).find_map(|tiles| plan_of(form, math, caps, tiles))
+    [8, 4, 2, 1]
+        .into_iter()
+        .filter(|tiles| *tiles <= wanted)
+        .find_map(|tiles| plan_of(form, math, caps, tiles))
 }
 
 fn plan_of(form: &Form, math: Math, caps: &CudaCaps, tiles: usize) -> Option<Plan> {
@@ -258,12 +273,14 @@ fn plan_of(form: &Form, math: Math, caps: &CudaCaps, tiles: usize) -> Option<Pla
     };
     // a kilobyte is the system's, and some is static
     let resident = if tiles <= 2 { 2 } else { 1 };
-    let limit = (caps.shared as usize).min(caps.shared_of_multiprocessor as usize / resident).saturating_sub(2048);
+    let limit =
+        (caps.shared as usize).min(caps.shared_of_multiprocessor as usize / resident).saturating_sub(2048);
     let most = (caps.shared as usize).saturating_sub(1024);
     let slots = caps.multiprocessors as usize * resident;
     let mut parts = 1;
     let clusters = caps.sm >= 90;
-    let work = |parts: usize| panels * parts * form.grouped.map_or(1, |(experts, rows)| experts.min(rows).max(1));
+    let work =
+        |parts: usize| panels * parts * form.grouped.map_or(1, |(experts, rows)| experts.min(rows).max(1));
     while clusters && parts < 8 {
         let (bytes, _) = shared(parts);
         let staged = tokens * units.div_ceil(parts) * unit * form.a.dtype.block_bytes();
@@ -290,7 +307,9 @@ fn plan_of(form: &Form, math: Math, caps: &CudaCaps, tiles: usize) -> Option<Pla
 
 fn reject<const WEIGHT: usize>(candidate: &Candidate<'_>) -> Option<Reason> {
     let weight = WEIGHTS[WEIGHT];
-    let Some(form) = Form::of(candidate.op) else { return Some(Reason::new("multiplies one pair of matrices")) };
+    let Some(form) = Form::of(candidate.op) else {
+        return Some(Reason::new("multiplies one pair of matrices"));
+    };
     let Some(caps) = candidate.info.caps::<CudaCaps>().filter(|caps| caps.sm >= 80) else {
         return Some(Reason::lacking("needs compute capability 8.0"));
     };
@@ -534,8 +553,7 @@ impl Body for Skinny {
         let (a_scale, b_scale) = (at(places.a_scale), at(places.b_scale));
         let (up, bias, up_bias, residual) =
             (at(places.up), at(places.bias), at(places.up_bias), at(places.residual));
-        let (offsets, order) =
-            if self.grouped { (call.operand(2), call.operand(3)) } else { (0, 0) };
+        let (offsets, order) = if self.grouped { (call.operand(2), call.operand(3)) } else { (0, 0) };
         call.start(
             &self.function,
             self.dims,

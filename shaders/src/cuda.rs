@@ -23,20 +23,24 @@ sources! {
     ELEMENT = "cuda/common/element.cuh";
     /// Behind the sums of products.
     EPILOGUE = "cuda/common/epilogue.cuh";
-    /// Hopper's asynchronous copies, barriers and clusters.
+    /// Transaction barriers, tensor copies, clusters.
     HOPPER = "cuda/common/hopper.cuh";
     /// Where vectors and caches lie.
     LAYOUT = "cuda/common/layout.cuh";
-    /// Exponentials, activations, sines.
+    /// Functions of f32.
     MATH = "cuda/common/math.cuh";
+    /// Gates of pairs of products, granularity of scales.
+    PRODUCT = "cuda/common/product.cuh";
     /// Slots of any content, cut to what they may be.
     SLOTS = "cuda/common/slots.cuh";
     /// How element-wise kernels share vectors out.
     TILE = "cuda/common/tile.cuh";
-    /// Hopper's matrix multiply-accumulate.
+    /// Products of a warpgroup.
     WGMMA = "cuda/common/wgmma.cuh";
     /// Writing into KV caches.
     CACHE = "cuda/kv_append/cache.cuh";
+    /// Weights as registers and fragments.
+    MATMUL_SKINNY_WEIGHTS = "cuda/matmul/skinny.cuh";
     /// What the kernels of norms share.
     NORM_COMMON = "cuda/norm/common.cuh";
     /// What the kernels of the fused norm, rotation and append share.
@@ -72,12 +76,18 @@ sources! {
     GATED_ROWS = "cuda/gated/rows.cu";
     /// Keys and values into caches.
     KV_APPEND_ROWS = "cuda/kv_append/rows.cu";
+    /// Products of everything that the ops allow.
+    MATMUL_ANY = "cuda/matmul/any.cu";
     /// Matrix products for Hopper.
     MATMUL_HOPPER = "cuda/matmul/hopper.cu";
+    /// Products of few rows with weights.
+    MATMUL_SKINNY = "cuda/matmul/skinny.cu";
     /// Norms, a vector in the registers of a block.
     NORM_REGISTERS = "cuda/norm/registers.cu";
     /// Norms of any vectors.
     NORM_ROWS = "cuda/norm/rows.cu";
+    /// Block formats in panels of 16 columns.
+    PACK_PANELS = "cuda/pack/panels.cu";
     /// Norm, rotation and append of any heads.
     QK_HEADS = "cuda/qk_norm_rope_append/heads.cu";
     /// Norm, rotation and append, a head in the registers of a few lanes.

@@ -12,6 +12,8 @@ pub(crate) mod rows;
 pub(crate) mod sample;
 pub(crate) mod softmax;
 mod steps;
+pub(crate) mod matmul;
+pub(crate) mod pack;
 
 use crate::compile::{Function, Module};
 use crate::device::{CudaDevice, Inner};

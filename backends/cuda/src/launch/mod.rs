@@ -1,10 +1,12 @@
 //! Bodies of the rows, one file an op: what each launches, with which grid, on what.
 
-pub(crate) mod hopper;
 pub(crate) mod argmax;
 pub(crate) mod elementwise;
+pub(crate) mod hopper;
 pub(crate) mod kv;
+pub(crate) mod matmul;
 pub(crate) mod norm;
+pub(crate) mod pack;
 pub(crate) mod quantise;
 pub(crate) mod rope;
 pub(crate) mod route;
@@ -12,8 +14,6 @@ pub(crate) mod rows;
 pub(crate) mod sample;
 pub(crate) mod softmax;
 mod steps;
-pub(crate) mod matmul;
-pub(crate) mod pack;
 
 use crate::compile::{Function, Module};
 use crate::device::{CudaDevice, Inner};

@@ -118,7 +118,8 @@ pub(super) fn shape(vectors: usize, runs: usize, multiprocessors: usize) -> (usi
     let few = vectors <= 2 * multiprocessors;
     let wanted = if few { 1 } else { 2 };
     let warps = |items: usize| runs.div_ceil(items).div_ceil(32).max(1) * 32;
-    let items = [1, 2, 4].into_iter().find(|&i| i >= wanted && warps(i) <= MOST_THREADS).unwrap_or(MOST_ITEMS);
+    let items =
+        [1, 2, 4].into_iter().find(|&i| i >= wanted && warps(i) <= MOST_THREADS).unwrap_or(MOST_ITEMS);
     let threads = warps(items);
     let beside = if few { 1 } else { (128 / threads).max(1) };
     (items, threads, beside)
@@ -134,7 +135,8 @@ pub(crate) fn refuse_registers(candidate: &Candidate<'_>) -> Option<Reason> {
         return Some(Reason::new("a vector is longer than the registers of a block"));
     }
     let residual = norm.residual.iter().flat_map(|r| [r.rows, r.sum]);
-    let mut views = residual.chain([norm.x]).map(|rows| (rows, norm.x_dtype)).chain([(norm.out, norm.out_dtype)]);
+    let mut views =
+        residual.chain([norm.x]).map(|rows| (rows, norm.x_dtype)).chain([(norm.out, norm.out_dtype)]);
     views.find_map(|(rows, dtype)| whole_runs(rows, dtype, run))
 }
 

@@ -93,7 +93,8 @@ pub(super) fn whole_runs(rows: Rows, dtype: DType, run: usize) -> Option<Reason>
         return Some(Reason::new("the length of vectors is no multiple of what a thread takes"));
     }
     let access = (run * dtype.block_bytes()).min(16);
-    let aligned = |count: usize, stride: usize| count <= 1 || (stride * dtype.block_bytes()).is_multiple_of(access);
+    let aligned =
+        |count: usize, stride: usize| count <= 1 || (stride * dtype.block_bytes()).is_multiple_of(access);
     let all = aligned(rows.outer, rows.outer_stride) && aligned(rows.inner, rows.inner_stride);
     (!all).then(|| Reason::new("vectors do not begin at multiples of 16 bytes"))
 }

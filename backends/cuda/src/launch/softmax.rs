@@ -23,7 +23,14 @@ struct SoftmaxParams {
 
 fn params(op: &Softmax) -> SoftmaxParams {
     let Softmax { x, dtype, out, out_dtype, scale } = *op;
-    SoftmaxParams { x: x.into(), out: out.into(), scale, dtype: id(dtype), out_dtype: id(out_dtype), unused: 0 }
+    SoftmaxParams {
+        x: x.into(),
+        out: out.into(),
+        scale,
+        dtype: id(dtype),
+        out_dtype: id(out_dtype),
+        unused: 0,
+    }
 }
 
 /// Most elements that a block holds, in runs: 4 of each of 1024 threads.

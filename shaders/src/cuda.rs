@@ -23,9 +23,15 @@ sources! {
     LAYOUT = "cuda/common/layout.cuh";
     /// Slots of any content, cut to what they may be.
     SLOTS = "cuda/common/slots.cuh";
+    /// Masks of attention, and a row by its definition.
+    ATTENTION_COMMON = "cuda/attention/common.cuh";
 }
 
 sources! {
     /// Files that are compiled.
     SOURCES:
+    /// Attention of every form.
+    ATTENTION_GENERIC = "cuda/attention/generic.cu";
+    /// Attention by mma.sync, keys split over blocks.
+    ATTENTION_MMA = "cuda/attention/mma.cu";
 }

@@ -16,9 +16,11 @@
 // Defines: HEAD_DIM, MT, WM, WN, KEYS, STAGES, CLUSTER, RESIDENT (blocks of a multiprocessor), TYPE (f16 or bf16) and TYPE_NAME ("f16" or "bf16"); SCORES = 1 where scores are
 // more than scaled by a positive number.
 #include "attention/common.cuh"
+#include "common/hopper.cuh"
 
 static constexpr int D = HEAD_DIM, ROWS = 16 * MT * WM, WARPS = WM * WN, THREADS = 32 * WARPS;
 static constexpr int CHUNKS = D / 8; // of 16 bytes in a vector
+static_assert(KEYS <= 32, "a lane knows the place of one key");
 static constexpr u32 HALF_BYTES = KEYS * D * 2, STAGE_BYTES = 2 * HALF_BYTES;
 static constexpr u32 RING_BYTES = WN * STAGES * STAGE_BYTES;
 // a group's results, and their tops and sums
@@ -106,6 +108,17 @@ DEVICE void store_remote(u32 at, u32 rank, float x, float y) {
                  : "memory");
 }
 
+// A slot as it is now, which may be about to change: good for hints only.
+DEVICE i32 glance(const i32 *from) {
+    i32 value;
+    asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+    return value;
+}
+
+DEVICE void prefetch(const u8 *from) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "n"(D * 2) : "memory");
+}
+
 // What a block computes.
 struct Unit {
     Sequence s;
@@ -183,8 +196,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     // tiles outermost: the last ones see the most keys
     const u32 pair = index % (kv_heads * (u32)p.batch);
     u.kv_head = (i32)(pair % kv_heads);
-    u.s = sequence_of(p, kv_len, q_offsets, (i32)(pair / kv_heads));
     u.row = (i32)(tiles - 1 - index / (kv_heads * (u32)p.batch)) * ROWS;
+#if EARLY
+    // while the kernel before this one ends, what will be read is brought into the second-level cache
+    grid_dependency_release();
+    {
+        const i32 b = (i32)(pair / kv_heads), length = min(max(glance(kv_len + b), 0), p.capacity);
+        const i32 from = p.window > 0 ? (i32)max((i64)length - p.q_len - p.window, (i64)0) : 0;
+        const i32 blocks = (length - from + KEYS - 1) / KEYS;
+        const i32 first = (i32)((i64)blocks * u.split / p.splits), last = (i32)((i64)blocks * (u.split + 1) / p.splits);
+        for (i32 key = from + first * KEYS + (i32)threadIdx.x; key < min(from + min(last, first + AHEAD * WN) * KEYS, length); key += THREADS) {
+            i64 at = b * p.kv_batch + key * p.kv_token;
+            if (table) {
+                const i32 block = glance(table + (i64)b * p.table_width + key / p.block);
+                at = block < 0 || block >= p.blocks ? 0 : block * p.kv_batch + key % p.block * p.kv_token;
+            }
+            at += u.kv_head * p.kv_head;
+            prefetch(static_cast<const u8 *>(k) + 2 * at);
+            prefetch(static_cast<const u8 *>(v) + 2 * at);
+        }
+    }
+    grid_dependency_wait();
+#endif
+    u.s = sequence_of(p, kv_len, q_offsets, (i32)(pair / kv_heads));
     u.rows = min(u.s.n * p.group - u.row, ROWS);
     if (u.rows <= 0) {
         return;
@@ -477,6 +511,10 @@ extern "C" __global__ void __launch_bounds__(128)
                       const i32 *__restrict__ kv_len, const i32 *__restrict__ q_offsets, const i32 *__restrict__ table,
                       const float *__restrict__ sinks, void *__restrict__ out, const float *__restrict__ parts) {
     const Operands o = {q, k, v, kv_len, q_offsets, table, sinks, out};
+#if EARLY
+    grid_dependency_release();
+    grid_dependency_wait();
+#endif
     const u32 index = blockIdx.x / (ROWS / 4), row = blockIdx.x % (ROWS / 4) * 4 + threadIdx.x / 32;
     const u32 kv_heads = (u32)(p.heads / p.group), pair = index % (kv_heads * (u32)p.batch);
     Unit u;

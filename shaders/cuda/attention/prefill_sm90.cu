@@ -56,6 +56,12 @@ template <int COUNT> DEVICE void settle(float (&d)[COUNT]) {
     }
 }
 
+// Keeps what a sum of weights depends on above the waits that follow, behind which the assembler would schedule it: the instruction is
+// never executed, but has its place.
+DEVICE void stay_above(float sum) {
+    asm volatile("{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p nanosleep.u32 0;\n}" ::"f"(sum) : "memory");
+}
+
 // A work item: a block of queries of a sequence and head, and the tiles of keys that any of them sees.
 struct Item {
     Sequence s;
@@ -179,13 +185,13 @@ DEVICE void multiply_keys(const Consumer &c, float (&scores)[N / 2]) {
     wgmma_commit();
 }
 
-DEVICE void multiply_values(const Consumer &c, float (&values)[D / 2], const u32 (&weights)[N / 4], bool accumulate) {
+DEVICE void multiply_values(const Consumer &c, float (&values)[D / 2], const u32 (&weights)[N / 4]) {
     wgmma_fence();
     const u64 v = swizzled_descriptor(c.v_at + c.v_count % STAGES * TILE_BYTES, N * 128, 1024);
 #pragma unroll
     for (int step = 0; step < N / 16; step++) {
         const u32 *w = weights + 4 * step;
-        Product<D>::values(values, w[0], w[1], w[2], w[3], v + (step * 2048 >> 4), step > 0 ? 1 : (u32)accumulate);
+        Product<D>::values(values, w[0], w[1], w[2], w[3], v + (step * 2048 >> 4), 1);
     }
     wgmma_commit();
 }
@@ -195,31 +201,42 @@ struct Softmax {
     float top[2], sum[2], keep[2];
 };
 
-// Scores in place become weights; `keep` is what sums so far are multiplied by.
+// Scores in place become weights; `keep` is what sums so far are multiplied by. Two chains of maxima and sums for each row, since their
+// latency counts.
 DEVICE void soften(float (&s)[N / 2], Softmax &r, float factor) {
+    float tops[2][2], sums[2][2], less[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        float top = r.top[half];
+        tops[half][0] = r.top[half];
+        tops[half][1] = s[2 * half];
+        sums[half][0] = sums[half][1] = 0.0f;
+    }
 #pragma unroll
-        for (int j = 0; j < N / 8; j++) {
-            top = fmaxf(fmaxf(top, s[4 * j + 2 * half]), s[4 * j + 2 * half + 1]);
-        }
+    for (int i = 0; i < N / 2; i++) {
+        float &top = tops[i / 2 % 2][i % 2];
+        top = fmaxf(top, s[i]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float top = fmaxf(tops[half][0], tops[half][1]);
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-        const float less = subtrahend(top) * factor;
-        r.keep[half] = exp2_approximate(fmaf(r.top[half], factor, -less));
+#if LAZY
+        // a maximum that is a little too small does as well
+        top = (top - r.top[half]) * factor <= 8.0f ? r.top[half] : top;
+#endif
+        less[half] = subtrahend(top) * factor;
+        r.keep[half] = exp2_approximate(fmaf(r.top[half], factor, -less[half]));
         r.top[half] = top;
-        float sum = 0.0f;
+    }
 #pragma unroll
-        for (int j = 0; j < N / 8; j++) {
+    for (int i = 0; i < N / 2; i++) {
+        s[i] = exp2_approximate(fmaf(s[i], factor, -less[i / 2 % 2]));
+        sums[i / 2 % 2][i % 2] += s[i];
+    }
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                float &x = s[4 * j + 2 * half + i];
-                x = exp2_approximate(fmaf(x, factor, -less));
-                sum += x;
-            }
-        }
-        r.sum[half] = fmaf(r.sum[half], r.keep[half], sum);
+    for (int half = 0; half < 2; half++) {
+        r.sum[half] = fmaf(r.sum[half], r.keep[half], sums[half][0] + sums[half][1]);
     }
 }
 
@@ -240,12 +257,15 @@ DEVICE void transform(const Attention &p, float (&s)[N / 2]) {
 #endif
 }
 
-// Hides keys of the tile at `first` outside `start..end` of the two rows.
-DEVICE void hide(float (&s)[N / 2], i32 first, const i32 (&start)[2], const i32 (&end)[2]) {
+// Hides keys of the tile at `first` that the two rows do not see.
+DEVICE void hide(const Attention &p, const Sequence &sequence, float (&s)[N / 2], i32 first, i32 row) {
     const i32 column = first + 2 * (i32)(threadIdx.x % 4);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const i32 low = start[half] - column, high = end[half] - column;
+        i32 low, high;
+        visible(p, sequence, row + 8 * half, low, high);
+        low -= column;
+        high -= column;
 #pragma unroll
         for (int j = 0; j < N / 8; j++) {
 #pragma unroll
@@ -282,12 +302,15 @@ DEVICE u32 exchange(u32 x, int lanes) {
     return __shfl_xor_sync(0xffffffffu, x, lanes);
 }
 
-// Stores the rows of a warpgroup; values are final. Four lanes turn four words of 8 columns each into one of 16 bytes each.
-DEVICE void store_rows(const Attention &p, void *out, const Item &item, const float (&values)[D / 2], const float (&scale)[2], i32 row) {
+// Stores the rows of a warpgroup, times `scale`. Four lanes turn four words of 8 columns each into one of 16 bytes each. Gives the rows of
+// the warp, a bit each, that have a NaN.
+DEVICE u32 store_rows(const Attention &p, void *out, const Item &item, const float (&values)[D / 2], const float (&scale)[2], i32 row) {
     const u32 lane = threadIdx.x % 4;
     const bool odd = lane & 1, upper = lane & 2;
+    u32 broken = 0;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
+        bool any = false;
         const i32 at = row + 8 * half;
         TYPE *to = static_cast<TYPE *>(out) + (i64)(item.s.first + at) * p.out_outer + item.head * p.out_inner;
 #pragma unroll
@@ -297,6 +320,7 @@ DEVICE void store_rows(const Attention &p, void *out, const Item &item, const fl
             for (int i = 0; i < 4; i++) {
                 const float *from = values + 4 * (4 * j + i) + 2 * half;
                 const float pair[2] = {from[0] * scale[half], from[1] * scale[half]};
+                any |= is_nan(pair[0]) || is_nan(pair[1]);
                 x[i] = pack(pair, Tag<TYPE>{});
             }
             const u32 low = exchange(odd ? x[0] : x[1], 1), high = exchange(odd ? x[2] : x[3], 1);
@@ -311,7 +335,14 @@ DEVICE void store_rows(const Attention &p, void *out, const Item &item, const fl
                 *reinterpret_cast<Words<16> *>(to + 32 * j + 8 * lane) = word;
             }
         }
+        const u32 lanes = __ballot_sync(0xffffffffu, any && at < item.s.n);
+        if (lanes) {
+            for (u32 i = 0; i < 8; i++) {
+                broken |= (lanes >> 4 * i & 15u) != 0 ? 1u << (8 * half + i) : 0u;
+            }
+        }
     }
+    return broken;
 }
 
 DEVICE void consume(const Attention &p, const Operands &o, Consumer &c) {
@@ -330,14 +361,15 @@ DEVICE void consume(const Attention &p, const Operands &o, Consumer &c) {
             continue;
         }
         const i32 first_row = item.row + 64 * (i32)c.group, row = first_row + 16 * warp + lane / 4;
-        i32 start[2], end[2];
-        visible(p, item.s, row, start[0], end[0]);
-        visible(p, item.s, row + 8, start[1], end[1]);
         // keys that all rows see
         i32 from, to, unused;
         visible(p, item.s, first_row, unused, to);
         visible(p, item.s, first_row + 63, from, unused);
         float values[D / 2];
+#pragma unroll
+        for (int i = 0; i < D / 2; i++) {
+            values[i] = 0.0f;
+        }
         Softmax r = {{-INFINITE, -INFINITE}, {0.0f, 0.0f}, {0.0f, 0.0f}};
         if (item.low < item.high) {
             float scores[N / 2];
@@ -353,7 +385,7 @@ DEVICE void consume(const Attention &p, const Operands &o, Consumer &c) {
             release(c, K_EMPTY, c.k_count);
             transform(p, scores);
             if (tile * N < from || tile * N + N > to) {
-                hide(scores, tile * N, start, end);
+                hide(p, item.s, scores, tile * N, row);
             }
             soften(scores, r, factor);
             pack_weights(scores, weights);
@@ -361,46 +393,50 @@ DEVICE void consume(const Attention &p, const Operands &o, Consumer &c) {
                 wait_full(c, V_FULL, c.v_count);
                 clear_tail(c, valid);
             }
-            bool more = false;
             for (; tile > item.low; tile--) {
                 wait_full(c, K_FULL, c.k_count);
+#if PINGPONG
                 named_sync(1 + c.group, 256);
+#endif
                 multiply_keys(c, scores);
                 wait_full(c, V_FULL, c.v_count);
-                multiply_values(c, values, weights, more);
-                more = true;
+                multiply_values(c, values, weights);
+#if PINGPONG
                 named_arrive(1 + (c.group ^ 1), 256);
+#endif
                 wgmma_wait<1>();
                 settle(scores);
                 release(c, K_EMPTY, c.k_count);
                 const i32 first = (tile - 1) * N;
                 transform(p, scores);
                 if (first < from || first + N > to) {
-                    hide(scores, first, start, end);
+                    hide(p, item.s, scores, first, row);
                 }
                 soften(scores, r, factor);
+                // while values are multiplied
+                stay_above(r.sum[0] + r.sum[1]);
                 wgmma_wait<0>();
                 settle(values);
                 release(c, V_EMPTY, c.v_count);
                 pack_weights(scores, weights);
+#if LAZY
+                if (__any_sync(0xffffffffu, r.keep[0] != 1.0f || r.keep[1] != 1.0f))
+#endif
+                {
 #pragma unroll
-                for (int i = 0; i < D / 2; i++) {
-                    values[i] *= r.keep[i / 2 % 2];
+                    for (int i = 0; i < D / 2; i++) {
+                        values[i] *= r.keep[i / 2 % 2];
+                    }
                 }
             }
             if (lane == 0) {
                 barrier_arrive(c.barriers + 8 * (Q_EMPTY + c.group));
             }
             wait_full(c, V_FULL, c.v_count);
-            multiply_values(c, values, weights, more);
+            multiply_values(c, values, weights);
             wgmma_wait<0>();
             settle(values);
             release(c, V_EMPTY, c.v_count);
-        } else {
-#pragma unroll
-            for (int i = 0; i < D / 2; i++) {
-                values[i] = 0.0f;
-            }
         }
         float scale[2];
 #pragma unroll
@@ -412,9 +448,17 @@ DEVICE void consume(const Attention &p, const Operands &o, Consumer &c) {
                 const float sink = o.sinks[item.head] * LOG2E;
                 sum += exp2_approximate(sink - (r.top[half] == -INFINITE ? sink : r.top[half] * factor));
             }
-            scale[half] = start[half] < end[half] ? 1.0f / sum : 0.0f;
+            i32 start, end;
+            visible(p, item.s, row + 8 * half, start, end);
+            scale[half] = start < end ? 1.0f / sum : 0.0f;
         }
-        store_rows(p, o.out, item, values, scale, row);
+        u32 broken = store_rows(p, o.out, item, values, scale, row);
+        // where a weight of 0 may have met a value that the row does not see
+        while (broken != 0) {
+            const i32 at = __ffs((int)broken) - 1;
+            broken &= broken - 1;
+            exact_row<TYPE, D / 32>(p, o, item.s, first_row + 16 * warp + at, item.head, 0, D);
+        }
     }
 }
 
@@ -447,7 +491,7 @@ extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
     } else {
         registers_take<CONSUMERS == 2 ? 232 : 160>();
         const u32 group = warpgroup - 1;
-        if (group == CONSUMERS - 1) {
+        if (PINGPONG && group == CONSUMERS - 1) {
             named_arrive(1, 256);
         }
         Consumer c = {q_at + group * Q_BYTES, k_at, v_at, barriers, group, 0, 0, 0};

@@ -1,5 +1,8 @@
 //! Bodies of the rows, one file an op: what each launches, with which grid, on what.
 
+pub(crate) mod attention;
+pub(crate) mod attention_mma;
+
 use crate::compile::{Function, Module};
 use crate::device::{CudaDevice, Inner};
 use crate::driver::check;

@@ -1,21 +1,23 @@
-// out = a + b. Compiled for T (the element type) and RUN (elements of 16 bytes) where all vectors begin at multiples of 16
-// bytes and have whole runs; without T for any type, an element a run.
+// out = a + b. Compiled for X (the element type) and RUN (elements of 16 bytes) where all vectors begin at multiples of 16
+// bytes and have whole runs; without X for any type, an element a run.
 #include "common/tile.cuh"
 
+#ifndef ITEMS
 #define ITEMS 4
+#endif
 
 struct AddParams {
     Rows a, b, out;
     u32 parts, dtype;
 };
 
-#ifdef T
-extern "C" __global__ void add_rows(const __grid_constant__ AddParams p, const T *__restrict__ a,
-                                    const T *__restrict__ b, T *__restrict__ out) {
+#ifdef X
+extern "C" __global__ void add_rows(const __grid_constant__ AddParams p, const X *__restrict__ a,
+                                    const X *__restrict__ b, X *__restrict__ out) {
     const Tile<ITEMS> tile(p.out.count(), p.out.len / RUN, p.parts);
-    const T *x = a + p.a.start_of(tile.vector), *y = b + p.b.start_of(tile.vector);
-    T *to = out + p.out.start_of(tile.vector);
-    Raw<T, RUN> left[ITEMS], right[ITEMS];
+    const X *x = a + p.a.start_of(tile.vector), *y = b + p.b.start_of(tile.vector);
+    X *to = out + p.out.start_of(tile.vector);
+    Raw<X, RUN> left[ITEMS], right[ITEMS];
 #pragma unroll
     for (int i = 0; i < ITEMS; i++) {
         if (tile.has(i)) {

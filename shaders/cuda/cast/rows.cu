@@ -2,11 +2,13 @@
 // multiples of what a run takes, up to 16 bytes, and have whole runs, and f32 holds every X; without them for any types.
 #include "common/tile.cuh"
 
+#ifndef ITEMS
 #define ITEMS 4
+#endif
 
 struct CastParams {
     Rows x, out;
-    u32 parts, from, to;
+    u32 parts, from, to, unused;
 };
 
 #ifdef X

@@ -20,20 +20,20 @@ DEVICE float exp_fast(float x) {
     return exp2_fast(x * 1.442695041f);
 }
 
-// a / b for |b| within 2^-126..2^126; beyond it 0.
-DEVICE float divide_fast(float a, float b) {
+// 1 / x; 0 where x is beyond 2^126.
+DEVICE float reciprocal_fast(float x) {
 #if PERJOULE_ARCH
     float out;
-    asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
     return out;
 #else
-    return a / b;
+    return 1.0f / x;
 #endif
 }
 
 // x / (1 + e^(-slope x))
 DEVICE float swish(float x, float slope) {
-    return divide_fast(x, 1.0f + exp2_fast(-1.442695041f * slope * x));
+    return x * reciprocal_fast(1.0f + exp2_fast(-1.442695041f * slope * x));
 }
 
 DEVICE float silu(float x) {
@@ -47,7 +47,7 @@ DEVICE float gelu(float x) {
 // 0.5 x (1 + tanh(u)) is x / (1 + e^(-2 u))
 DEVICE float gelu_tanh(float x) {
     const float u = 0.7978845608f * (x + 0.044715f * x * x * x);
-    return divide_fast(x, 1.0f + exp2_fast(-2.885390082f * u));
+    return x * reciprocal_fast(1.0f + exp2_fast(-2.885390082f * u));
 }
 
 // perjoule_kernels::op::Activation, in its order.

@@ -1,14 +1,14 @@
-// How element-wise kernels share vectors out: each thread takes ITEMS runs of elements of one vector.
+// How element-wise kernels share vectors out: each thread takes N runs of elements of one vector.
 //
 // blockDim.x threads lie along a vector, blockDim.y vectors side by side. A vector is cut into `parts` pieces of
-// blockDim.x * ITEMS runs, and blocks count pieces first. Runs of a thread lie blockDim.x apart: accesses of a warp are
-// contiguous, and a thread has ITEMS of them on their way.
+// blockDim.x * N runs, and blocks count pieces first. Runs of a thread lie blockDim.x apart: accesses of a warp are
+// contiguous, and a thread has N of them on their way.
 #ifndef PERJOULE_TILE_CUH
 #define PERJOULE_TILE_CUH
 
 #include "common/layout.cuh"
 
-template <int ITEMS> struct Tile {
+template <int N> struct Tile {
     // The thread's vector, its first run, and the runs of a vector: none where there is no such vector.
     u64 vector, first, runs;
 
@@ -17,7 +17,7 @@ template <int ITEMS> struct Tile {
         const u64 at = (u64)group * blockDim.y + threadIdx.y;
         vector = at < vectors ? at : 0;
         runs = at < vectors ? runs_of_vector : 0;
-        first = (u64)part * (blockDim.x * ITEMS) + threadIdx.x;
+        first = (u64)part * (blockDim.x * N) + threadIdx.x;
     }
     __device__ __forceinline__ u64 run(int item) const {
         return first + (u32)(item * blockDim.x);

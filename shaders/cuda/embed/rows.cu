@@ -3,7 +3,9 @@
 // runs; without them for any types, block formats included.
 #include "common/tile.cuh"
 
+#ifndef ITEMS
 #define ITEMS 2
+#endif
 
 struct EmbedParams {
     Rows out;

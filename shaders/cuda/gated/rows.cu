@@ -4,7 +4,9 @@
 #include "common/math.cuh"
 #include "common/tile.cuh"
 
+#ifndef ITEMS
 #define ITEMS 2
+#endif
 
 // perjoule_kernels::op::GatedKind, in its order.
 enum GatedKind : u32 { SWIGLU, GEGLU, GEGLU_TANH, GPT_OSS };

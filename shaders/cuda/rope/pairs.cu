@@ -1,5 +1,5 @@
-// Rotary position embedding in place: a thread takes pairs of one head. Compiled for T (the element type) and RUN (elements of
-// 16 bytes, and pairs of a thread) where heads begin at multiples of 16 bytes and have whole runs of pairs; without T for any.
+// Rotary position embedding in place: a thread takes pairs of one head. Compiled for X (the element type) and RUN (elements of
+// 16 bytes, and pairs of a thread) where heads begin at multiples of 16 bytes and have whole runs of pairs; without X for any.
 #include "common/tile.cuh"
 #include "rope/common.cuh"
 
@@ -9,9 +9,9 @@ struct RopeParams {
     u32 parts, dtype;
 };
 
-#ifdef T
+#ifdef X
 extern "C" __global__ void rope_pairs(const __grid_constant__ RopeParams p, const i32 *__restrict__ positions,
-                                      const u64 *__restrict__ table, T *__restrict__ x) {
+                                      const u64 *__restrict__ table, X *__restrict__ x) {
     const Tile<1> tile(p.x.count(), p.rotation.pairs / RUN, p.parts);
     if (!tile.has(0)) {
         return;
@@ -19,8 +19,8 @@ extern "C" __global__ void rope_pairs(const __grid_constant__ RopeParams p, cons
     u64 head;
     const u64 token = divide(tile.vector, p.x.inner, head);
     const u32 pair = (u32)tile.run(0) * RUN;
-    T *first = x + p.x.start(token, head) + p.rotation.first(pair);
-    T *second = p.rotation.interleaved ? first + RUN : first + p.rotation.pairs;
+    X *first = x + p.x.start(token, head) + p.rotation.first(pair);
+    X *second = p.rotation.interleaved ? first + RUN : first + p.rotation.pairs;
     float a[RUN], b[RUN];
     load_vector(first, a);
     load_vector(second, b);

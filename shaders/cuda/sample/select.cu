@@ -18,10 +18,12 @@
 #define EACH (BINS / THREADS)
 
 // What the sum is looked for.
-enum Goal : u32 { GOAL_TOP_K, GOAL_TOP_P, GOAL_DRAW, GOAL_INDEX, GOAL_NONE };
+enum Goal : u32 { GOAL_BEGIN, GOAL_TOP_K, GOAL_TOP_P, GOAL_DRAW, GOAL_INDEX, GOAL_NONE };
 
 struct SampleParams {
     Rows x;
+    // The vectors of this launch begin with this one.
+    u64 first;
     u64 top_k;
     float inverse_temperature, top_p;
     u32 parts, dtype;
@@ -36,20 +38,23 @@ struct Bin {
 };
 
 struct State {
-    // Histogram by the first digit, kept for all goals, and by the digit at hand.
+    // Histogram by the first digit, kept for all goals, and by the digit at hand. Before the first step the weights of the
+    // latter are the keys of the parts' largest logits.
     Bin first[BINS], next[BINS];
-    // Bits of the logit found so far, their number (in digits), and what lies before them.
+    // What lies before the bits found so far.
     u64 before_weight, before_count;
-    // The goal, in counts or weights; the weight of all candidates that stay.
-    u64 target, mass;
-    u32 goal, digit, prefix;
-    // Largest logit.
+    // The goal in candidates or in weight.
+    u64 target;
+    u32 goal;
+    // Digits found so far, and what they are.
+    u32 digit, prefix;
+    // Number of the largest logit.
     u32 top;
-    // Blocks that have finished the launch.
-    u32 finished;
     // Which of the equal logits is drawn, from 0.
     u32 equal;
-    u64 best;
+    // Blocks that have finished the launch.
+    u32 finished;
+    u64 unused[2];
 };
 
 // Bits of a logit's number from the top: `digits` of them, 11, 11 and 10 bits.
@@ -68,6 +73,11 @@ DEVICE u64 weight_of(const SampleParams &p, u32 number, u32 top) {
     return (u64)(share * float_of((127u + p.scale) << 23));
 }
 
+// What another block of this launch wrote.
+DEVICE u64 fresh(const u64 &value) {
+    return *const_cast<const volatile u64 *>(&value);
+}
+
 // Whether this block is the last of its vector; then it sees what the others wrote.
 DEVICE bool is_last(const SampleParams &p, State &state) {
     __shared__ u32 last;
@@ -83,58 +93,38 @@ DEVICE bool is_last(const SampleParams &p, State &state) {
     return last;
 }
 
-// ---- launch 0: states begin ----
+// ---- the first launch: the largest of each part ----
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    sample_begin(const __grid_constant__ SampleParams p, State *__restrict__ states) {
-    State &state = states[blockIdx.x];
-    for (u32 bin = threadIdx.x; bin < BINS; bin += THREADS) {
-        state.first[bin] = Bin{0, 0};
-        state.next[bin] = Bin{0, 0};
-    }
-    if (threadIdx.x == 0) {
-        state.best = 0;
-        state.finished = 0;
-    }
-}
-
-// ---- launch 1: the largest ----
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-    sample_largest(const __grid_constant__ SampleParams p, const void *__restrict__ x, State *__restrict__ states,
-                   i32 *__restrict__ ids) {
+    sample_begin(const __grid_constant__ SampleParams p, const void *__restrict__ x, State *__restrict__ states) {
     __shared__ u64 shared[THREADS / WARP_SIZE];
-    const u32 vector = blockIdx.x / p.parts;
-    State &state = states[vector];
-    const Part part(p.x.len, blockIdx.x - vector * p.parts, p.parts);
+    const u32 own = blockIdx.x / p.parts, at = blockIdx.x - own * p.parts;
+    const u64 vector = p.first + own;
+    State &state = states[own];
+    const Part part(p.x.len, at, p.parts);
     u64 most = 0;
     for_runs<4>(x, p.x.start_of(vector), p.dtype, part.first + threadIdx.x, THREADS, part.end,
                 [&most](float value, u64 index) { most = Max::apply(most, order_key(value, index)); });
     most = reduce_row<Max>(most, shared);
     if (threadIdx.x == 0) {
-        atomicMax(&state.best, most);
+        state.next[at].weight = most;
     }
-    if (is_last(p, state) && threadIdx.x == 0) {
-        const u64 best = atomicMax(&state.best, 0ull);
-        const u32 number = (u32)(best >> 32);
-        const float value = value_of(number);
-        // NaN and infinities are taken at once, and so is the only candidate
-        const bool once = value - value != 0.0f || (p.has_top_k && p.top_k == 1);
-        if (once) {
-            ids[vector] = (i32)index_of(best);
+    if (at == 0) {
+        for (u32 bin = threadIdx.x; bin < BINS; bin += THREADS) {
+            state.first[bin] = Bin{0, 0};
         }
-        state.top = number;
-        state.goal = once ? GOAL_NONE : p.has_top_k ? GOAL_TOP_K : p.has_top_p ? GOAL_TOP_P : GOAL_DRAW;
-        state.target = p.top_k;
-        state.digit = 0;
-        state.prefix = 0;
-        state.before_weight = 0;
-        state.before_count = 0;
-        state.finished = 0;
+        if (threadIdx.x == 0) {
+            state.goal = GOAL_BEGIN;
+            state.digit = 0;
+            state.prefix = 0;
+            state.before_weight = 0;
+            state.before_count = 0;
+            state.finished = 0;
+        }
     }
 }
 
-// ---- launches 2, 3, ..: a digit each ----
+// ---- the others: a digit each ----
 
 // The bin, from the top, at which the sum reaches the target: by weight or by count. Whole block; the bin and what lies before
 // it come back in shared memory.
@@ -150,7 +140,8 @@ DEVICE void find(const Bin *bins, u64 target, bool by_count, u64 before_weight, 
     u64 weight = 0, count = 0;
 #pragma unroll
     for (u32 i = 0; i < EACH; i++) {
-        own[i] = bins[BINS - 1 - (threadIdx.x * EACH + i)];
+        const Bin &bin = bins[BINS - 1 - (threadIdx.x * EACH + i)];
+        own[i] = Bin{fresh(bin.weight), fresh(bin.count)};
         weight += own[i].weight;
         count += own[i].count;
     }
@@ -186,14 +177,33 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 State *__restrict__ states, i32 *__restrict__ ids) {
     __shared__ u32 low[BINS], high[BINS], counts[BINS];
     __shared__ Found found;
-    const u32 vector = blockIdx.x / p.parts;
-    State &state = states[vector];
-    const u32 goal = state.goal, digit = state.digit, prefix = state.prefix, top = state.top;
+    const u32 own = blockIdx.x / p.parts, at = blockIdx.x - own * p.parts;
+    const u64 vector = p.first + own;
+    State &state = states[own];
+    u32 goal = state.goal, top = state.top;
+    const u32 digit = state.digit, prefix = state.prefix;
+    if (goal == GOAL_BEGIN) {
+        __shared__ u64 keys[THREADS / WARP_SIZE];
+        const u64 key = threadIdx.x < p.parts ? state.next[threadIdx.x].weight : 0;
+        const u64 best = reduce_row<Max>(key, keys);
+        top = (u32)(best >> 32);
+        const float value = value_of(top);
+        // NaN and infinities are taken at once, and so is an only candidate
+        if (value - value != 0.0f || (p.has_top_k && p.top_k == 1)) {
+            if (threadIdx.x == 0) {
+                ids[vector] = (i32)index_of(best);
+                // for the next launch; whoever sees it in this one has nothing to do either
+                state.goal = GOAL_NONE;
+            }
+            return;
+        }
+        goal = p.has_top_k ? GOAL_TOP_K : p.has_top_p ? GOAL_TOP_P : GOAL_DRAW;
+    }
     if (goal == GOAL_NONE) {
         return;
     }
     const u64 start = p.x.start_of(vector);
-    const Part part(p.x.len, blockIdx.x - vector * p.parts, p.parts);
+    const Part part(p.x.len, at, p.parts);
     Bin *bins = digit == 0 ? state.first : state.next;
     if (goal == GOAL_INDEX) {
         // equal logits of each part
@@ -203,8 +213,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                     [&equal, prefix](float value, u64) { equal += ordered(value) == prefix; });
         equal = reduce_row<Sum>(equal, shared);
         if (threadIdx.x == 0) {
-            // parts are fewer than bins
-            state.next[blockIdx.x - vector * p.parts].count = equal;
+            // parts are no more than threads
+            state.next[at].count = equal;
         }
     } else {
         for (u32 bin = threadIdx.x; bin < BINS; bin += THREADS) {
@@ -243,25 +253,25 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         // the part that holds it, and within the part the thread and the element
         __shared__ u32 shared[THREADS / WARP_SIZE];
         u32 wanted = state.equal, which = 0;
-        while (which + 1 < p.parts && wanted >= *(volatile u64 *)&state.next[which].count) {
-            wanted -= (u32) * (volatile u64 *)&state.next[which].count;
+        while (which + 1 < p.parts && wanted >= fresh(state.next[which].count)) {
+            wanted -= (u32)fresh(state.next[which].count);
             which++;
         }
         const Part there(p.x.len, which, p.parts);
         const u64 runs = there.end - there.first, each = (runs + THREADS - 1) / THREADS;
-        const u64 own = there.first + (threadIdx.x * each < runs ? threadIdx.x * each : runs);
-        const u64 end = own + each < there.end ? own + each : there.end;
+        const u64 begin = there.first + (threadIdx.x * each < runs ? threadIdx.x * each : runs);
+        const u64 end = begin + each < there.end ? begin + each : there.end;
         u32 equal = 0;
-        for_runs<1>(x, start, p.dtype, own, 1, end,
+        for_runs<1>(x, start, p.dtype, begin, 1, end,
                     [&equal, prefix](float value, u64) { equal += ordered(value) == prefix; });
-        u32 at = scan_block<Sum>(equal, shared) - equal;
-        if (at <= wanted && wanted < at + equal) {
-            for_runs<1>(x, start, p.dtype, own, 1, end, [&](float value, u64 index) {
+        u32 before = scan_block<Sum>(equal, shared) - equal;
+        if (before <= wanted && wanted < before + equal) {
+            for_runs<1>(x, start, p.dtype, begin, 1, end, [&](float value, u64 index) {
                 if (ordered(value) == prefix) {
-                    if (at == wanted) {
+                    if (before == wanted) {
                         ids[vector] = (i32)index;
                     }
-                    at++;
+                    before++;
                 }
             });
         }
@@ -274,18 +284,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     u64 target = state.target;
     u64 before_weight = state.before_weight, before_count = state.before_count;
     u32 now = goal;
-    // what the first digit tells of all goals, and the last digit of this one
-    if (digit == 0 && threadIdx.x == 0) {
-        found.own.weight = 0;
-    }
-    __syncthreads();
-    if (digit == 0 && now != GOAL_TOP_K) {
+    if (digit == 0 && now == GOAL_TOP_K) {
+        target = p.top_k;
+    } else if (digit == 0) {
         // all candidates
         __shared__ u64 warps[THREADS / WARP_SIZE];
         __shared__ u64 all;
         u64 weight = 0;
         for (u32 i = 0; i < EACH; i++) {
-            weight += state.first[threadIdx.x * EACH + i].weight;
+            weight += fresh(state.first[threadIdx.x * EACH + i].weight);
         }
         const u64 sum = scan_block<Sum>(weight, warps);
         if (threadIdx.x == THREADS - 1) {
@@ -323,6 +330,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     if (threadIdx.x == 0) {
         state.target = target;
+        state.top = top;
         state.goal = now;
         state.digit = next_digit;
         state.prefix = next_prefix;

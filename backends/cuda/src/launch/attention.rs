@@ -36,8 +36,8 @@ pub(super) struct Params {
     out_dtype: u32,
     scale: f32,
     soft_cap: f32,
-    pub(super) splits: i32,
-    pub(super) items: i32,
+    splits: i32,
+    items: i32,
 }
 
 impl Params {
@@ -77,6 +77,11 @@ impl Params {
             items: 1,
         }
     }
+
+    /// The same for so many parts of the keys, and so many work items, as the kernel counts them.
+    pub(super) fn with(self, splits: usize, items: usize) -> Self {
+        Params { splits: splits as i32, items: items as i32, ..self }
+    }
 }
 
 /// Most query rows of a sequence: none has more than there are, whatever a ragged op allows.
@@ -103,7 +108,9 @@ pub(super) fn refuse_sizes(op: &Attention) -> Option<Reason> {
 pub(super) fn op_of<'a>(request: &Request<'a>) -> Result<&'a Attention> {
     match request.op {
         Op::Attention(op) => Ok(op),
-        other => Err(Error::Unsupported { what: "this op", why: format!("{} is not attention", other.name()) }),
+        other => {
+            Err(Error::Unsupported { what: "this op", why: format!("{} is not attention", other.name()) })
+        }
     }
 }
 
@@ -181,7 +188,7 @@ fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let op = op_of(request)?;
     let function = module(request, &cuda::ATTENTION_GENERIC, &[])?.function("attention_generic")?;
     let items = blocks(op);
-    let params = Params { items: items as i32, ..Params::new(op) };
+    let params = Params::new(op).with(1, items);
     // four times as many vectors fit, and ragged ops have twice as many blocks at most
     let grid = if is_empty(op) { 0 } else { (items * op.batch * op.q.inner) as u32 };
     launch(Generic { params, operands: Operands::new(op), function, grid })

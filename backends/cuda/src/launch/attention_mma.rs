@@ -7,8 +7,8 @@ use super::attention::{
 use super::{Body, Call, Dims, launch, module, param};
 use crate::compile::Function;
 use crate::device::CudaCaps;
-use perjoule_kernels::op::{Attention, Op};
-use perjoule_kernels::{Candidate, Config, DType, Kernel, Launch, Numerics, Reason, Request, Result};
+use perjoule_kernels::op::{Attention, Op, Spec};
+use perjoule_kernels::{Candidate, Config, DType, Kernel, Launch, Reason, Request, Result};
 use perjoule_shaders::cuda;
 
 /// Tiles are rows of a block, and keys of a group's tile. Parameters are those of [`Shape`].
@@ -16,7 +16,7 @@ static CONFIGS: &[Config] = &[
     Config { name: "16", tile: &[16, 16, 64], params: &[1, 1, 8, 16, 3] },
     Config { name: "32", tile: &[32, 16, 64], params: &[2, 1, 4, 16, 3] },
     Config { name: "64", tile: &[64, 16, 64], params: &[2, 2, 4, 16, 4] },
-    Config { name: "128", tile: &[128, 64, 64], params: &[1, 8, 1, 64, 2] },
+    Config { name: "128", tile: &[128, 32, 64], params: &[1, 8, 1, 32, 3] },
 ];
 
 /// Most blocks that share a unit: by a cluster (beyond 8 the GPU must allow it), and by scratch.
@@ -123,8 +123,15 @@ fn cost<const CLUSTERS: bool>(candidate: &Candidate<'_>) -> f32 {
     let waves = (units * splits) as f32 / room as f32;
     let share = waves / waves.ceil();
     let bytes = op.bytes() as f32 * tiles.max(1) as f32 / (if tiles > 1 { 4.0 } else { 1.0 });
-    let busy = (bytes / (0.85 * caps.memory_rate as f32)).max(padding * candidate.op.flops() as f32 / rate) / share;
-    busy + if splits == 1 { 3e-6 } else if CLUSTERS { 4e-6 } else { 6e-6 }
+    let busy =
+        (bytes / (0.85 * caps.memory_rate as f32)).max(padding * candidate.op.flops() as f32 / rate) / share;
+    busy + if splits == 1 {
+        3e-6
+    } else if CLUSTERS {
+        4e-6
+    } else {
+        6e-6
+    }
 }
 
 /// Blocks with so much shared memory that a multiprocessor holds.
@@ -166,6 +173,8 @@ fn prepare<const CLUSTERS: bool>(request: &Request<'_>) -> Result<Box<dyn Launch
             ("CLUSTER", number(usize::from(CLUSTERS))),
             ("RESIDENT", number(1)),
             ("SCORES", number(usize::from(!plain))),
+            ("EARLY", number(usize::from(CLUSTERS))),
+            ("AHEAD", number(8)),
             ("TYPE", name.to_string()),
             ("TYPE_NAME", suffix.to_string()),
         ],
@@ -187,9 +196,10 @@ fn prepare<const CLUSTERS: bool>(request: &Request<'_>) -> Result<Box<dyn Launch
         None => 0,
     };
     let units = if is_empty(op) { 0 } else { units };
-    let params = Params { splits: splits as i32, items: tiles as i32, ..Params::new(op) };
+    let params = Params::new(op).with(splits, tiles);
     let mut dims = Dims::line((units * splits) as u32, shape.threads() as u32);
     dims.shared = shared as u32;
+    dims.early = CLUSTERS;
     dims.cluster = if CLUSTERS { splits as u32 } else { 1 };
     launch(Split { params, operands: Operands::new(op), function, combine, units, shape, dims, scratch })
 }

@@ -17,6 +17,10 @@ sources! {
     HEADERS:
     /// Logits in order.
     ORDER = "cuda/argmax/common.cuh";
+    /// Masks of attention, and a row by its definition.
+    ATTENTION_COMMON = "cuda/attention/common.cuh";
+    /// Products of a warpgroup whose left operand may be in registers.
+    ATTENTION_PRODUCTS = "cuda/attention/products.cuh";
     /// Reductions of warps and blocks.
     BLOCK = "cuda/common/block.cuh";
     /// Elements of every type.
@@ -60,6 +64,12 @@ sources! {
     ADVANCE_SLOTS = "cuda/advance/slots.cu";
     /// The largest element.
     ARGMAX_PARTS = "cuda/argmax/parts.cu";
+    /// Attention of every form.
+    ATTENTION_GENERIC = "cuda/attention/generic.cu";
+    /// Attention by mma.sync, keys split over blocks.
+    ATTENTION_MMA = "cuda/attention/mma.cu";
+    /// Attention of many queries on Hopper.
+    ATTENTION_PREFILL_SM90 = "cuda/attention/prefill_sm90.cu";
     /// Conversions.
     CAST_ROWS = "cuda/cast/rows.cu";
     /// Arithmetic driven to its limit.

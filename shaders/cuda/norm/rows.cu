@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             }
             total = reduce_row<Sum>(total, shared[1]);
         }
-        const float inverse = inverse_root(total, (double)len, p.eps);
+        const float inverse = (float)(1.0 / sqrt(total / (double)len + (double)p.eps));
         for (u64 d = threadIdx.x; d < len; d += THREADS) {
             const float value = input(p, x, residual, x_at, residual_at, d);
             const float centred = p.layer ? (float)((double)value - mean) : value;

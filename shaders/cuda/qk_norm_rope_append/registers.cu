@@ -40,14 +40,22 @@ qk_registers(const __grid_constant__ QkParams p, const X *__restrict__ q, const 
             squares += a[j] * a[j] + b[j] * b[j];
         }
         squares = reduce_warp<Sum>(squares, blockDim.x);
-        float inverse = inverse_root(squares, (float)(2 * r.pairs), params.eps);
-        if (__any_sync(FULL_MASK, there && out_of_range(squares))) {
-            double far = 0.0;
+        const float share = 1.0f / (float)(2 * r.pairs);
+        float inverse = 1.0f / sqrtf(squares * share + params.eps);
+        const bool far = there && !value && out_of_range(squares);
+        if (__any_sync(FULL_MASK, far)) {
+            float most = 0.0f, total = 0.0f;
 #pragma unroll
             for (int j = 0; j < RUN; j++) {
-                far += (double)a[j] * (double)a[j] + (double)b[j] * (double)b[j];
+                most = fmaxf(most, fmaxf(fabsf(a[j]), fabsf(b[j])));
             }
-            inverse = inverse_root(reduce_warp<Sum>(far, blockDim.x), (double)(2 * r.pairs), params.eps);
+            const float factor = down_scale(reduce_warp<Max>(most, blockDim.x));
+#pragma unroll
+            for (int j = 0; j < RUN; j++) {
+                total += a[j] * factor * (a[j] * factor) + b[j] * factor * (b[j] * factor);
+            }
+            total = reduce_warp<Sum>(total, blockDim.x);
+            inverse = far ? 1.0f / hypotf(sqrtf(total * share) / factor, sqrtf(params.eps)) : inverse;
         }
         if (!there) {
             continue;

@@ -64,7 +64,11 @@ pub(crate) fn prepare_any(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     prepare(request, op, &[])
 }
 
-fn prepare(request: &Request<'_>, op: &Argmax, defines: &[(&'static str, String)]) -> Result<Box<dyn Launch>> {
+fn prepare(
+    request: &Request<'_>,
+    op: &Argmax,
+    defines: &[(&'static str, String)],
+) -> Result<Box<dyn Launch>> {
     let (vectors, parts) = (op.x.outer * op.x.inner, parts(op.x, multiprocessors(request.info)));
     let params = ArgmaxParams { x: op.x.into(), parts: blocks(parts)?, dtype: id(op.dtype) };
     let module = module(request, &cuda::ARGMAX_PARTS, defines)?;

@@ -128,7 +128,9 @@ pub(crate) fn refuse_fast(candidate: &Candidate<'_>) -> Option<Reason> {
         Op::Cast(op) => {
             let narrow = |d: DType| d.is_float() || d == DType::I8;
             if !narrow(op.from) || !narrow(op.to) {
-                return Some(Reason::new("f32 does not hold every 32-bit integer, and blocks are no plain elements"));
+                return Some(Reason::new(
+                    "f32 does not hold every 32-bit integer, and blocks are no plain elements",
+                ));
             }
             let [x, out] = collapse([op.x, op.out]);
             all(run_of(&[op.from, op.to]), &[(x, op.from), (out, op.to)])
@@ -258,7 +260,9 @@ const COPYING: usize = 2048;
 
 /// Collectives of a group of one.
 pub(crate) fn prepare_alone(request: &Request<'_>) -> Result<Box<dyn Launch>> {
-    let Op::Collective(Collective { dtype, count, .. }) = request.op else { return Err(other_op(request.op)) };
+    let Op::Collective(Collective { dtype, count, .. }) = request.op else {
+        return Err(other_op(request.op));
+    };
     let bytes = count * dtype.block_bytes();
     let dims: Dims = grid(bytes.div_ceil(16 * THREADS).min(COPYING), [THREADS as u32, 1])?;
     let function = module(request, &cuda::COPY_BYTES, &[])?.function("copy_bytes")?;

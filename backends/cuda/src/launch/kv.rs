@@ -5,7 +5,7 @@ use super::rows::{KvParam, RowsParam, define, grid, id, run_of, whole_runs};
 use super::steps::{Pointer, Steps};
 use super::{launch, module, other_op};
 use bytemuck::{Pod, Zeroable};
-use perjoule_kernels::op::{Op, KvAppend, QkNormRopeAppend, RmsNorm, Rope};
+use perjoule_kernels::op::{KvAppend, Op, QkNormRopeAppend, RmsNorm, Rope};
 use perjoule_kernels::{Candidate, KvLayout, Launch, Reason, Request, Result, Rows};
 use perjoule_shaders::cuda;
 
@@ -70,8 +70,7 @@ struct AdvanceParams {
 pub(crate) fn prepare_advance(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::Advance(op) = request.op else { return Err(other_op(request.op)) };
     let function = module(request, &cuda::ADVANCE_SLOTS, &[])?.function("advance")?;
-    let params =
-        AdvanceParams { batch: op.batch as u64, q_len: op.q_len as u64, tokens: op.tokens as u64 };
+    let params = AdvanceParams { batch: op.batch as u64, q_len: op.q_len as u64, tokens: op.tokens as u64 };
     let first = usize::from(op.ragged);
     let offsets = Pointer::some(op.ragged.then_some(0));
     let pointers = vec![offsets, Pointer::Operand(first), Pointer::Operand(first + 1)];
@@ -120,7 +119,13 @@ fn lanes(op: &QkNormRopeAppend) -> usize {
 
 /// Vectors of a cache as rows of elements, for what their strides allow.
 fn cache_rows(kv: &KvLayout) -> [Rows; 2] {
-    let slow = Rows { outer: 2, inner: 2, len: kv.head_dim, outer_stride: kv.batch_stride, inner_stride: kv.head_stride };
+    let slow = Rows {
+        outer: 2,
+        inner: 2,
+        len: kv.head_dim,
+        outer_stride: kv.batch_stride,
+        inner_stride: kv.head_stride,
+    };
     [slow, Rows { outer_stride: kv.token_stride, ..slow }]
 }
 
@@ -129,7 +134,9 @@ pub(crate) fn refuse_registers(candidate: &Candidate<'_>) -> Option<Reason> {
     let Op::QkNormRopeAppend(op) = candidate.op else { return Some(Reason::new("it is another op")) };
     let (q, k, append) = (&op.q_norm, &op.k_norm, &op.append);
     if q.x_dtype != k.x_dtype || q.x_dtype != append.src_dtype || q.weight != k.weight {
-        return Some(Reason::new("queries, keys and values, or the weights of their norms, have different types"));
+        return Some(Reason::new(
+            "queries, keys and values, or the weights of their norms, have different types",
+        ));
     }
     if append.kv_dtype.is_block() {
         return Some(Reason::new("the caches have a block format"));

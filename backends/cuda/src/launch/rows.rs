@@ -89,11 +89,15 @@ pub(super) fn run_of(dtypes: &[DType]) -> usize {
 /// Why a kernel that moves `run` elements at a time cannot take these vectors; `None` where their lengths and strides allow it. Where
 /// they begin is for [`Kernel::with_align`](perjoule_kernels::Kernel::with_align).
 pub(super) fn whole_runs(rows: Rows, dtype: DType, run: usize) -> Option<Reason> {
+    if rows.count().is_none_or(|count| count > u32::MAX as usize) {
+        return Some(Reason::new("there are more vectors than a number of 32 bits counts"));
+    }
     if !rows.len.is_multiple_of(run) {
         return Some(Reason::new("the length of vectors is no multiple of what a thread takes"));
     }
     let access = (run * dtype.block_bytes()).min(16);
-    let aligned = |count: usize, stride: usize| count <= 1 || (stride * dtype.block_bytes()).is_multiple_of(access);
+    let aligned =
+        |count: usize, stride: usize| count <= 1 || (stride * dtype.block_bytes()).is_multiple_of(access);
     let all = aligned(rows.outer, rows.outer_stride) && aligned(rows.inner, rows.inner_stride);
     (!all).then(|| Reason::new("vectors do not begin at multiples of 16 bytes"))
 }

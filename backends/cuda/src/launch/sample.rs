@@ -57,7 +57,11 @@ fn cuts(op: &Sample) -> (bool, bool) {
     (op.top_k.is_some_and(|k| k < op.x.len), op.top_p.is_some_and(|p| p < 1.0))
 }
 
-fn prepare(request: &Request<'_>, op: &Sample, defines: &[(&'static str, String)]) -> Result<Box<dyn Launch>> {
+fn prepare(
+    request: &Request<'_>,
+    op: &Sample,
+    defines: &[(&'static str, String)],
+) -> Result<Box<dyn Launch>> {
     let vectors = op.x.outer * op.x.inner;
     let together = vectors.min(VECTORS);
     let parts = parts(Rows { outer: together, inner: 1, ..op.x }, multiprocessors(request.info));
@@ -83,12 +87,7 @@ fn prepare(request: &Request<'_>, op: &Sample, defines: &[(&'static str, String)
             unused: 0,
         };
         let dims = grid((vectors - first).min(VECTORS) * parts, [THREADS, 1])?;
-        list.push(Step {
-            function: begin.clone(),
-            dims,
-            params,
-            pointers: vec![x.clone(), states.clone()],
-        });
+        list.push(Step { function: begin.clone(), dims, params, pointers: vec![x.clone(), states.clone()] });
         list.extend((0..steps(op)).map(|_| Step {
             function: step.clone(),
             dims,

@@ -1,6 +1,6 @@
 //! Softmax.
 
-use super::norm::shape;
+use super::norm::{MOST_RUNS, shape};
 use super::rows::{RowsParam, define, grid, id, multiprocessors, run_of, whole_runs};
 use super::steps::{Pointer, Steps};
 use super::{launch, module, other_op};
@@ -23,11 +23,15 @@ struct SoftmaxParams {
 
 fn params(op: &Softmax) -> SoftmaxParams {
     let Softmax { x, dtype, out, out_dtype, scale } = *op;
-    SoftmaxParams { x: x.into(), out: out.into(), scale, dtype: id(dtype), out_dtype: id(out_dtype), unused: 0 }
+    SoftmaxParams {
+        x: x.into(),
+        out: out.into(),
+        scale,
+        dtype: id(dtype),
+        out_dtype: id(out_dtype),
+        unused: 0,
+    }
 }
-
-/// Most elements that a block holds, in runs: 4 of each of 1024 threads.
-const MOST_RUNS: usize = 4096;
 
 /// Why a vector does not fit into the registers of a block.
 pub(crate) fn refuse_registers(candidate: &Candidate<'_>) -> Option<Reason> {
@@ -42,15 +46,16 @@ pub(crate) fn refuse_registers(candidate: &Candidate<'_>) -> Option<Reason> {
 pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::Softmax(op) = request.op else { return Err(other_op(request.op)) };
     let (run, vectors) = (run_of(&[op.dtype, op.out_dtype]), op.x.outer * op.x.inner);
-    let (items, threads, beside) = shape(vectors, op.x.len / run, multiprocessors(request.info));
+    let shape = shape(vectors, op.x.len / run, multiprocessors(request.info));
     let defines = [
         define("X", op.dtype),
         define("OUT", op.out_dtype),
         ("RUN", run.to_string()),
-        ("ITEMS", items.to_string()),
+        ("ITEMS", shape.items.to_string()),
+        ("THREADS", shape.threads.to_string()),
     ];
     let function = module(request, &cuda::SOFTMAX_REGISTERS, &defines)?.function("softmax_registers")?;
-    let dims = grid(vectors.div_ceil(beside), [threads as u32, beside as u32])?;
+    let dims = grid(vectors.div_ceil(shape.block[1] as usize), shape.block)?;
     launch(Steps::one(function, dims, params(op), vec![Pointer::Operand(0), Pointer::Operand(1)]))
 }
 

@@ -10,13 +10,18 @@
 // Edges need no care: copies fill with zeros outside A and B and leave out what lies outside C. Base addresses and the strides of rows
 // and batches are multiples of 16 bytes.
 //
+// Gated products (GATE) multiply by two B at once: the left half of a tile's columns are gates, the right half what they gate, so that
+// a thread holds both of each pair, and half as many columns are stored.
+//
 // Defines: ELEMENT, OUT (Dtype ids; f32 inputs are multiplied as tf32); TILE_M, TILE_N; STAGES; CLUSTER (1 or 2), SHARE_A
 // (the cluster's tiles lie side by side along n and share A, else along m and share B); PINGPONG; DEFER (16-bit OUT); A_MN, B_MN
-// (operand contiguous along m or n, 16-bit types).
+// (operand contiguous along m or n, 16-bit types). Epilogue, where there is one: A_SCALE, B_SCALE (1 one of each matrix, 2 one of
+// each row or column), BIAS, RESIDUAL (Dtype ids), BIAS_ALONG_M, ACTIVATION, GATE (see epilogue.cuh; GATE counts from 1).
 //
 // After CUTLASS's warp-specialised persistent kernels (https://github.com/NVIDIA/cutlass) and Bikshandi & Shah, arXiv:2312.11918.
 
 #include "common/element.cuh"
+#include "common/epilogue.cuh"
 
 #ifndef SHARE_A
 #define SHARE_A 0
@@ -41,6 +46,27 @@
 #endif
 #ifndef STORE_BUFFERS
 #define STORE_BUFFERS 2
+#endif
+#ifndef A_SCALE
+#define A_SCALE 0
+#endif
+#ifndef B_SCALE
+#define B_SCALE 0
+#endif
+#ifndef BIAS
+#define BIAS -1
+#endif
+#ifndef RESIDUAL
+#define RESIDUAL -1
+#endif
+#ifndef BIAS_ALONG_M
+#define BIAS_ALONG_M 0
+#endif
+#ifndef ACTIVATION
+#define ACTIVATION 0
+#endif
+#ifndef GATE
+#define GATE 0
 #endif
 #ifndef PRODUCER_REGISTERS
 #define PRODUCER_REGISTERS 40
@@ -102,11 +128,23 @@ constexpr int SHARED_BYTES = BARRIER_OFFSET + 16 * STAGES;
 static_assert(SHARED_BYTES <= 232448, "shared memory of a block");
 // accumulators of a thread, and where the last results wait their packed half
 static_assert(BLOCKS_M * TILE_N / 2 + (DEFER ? BLOCKS_M * TILE_N / 4 : 0) <= 192, "registers");
+// Named barriers by which the consumers of a ping-pong take turns: the first waits at TURN. A wait for a phase by its parity may be at
+// most one phase early, so that neither may begin before the other has seen all its slices.
+constexpr u32 TURN = 4;
 // bytes from 64 elements along m or n to the next 64 where that is the contiguous direction
 constexpr int MN_CHUNK = 64 * 128;
 
+// columns of C that a tile covers
+constexpr int OUT_N = GATE ? TILE_N / 2 : TILE_N;
+
 struct Params {
+    // strides of the residual, in elements; its columns are contiguous
+    u64 residual_row;
+    u64 residual_batch;
     float scale;
+    // of GATE's kind
+    float alpha;
+    float limit;
     i32 m;
     i32 n;
     i32 batch;
@@ -119,6 +157,15 @@ struct Params {
     // 0 where a matrix is shared by the batch
     i32 a_batch;
     i32 b_batch;
+};
+
+// What the epilogue reads; null where it does not.
+struct Epilogue {
+    const float* a_scale;
+    const float* b_scale;
+    const void* bias;
+    const void* up_bias;
+    const void* residual;
 };
 
 struct Tile {
@@ -144,9 +191,9 @@ DEVICE Tile tile_at(const Params& p, i32 index, u32 rank) {
     const i32 tm = along_m ? along : across;
     const i32 tn = along_m ? across : along;
     if (SHARE_A) {
-        return Tile{tm * TILE_M, (tn * CLUSTER + (i32)rank) * TILE_N, batch};
+        return Tile{tm * TILE_M, (tn * CLUSTER + (i32)rank) * OUT_N, batch};
     }
-    return Tile{(tm * CLUSTER + (i32)rank) * TILE_M, tn * TILE_N, batch};
+    return Tile{(tm * CLUSTER + (i32)rank) * TILE_M, tn * OUT_N, batch};
 }
 
 // A ring's position: stage and the parity of its phase.
@@ -168,29 +215,22 @@ struct Ring {
     }
 };
 
-// Copies an operand's slice: LINES rows (K-major) or elements (MN-major) from `at` on, this block's half of it where it is shared.
-template <int EXTENT, bool MN, bool SHARED>
-DEVICE void load(const TensorMap* map, u32 target, u32 barrier, i32 at, i32 k, i32 batch, u32 rank) {
-    constexpr int part = SHARED ? EXTENT / CLUSTER : EXTENT;
-    const i32 first = SHARED ? (i32)rank * part : 0;
+// Copies LINES rows (K-major) or elements along m or n (MN-major) of an operand, from `at` and k on: to this block or to all of its
+// cluster.
+template <int LINES, bool MN, bool MULTICAST>
+DEVICE void load(const TensorMap* map, u32 target, u32 barrier, i32 at, i32 k, i32 batch) {
+    static_assert(!MN || LINES % 64 == 0, "whole chunks");
     constexpr u16 everyone = (1 << CLUSTER) - 1;
-    if (MN) {
-        static_assert(!MN || part % 64 == 0, "whole chunks");
-        #pragma unroll
-        for (int i = 0; i < part; i += 64) {
-            const u32 to = target + (u32)(first + i) / 64 * MN_CHUNK;
-            if (SHARED) {
-                tensor_load_multicast(to, map, barrier, at + first + i, k, batch, everyone);
-            } else {
-                tensor_load(to, map, barrier, at + first + i, k, batch);
-            }
-        }
-    } else {
-        const u32 to = target + (u32)first * 128;
-        if (SHARED) {
-            tensor_load_multicast(to, map, barrier, k, at + first, batch, everyone);
+    #pragma unroll
+    for (int i = 0; i < LINES; i += MN ? 64 : LINES) {
+        // 64 lines are 8 KiB in either order
+        const u32 to = target + i * 128;
+        const i32 x = MN ? at + i : k;
+        const i32 y = MN ? k : at;
+        if (MULTICAST) {
+            tensor_load_multicast(to, map, barrier, x, y, batch, everyone);
         } else {
-            tensor_load(to, map, barrier, k, at, batch);
+            tensor_load(to, map, barrier, x, y, batch);
         }
     }
 }
@@ -206,7 +246,92 @@ DEVICE u32 pack(float low, float high) {
 }
 
 // Results as they are stored: packed pairs of 16-bit elements, or words.
-constexpr int RESULTS = OUT_BYTES == 2 ? TILE_N / 4 : TILE_N / 2;
+constexpr int RESULTS = OUT_BYTES == 2 ? OUT_N / 4 : OUT_N / 2;
+
+DEVICE const void* element_at(const void* from, u64 index, u32 dtype) {
+    return (const u8*)from + index * block_bytes(dtype);
+}
+
+// The element `offset` behind `from`, where that is less than `left`.
+DEVICE float load_within(const void* from, i32 offset, i32 left, u32 dtype) {
+    return offset < left ? load_element(from, offset, dtype) : 0.0f;
+}
+
+// From a block's sums to what is stored. `at` is its first row and column.
+DEVICE void finish(const Params& p, const Epilogue& e, const Accumulator (&d)[TILE_N / 2], u32 (&results)[RESULTS], Tile at, u32 thread) {
+    const i32 column = at.n + 2 * (thread % 4);
+    const i32 left = p.n - column;
+    const void* const column_scales = element_at(e.b_scale, (u64)at.batch * p.n + column, DTYPE_F32);
+    const void* const biases = element_at(e.bias, column, (u32)BIAS);
+    const void* const up_biases = element_at(e.up_bias, column, (u32)BIAS);
+    const void* residuals[2];
+    i32 residuals_left[2];
+    float row_scale[2];
+    float row_bias[2];
+    #pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const i32 row = at.m + (i32)(thread / 32 * 16 + thread % 32 / 4) + 8 * h;
+        const bool inside = row < p.m;
+        row_scale[h] = p.scale;
+        if (A_SCALE) {
+            row_scale[h] *= inside ? e.a_scale[A_SCALE == 1 ? (u64)at.batch : (u64)at.batch * p.m + row] : 0.0f;
+        }
+        if (B_SCALE == 1) {
+            row_scale[h] *= e.b_scale[at.batch];
+        }
+        row_bias[h] = BIAS >= 0 && BIAS_ALONG_M && inside ? load_element(e.bias, row, (u32)BIAS) : 0.0f;
+        residuals[h] = element_at(e.residual, at.batch * p.residual_batch + row * p.residual_row + column, (u32)RESIDUAL);
+        residuals_left[h] = inside ? left : 0;
+    }
+    #pragma unroll
+    for (int j = 0; j < OUT_N / 8; j++) {
+        // loads stay behind it: fetched all at once, what the columns need would not find registers
+        if (j % 2 == 0 && (B_SCALE == 2 || BIAS >= 0 || RESIDUAL >= 0)) {
+            __syncwarp();
+        }
+        float value[2][2];
+        #pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const i32 offset = 8 * j + i;
+            const float column_scale = B_SCALE == 2 ? load_within(column_scales, offset, left, DTYPE_F32) : 1.0f;
+            const float bias = BIAS >= 0 && !BIAS_ALONG_M ? load_within(biases, offset, left, (u32)BIAS) : 0.0f;
+            const float up_bias = BIAS >= 0 && GATE ? load_within(up_biases, offset, left, (u32)BIAS) : 0.0f;
+            #pragma unroll
+            for (int h = 0; h < 2; h++) {
+                float x = (float)d[4 * j + 2 * h + i] * row_scale[h];
+                if (B_SCALE == 2) {
+                    x *= column_scale;
+                }
+                if (BIAS >= 0) {
+                    x += BIAS_ALONG_M ? row_bias[h] : bias;
+                }
+                if (GATE) {
+                    float up = (float)d[4 * j + (GATE ? OUT_N / 2 : 0) + 2 * h + i] * row_scale[h];
+                    if (BIAS >= 0) {
+                        up += up_bias;
+                    }
+                    x = product_gate((u32)GATE - 1, p.alpha, p.limit, x, up);
+                }
+                x = product_activation(ACTIVATION, x);
+                if (RESIDUAL >= 0) {
+                    x += load_within(residuals[h], offset, residuals_left[h], (u32)RESIDUAL);
+                }
+                value[h][i] = x;
+            }
+        }
+        #pragma unroll
+        for (int h = 0; h < 2; h++) {
+            if (OUT_BYTES == 2) {
+                results[2 * j + h] = pack(value[h][0], value[h][1]);
+            } else {
+                #pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    results[4 * j + 2 * h + i] = OUT == DTYPE_I32 ? (u32)(i32)d[4 * j + 2 * h + i] : bits_of(value[h][i]);
+                }
+            }
+        }
+    }
+}
 
 // Stores a consumer's results. `stage` is the consumer's staging memory.
 DEVICE void store(const TensorMap* map, const u32 (&results)[BLOCKS_M][RESULTS], u32 stage, Tile at, u32 thread, u32 barrier) {
@@ -216,8 +341,8 @@ DEVICE void store(const TensorMap* map, const u32 (&results)[BLOCKS_M][RESULTS],
     #pragma unroll
     for (int block = 0; block < BLOCKS_M; block++) {
         #pragma unroll
-        for (int column = 0; column < TILE_N; column += STORE_N) {
-            const int turn = block * (TILE_N / STORE_N) + column / STORE_N;
+        for (int column = 0; column < OUT_N; column += STORE_N) {
+            const int turn = block * (OUT_N / STORE_N) + column / STORE_N;
             const u32 buffer = stage + turn % STORE_BUFFERS * STORE_BYTES;
             if (elected) {
                 store_wait_read<STORE_BUFFERS - 1>();
@@ -263,7 +388,9 @@ DEVICE void store(const TensorMap* map, const u32 (&results)[BLOCKS_M][RESULTS],
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     matmul(const __grid_constant__ Params p, const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
-           const __grid_constant__ TensorMap c) {
+           const __grid_constant__ TensorMap b_up, const __grid_constant__ TensorMap c, const float* a_scale,
+           const float* b_scale, const void* bias, const void* up_bias,
+           const void* residual) {
     extern __shared__ __align__(1024) u8 shared[];
     const u32 base = shared_address(shared);
     const u32 full = base + BARRIER_OFFSET;
@@ -303,9 +430,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                     const u32 done = full + 8 * ring.stage;
                     const u32 target = base + ring.stage * STAGE_BYTES;
                     barrier_expect(done, STAGE_BYTES);
-                    load<TILE_M, A_MN, SHARE_A && CLUSTER == 2>(&a, target, done, at.m, slice * TILE_K, at.batch * p.a_batch, rank);
-                    load<TILE_N, B_MN, !SHARE_A && CLUSTER == 2>(&b, target + A_BYTES, done, at.n, slice * TILE_K,
-                                                                at.batch * p.b_batch, rank);
+                    const i32 k = slice * TILE_K;
+                    const i32 batch_a = at.batch * p.a_batch;
+                    const i32 batch_b = at.batch * p.b_batch;
+                    constexpr int half_a = TILE_M / 2;
+                    constexpr int half_b = TILE_N / 2;
+                    if constexpr (SHARE_A && CLUSTER == 2) {
+                        load<half_a, A_MN, true>(&a, target + rank * half_a * 128, done, at.m + rank * half_a, k, batch_a);
+                    } else {
+                        load<TILE_M, A_MN, false>(&a, target, done, at.m, k, batch_a);
+                    }
+                    const u32 target_b = target + A_BYTES;
+                    if constexpr (!SHARE_A && CLUSTER == 2) {
+                        const i32 skip = GATE ? 0 : rank * half_b;
+                        load<half_b, B_MN, true>(GATE && rank == 1 ? &b_up : &b, target_b + rank * half_b * 128, done, at.n + skip, k,
+                                                 batch_b);
+                    } else if constexpr (GATE) {
+                        load<half_b, B_MN, false>(&b, target_b, done, at.n, k, batch_b);
+                        load<half_b, B_MN, false>(&b_up, target_b + half_b * 128, done, at.n, k, batch_b);
+                    } else {
+                        load<TILE_N, B_MN, false>(&b, target_b, done, at.n, k, batch_b);
+                    }
                     ring.advance();
                 }
             }
@@ -320,26 +465,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         Ring ring = {0, 0};
         if (PINGPONG && consumer == 1) {
             ring.skip(p.k_slices);
+            named_arrive(TURN, 256);
         }
 
+        const Epilogue extras = {a_scale, b_scale, bias, up_bias, residual};
+        const u32 left_low = descriptor_low<A_MN ? MN_CHUNK : 0>(base + row * 128);
+        const u32 right_low = descriptor_low<B_MN ? MN_CHUNK : 0>(base + A_BYTES);
         Accumulator d[BLOCKS_M][TILE_N / 2];
         u32 results[BLOCKS_M][RESULTS];
         Tile pending = {0, 0, -1};
 
         const auto multiply = [&](bool begin) {
             barrier_wait(full + 8 * ring.stage, ring.parity);
-            const u32 source = base + ring.stage * STAGE_BYTES;
+            const u32 slice = ring.stage * (STAGE_BYTES / 16);
             wgmma_fence();
             #pragma unroll
             for (int step = 0; step < 4; step++) {
-                const u32 at_a = source + row * 128 + step * (A_MN ? 128 * TILE_K / 4 : 32);
-                const u32 at_b = source + A_BYTES + step * (B_MN ? 128 * TILE_K / 4 : 32);
-                const u64 right = swizzled_descriptor(at_b, B_MN ? MN_CHUNK : 16, 1024);
+                // a quarter of the depth: 32 bytes of a line, or a quarter of the lines
+                const u64 right = descriptor<1024>(right_low + slice + step * (B_MN ? TILE_K / 4 * 128 : 32) / 16);
                 #pragma unroll
                 for (int block = 0; block < BLOCKS_M; block++) {
                     // 64 rows are 8 KiB in either order
-                    const u64 left = swizzled_descriptor(at_a + block * 64 * 128, A_MN ? MN_CHUNK : 16, 1024);
-                    Wgmma<TILE_N>::multiply(d[block], left, right, !begin || step > 0);
+                    const u32 at = step * (A_MN ? TILE_K / 4 * 128 : 32) + block * 64 * 128;
+                    Wgmma<TILE_N>::multiply(d[block], descriptor<1024>(left_low + slice + at / 16), right, !begin || step > 0);
                 }
             }
             wgmma_commit();
@@ -359,6 +507,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (i32 index = mine; index < tiles; index += stride) {
             Tile at = tile_at(p, index, rank);
             at.m += row;
+            if (PINGPONG) {
+                named_sync(TURN + consumer, 256);
+            }
             multiply(true);
             if (DEFER && pending.batch >= 0) {
                 store(&c, results, stage_out, pending, thread, 1 + consumer);
@@ -372,11 +523,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 previous = ring.stage;
                 ring.advance();
             }
-            wgmma_wait<0>();
-            release(previous);
             if (PINGPONG) {
+                if (index + step < tiles) {
+                    named_arrive(TURN + 1 - consumer, 256);
+                }
                 ring.skip(p.k_slices);
             }
+            wgmma_wait<0>();
+            release(previous);
 
             #pragma unroll
             for (int block = 0; block < BLOCKS_M; block++) {
@@ -384,17 +538,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 for (int i = 0; i < TILE_N / 2; i++) {
                     asm volatile("" : ACCUMULATOR(d[block][i])::"memory");
                 }
-                #pragma unroll
-                for (int i = 0; i < RESULTS; i++) {
-                    if (OUT_BYTES == 2) {
-                        results[block][i] =
-                            pack((float)d[block][2 * i] * p.scale, (float)d[block][2 * i + 1] * p.scale);
-                    } else if (OUT == DTYPE_I32) {
-                        results[block][i] = (u32)(i32)d[block][i];
-                    } else {
-                        results[block][i] = bits_of((float)d[block][i] * p.scale);
-                    }
-                }
+                finish(p, extras, d[block], results[block], Tile{at.m + block * 64, at.n, at.batch}, thread);
             }
             pending = at;
             if (!DEFER) {

@@ -2,8 +2,11 @@
 
 pub(crate) mod argmax;
 pub(crate) mod elementwise;
+pub(crate) mod hopper;
 pub(crate) mod kv;
+pub(crate) mod matmul;
 pub(crate) mod norm;
+pub(crate) mod pack;
 pub(crate) mod quantise;
 pub(crate) mod rope;
 pub(crate) mod route;

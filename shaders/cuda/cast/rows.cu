@@ -14,6 +14,7 @@ struct CastParams {
 #ifdef X
 extern "C" __global__ void cast_rows(const __grid_constant__ CastParams p, const X *__restrict__ x,
                                      OUT *__restrict__ out) {
+    take_turn();
     const Tile<ITEMS> tile(p.out.count(), p.out.len / RUN, p.parts);
     const X *from = x + p.x.start_of(tile.vector);
     OUT *to = out + p.out.start_of(tile.vector);
@@ -59,6 +60,7 @@ DEVICE void cast_integer(const CastParams &p, i64 value, void *out, u64 at) {
 
 extern "C" __global__ void cast_any(const __grid_constant__ CastParams p, const void *__restrict__ x,
                                     void *__restrict__ out) {
+    take_turn();
     const Tile<ITEMS> tile(p.out.count(), p.out.len, p.parts);
     const u64 from = p.x.start_of(tile.vector), to = p.out.start_of(tile.vector);
 #pragma unroll

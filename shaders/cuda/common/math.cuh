@@ -62,11 +62,11 @@ DEVICE float activate(float x, u32 activation) {
     }
 }
 
-// Sine and cosine of an angle in units of 2^-64 turns: what is a multiple of a turn has overflowed, so that large angles are as
+// Sine and cosine of an angle in units of 2^-32 turns: what is a multiple of a turn has overflowed, so that large angles are as
 // exact as small ones. Polynomials of Cephes (sinf.c, cosf.c) for an eighth of a turn to either side.
-DEVICE void sincos_turns(u64 turns, float &sine, float &cosine) {
-    const u64 quarter = (turns + (1ull << 61)) >> 62;
-    const float angle = (float)(i64)(turns - (quarter << 62)) * 3.40612158e-19f;
+DEVICE void sincos_turns(u32 turns, float &sine, float &cosine) {
+    const u32 quarter = (turns + (1u << 29)) >> 30;
+    const float angle = (float)(i32)(turns - (quarter << 30)) * 1.462918079e-9f;
     const float square = angle * angle;
     float sin = fmaf(square, -1.9515295891e-4f, 8.3321608736e-3f);
     sin = fmaf(square, sin, -1.6666654611e-1f);

@@ -34,6 +34,7 @@ DEVICE float gated(const GatedParams &p, float gate, float up) {
 #ifdef X
 extern "C" __global__ void gated_rows(const __grid_constant__ GatedParams p, const X *__restrict__ gate,
                                       const X *__restrict__ up, OUT *__restrict__ out) {
+    take_turn();
     const Tile<ITEMS> tile(p.out.count(), p.out.len / RUN, p.parts);
     const X *gates = gate + p.gate.start_of(tile.vector), *ups = up + p.up.start_of(tile.vector);
     OUT *to = out + p.out.start_of(tile.vector);
@@ -62,9 +63,10 @@ extern "C" __global__ void gated_rows(const __grid_constant__ GatedParams p, con
 #else
 extern "C" __global__ void gated_any(const __grid_constant__ GatedParams p, const void *__restrict__ gate,
                                      const void *__restrict__ up, void *__restrict__ out) {
+    take_turn();
     const Tile<ITEMS> tile(p.out.count(), p.out.len, p.parts);
     const u64 g = p.gate.start_of(tile.vector), u = p.up.start_of(tile.vector), to = p.out.start_of(tile.vector);
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < ITEMS; i++) {
         if (tile.has(i)) {
             const u64 d = tile.run(i);

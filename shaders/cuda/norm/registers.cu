@@ -50,6 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     norm_registers(const __grid_constant__ NormParams p, const X *__restrict__ x,
                    const X *__restrict__ residual, const W *__restrict__ weight, const W *__restrict__ bias,
                    X *__restrict__ sum, OUT *__restrict__ out) {
+    take_turn();
     __shared__ float shared[5][WARP_SIZE];
     const u32 index = blockIdx.x * blockDim.y + threadIdx.y;
     const bool active = index < p.x.count();

@@ -13,6 +13,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     norm_rows(const __grid_constant__ NormParams p, const void *__restrict__ x, const void *__restrict__ residual,
               const void *__restrict__ weight, const void *__restrict__ bias, void *__restrict__ sum,
               void *__restrict__ out) {
+    take_turn();
     __shared__ double shared[2][THREADS / WARP_SIZE];
     const u64 vectors = p.x.count(), len = p.x.len;
     for (u64 vector = blockIdx.x; vector < vectors; vector += gridDim.x) {

@@ -36,6 +36,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
              const i32 *__restrict__ positions, const i32 *__restrict__ kv_len, const i32 *__restrict__ offsets,
              const i32 *__restrict__ block_table, const u64 *__restrict__ q_table, const u64 *__restrict__ k_table,
              void *__restrict__ k_cache, void *__restrict__ v_cache, void *__restrict__ out) {
+    take_turn();
     const u64 token = blockIdx.x;
     const u64 place = cache_place(p.append, token, kv_len, offsets, block_table);
     const i32 position = positions[token];

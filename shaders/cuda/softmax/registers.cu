@@ -11,6 +11,7 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     softmax_registers(const __grid_constant__ SoftmaxParams p, const X *__restrict__ x, OUT *__restrict__ out) {
+    take_turn();
     __shared__ float shared[2][WARP_SIZE];
     const u32 index = blockIdx.x * blockDim.y + threadIdx.y;
     const bool active = index < p.x.count();

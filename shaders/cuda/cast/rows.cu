@@ -1,4 +1,4 @@
-// Conversion of element types. Compiled for X, OUT and RUN (elements of 16 bytes of the narrower) where all vectors begin at
+// Conversion of element types. Compiled for X, OUT and RUN (elements of 16 bytes of OUT) where all vectors begin at
 // multiples of what a run takes, up to 16 bytes, and have whole runs, and f32 holds every X; without them for any types.
 #include "common/tile.cuh"
 

@@ -1,5 +1,5 @@
 // The experts' results of each token, weighted and added up, with the residual. Compiled for X, OUT and RUN (elements of 16
-// bytes of the narrower) where all vectors begin at multiples of what a run takes, up to 16 bytes, and have whole runs; without
+// bytes of OUT) where all vectors begin at multiples of what a run takes, up to 16 bytes, and have whole runs; without
 // them for any types.
 #include "common/tile.cuh"
 

@@ -1,5 +1,5 @@
 // Rows of a table by index, scaled; NaN where the table has no such row. Compiled for X, OUT (types of table and output) and
-// RUN (elements of 16 bytes of the narrower) where rows begin at multiples of what a run takes, up to 16 bytes, and have whole
+// RUN (elements of 16 bytes of OUT) where rows begin at multiples of what a run takes, up to 16 bytes, and have whole
 // runs; without them for any types, block formats included.
 #include "common/tile.cuh"
 

@@ -1,6 +1,6 @@
-// Gated activations (arXiv:2002.05202). Compiled for X, OUT (types of inputs and output) and RUN (elements of 16 bytes of the
-// narrower) where all vectors begin at multiples of what a run takes, up to 16 bytes, and have whole runs; without them for any
-// types, an element a run.
+// Gated activations (arXiv:2002.05202). Compiled for X, OUT (types of inputs and output) and RUN (elements of 16 bytes of OUT)
+// where all vectors begin at multiples of what a run takes, up to 16 bytes, and have whole runs; without them for any types, an
+// element a run.
 #include "common/math.cuh"
 #include "common/tile.cuh"
 

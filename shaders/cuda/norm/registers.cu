@@ -4,9 +4,10 @@
 // a block takes one vector. A thread holds ITEMS runs of RUN elements, which lie blockDim.x runs apart, so that a warp's accesses
 // are contiguous; all loads are on their way before the first is used.
 //
-// Compiled for X, W, OUT (types of input, weight, output), RUN (elements of a run: 16 bytes of the narrower of input and
-// output), ITEMS, THREADS (of a block, at most), LAYER, RESIDUAL, BIAS. Preconditions: the length is a multiple of RUN and at most ITEMS * RUN * blockDim.x;
-// vectors begin at multiples of what a run takes, up to 16 bytes.
+// Compiled for X, W, OUT (types of input, weight, output), RUN (elements of 16 bytes of the widest type that is written), ITEMS,
+// THREADS (of a block, at most), LAYER, RESIDUAL, BIAS, and EARLY_WEIGHTS (whether weights are read before the sums).
+// Preconditions: the length is a multiple of RUN and at most ITEMS * RUN * blockDim.x; vectors begin at multiples of what a run
+// takes, up to 16 bytes.
 #include "norm/common.cuh"
 
 // The thread's elements: as memory has them where nothing is added to them, which takes fewer registers.
@@ -75,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #endif
         }
     }
-#ifdef EARLY_W
+#if EARLY_WEIGHTS
     // on their way while the sums are reduced
     Raw<W, RUN> scales[ITEMS];
 #pragma unroll
@@ -131,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const u32 run = threadIdx.x + i * blockDim.x;
         if (run < runs) {
             float scale[RUN], result[RUN];
-#ifdef EARLY_W
+#if EARLY_WEIGHTS
             scales[i].widen(scale);
 #else
             load_vector(weight + run * RUN, scale);

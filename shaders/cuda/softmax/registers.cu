@@ -1,7 +1,7 @@
 // Softmax in one pass over memory: a vector stays in the registers of the threads that share it.
 //
 // blockDim.x threads take a vector, blockDim.y vectors share a block; a thread holds ITEMS runs of RUN elements, which lie
-// blockDim.x runs apart. Compiled for X, OUT (types of input and output), RUN (elements of 16 bytes of the narrower), ITEMS and
+// blockDim.x runs apart. Compiled for X, OUT (types of input and output), RUN (elements of 16 bytes of OUT), ITEMS and
 // THREADS (of a block, at most).
 // Preconditions: the length is a multiple of RUN and at most ITEMS * RUN * blockDim.x; vectors begin at multiples of what a run
 // takes, up to 16 bytes.

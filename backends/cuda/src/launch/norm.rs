@@ -1,8 +1,8 @@
 //! Root-mean-square and layer normalisation.
 
 use super::rows::{RowsParam, define, grid, id, multiprocessors, run_of, whole_runs};
-use super::steps::{Pointer, Steps};
-use super::{launch, module, other_op};
+use super::steps::{Pointer, Steps, prepared};
+use super::{module, other_op};
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Op, Residual};
 use perjoule_kernels::{Candidate, DType, Launch, Reason, Request, Result, Rows};
@@ -103,7 +103,10 @@ impl Norm {
     }
 
     fn run(&self) -> usize {
-        run_of(&[self.x_dtype, self.out_dtype])
+        match self.residual {
+            Some(_) => run_of(&[self.x_dtype, self.out_dtype]),
+            None => run_of(&[self.out_dtype]),
+        }
     }
 }
 
@@ -122,6 +125,8 @@ pub(super) struct Shape {
     pub(super) block: [u32; 2],
     /// Most threads that it is compiled for: few values, so that few variants are compiled.
     pub(super) threads: usize,
+    /// Whether there are few vectors: then latency counts.
+    pub(super) few: bool,
 }
 
 /// The shape for `vectors` of so many runs.
@@ -129,15 +134,13 @@ pub(super) fn shape(vectors: usize, runs: usize, multiprocessors: usize) -> Shap
     // few vectors: all threads that there are work on each; many: each thread has several loads on its way
     let few = vectors <= 2 * multiprocessors;
     let warps = |items: usize| runs.div_ceil(items).div_ceil(32).max(1) * 32;
-    let items = if few {
-        [1, 2, 4].into_iter().find(|&i| warps(i) <= MOST_THREADS).unwrap_or(MOST_ITEMS)
-    } else {
-        [4, 2, 1].into_iter().find(|&i| warps(i) >= 64).unwrap_or(1)
-    };
+    let most = if few { MOST_THREADS } else { 512 };
+    let wanted = if few || runs <= 64 { 1 } else { 2 };
+    let items = [1, 2, 4].into_iter().find(|&i| i >= wanted && warps(i) <= most).unwrap_or(MOST_ITEMS);
     let along = warps(items);
     let beside = if along == 32 && !few { 4 } else { 1 };
     let threads = if along * beside <= 256 { 256 } else { MOST_THREADS };
-    Shape { items, block: [along as u32, beside as u32], threads }
+    Shape { items, block: [along as u32, beside as u32], threads, few }
 }
 
 /// Why a vector does not fit into the registers of a block.
@@ -170,15 +173,17 @@ pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>
         ("LAYER", flag(norm.layer)),
         ("RESIDUAL", flag(norm.residual.is_some())),
         ("BIAS", flag(norm.bias)),
+        // weights on their way early take registers, and other vectors hide what they would
+        ("EARLY_WEIGHTS", flag(shape.items <= 2 && (shape.few || norm.residual.is_some()))),
     ];
     let function = module(request, &cuda::NORM_REGISTERS, &defines)?.function("norm_registers")?;
     let dims = grid(vectors.div_ceil(shape.block[1] as usize), shape.block)?;
-    launch(Steps::one(function, dims, norm.params(), norm.pointers()))
+    prepared(request, Steps::one(function, dims, norm.params(), norm.pointers()))
 }
 
 pub(crate) fn prepare_any(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let norm = Norm::of(request.op).ok_or_else(|| other_op(request.op))?;
     let function = module(request, &cuda::NORM_ROWS, &[])?.function("norm_rows")?;
     let dims = grid((norm.x.outer * norm.x.inner).min(i32::MAX as usize), [256, 1])?;
-    launch(Steps::one(function, dims, norm.params(), norm.pointers()))
+    prepared(request, Steps::one(function, dims, norm.params(), norm.pointers()))
 }

@@ -81,9 +81,9 @@ pub(super) fn define(name: &'static str, dtype: DType) -> (&'static str, String)
     (name, type_name(dtype).unwrap_or("void").to_string())
 }
 
-/// Elements of which the narrowest of some types takes 16 bytes.
+/// Elements of which the widest of some types takes 16 bytes: those that are written, since a warp's stores are to be contiguous.
 pub(super) fn run_of(dtypes: &[DType]) -> usize {
-    16 / dtypes.iter().map(|d| d.block_bytes()).min().unwrap_or(1)
+    16 / dtypes.iter().map(|d| d.block_bytes()).max().unwrap_or(1)
 }
 
 /// Why a kernel that moves `run` elements at a time cannot take these vectors; `None` where their lengths and strides allow it. Where

@@ -17,8 +17,8 @@ struct Rotation {
 
     __device__ __forceinline__ void angle(const u64 *__restrict__ table, i32 position, u32 pair, float &sine,
                                           float &cosine) const {
-        // the product's upper half: what a position turns, less whole turns
-        sincos_turns((u32)((u64)(i64)position * table[pair] >> 32), sine, cosine);
+        // whole turns overflow
+        sincos_turns((u64)(i64)position * table[pair], sine, cosine);
         sine *= factor;
         cosine *= factor;
     }

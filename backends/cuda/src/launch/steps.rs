@@ -1,9 +1,10 @@
 //! Bodies that start the same kernels on the same grids at every launch: what most rows are.
 
-use super::{Body, Call, Dims, Param, param};
+use super::rows::caps;
+use super::{Body, Call, Dims, Param, launch, param};
 use crate::compile::Function;
 use bytemuck::NoUninit;
-use perjoule_kernels::{Buffer, Request, Result};
+use perjoule_kernels::{Buffer, Launch, Request, Result};
 
 /// A pointer that a kernel takes.
 #[derive(Debug, Clone)]
@@ -44,6 +45,16 @@ impl<P> Steps<P> {
     pub(super) fn one(function: Function, dims: Dims, params: P, pointers: Vec<Pointer>) -> Self {
         Steps { scratch: 0, list: vec![Step { function, dims, params, pointers }] }
     }
+}
+
+/// The launchable form of kernels that all take turns (`take_turn` of `common/element.cuh`): on Hopper each may be started early.
+pub(super) fn prepared<P>(request: &Request<'_>, mut steps: Steps<P>) -> Result<Box<dyn Launch>>
+where
+    P: NoUninit + Send + Sync,
+{
+    let early = caps(request.info).is_some_and(|caps| caps.sm >= 90);
+    steps.list.iter_mut().for_each(|step| step.dims.early = early);
+    launch(steps)
 }
 
 /// Most pointers of a kernel.

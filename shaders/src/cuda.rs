@@ -96,6 +96,8 @@ sources! {
     NORM_REGISTERS = "cuda/norm/registers.cu";
     /// Norms of any vectors.
     NORM_ROWS = "cuda/norm/rows.cu";
+    /// Matrix products by mma.sync.
+    MATMUL_TENSOR = "cuda/matmul/tensor.cu";
     /// Block formats in panels of 16 columns.
     PACK_PANELS = "cuda/pack/panels.cu";
     /// Norm, rotation and append of any heads.

@@ -88,6 +88,8 @@ sources! {
     KV_APPEND_ROWS = "cuda/kv_append/rows.cu";
     /// Products of everything that the ops allow.
     MATMUL_ANY = "cuda/matmul/any.cu";
+    /// Matrix products of f32 by fused multiply-adds.
+    MATMUL_FMA = "cuda/matmul/fma.cu";
     /// Matrix products for Hopper.
     MATMUL_HOPPER = "cuda/matmul/hopper.cu";
     /// Products of few rows with weights.

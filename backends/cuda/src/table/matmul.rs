@@ -21,6 +21,7 @@ pub(super) static ROWS: &[Kernel] = &[
     tensor::row::<{ tensor::F16 }>("matmul_f16_128x128_cuda_sm80"),
     tensor::row::<{ tensor::TF32 }>("matmul_tf32_128x128_cuda_sm80"),
     tensor::row::<{ tensor::I8 }>("matmul_i8_128x128_cuda_sm80"),
+    tensor::row::<{ tensor::F32 }>("matmul_f32_128x128_cuda_any"),
     Kernel::new("matmul_any_64x64_cuda_any", "matmul", any::cost, any::prepare).with_configs(any::CONFIGS),
     plain::<BF16>("gated_matmul_bf16_32x16_cuda_sm80_skinny", "gated_matmul"),
     plain::<F16>("gated_matmul_f16_32x16_cuda_sm80_skinny", "gated_matmul"),

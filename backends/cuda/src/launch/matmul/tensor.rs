@@ -1,4 +1,5 @@
-//! Matrix products for the tensor cores of sm_80 and later: `shaders/cuda/matmul/tensor.cu`.
+//! Dense products of one type: for the tensor cores of sm_80 and later (`shaders/cuda/matmul/tensor.cu`), and of f32 by fused
+//! multiply-adds on every GPU (`shaders/cuda/matmul/fma.cu`). Both take the same parameters.
 
 use super::super::{Body, Call, Dims, launch, module, param};
 use super::{LAUNCH, Places, activation, granularity, other_op, speed};
@@ -7,17 +8,19 @@ use crate::device::CudaCaps;
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Granularity, MatMul, Op, Tensor2};
 use perjoule_kernels::{Candidate, Config, DType, Kernel, Launch, Numerics, Reason, Request, Result};
-use perjoule_shaders::cuda::MATMUL_TENSOR;
+use perjoule_shaders::cuda::{MATMUL_FMA, MATMUL_TENSOR};
 
 static CONFIGS: &[Config] = &[Config::tile("128x128", &[128, 128, 32])];
 
 /// Element types of the rows, in the order of the kernel's.
-const TYPES: [DType; 4] = [DType::BF16, DType::F16, DType::F32, DType::I8];
+const TYPES: [DType; 5] = [DType::BF16, DType::F16, DType::F32, DType::I8, DType::F32];
 pub(crate) const BF16: usize = 0;
 pub(crate) const F16: usize = 1;
 /// f32, rounded to tf32 by leave of the policy.
 pub(crate) const TF32: usize = 2;
 pub(crate) const I8: usize = 3;
+/// f32 as it is, without tensor cores.
+pub(crate) const F32: usize = 4;
 
 const TILE: usize = 128;
 /// Four stages of two tiles of 128 lines of 64 bytes.
@@ -45,31 +48,37 @@ struct Lines {
 impl Lines {
     /// Of `vectors` (rows of A, columns of B) `vector` elements apart, whose elements are `step` apart; `None` where lines are not
     /// whole vectors of 16 bytes, or not transposed by ldmatrix.
-    fn of(t: &Tensor2, vector: usize, step: usize, vectors: usize, k: usize) -> Option<Self> {
+    fn of<const TYPE: usize>(
+        t: &Tensor2,
+        [vector, step]: [usize; 2],
+        vectors: usize,
+        k: usize,
+    ) -> Option<Self> {
         let size = t.dtype.block_bytes();
         let whole = |elements: usize| (elements * size).is_multiple_of(16);
         let fits = |line: usize, len: usize| whole(line) && whole(len) && whole(t.strides.batch);
         if step == 1 && fits(vector, k) {
             return Some(Lines { along_k: true, line: vector, batch: t.strides.batch });
         }
-        (vector == 1 && size == 2 && fits(step, vectors)).then_some(Lines {
+        (vector == 1 && (size == 2 || TYPE == F32) && fits(step, vectors)).then_some(Lines {
             along_k: false,
             line: step,
             batch: t.strides.batch,
         })
     }
 
-    fn both(op: &MatMul) -> Option<(Self, Self)> {
+    fn both<const TYPE: usize>(op: &MatMul) -> Option<(Self, Self)> {
         let (a, b) = (op.a.strides, op.b.strides);
-        let a = Lines::of(&op.a, a.row, a.col, op.m, op.k)?;
-        let b = Lines::of(&op.b, b.col, b.row, op.n, op.k)?;
+        let a = Lines::of::<TYPE>(&op.a, [a.row, a.col], op.m, op.k)?;
+        let b = Lines::of::<TYPE>(&op.b, [b.col, b.row], op.n, op.k)?;
         Some((a, b))
     }
 }
 
 fn reject<const TYPE: usize>(candidate: &Candidate<'_>) -> Option<Reason> {
     let Op::MatMul(op) = candidate.op else { return Some(Reason::new("runs matmul")) };
-    if candidate.info.caps::<CudaCaps>().is_none_or(|caps| caps.sm < 80 || caps.shared < SHARED) {
+    let lacks = |caps: &CudaCaps| TYPE != F32 && (caps.sm < 80 || caps.shared < SHARED);
+    if candidate.info.caps::<CudaCaps>().is_none_or(lacks) {
         return Some(Reason::lacking("needs compute capability 8.0"));
     }
     let dtype = TYPES[TYPE];
@@ -90,7 +99,7 @@ fn reject<const TYPE: usize>(candidate: &Candidate<'_>) -> Option<Reason> {
     if op.m.div_ceil(TILE) as u64 * op.n.div_ceil(TILE) as u64 > i32::MAX as u64 {
         return Some(Reason::new("has no grid for so many tiles"));
     }
-    Lines::both(op)
+    Lines::both::<TYPE>(op)
         .is_none()
         .then(|| Reason::new("needs operands contiguous along a dimension, in multiples of 16 bytes"))
 }
@@ -99,6 +108,7 @@ fn numerics<const TYPE: usize>(_: &Candidate<'_>) -> Numerics {
     match TYPE {
         // 10 bits behind the point, to nearest
         TF32 => Numerics::F32.with_unit(1.0 / 2048.0),
+        F32 => Numerics::F32,
         // tensor cores cut what they add to the bits of the largest
         _ => Numerics::F32.with_slack(4.0),
     }
@@ -113,7 +123,7 @@ fn cost<const TYPE: usize>(candidate: &Candidate<'_>) -> f32 {
     let speed = speed(candidate);
     let tiles = (op.batch * op.m.div_ceil(TILE) * op.n.div_ceil(TILE)) as f32;
     // two blocks on a multiprocessor, which multiplies so many pairs in a cycle
-    let rate = [600.0, 600.0, 300.0, 1200.0][TYPE];
+    let rate = [600.0, 600.0, 300.0, 1200.0, 90.0][TYPE];
     let waves = (tiles / speed.multiprocessors).max(1.0);
     let arithmetic = waves * (TILE * TILE) as f32 * op.k as f32 / (rate * speed.clock);
     // a slice waits for memory where there are few
@@ -160,12 +170,17 @@ struct Tensor {
 
 fn prepare<const TYPE: usize>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::MatMul(op) = request.op else { return Err(other_op(request.op)) };
-    let Some((a, b)) = Lines::both(op) else { return Err(other_op(request.op)) };
+    let Some((a, b)) = Lines::both::<TYPE>(op) else { return Err(other_op(request.op)) };
     let define = |along_k: bool| usize::from(along_k).to_string();
-    let defines =
-        [("TYPE", TYPE.to_string()), ("A_ALONG_K", define(a.along_k)), ("B_ALONG_K", define(b.along_k))];
-    let function = module(request, &MATMUL_TENSOR, &defines)?.function("tensor")?;
-    function.allow_shared(SHARED)?;
+    let sides = [("A_ALONG_K", define(a.along_k)), ("B_ALONG_K", define(b.along_k))];
+    let (function, shared) = if TYPE == F32 {
+        (module(request, &MATMUL_FMA, &sides)?.function("fma_tiles")?, 0)
+    } else {
+        let defines = [("TYPE", TYPE.to_string()), sides[0].clone(), sides[1].clone()];
+        let function = module(request, &MATMUL_TENSOR, &defines)?.function("tensor")?;
+        function.allow_shared(SHARED)?;
+        (function, SHARED)
+    };
     let residual = op.epilogue.residual;
     let params = Params {
         a_line: a.line as i64,
@@ -194,7 +209,7 @@ fn prepare<const TYPE: usize>(request: &Request<'_>) -> Result<Box<dyn Launch>> 
         pad: 0,
     };
     let tiles = (op.m.div_ceil(TILE) * op.n.div_ceil(TILE)) as u32;
-    let dims = Dims { grid: [tiles, op.batch.min(MOST) as u32, 1], shared: SHARED, ..Dims::line(0, 256) };
+    let dims = Dims { grid: [tiles, op.batch.min(MOST) as u32, 1], shared, ..Dims::line(0, 256) };
     launch(Tensor { function, params, places: Places::of(request.op), dims })
 }
 

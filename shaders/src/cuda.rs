@@ -88,6 +88,8 @@ sources! {
     KV_APPEND_ROWS = "cuda/kv_append/rows.cu";
     /// Products of everything that the ops allow.
     MATMUL_ANY = "cuda/matmul/any.cu";
+    /// Matrix products of f32 by fused multiply-adds.
+    MATMUL_FMA = "cuda/matmul/fma.cu";
     /// Matrix products for Hopper.
     MATMUL_HOPPER = "cuda/matmul/hopper.cu";
     /// Products of few rows with weights.
@@ -96,6 +98,8 @@ sources! {
     NORM_REGISTERS = "cuda/norm/registers.cu";
     /// Norms of any vectors.
     NORM_ROWS = "cuda/norm/rows.cu";
+    /// Matrix products by mma.sync.
+    MATMUL_TENSOR = "cuda/matmul/tensor.cu";
     /// Block formats in panels of 16 columns.
     PACK_PANELS = "cuda/pack/panels.cu";
     /// Norm, rotation and append of any heads.

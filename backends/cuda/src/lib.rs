@@ -5,6 +5,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`ceiling`] | what a GPU can do at most, measured |
 //! | [`device`] | [`CudaDevice`]: opening it, its description, its table |
 //! | [`memory`] | stream-ordered memory, and pinned memory for what is read back |
 //! | [`stream`] | launches, events, capture and replay (a CUDA graph) |
@@ -12,8 +13,10 @@
 //! | [`compile`] | from CUDA C++ to a loaded module, with a cache on disk |
 //! | [`table`] | every row, as literal lists |
 //! | `launch` | the rows' bodies, one file an op |
+//! | `vendor` | NVIDIA's libraries, to compare with |
 //! | `driver` | the driver's results as errors |
 
+pub mod ceiling;
 pub mod compile;
 pub mod device;
 mod driver;
@@ -22,5 +25,6 @@ pub mod library;
 pub mod memory;
 pub mod stream;
 pub mod table;
+mod vendor;
 
 pub use device::{CudaCaps, CudaDevice};

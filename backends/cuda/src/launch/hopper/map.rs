@@ -82,7 +82,8 @@ impl Lines {
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )
         };
-        check(answer).map_err(|e| Error::Unsupported { what: "a tensor map", why: format!("{self:?}: {e}") })?;
+        check(answer)
+            .map_err(|e| Error::Unsupported { what: "a tensor map", why: format!("{self:?}: {e}") })?;
         Ok(map)
     }
 }

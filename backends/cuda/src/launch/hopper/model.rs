@@ -44,7 +44,8 @@ fn wgmma_finds_lines_along_m_or_n() {
             let put = chunk + copied(k, element % 64 * 2);
             let (step, within) = (k / 16, k % 16);
             let start = step * 16 * LINE;
-            let plain = start + element / 64 * leading + element % 64 * 2 + within % 8 * LINE + within / 8 * stride;
+            let plain =
+                start + element / 64 * leading + element % 64 * 2 + within % 8 * LINE + within / 8 * stride;
             assert_eq!(swizzle(plain), put, "element {element} k {k}");
         }
     }
@@ -170,7 +171,8 @@ fn layouts_are_told_apart() {
     let nn = of(MatMul::nn(256, 512, 128, DType::BF16, DType::BF16, DType::F32)).expect("NN");
     assert!(!nn.a_mn && nn.b_mn);
     let tn = Tensor2 { dtype: DType::F16, strides: Matrix::col_major(256, 128) };
-    let tn = of(MatMul { a: tn, ..MatMul::nn(256, 512, 128, DType::F16, DType::F16, DType::F16) }).expect("TN");
+    let tn =
+        of(MatMul { a: tn, ..MatMul::nn(256, 512, 128, DType::F16, DType::F16, DType::F16) }).expect("TN");
     assert!(tn.a_mn && tn.b_mn);
     // bytes are multiplied along k alone
     let bytes = MatMul::nn(256, 512, 128, DType::I8, DType::I8, DType::I32);

@@ -110,7 +110,8 @@ impl Problem {
     }
 
     fn gated(op: &GatedMatMul) -> Result<Self, Reason> {
-        let product = MatMul { c: Tensor2 { dtype: op.gated.out_dtype, strides: op.gate.c.strides }, ..op.gate };
+        let product =
+            MatMul { c: Tensor2 { dtype: op.gated.out_dtype, strides: op.gate.c.strides }, ..op.gate };
         let (kind, alpha, limit) = match op.gated.kind {
             GatedKind::SwiGlu => (0, 0.0, 0.0),
             GatedKind::GeGlu => (1, 0.0, 0.0),
@@ -173,7 +174,9 @@ impl Problem {
             return Err(Reason::new("reads both B in one layout"));
         }
         if (self.a_mn && !(wide && along_m)) || (self.b_mn && !(wide && along_n)) {
-            return Err(Reason::new("reads operands that are contiguous along k, or of 16 bits along m or n"));
+            return Err(Reason::new(
+                "reads operands that are contiguous along k, or of 16 bits along m or n",
+            ));
         }
         if !contiguous(self.n, self.c.col) {
             return Err(Reason::new("writes contiguous rows or columns"));
@@ -188,7 +191,15 @@ impl Problem {
         Ok(self)
     }
 
-    fn lines(&self, strides: Matrix, mn: bool, extent: usize, along_k: usize, along: usize, side: usize) -> Lines {
+    fn lines(
+        &self,
+        strides: Matrix,
+        mn: bool,
+        extent: usize,
+        along_k: usize,
+        along: usize,
+        side: usize,
+    ) -> Lines {
         let (len, lines, stride) = if mn { (extent, self.k, along_k) } else { (self.k, extent, along) };
         // where the contiguous direction is that of m or n, boxes are 64 elements of one slice of k
         let box_lines = if mn { 128 / self.element.block_bytes() } else { side };
@@ -239,7 +250,8 @@ impl Problem {
             })
         };
         // the op's own A and B have their scales in this order
-        let (first, second) = if self.swapped { (self.b_scale, self.a_scale) } else { (self.a_scale, self.b_scale) };
+        let (first, second) =
+            if self.swapped { (self.b_scale, self.a_scale) } else { (self.a_scale, self.b_scale) };
         let first = take(first.is_some());
         let second = take(second.is_some());
         let bias = take(self.bias.is_some());

@@ -20,12 +20,12 @@
 // (the cluster's tiles lie side by side along n and share A, else along m and share B); PINGPONG; DEFER (16-bit OUT); A_MN, B_MN
 // (operand contiguous along m or n, 16-bit types); SPLIT (blocks of a cluster, without CLUSTER, PINGPONG, DEFER and GATE; the grid then has a
 // cluster for each tile). Epilogue, where there is one: A_SCALE, B_SCALE (1 one of each matrix, 2 one of
-// each row or column), BIAS, RESIDUAL (Dtype ids), BIAS_ALONG_M, ACTIVATION, GATE (see epilogue.cuh; GATE counts from 1).
+// each row or column), BIAS, RESIDUAL (Dtype ids), BIAS_ALONG_M, ACTIVATION, GATE (see math.cuh and product.cuh; GATE counts from 1).
 //
 // After CUTLASS's warp-specialised persistent kernels (https://github.com/NVIDIA/cutlass) and Bikshandi & Shah, arXiv:2312.11918.
 
 #include "common/element.cuh"
-#include "common/epilogue.cuh"
+#include "common/product.cuh"
 
 #ifndef SHARE_A
 #define SHARE_A 0
@@ -337,9 +337,9 @@ DEVICE void finish(const Params& p, const Epilogue& e, const Accumulator (&d)[SU
                     if (BIAS >= 0) {
                         up += up_bias;
                     }
-                    x = product_gate((u32)GATE - 1, p.alpha, p.limit, x, up);
+                    x = gate_by((u32)GATE - 1, p.alpha, p.limit, x, up);
                 }
-                x = product_activation(ACTIVATION, x);
+                x = activate(x, ACTIVATION);
                 if (RESIDUAL >= 0) {
                     x += load_within(residuals[h], offset, residuals_left[h], (u32)RESIDUAL);
                 }

@@ -25,8 +25,6 @@ sources! {
     BLOCK = "cuda/common/block.cuh";
     /// Elements of every type.
     ELEMENT = "cuda/common/element.cuh";
-    /// Behind the sums of products.
-    EPILOGUE = "cuda/common/epilogue.cuh";
     /// Transaction barriers, tensor copies, clusters.
     HOPPER = "cuda/common/hopper.cuh";
     /// Where vectors and caches lie.

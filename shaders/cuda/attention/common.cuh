@@ -25,8 +25,9 @@ struct Attention {
     float scale;
     // 0 when scores are not capped
     float soft_cap;
-    // parts into which the keys of a sequence are split
-    i32 splits;
+    // Of kernels that compute tiles of rows: rows of a unit are pairs of a query and one of `pack` heads, queries outermost; a unit has
+    // `tiles` of them, and its keys are split into `splits` parts.
+    i32 pack, tiles, splits;
     // work items of a launch
     i32 items;
 };

@@ -194,6 +194,9 @@ pub fn options(defines: &[(&'static str, String)], target: &str) -> Vec<String> 
     options
 }
 
+/// Stack of the thread that compiles.
+const STACK: usize = 64 << 20;
+
 /// NVRTC.
 #[derive(Debug, Clone, Copy)]
 pub struct Compiler {
@@ -246,6 +249,17 @@ impl Compiler {
     /// # Errors
     /// [`Error::Unsupported`] with the log.
     pub fn compile(&self, source: &Source, options: &[String]) -> Result<(Vec<u8>, String)> {
+        // the compiler recurses deeper than a caller's thread may have room for: 2 MiB are too little
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("nvrtc".into()).stack_size(STACK);
+            let refuse = |why: String| Error::Unsupported { what: "compiling CUDA kernels", why };
+            let thread = thread.spawn_scoped(scope, || self.compile_here(source, options));
+            let thread = thread.map_err(|e| refuse(format!("no thread for the compiler: {e}")))?;
+            thread.join().map_err(|_| refuse("the compiler's thread panicked".into()))?
+        })
+    }
+
+    fn compile_here(&self, source: &Source, options: &[String]) -> Result<(Vec<u8>, String)> {
         use nvrtc::nvrtcResult::NVRTC_SUCCESS;
         let refuse = |why: String| Error::Unsupported {
             what: "this CUDA kernel",

@@ -95,6 +95,18 @@ DEVICE i64 vector_at(const Attention &p, const i32 *table, i32 b, i32 head, i32 
     return block * p.kv_batch + head * p.kv_head + token % p.block * p.kv_token;
 }
 
+// Whether the table names no block of the cache for some key of `start..end`; all threads of the warp take part.
+DEVICE bool lacks_blocks(const Attention &p, const i32 *table, i32 b, i32 start, i32 end) {
+    bool lacks = false;
+    if (table && start < end) {
+        for (i32 i = start / p.block + (i32)(threadIdx.x % 32); i <= (end - 1) / p.block; i += 32) {
+            const i32 block = table[(i64)b * p.table_width + i];
+            lacks |= block < 0 || block >= p.blocks;
+        }
+    }
+    return __any_sync(0xffffffffu, lacks);
+}
+
 DEVICE float warp_max(float x) {
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) {

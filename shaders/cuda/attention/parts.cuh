@@ -173,7 +173,10 @@ extern "C" __global__ void __launch_bounds__(128, 1)
         return;
     }
     const float *from = part_at(p, parts, u, row);
-    bool broken = false;
+    // tensor copies do not know what stands for a block that does not exist
+    i32 start, end;
+    visible(p, u.s, query_of(p, u, row), start, end);
+    bool broken = lacks_blocks(p, table, u.b, start, end);
     for (i32 d = (i32)threadIdx.x % 32 * 4; d < D; d += 128) {
         Part part = merge(
             p.splits, [&](int i) { return from + (i64)i * ROWS * PART + D; }, [&](int i) { return from + (i64)i * ROWS * PART + d; });

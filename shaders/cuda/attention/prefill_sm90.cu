@@ -203,10 +203,8 @@ DEVICE void soften(float (&s)[N / 2], Softmax &r, float factor) {
         float top = fmaxf(tops[half][0], tops[half][1]);
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-#if LAZY
-        // a maximum that is a little too small does as well
+        // a maximum that is a little too small does as well, and then nothing needs to be scaled
         top = (top - r.top[half]) * factor <= 8.0f ? r.top[half] : top;
-#endif
         less[half] = subtrahend(top) * factor;
         r.keep[half] = exp2_approximate(fmaf(r.top[half], factor, -less[half]));
         r.top[half] = top;
@@ -398,15 +396,11 @@ DEVICE void consume(const Attention &p, const Operands &o, float *parts, Consume
             }
             for (; tile > item.low; tile--) {
                 wait_full(c, K_FULL, c.k_count);
-#if PINGPONG
                 named_sync(1 + c.group, 256);
-#endif
                 multiply_keys(c, scores);
                 wait_full(c, V_FULL, c.v_count);
                 multiply_values(c, values, weights);
-#if PINGPONG
                 named_arrive(1 + (c.group ^ 1), 256);
-#endif
                 wgmma_wait<1>();
                 settle(scores);
                 release(c, K_EMPTY, c.k_count);
@@ -422,10 +416,7 @@ DEVICE void consume(const Attention &p, const Operands &o, float *parts, Consume
                 settle(values);
                 release(c, V_EMPTY, c.v_count);
                 pack_weights(scores, weights);
-#if LAZY
-                if (__any_sync(0xffffffffu, r.keep[0] != 1.0f || r.keep[1] != 1.0f))
-#endif
-                {
+                if (__any_sync(0xffffffffu, r.keep[0] != 1.0f || r.keep[1] != 1.0f)) {
 #pragma unroll
                     for (int i = 0; i < D / 2; i++) {
                         values[i] *= r.keep[i / 2 % 2];
@@ -463,7 +454,10 @@ DEVICE void consume(const Attention &p, const Operands &o, float *parts, Consume
             scale[half] = start < end ? 1.0f / r.sum[half] : 0.0f;
         }
         u32 broken = store_rows(p, o.out, item.u, values, scale, row);
-        // where a weight of 0 may have met a value that the row does not see
+        if (lacks_blocks(p, o.table, item.u.b, item.low * N, min(item.high * N, item.u.s.length))) {
+            broken = 0xffffu >> max(0, 16 - max(0, item.u.rows - first_row - 16 * warp));
+        }
+        // by definition, where a weight of 0 may have met a value that the row does not see, or a block does not exist
         while (broken != 0) {
             const i32 at = first_row + 16 * warp + __ffs((int)broken) - 1;
             broken &= broken - 1;
@@ -509,7 +503,7 @@ extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
     } else {
         registers_take<CONSUMERS == 2 ? 232 : 160>();
         const u32 group = warpgroup - 1;
-        if (PINGPONG && group == CONSUMERS - 1) {
+        if (group == CONSUMERS - 1) {
             named_arrive(1, 256);
         }
         Consumer c = {q_at + group * Q_BYTES, k_at, v_at, barriers, group, 0, 0, 0};

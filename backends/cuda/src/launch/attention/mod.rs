@@ -3,10 +3,13 @@
 //! | file | holds |
 //! |---|---|
 //! | [`generic`] | the row for everything, by online softmax |
+//! | [`prefill`], [`map`] | rows for many queries on Hopper: tensor copies and wgmma |
 //! | [`mma`] | rows for f16 and bf16 on the tensor cores of every GPU since Ampere, keys split over blocks |
 
 pub(crate) mod generic;
+mod map;
 pub(crate) mod mma;
+pub(crate) mod prefill;
 
 use super::steps::Pointer;
 use crate::device::CudaCaps;

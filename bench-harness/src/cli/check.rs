@@ -27,7 +27,10 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Ended> {
     let rows = subjects(backend).iter().filter(|choice| filter.takes(choice)).count();
     ensure!(rows > 0, "no kernel of {} matches; `perjoule kernels` lists them", args.device);
     let seconds = args.budget.unwrap_or(BUDGET);
-    ensure!(seconds.is_finite() && seconds > 0.0, "--budget {seconds}: expected a positive number of seconds");
+    ensure!(
+        seconds.is_finite() && seconds > 0.0,
+        "--budget {seconds}: expected a positive number of seconds"
+    );
     let budget = Some(Duration::from_secs_f64(seconds));
     let (scope, budget) = if args.full { (Scope::Full, None) } else { (Scope::Sample, budget) };
     let bar = progress::bar(0, args.quiet);

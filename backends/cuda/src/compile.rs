@@ -105,6 +105,11 @@ impl Function {
         self.set(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes)
     }
 
+    /// Lets its launches have clusters of more than 8 blocks, which not every GPU can place.
+    pub(crate) fn allow_large_clusters(&self) -> Result<()> {
+        self.set(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)
+    }
+
     fn set(&self, attribute: sys::CUfunction_attribute, value: u32) -> Result<()> {
         // SAFETY: a function of a module that is kept; the context was made current when it was looked up on this thread.
         check(unsafe { sys::cuFuncSetAttribute(self.function, attribute, value as i32) }).map_err(|e| {
@@ -189,6 +194,9 @@ pub fn options(defines: &[(&'static str, String)], target: &str) -> Vec<String> 
     options
 }
 
+/// Stack of the thread that compiles.
+const STACK: usize = 64 << 20;
+
 /// NVRTC.
 #[derive(Debug, Clone, Copy)]
 pub struct Compiler {
@@ -241,6 +249,17 @@ impl Compiler {
     /// # Errors
     /// [`Error::Unsupported`] with the log.
     pub fn compile(&self, source: &Source, options: &[String]) -> Result<(Vec<u8>, String)> {
+        // the compiler recurses deeper than a caller's thread may have room for: 2 MiB are too little
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("nvrtc".into()).stack_size(STACK);
+            let refuse = |why: String| Error::Unsupported { what: "compiling CUDA kernels", why };
+            let thread = thread.spawn_scoped(scope, || self.compile_here(source, options));
+            let thread = thread.map_err(|e| refuse(format!("no thread for the compiler: {e}")))?;
+            thread.join().map_err(|_| refuse("the compiler's thread panicked".into()))?
+        })
+    }
+
+    fn compile_here(&self, source: &Source, options: &[String]) -> Result<(Vec<u8>, String)> {
         use nvrtc::nvrtcResult::NVRTC_SUCCESS;
         let refuse = |why: String| Error::Unsupported {
             what: "this CUDA kernel",

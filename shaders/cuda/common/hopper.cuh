@@ -53,12 +53,13 @@ DEVICE void barrier_arrive(u32 barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrives at the same barrier of the cluster's block `rank`.
+// Arrives at the same barrier of the cluster's block `rank`. It orders no memory of the other block: a release in the scope of the
+// cluster costs a fence of the whole GPU. For operands that tensor cores have read none is needed.
 DEVICE void barrier_arrive_at(u32 barrier, u32 rank) {
     asm volatile(
         "{\n.reg .b32 remote;\n"
         "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
         "r"(rank)
         : "memory");
 }
@@ -122,8 +123,9 @@ DEVICE u32 cluster_rank() {
     return rank;
 }
 
+// All threads of the cluster have come here. It orders no memory: barriers are made visible by their own fence.
 DEVICE void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory");
 }
 
 // Waits for the grids before this one in the stream (programmatic dependent launch; returns at once without it).
@@ -136,9 +138,13 @@ DEVICE void grid_dependency_release() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
-// A barrier of `threads` threads; 0 is the block's own.
+// A barrier of `threads` threads; 0 is the block's own. Arriving is counted like waiting.
 DEVICE void named_sync(u32 id, u32 threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+DEVICE void named_arrive(u32 id, u32 threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 template <int REGISTERS>
@@ -173,13 +179,20 @@ DEVICE void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// Descriptor of an operand in shared memory under the 128-byte swizzle, whose atoms are 8 lines of 128 bytes, 1,024-aligned.
+// Descriptors of operands in shared memory under the 128-byte swizzle, whose atoms are 8 lines of 128 bytes, 1,024-aligned: `low` is a
+// matter of the address, and steps of n bytes add n / 16 to it.
 //
-// Lines along k (K-major): line = row, `stride` = bytes from 8 rows to the next 8; `leading` is not used. A step along k within
-// the line adds its bytes to the address: the swizzle works on address bits. Lines along m or n (MN-major): line = one k of 64
-// elements, `stride` = bytes from 8 k to the next 8, `leading` = bytes from 64 elements to the next 64.
-DEVICE u64 swizzled_descriptor(u32 address, u32 leading, u32 stride) {
-    return (u64)(address >> 4 & 0x3fff) | (u64)(leading >> 4) << 16 | (u64)(stride >> 4) << 32 | 1ull << 62;
+// Lines along k (K-major): line = row, STRIDE = bytes from 8 rows to the next 8; LEADING is not used. A step along k within the line
+// adds its bytes to the address: the swizzle works on address bits. Lines along m or n (MN-major): line = one k of 64 elements,
+// STRIDE = bytes from 8 k to the next 8, LEADING = bytes from 64 elements to the next 64.
+template <u32 LEADING>
+DEVICE u32 descriptor_low(u32 address) {
+    return address >> 4 | (LEADING >> 4) << 16;
+}
+
+template <u32 STRIDE>
+DEVICE u64 descriptor(u32 low) {
+    return (u64)(1u << 30 | STRIDE >> 4) << 32 | low;
 }
 
 #endif

@@ -128,6 +128,9 @@ constexpr int SHARED_BYTES = BARRIER_OFFSET + 16 * STAGES;
 static_assert(SHARED_BYTES <= 232448, "shared memory of a block");
 // accumulators of a thread, and where the last results wait their packed half
 static_assert(BLOCKS_M * TILE_N / 2 + (DEFER ? BLOCKS_M * TILE_N / 4 : 0) <= 192, "registers");
+// Named barriers by which the consumers of a ping-pong take turns: the first waits at TURN. A wait for a phase by its parity may be at
+// most one phase early, so that neither may begin before the other has seen all its slices.
+constexpr u32 TURN = 4;
 // bytes from 64 elements along m or n to the next 64 where that is the contiguous direction
 constexpr int MN_CHUNK = 64 * 128;
 
@@ -462,27 +465,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         Ring ring = {0, 0};
         if (PINGPONG && consumer == 1) {
             ring.skip(p.k_slices);
+            named_arrive(TURN, 256);
         }
 
         const Epilogue extras = {a_scale, b_scale, bias, up_bias, residual};
+        const u32 left_low = descriptor_low<A_MN ? MN_CHUNK : 0>(base + row * 128);
+        const u32 right_low = descriptor_low<B_MN ? MN_CHUNK : 0>(base + A_BYTES);
         Accumulator d[BLOCKS_M][TILE_N / 2];
         u32 results[BLOCKS_M][RESULTS];
         Tile pending = {0, 0, -1};
 
         const auto multiply = [&](bool begin) {
             barrier_wait(full + 8 * ring.stage, ring.parity);
-            const u32 source = base + ring.stage * STAGE_BYTES;
+            const u32 slice = ring.stage * (STAGE_BYTES / 16);
             wgmma_fence();
             #pragma unroll
             for (int step = 0; step < 4; step++) {
-                const u32 at_a = source + row * 128 + step * (A_MN ? 128 * TILE_K / 4 : 32);
-                const u32 at_b = source + A_BYTES + step * (B_MN ? 128 * TILE_K / 4 : 32);
-                const u64 right = swizzled_descriptor(at_b, B_MN ? MN_CHUNK : 16, 1024);
+                // a quarter of the depth: 32 bytes of a line, or a quarter of the lines
+                const u64 right = descriptor<1024>(right_low + slice + step * (B_MN ? TILE_K / 4 * 128 : 32) / 16);
                 #pragma unroll
                 for (int block = 0; block < BLOCKS_M; block++) {
                     // 64 rows are 8 KiB in either order
-                    const u64 left = swizzled_descriptor(at_a + block * 64 * 128, A_MN ? MN_CHUNK : 16, 1024);
-                    Wgmma<TILE_N>::multiply(d[block], left, right, !begin || step > 0);
+                    const u32 at = step * (A_MN ? TILE_K / 4 * 128 : 32) + block * 64 * 128;
+                    Wgmma<TILE_N>::multiply(d[block], descriptor<1024>(left_low + slice + at / 16), right, !begin || step > 0);
                 }
             }
             wgmma_commit();
@@ -502,6 +507,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (i32 index = mine; index < tiles; index += stride) {
             Tile at = tile_at(p, index, rank);
             at.m += row;
+            if (PINGPONG) {
+                named_sync(TURN + consumer, 256);
+            }
             multiply(true);
             if (DEFER && pending.batch >= 0) {
                 store(&c, results, stage_out, pending, thread, 1 + consumer);
@@ -515,11 +523,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 previous = ring.stage;
                 ring.advance();
             }
-            wgmma_wait<0>();
-            release(previous);
             if (PINGPONG) {
+                if (index + step < tiles) {
+                    named_arrive(TURN + 1 - consumer, 256);
+                }
                 ring.skip(p.k_slices);
             }
+            wgmma_wait<0>();
+            release(previous);
 
             #pragma unroll
             for (int block = 0; block < BLOCKS_M; block++) {

@@ -81,7 +81,9 @@ fn main() -> ExitCode {
                 continue;
             }
             match perjoule::open_with_threads(&info.label, threads) {
-                Ok(device) => device_trials(&mut trials, label, device.backend(), (step, most), &expectations),
+                Ok(device) => {
+                    device_trials(&mut trials, label, device.backend(), (step, most), &expectations)
+                }
                 Err(error) => trials.push(missing(format!("{label}::device"), error.to_string(), true)),
             }
         }
@@ -137,7 +139,9 @@ fn spread<T>(list: Vec<T>, most: usize) -> Vec<T> {
     let (len, last) = (list.len(), most.saturating_sub(1).max(1));
     let taken = |index: usize| (0..most).any(|i| i * (len - 1) / last == index);
     match len > most {
-        true => list.into_iter().enumerate().filter(|(index, _)| taken(*index)).map(|(_, item)| item).collect(),
+        true => {
+            list.into_iter().enumerate().filter(|(index, _)| taken(*index)).map(|(_, item)| item).collect()
+        }
         false => list,
     }
 }

@@ -1,5 +1,13 @@
-//! Rows of attention.
+//! Rows of attention. Tiles are rows of a block (queries and heads of a group), keys of a tile, and elements of a head.
 
+use crate::launch::attention;
+use crate::launch::attention_mma::row;
 use perjoule_kernels::Kernel;
 
-pub(super) static ROWS: &[Kernel] = &[];
+pub(super) static ROWS: &[Kernel] = &[
+    row::<true, true>("attention_bf16_mma_cuda_sm90_cluster"),
+    row::<false, true>("attention_f16_mma_cuda_sm90_cluster"),
+    row::<true, false>("attention_bf16_mma_cuda_sm80_split"),
+    row::<false, false>("attention_f16_mma_cuda_sm80_split"),
+    attention::ROW,
+];

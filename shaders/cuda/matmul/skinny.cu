@@ -1,0 +1,861 @@
+// Products of few rows with weights: C = epilogue(A B), m up to 8 TILES at a time, at the speed at which B streams from memory.
+// Also gated_matmul (GATED: two B share one A) and grouped_matmul (GROUPED: blockIdx.y counts the experts that have rows).
+//
+// B is the left operand of mma.sync: a warp takes 16 columns of B (rows of the weight, which is stored n x k) and loads its share of k
+// straight into registers as fragments, one unit ahead of the unit that it multiplies. A, rounded or split as MATH and PIECES say, stays
+// in shared memory. Blocks of a cluster share k among them (each keeps a part of A) and so do KWARPS of the eight warps of a
+// block; the others take neighbouring columns. Sums of parts meet in shared memory, after every ROUND tiles, in a fixed order.
+//
+// f32 activations beside 16-bit or coded weights are split into three bf16 (exactly) or two tf32: products stay exact to f32.
+//
+// Preconditions: k contiguous in B and its columns at multiples of 16 bytes, or B packed in panels of 16 columns (matmul/panels.cuh).
+//
+// Defines: WEIGHT, MATH, PIECES, TILES, KWARPS, GATED, GROUPED, GROUP_SCALES.
+
+#include "common/element.cuh"
+#include "common/product.cuh"
+#include "matmul/skinny.cuh"
+
+// Values of WEIGHT.
+#define W_PLAIN16 0 /* bf16 or f16, as MATH says; f16 beside tf32 */
+#define W_E4M3 1
+#define W_I8 2
+#define W_Q8_0 3
+#define W_Q4_0 4
+#define W_Q4_K 5
+#define W_Q6_K 6
+#define W_MXFP4 7
+
+// Values of MATH.
+#define M_BF16 0
+#define M_F16 1
+#define M_TF32 2
+#define M_S8 3
+
+constexpr bool PACKED = WEIGHT >= W_Q8_0;
+constexpr bool HALF = MATH == M_F16;
+constexpr bool INTEGERS = MATH == M_S8 && !GROUP_SCALES;
+constexpr int MATS = GATED ? 2 : 1;
+constexpr int WARPS = 8;
+constexpr int THREADS = WARPS * 32;
+constexpr int PANELS = WARPS / KWARPS;
+constexpr int COLUMNS = 16;
+constexpr int TOKENS = TILES * 8;
+constexpr int ROUND = 8 / (TILES * MATS) > 0 ? 8 / (TILES * MATS) : 1;
+
+// Bytes of an element of A in shared memory, and elements along k that a lane reads by one access of 16 bytes, times four lanes.
+constexpr int ELEMENT = MATH == M_TF32 ? 4 : MATH == M_S8 ? 1 : 2;
+constexpr int STRETCH = 64 / ELEMENT;
+
+// A step is what a panel holds contiguously; a unit is what a warp loads at once.
+constexpr int CHUNKS = MATS == 1 ? 4 : 2;
+constexpr int STEP = WEIGHT == W_Q4_K || WEIGHT == W_Q6_K ? 256 : 128;
+constexpr int STEPS = WEIGHT == W_Q8_0 || STEP == 256 || MATS == 2 ? 1 : 2;
+constexpr int UNIT = PACKED ? STEP * STEPS : CHUNKS * (WEIGHT == W_PLAIN16 ? 32 : 64);
+constexpr int CODE_LOADS = WEIGHT == W_Q8_0 || STEP == 256 ? 4 : 2;
+constexpr int STEP_BYTES = WEIGHT == W_Q8_0 ? 2176 : WEIGHT == W_Q4_0 ? 1152 : WEIGHT == W_MXFP4 ? 1088 : WEIGHT == W_Q4_K ? 2304 : 3360;
+
+// Floats of one tile of sums: `[token][column]`, padded so that a warp's stores meet no bank twice.
+constexpr int PITCH = 20;
+constexpr int SUMS = TOKENS * PITCH;
+
+struct Params {
+    i64 a_row, a_col;
+    // Bytes from a column of B to the next, or of a packed panel; of a matrix.
+    i64 b_stride, up_stride, b_batch;
+    i64 c_row, c_col, residual_row, residual_col;
+    i64 a_group, b_group;
+    u32 m, n, k;
+    // Rows of A that a block keeps, and bytes of one in shared memory.
+    u32 tokens, pitch;
+    u32 a_dtype, c_dtype, bias_dtype, residual_dtype;
+    u32 a_scale, b_scale;
+    u32 has_bias, has_up_bias, has_residual;
+    u32 activation, gate;
+    float scale, alpha, limit;
+    // Whether rows of A are contiguous and lie at multiples of four elements.
+    u32 a_vectors;
+    // Whether B may be read before the preceding kernel of the stream has ended.
+    u32 b_constant;
+    // grouped_matmul
+    u32 experts, rows, a_rows, a_divisor;
+};
+
+
+// ---- instructions ----
+
+DEVICE void mma(float (&d)[4], const Fragment &a, u32 b0, u32 b1) {
+    if (MATH == M_BF16) {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a.a0), "r"(a.a1), "r"(a.a2), "r"(a.a3), "r"(b0), "r"(b1));
+    } else if (MATH == M_F16) {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a.a0), "r"(a.a1), "r"(a.a2), "r"(a.a3), "r"(b0), "r"(b1));
+    } else if (MATH == M_TF32) {
+        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a.a0), "r"(a.a1), "r"(a.a2), "r"(a.a3), "r"(b0), "r"(b1));
+    } else {
+        u32 s[4] = {bits_of(d[0]), bits_of(d[1]), bits_of(d[2]), bits_of(d[3])};
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+r"(s[0]), "+r"(s[1]), "+r"(s[2]), "+r"(s[3]) : "r"(a.a0), "r"(a.a1), "r"(a.a2), "r"(a.a3), "r"(b0), "r"(b1));
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            d[i] = float_of(s[i]);
+        }
+    }
+}
+
+DEVICE u32 shared_address(const void *at) {
+    return (u32)__cvta_generic_to_shared(at);
+}
+DEVICE Word4 shared16(u32 at) {
+    Word4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
+    return v;
+}
+// A float of another block of the cluster.
+DEVICE float shared_of(u32 at, u32 rank) {
+    float v;
+#if PERJOULE_ARCH >= 900
+    u32 there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(there));
+#else
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(at));
+#endif
+    return v;
+}
+DEVICE u32 cluster_rank() {
+    u32 v = 0;
+#if PERJOULE_ARCH >= 900
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(v));
+#endif
+    return v;
+}
+DEVICE u32 cluster_size() {
+    u32 v = 1;
+#if PERJOULE_ARCH >= 900
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(v));
+#endif
+    return v;
+}
+DEVICE void cluster_sync(u32 size) {
+#if PERJOULE_ARCH >= 900
+    if (size > 1) {
+        asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+        return;
+    }
+#endif
+    __syncthreads();
+}
+// Programmatic dependent launch: what a kernel writes may be read after the wait; the next one may start after the other.
+DEVICE void dependency_wait() {
+#if PERJOULE_ARCH >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+DEVICE void dependents_start() {
+#if PERJOULE_ARCH >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// ---- activations ----
+
+// Where element `k` of a row of A lies in shared memory, counted in elements: the order in which a lane's 16 bytes of B hold them. Four
+// neighbours, from a multiple of four on, stay neighbours.
+DEVICE u32 activation_at(u32 k) {
+    if (MATH == M_TF32) {
+        // of 32, a lane has 8: the first four of all lanes, then the others
+        return (k & ~31u) | (k & 4u) << 2 | (k & 24u) >> 1 | (k & 3u);
+    }
+    if (MATH == M_S8) {
+        return k;
+    }
+    if (WEIGHT == W_E4M3 || WEIGHT == W_I8) {
+        // of 64, a lane has 16: the first eight of all lanes, then the others
+        return (k & ~63u) | (k & 8u) << 2 | (k & 48u) >> 1 | (k & 7u);
+    }
+    if (WEIGHT == W_Q6_K) {
+        // of 32, a lane has four of each half
+        return (k & ~31u) | (k & 16u) >> 2 | (k & 12u) << 1 | (k & 3u);
+    }
+    return k;
+}
+
+DEVICE void put_activations(u8 *to, u32 piece_bytes, const float (&x)[4]) {
+    if (MATH == M_S8) {
+        *reinterpret_cast<u32 *>(to) = pack(x, Tag<i8>{});
+    } else if (MATH == M_TF32) {
+        float rest[4] = {x[0], x[1], x[2], x[3]};
+#pragma unroll
+        for (int piece = 0; piece < PIECES; piece++) {
+            Word4 word;
+            u32 *w = &word.x;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(w[i]) : "f"(rest[i]));
+                const float left = rest[i] - float_of(w[i]);
+                // of infinities and NaN nothing is left
+                rest[i] = (bits_of(rest[i]) & 0x7f800000u) == 0x7f800000u ? 0.0f : left;
+            }
+            *reinterpret_cast<Word4 *>(to + piece * piece_bytes) = word;
+        }
+    } else if (PIECES == 1) {
+        const float low[2] = {x[0], x[1]}, high[2] = {x[2], x[3]};
+        *reinterpret_cast<Word2 *>(to) = HALF ? Word2{pack(low, Tag<f16>{}), pack(high, Tag<f16>{})} : Word2{pack(low, Tag<bf16>{}), pack(high, Tag<bf16>{})};
+    } else {
+        // the first 8 bits, the next, and the last: no rounding
+        u32 first[4], second[4], third[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const bool finite = (bits_of(x[i]) & 0x7f800000u) != 0x7f800000u;
+            first[i] = finite ? bits_of(x[i]) : is_nan(x[i]) ? 0x7fc00000u : bits_of(x[i]);
+            const float rest = finite ? x[i] - float_of(first[i] & 0xffff0000u) : 0.0f;
+            second[i] = bits_of(rest);
+            third[i] = bits_of(rest - float_of(second[i] & 0xffff0000u));
+        }
+        const auto halves = [](const u32 (&v)[4]) { return Word2{v[0] >> 16 | (v[1] & 0xffff0000u), v[2] >> 16 | (v[3] & 0xffff0000u)}; };
+        *reinterpret_cast<Word2 *>(to) = halves(first);
+        *reinterpret_cast<Word2 *>(to + piece_bytes) = halves(second);
+        *reinterpret_cast<Word2 *>(to + 2 * piece_bytes) = halves(third);
+    }
+}
+
+// Rows of A that lie in whole vectors, several accesses in flight.
+template <class T> DEVICE void stage_vectors(const Params &p, const T *a, u8 *to, const i32 *rows, u32 count, u32 k0, u32 range) {
+    constexpr int AHEAD = 4;
+    const u32 quads = range / 4, total = quads * count, piece_bytes = p.tokens * p.pitch;
+    for (u32 base = threadIdx.x; base < total; base += THREADS * AHEAD) {
+        Raw<T, 4> raw[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            const u32 at = base + i * THREADS, token = at / quads, k = k0 + at % quads * 4;
+            raw[i] = Raw<T, 4>{};
+            if (at < total && k < p.k && rows[token] >= 0) {
+                raw[i].load(a + rows[token] * p.a_row + k);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            const u32 at = base + i * THREADS, token = at / quads, k = at % quads * 4;
+            if (at < total) {
+                float x[4];
+                raw[i].widen(x);
+                put_activations(to + token * p.pitch + activation_at(k) * ELEMENT, piece_bytes, x);
+            }
+        }
+    }
+}
+
+// `count` rows of A, elements `k0 .. k0 + range`, zeros beyond k. A row of -1 is zero.
+DEVICE void stage(const Params &p, const void *a, u8 *to, const i32 *rows, u32 count, u32 k0, u32 range) {
+    if (p.a_vectors) {
+        switch (p.a_dtype) {
+        case DTYPE_F32: return stage_vectors(p, static_cast<const float *>(a), to, rows, count, k0, range);
+        case DTYPE_F16: return stage_vectors(p, static_cast<const f16 *>(a), to, rows, count, k0, range);
+        case DTYPE_BF16: return stage_vectors(p, static_cast<const bf16 *>(a), to, rows, count, k0, range);
+        case DTYPE_F8E4M3: return stage_vectors(p, static_cast<const e4m3 *>(a), to, rows, count, k0, range);
+        default: return stage_vectors(p, static_cast<const i8 *>(a), to, rows, count, k0, range);
+        }
+    }
+    const u32 quads = range / 4;
+    for (u32 at = threadIdx.x; at < quads * count; at += THREADS) {
+        const u32 token = at / quads, k = at % quads * 4;
+        float x[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const bool inside = k0 + k + i < p.k && rows[token] >= 0;
+            x[i] = inside ? load_element(a, (u64)(rows[token] * p.a_row + (k0 + k + i) * p.a_col), p.a_dtype) : 0.0f;
+        }
+        put_activations(to + token * p.pitch + activation_at(k) * ELEMENT, p.tokens * p.pitch, x);
+    }
+}
+
+// Sums of 32 neighbours of A, `[32 of k][token]`, which minima of q4_k multiply.
+DEVICE void sum_activations(const Params &p, const u8 *from, float *sums, u32 count, u32 range) {
+    for (u32 at = threadIdx.x; at < range / 32 * TOKENS; at += THREADS) {
+        const u32 token = at % TOKENS, k = at / TOKENS * 32;
+        float sum = 0.0f;
+        for (int piece = PIECES - 1; token < count && piece >= 0; piece--) {
+            const u8 *row = from + (piece * p.tokens + token) * p.pitch + k * 2;
+            for (int i = 0; i < 16; i++) {
+                float pair[2];
+                if (HALF) {
+                    unpack(reinterpret_cast<const u32 *>(row)[(i + at) % 16], pair, Tag<f16>{});
+                } else {
+                    unpack(reinterpret_cast<const u32 *>(row)[(i + at) % 16], pair, Tag<bf16>{});
+                }
+                sum += pair[0] + pair[1];
+            }
+        }
+        sums[at] = sum;
+    }
+}
+
+// ---- units of weights ----
+
+struct Unit {
+    PlainUnit<CHUNKS> plain[PACKED ? 1 : MATS];
+    Word4 codes[PACKED ? MATS : 1][STEPS][CODE_LOADS];
+    Word4 high[WEIGHT == W_Q6_K ? MATS : 1][2];
+    Word4 wide[STEP == 256 ? MATS : 1][2];
+    Word2 scales[PACKED ? MATS : 1][STEPS][2];
+};
+
+// Where a warp reads.
+struct Source {
+    const u8 *base;
+    i64 stride;
+};
+
+DEVICE void load_unit(const Params &p, Unit &unit, const Source (&from)[MATS], u32 panel, u32 at, u32 lane) {
+    const u32 g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int mat = 0; mat < MATS; mat++) {
+        if constexpr (!PACKED) {
+            constexpr int BYTES = WEIGHT == W_PLAIN16 ? 2 : 1;
+            const u32 low = panel * COLUMNS + g, high = low + 8;
+            const i64 offset = (i64)at * UNIT * BYTES + t * 16;
+            unit.plain[mat].load(from[mat].base + (i64)(low < p.n ? low : p.n - 1) * from[mat].stride + offset,
+                                 from[mat].base + (i64)(high < p.n ? high : p.n - 1) * from[mat].stride + offset, (i64)p.k * BYTES - offset);
+        } else {
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+            const u8 *start = from[mat].base + panel * from[mat].stride + (i64)(at * STEPS + step) * STEP_BYTES;
+            if (STEPS > 1 && step > 0 && (at * STEPS + step) * STEP >= p.k) {
+#pragma unroll
+                for (int i = 0; i < CODE_LOADS; i++) {
+                    unit.codes[mat][step][i] = Word4{0, 0, 0, 0};
+                }
+                unit.scales[mat][step][0] = unit.scales[mat][step][1] = Word2{0, 0};
+                continue;
+            }
+#pragma unroll
+            for (int i = 0; i < CODE_LOADS; i++) {
+                unit.codes[mat][step][i] = stream16(start + i * 512 + lane * 16);
+            }
+            if (WEIGHT == W_Q8_0 || WEIGHT == W_Q4_0) {
+                unit.scales[mat][step][0] = stream8(start + CODE_LOADS * 512 + g * 8);
+                unit.scales[mat][step][1] = stream8(start + CODE_LOADS * 512 + g * 8 + 64);
+            } else if (WEIGHT == W_MXFP4) {
+                unit.scales[mat][step][0].x = stream4(start + 1024 + g * 4);
+                unit.scales[mat][step][1].x = stream4(start + 1024 + g * 4 + 32);
+            } else if (WEIGHT == W_Q4_K) {
+                unit.wide[mat][0] = stream16(start + 2048 + g * 16);
+                unit.wide[mat][1] = stream16(start + 2048 + g * 16 + 128);
+            } else {
+                unit.high[mat][0] = stream16(start + 2048 + lane * 16);
+                unit.high[mat][1] = stream16(start + 2560 + lane * 16);
+                unit.wide[mat][0] = stream16(start + 3072 + g * 16);
+                unit.wide[mat][1] = stream16(start + 3072 + g * 16 + 128);
+                unit.scales[mat][0][0].x = stream2(start + 3328 + g * 2);
+                unit.scales[mat][0][1].x = stream2(start + 3328 + g * 2 + 16);
+            }
+        }
+        }
+    }
+}
+
+// ---- multiplying ----
+
+typedef float Sum[4];
+
+// Where a lane reads activations: one address for each tile of eight tokens, and what follows from it.
+struct Activations {
+    u32 at[TILES];
+    u32 piece_bytes;
+    // sums of 32, of this lane's two tokens
+    u32 sums;
+};
+
+// Fragments of 64 / ELEMENT elements of k: what 16 bytes of activations meet.
+DEVICE void multiply(Sum (&sum)[MATS][TILES], const Fragment (&first)[MATS], const Fragment (&second)[MATS], const Activations &act, u32 offset) {
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++) {
+#pragma unroll
+        for (int piece = PIECES - 1; piece >= 0; piece--) {
+            const Word4 b = shared16(act.at[tile] + piece * act.piece_bytes + offset);
+#pragma unroll
+            for (int mat = 0; mat < MATS; mat++) {
+                mma(sum[mat][tile], first[mat], b.x, b.y);
+                mma(sum[mat][tile], second[mat], b.z, b.w);
+            }
+        }
+    }
+}
+
+// The same for blocks that have scales of their own: `sum += scale * product`. Scales of columns g and g + 8; those of the first
+// fragment and of the second differ where blocks are of 16.
+template <bool SIXTEEN> DEVICE void multiply_scaled(Sum (&sum)[MATS][TILES], const Fragment (&first)[MATS], const Fragment (&second)[MATS],
+                                                   const float (&scale)[MATS][2], const float (&scale2)[MATS][2], const Activations &act, u32 offset) {
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++) {
+        Sum one[MATS] = {}, two[MATS] = {};
+#pragma unroll
+        for (int piece = PIECES - 1; piece >= 0; piece--) {
+            const Word4 b = shared16(act.at[tile] + piece * act.piece_bytes + offset);
+#pragma unroll
+            for (int mat = 0; mat < MATS; mat++) {
+                mma(one[mat], first[mat], b.x, b.y);
+                mma(SIXTEEN ? two[mat] : one[mat], second[mat], b.z, b.w);
+            }
+        }
+#pragma unroll
+        for (int mat = 0; mat < MATS; mat++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                sum[mat][tile][i] += scale[mat][i / 2] * one[mat][i];
+                if (SIXTEEN) {
+                    sum[mat][tile][i] += scale2[mat][i / 2] * two[mat][i];
+                }
+            }
+        }
+    }
+}
+
+DEVICE float half_float(u32 bits) {
+    return to_float(f16{(u16)bits});
+}
+
+// Byte `i` of a word as a number.
+template <int I> DEVICE float byte_float(u32 word) {
+    u32 out;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(word), "r"(0x4b000000u), "n"(0x7440 + I));
+    return float_of(out) - 8388608.0f;
+}
+template <int I> DEVICE float signed_float(u32 word) {
+    u32 out;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(word ^ 0x80808080u), "r"(0x4b000000u), "n"(0x7440 + I));
+    return float_of(out) - 8388736.0f;
+}
+
+DEVICE u32 word_of(const Word4 &v, int i) {
+    return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
+DEVICE u32 tf32_of(u32 pair, bool high) {
+    return bits_of(half_float(high ? pair >> 16 : pair));
+}
+
+// Columns of plain weights with scales for groups of k: what the products of 128 elements are multiplied with.
+struct GroupScales {
+    u32 k0;
+    const float *b[MATS][2];
+    const float *a[TILES][2];
+};
+
+DEVICE void multiply_plain(const Params &p, Sum (&sum)[MATS][TILES], const Unit &unit, const Activations &act, u32 k, const GroupScales &groups) {
+    Sum part[MATS][TILES];
+    auto &into = *(GROUP_SCALES ? &part : &sum);
+    constexpr int PER = WEIGHT == W_PLAIN16 ? 32 : 64;
+#pragma unroll
+    for (int i = 0; i < CHUNKS; i++) {
+        const u32 offset = (k + i * PER) * ELEMENT;
+        if (GROUP_SCALES && i * PER % 128 == 0) {
+#pragma unroll
+            for (int at = 0; at < MATS * TILES * 4; at++) {
+                part[at / 4 / TILES][at / 4 % TILES][at % 4] = 0.0f;
+            }
+        }
+        if (MATH == M_TF32) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                Fragment first[MATS], second[MATS];
+#pragma unroll
+                for (int mat = 0; mat < MATS; mat++) {
+                    const Word4 &low = unit.plain[mat].low[i], &high = unit.plain[mat].high[i];
+                    const u32 l0 = word_of(low, half * 2), h0 = word_of(high, half * 2), l1 = word_of(low, half * 2 + 1), h1 = word_of(high, half * 2 + 1);
+                    first[mat] = Fragment{tf32_of(l0, false), tf32_of(h0, false), tf32_of(l0, true), tf32_of(h0, true)};
+                    second[mat] = Fragment{tf32_of(l1, false), tf32_of(h1, false), tf32_of(l1, true), tf32_of(h1, true)};
+                }
+                multiply(into, first, second, act, offset + half * 64);
+            }
+        } else if (WEIGHT == W_PLAIN16 || MATH == M_S8) {
+            Fragment first[MATS], second[MATS];
+#pragma unroll
+            for (int mat = 0; mat < MATS; mat++) {
+                const Word4 &low = unit.plain[mat].low[i], &high = unit.plain[mat].high[i];
+                first[mat] = Fragment{low.x, high.x, low.y, high.y};
+                second[mat] = Fragment{low.z, high.z, low.w, high.w};
+            }
+            multiply(into, first, second, act, offset);
+        } else {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                Fragment first[MATS], second[MATS];
+#pragma unroll
+                for (int mat = 0; mat < MATS; mat++) {
+                    const Word4 &low = unit.plain[mat].low[i], &high = unit.plain[mat].high[i];
+                    const auto pair = [](u32 word) { return Word2{from_e4m3<HALF>(word), from_e4m3<HALF>(word >> 16)}; };
+                    const Word2 l0 = pair(word_of(low, half * 2)), h0 = pair(word_of(high, half * 2));
+                    const Word2 l1 = pair(word_of(low, half * 2 + 1)), h1 = pair(word_of(high, half * 2 + 1));
+                    first[mat] = Fragment{l0.x, h0.x, l0.y, h0.y};
+                    second[mat] = Fragment{l1.x, h1.x, l1.y, h1.y};
+                }
+                multiply(into, first, second, act, offset + half * 64);
+            }
+        }
+        if (GROUP_SCALES && (i + 1) * PER % 128 == 0) {
+            // both groups are multiples of 128
+            const i64 at = (i64)groups.k0 + k + i * PER / 128 * 128;
+#pragma unroll
+            for (int mat = 0; mat < MATS; mat++) {
+#pragma unroll
+                for (int tile = 0; tile < TILES; tile++) {
+#pragma unroll
+                    for (int j = 0; j < 4; j++) {
+                        const float *bs = groups.b[mat][j / 2], *as = groups.a[tile][j % 2];
+                        const float factor = (bs && at < p.k ? bs[at / p.b_group] : 1.0f) * (as && at < p.k ? as[at / p.a_group] : 1.0f);
+                        const float value = MATH == M_S8 ? (float)(i32)bits_of(part[mat][tile][j]) : part[mat][tile][j];
+                        sum[mat][tile][j] += factor * value;
+                    }
+                }
+            }
+        }
+    }
+}
+
+DEVICE void multiply_packed(Sum (&sum)[MATS][TILES], const Unit &unit, const Activations &act, u32 k) {
+#pragma unroll
+    for (int step = 0; step < STEPS; step++) {
+#pragma unroll
+        for (int i = 0; i < STEP / 32; i++) {
+            Fragment first[MATS], second[MATS];
+            float scale[MATS][2], scale2[MATS][2], minimum[MATS][2];
+#pragma unroll
+            for (int mat = 0; mat < MATS; mat++) {
+                if (WEIGHT == W_Q8_0) {
+                    const Word4 &w = unit.codes[mat][step][i % CODE_LOADS];
+                    const auto two = [](u32 low, u32 high) {
+                        low ^= 0x80808080u;
+                        high ^= 0x80808080u;
+                        return Fragment{from_i8<HALF, 0>(low), from_i8<HALF, 0>(high), from_i8<HALF, 2>(low), from_i8<HALF, 2>(high)};
+                    };
+                    first[mat] = two(w.x, w.y);
+                    second[mat] = two(w.z, w.w);
+                } else {
+                    const Word4 &w = unit.codes[mat][step][i / 2];
+                    const u32 one = word_of(w, i % 2 * 2), two = word_of(w, i % 2 * 2 + 1);
+                    if (WEIGHT == W_Q6_K) {
+                        const u32 h = word_of(unit.high[mat][i / 4], i % 4);
+                        first[mat] = from_six<HALF, false>(one, h);
+                        second[mat] = from_six<HALF, true>(two, h);
+                    } else if (WEIGHT == W_MXFP4) {
+                        first[mat] = from_mxfp4<HALF>(one);
+                        second[mat] = from_mxfp4<HALF>(two);
+                    } else {
+                        constexpr int OFFSET = WEIGHT == W_Q4_0 ? 8 : 0;
+                        first[mat] = from_nibbles<HALF, OFFSET>(one);
+                        second[mat] = from_nibbles<HALF, OFFSET>(two);
+                    }
+                }
+#pragma unroll
+                for (int side = 0; side < 2; side++) {
+                    if (WEIGHT == W_Q8_0 || WEIGHT == W_Q4_0) {
+                        const Word2 &s = unit.scales[mat][step][side];
+                        scale[mat][side] = half_float((i < 2 ? s.x : s.y) >> i % 2 * 16);
+                    } else if (WEIGHT == W_MXFP4) {
+                        const u32 e = unit.scales[mat][step][side].x >> i % 4 * 8 & 255u;
+                        scale[mat][side] = float_of(e == 0 ? 0x00400000u : e == 255 ? 0x7fc00000u : e << 23);
+                    } else if (WEIGHT == W_Q4_K) {
+                        const Word4 &s = unit.wide[mat][side];
+                        const float d = half_float(s.x), dmin = half_float(s.x >> 16);
+                        const u32 six = i < 4 ? s.y & 0x3f3f3f3fu : (s.w & 0x0f0f0f0fu) | (s.y >> 2 & 0x30303030u);
+                        const u32 low = i < 4 ? s.z & 0x3f3f3f3fu : (s.w >> 4 & 0x0f0f0f0fu) | (s.z >> 2 & 0x30303030u);
+                        const float q = i % 4 == 0 ? byte_float<0>(six) : i % 4 == 1 ? byte_float<1>(six) : i % 4 == 2 ? byte_float<2>(six) : byte_float<3>(six);
+                        const float o = i % 4 == 0 ? byte_float<0>(low) : i % 4 == 1 ? byte_float<1>(low) : i % 4 == 2 ? byte_float<2>(low) : byte_float<3>(low);
+                        scale[mat][side] = d * q;
+                        minimum[mat][side] = dmin * o;
+                    } else {
+                        const float d = half_float(unit.scales[mat][0][side].x);
+                        const u32 s = word_of(unit.wide[mat][side], i / 2);
+                        scale[mat][side] = d * (i % 2 == 0 ? signed_float<0>(s) : signed_float<2>(s));
+                        scale2[mat][side] = d * (i % 2 == 0 ? signed_float<1>(s) : signed_float<3>(s));
+                    }
+                }
+            }
+            const u32 at = k + step * STEP + i * 32;
+            multiply_scaled<WEIGHT == W_Q6_K>(sum, first, second, scale, scale2, act, at * ELEMENT);
+            if (WEIGHT == W_Q4_K) {
+#pragma unroll
+                for (int tile = 0; tile < TILES; tile++) {
+                    float x[2];
+                    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x[0]), "=f"(x[1]) : "r"(act.sums + (at / 32 * TOKENS + tile * 8) * 4));
+#pragma unroll
+                    for (int mat = 0; mat < MATS; mat++) {
+#pragma unroll
+                        for (int j = 0; j < 4; j++) {
+                            sum[mat][tile][j] -= minimum[mat][j / 2] * x[j % 2];
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+// ---- the kernel ----
+
+// The expert that is number `index` among those that have positions, as perjoule_kernels::op::slots::Segments has them; a warp looks at 32
+// at once.
+DEVICE bool find_expert(const i32 *offsets, u32 experts, i32 rows, u32 index, u32 lane, u32 &expert, i32 &from, i32 &to) {
+    i32 before = 0;
+    for (u32 base = 0; base < experts; base += 32) {
+        const u32 e = base + lane;
+        // offsets that go down count as if they stayed
+        i32 first = e < experts ? offsets[e] : 0;
+        first = first > before ? first : before;
+#pragma unroll
+        for (u32 distance = 1; distance < 32; distance *= 2) {
+            const i32 other = __shfl_up_sync(~0u, first, distance);
+            first = lane >= distance && other > first ? other : first;
+        }
+        before = __shfl_sync(~0u, first, 31);
+        i32 last = e < experts ? offsets[e + 1] : 0;
+        last = last > first ? last : first;
+        first = first < rows ? first : rows;
+        last = last < rows ? last : rows;
+        const u32 busy = __ballot_sync(~0u, e < experts && first < last);
+        if (index < (u32)__popc(busy)) {
+            u32 left = busy;
+            for (; index > 0; index--) {
+                left &= left - 1;
+            }
+            const int which = __ffs((int)left) - 1;
+            expert = base + which;
+            from = __shfl_sync(~0u, first, which);
+            to = __shfl_sync(~0u, last, which);
+            return true;
+        }
+        index -= __popc(busy);
+    }
+    return false;
+}
+
+constexpr int MIN_BLOCKS = TILES <= 2 ? 2 : 1;
+
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *__restrict__ b, const u8 *__restrict__ up, const float *__restrict__ a_scale,
+       const float *__restrict__ b_scale, const void *__restrict__ bias, const void *__restrict__ up_bias, const void *__restrict__ residual,
+       const i32 *__restrict__ offsets, const i32 *__restrict__ order, void *__restrict__ c) {
+    extern __shared__ __align__(128) u8 shared[];
+    __shared__ i32 a_rows[TOKENS];
+    __shared__ i32 c_rows[TOKENS];
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const u32 kwarp = warp % KWARPS, panel_of_warp = warp / KWARPS;
+    const u32 rank = cluster_rank(), parts = cluster_size();
+    const u32 group = blockIdx.x / parts, groups = gridDim.x / parts;
+    const u32 units = (p.k + UNIT - 1) / UNIT, unit0 = units * rank / parts, unit1 = units * (rank + 1) / parts;
+    const u32 k0 = unit0 * UNIT, range = (unit1 - unit0) * UNIT;
+    const u32 panels = (p.n + COLUMNS - 1) / COLUMNS, tiles = (panels + PANELS - 1) / PANELS;
+
+    float *const sums = reinterpret_cast<float *>(shared);                          // [ROUND][PANELS][KWARPS][MATS][TOKENS][PITCH]
+    float *const activation_sums = sums + ROUND * WARPS * MATS * SUMS;              // q4_k: [range / 32][TOKENS]
+    u8 *const activations = reinterpret_cast<u8 *>(activation_sums) + (WEIGHT == W_Q4_K ? (units + parts - 1) / parts * (UNIT / 32) * TOKENS * 4 : 0);
+
+    if (!p.b_constant || GROUPED) {
+        dependency_wait();
+    }
+    u32 expert = 0;
+    i32 from = 0, to = (i32)p.m;
+    if (GROUPED && !find_expert(offsets, p.experts, (i32)p.rows, blockIdx.y, lane, expert, from, to)) {
+        return; // all blocks of a cluster have the same blockIdx.y
+    }
+    Source source[MATS];
+    source[0] = Source{b + expert * p.b_batch, p.b_stride};
+    if (GATED) {
+        source[MATS - 1] = Source{up, p.up_stride};
+    }
+
+    // a block takes TOKENS rows at a time: by blockIdx.y, or of an expert all
+    const i32 first_row = GROUPED ? from : (i32)blockIdx.y * TOKENS;
+    for (i32 row0 = first_row; row0 < to; row0 += GROUPED ? TOKENS : to) {
+        const u32 count = to - row0 < TOKENS ? (u32)(to - row0) : TOKENS;
+        Unit current, next;
+        const u32 first_unit = unit0 + kwarp;
+        const bool idle = first_unit >= unit1;
+        const auto fetch = [&](Unit &unit, u32 tile, u32 at) {
+            const u32 mine = tile * PANELS + panel_of_warp;
+            load_unit(p, unit, source, mine < panels ? mine : panels - 1, at, lane);
+        };
+        if (!idle && group < tiles) {
+            fetch(current, group, first_unit);
+        }
+        dependents_start();
+        if (p.b_constant && !GROUPED) {
+            dependency_wait();
+        }
+        if (threadIdx.x < TOKENS) {
+            i32 a_row = -1, c_row = -1;
+            if (threadIdx.x < count) {
+                const i32 position = row0 + (i32)threadIdx.x;
+                c_row = GROUPED ? order[position] : position;
+                a_row = GROUPED && c_row >= 0 ? c_row / (i32)p.a_divisor : c_row;
+                if (GROUPED && (c_row < 0 || c_row >= (i32)p.m || a_row >= (i32)p.a_rows)) {
+                    a_row = c_row = -1;
+                }
+            }
+            a_rows[threadIdx.x] = a_row;
+            c_rows[threadIdx.x] = c_row;
+        }
+        __syncthreads();
+        stage(p, a, activations, a_rows, count, k0, range);
+        __syncthreads();
+        if (WEIGHT == W_Q4_K) {
+            sum_activations(p, activations, activation_sums, count, range);
+            __syncthreads();
+        }
+
+        Activations act;
+#pragma unroll
+        for (int i = 0; i < TILES; i++) {
+            const u32 token = i * 8 + lane / 4;
+            act.at[i] = shared_address(activations) + (token < count ? token : count - 1) * p.pitch + lane % 4 * 16;
+        }
+        act.piece_bytes = p.tokens * p.pitch;
+        act.sums = shared_address(activation_sums) + lane % 4 * 8;
+
+        Sum sum[MATS][TILES];
+        const auto clear = [&] {
+#pragma unroll
+            for (int i = 0; i < MATS * TILES * 4; i++) {
+                sum[i / 4 / TILES][i / 4 % TILES][i % 4] = 0.0f;
+            }
+        };
+        u32 slot = 0, round_tile = group;
+        // what a warp has of a tile goes to shared memory; after the last of a round all of it becomes elements of C
+        const auto finish = [&](u32 done) {
+#pragma unroll
+            for (int mat = 0; mat < MATS; mat++) {
+                float *part = sums + (((slot * PANELS + panel_of_warp) * KWARPS + kwarp) * MATS + mat) * SUMS;
+#pragma unroll
+                for (int i = 0; i < TILES; i++) {
+                    const u32 token = i * 8 + lane % 4 * 2, column = lane / 4;
+                    part[token * PITCH + column] = sum[mat][i][0];
+                    part[(token + 1) * PITCH + column] = sum[mat][i][1];
+                    part[token * PITCH + column + 8] = sum[mat][i][2];
+                    part[(token + 1) * PITCH + column + 8] = sum[mat][i][3];
+                }
+            }
+            clear();
+            slot++;
+            if (slot < ROUND && done + groups < tiles) {
+                return;
+            }
+            cluster_sync(parts);
+            const u32 total = slot * PANELS * count * COLUMNS;
+            for (u32 i = rank * THREADS + threadIdx.x; i < total; i += parts * THREADS) {
+                const u32 column = i % COLUMNS, token = i / COLUMNS % count, rest = i / COLUMNS / count;
+                const u32 of_panel = rest % PANELS, of_slot = rest / PANELS;
+                const u32 n = ((round_tile + of_slot * groups) * PANELS + of_panel) * COLUMNS + column;
+                const i32 row = c_rows[token];
+                if (n >= p.n || row < 0) {
+                    continue;
+                }
+                const u32 first = shared_address(sums) + ((of_slot * PANELS + of_panel) * KWARPS * MATS * SUMS + token * PITCH + column) * 4;
+                float value[MATS];
+#pragma unroll
+                for (int mat = 0; mat < MATS; mat++) {
+                    float all = 0.0f;
+                    i32 whole = 0;
+                    for (u32 part = 0; part < parts; part++) {
+                        float each[KWARPS];
+#pragma unroll
+                        for (int w = 0; w < KWARPS; w++) {
+                            each[w] = shared_of(first + (w * MATS + mat) * SUMS * 4, part);
+                        }
+#pragma unroll
+                        for (int w = 0; w < KWARPS; w++) {
+                            all += each[w];
+                            whole += (i32)bits_of(each[w]);
+                        }
+                    }
+                    value[mat] = INTEGERS ? (p.c_dtype == DTYPE_I32 ? float_of((u32)whole) : (float)whole) : all;
+                }
+                const i64 at_c = row * p.c_row + n * p.c_col;
+                if (GATED) {
+                    float gate = value[0], other = value[MATS - 1];
+                    if (p.has_bias) {
+                        gate += load_element(bias, n, p.bias_dtype);
+                    }
+                    if (p.has_up_bias) {
+                        other += load_element(up_bias, n, p.bias_dtype);
+                    }
+                    store_element(c, (u64)at_c, p.c_dtype, gate_by(p.gate, p.alpha, p.limit, gate, other));
+                    continue;
+                }
+                if (INTEGERS && p.c_dtype == DTYPE_I32) {
+                    static_cast<u32 *>(c)[at_c] = bits_of(value[0]);
+                    continue;
+                }
+                float v = value[0];
+                if (p.a_scale == SCALE_TENSOR || p.a_scale == SCALE_VECTOR) {
+                    v *= a_scale[p.a_scale == SCALE_TENSOR ? 0 : row];
+                }
+                if (p.b_scale == SCALE_TENSOR || p.b_scale == SCALE_VECTOR) {
+                    v *= b_scale[p.b_scale == SCALE_TENSOR ? 0 : n];
+                }
+                v *= p.scale;
+                if (p.has_bias) {
+                    v += load_element(bias, (u64)expert * p.n + n, p.bias_dtype);
+                }
+                v = activate(v, p.activation);
+                if (p.has_residual) {
+                    v += load_element(residual, (u64)(row * p.residual_row + n * p.residual_col), p.residual_dtype);
+                }
+                store_element(c, (u64)at_c, p.c_dtype, v);
+            }
+            cluster_sync(parts);
+            slot = 0;
+            round_tile = done + groups;
+        };
+        clear();
+        // multiplies `now` while what follows it is on its way into `then`
+        const auto advance = [&](const Unit &now, Unit &then, u32 tile, u32 at) {
+            const bool last = at + KWARPS >= unit1;
+            const u32 next_tile = last ? tile + groups : tile;
+            if (next_tile < tiles) {
+                fetch(then, next_tile, last ? first_unit : at + KWARPS);
+            }
+            if constexpr (PACKED) {
+                multiply_packed(sum, now, act, at * UNIT - k0);
+                return;
+            }
+            GroupScales scales = {};
+            if (GROUP_SCALES) {
+                scales.k0 = k0;
+#pragma unroll
+                for (int side = 0; side < 2; side++) {
+                    const u32 column = (tile * PANELS + panel_of_warp) * COLUMNS + lane / 4 + side * 8;
+                    scales.b[0][side] = p.b_scale == SCALE_GROUP ? b_scale + (column < p.n ? column : p.n - 1) * ((p.k + p.b_group - 1) / p.b_group) : nullptr;
+#pragma unroll
+                    for (int i = 0; i < TILES; i++) {
+                        const u32 token = i * 8 + lane % 4 * 2 + side;
+                        scales.a[i][side] = p.a_scale == SCALE_GROUP ? a_scale + a_rows[token < count ? token : count - 1] * ((p.k + p.a_group - 1) / p.a_group) : nullptr;
+                    }
+                }
+            }
+            multiply_plain(p, sum, now, act, at * UNIT - k0, scales);
+        };
+        for (u32 tile = group; tile < tiles; tile += groups) {
+            bool swapped = false;
+            for (u32 at = first_unit; at < unit1; at += KWARPS) {
+                advance(current, next, tile, at);
+                at += KWARPS;
+                swapped = at >= unit1;
+                if (swapped) {
+                    break;
+                }
+                advance(next, current, tile, at);
+            }
+            finish(tile);
+            if (swapped) {
+                current = next;
+            }
+        }
+        if (GROUPED) {
+            __syncthreads();
+        }
+    }
+}

@@ -1,9 +1,11 @@
 //! Sources of GPU kernels as data: WGSL under `wgsl/<op>/`, CUDA C++ under `cuda/<op>/`, each included as text with a hash of its
 //! content, by which compiled forms are cached.
 //!
-//! The CPU backend needs none. The lists fill as the WebGPU and CUDA backends are added; files are named after the algorithm.
+//! The CPU backend needs none. Files are named after the algorithm.
 
 #![forbid(unsafe_code)]
+
+pub mod cuda;
 
 /// One source file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,9 +27,6 @@ impl Source {
 
 /// Sources in WGSL.
 pub const WGSL: &[Source] = &[];
-
-/// Sources in CUDA C++.
-pub const CUDA: &[Source] = &[];
 
 /// FNV-1a over the bytes, 64 bits (draft-eastlake-fnv): tells versions of a file apart; not a defence against forgery.
 pub const fn hash(text: &str) -> u64 {
@@ -55,7 +54,12 @@ mod tests {
 
     #[test]
     fn paths_are_unique() {
-        let mut paths: Vec<_> = WGSL.iter().chain(CUDA).map(|s| s.path).collect();
+        let mut paths: Vec<_> = WGSL
+            .iter()
+            .chain(cuda::SOURCES.iter().copied())
+            .chain(cuda::HEADERS.iter().copied())
+            .map(|s| s.path)
+            .collect();
         let count = paths.len();
         paths.sort_unstable();
         paths.dedup();

@@ -89,18 +89,17 @@ class Asm {
             }
             out << "; ";
         }
-        out << "using namespace ::perjoule::ptx; ";
         for (size_t i = 0; i < operands.size(); i++) {
             const Operand& o = operands[i];
             if (o.output) {
-                out << "auto&& pj_o" << i << " = (" << o.expression << "); Reg pj_" << i << (o.reads ? " = get(pj_o" + std::to_string(i) + "); " : "{}; ");
+                out << "auto&& pj_o" << i << " = (" << o.expression << "); pj::Reg pj_" << i << (o.reads ? " = pj::get(pj_o" + std::to_string(i) + "); " : "{}; ");
             } else {
-                out << "const Reg pj_" << i << " = get(" << o.expression << "); ";
+                out << "const pj::Reg pj_" << i << " = pj::get(" << o.expression << "); ";
             }
         }
         body(out);
         for (size_t i = 0; i < operands.size(); i++)
-            if (operands[i].output) out << "put(pj_o" << i << ", pj_" << i << "); ";
+            if (operands[i].output) out << "pj::put(pj_o" << i << ", pj_" << i << "); ";
         out << "}";
         return out.str();
     }
@@ -233,7 +232,7 @@ class Asm {
             const bool inverted = s[1] == '!';
             size_t i = inverted ? 2 : 1, from = i;
             while (i < s.size() && !isspace(static_cast<unsigned char>(s[i]))) i++;
-            out << "if (" << (inverted ? "!" : "") << "truth(" << operand(s.substr(from, i - from)) << ")) ";
+            out << "if (" << (inverted ? "!" : "") << "pj::truth(" << operand(s.substr(from, i - from)) << ")) ";
             s = trimmed(s.substr(i));
         }
         size_t i = 0;
@@ -263,23 +262,23 @@ class Asm {
             string r = trimmed(one);
             const size_t angle = r.find('<');
             if (angle == string::npos) {
-                out << "Reg " << name(r) << "; ";
+                out << "pj::Reg " << name(r) << "; ";
                 continue;
             }
             const int count = atoi(r.c_str() + angle + 1);
-            for (int n = 0; n < count; n++) out << "Reg " << name(r.substr(0, angle) + std::to_string(n)) << "; ";
+            for (int n = 0; n < count; n++) out << "pj::Reg " << name(r.substr(0, angle) + std::to_string(n)) << "; ";
         }
     }
 
     string operand(string s) {
         s = trimmed(s);
         if (s.empty()) throw std::runtime_error("an operand is missing in: " + text);
-        if (s[0] == '!') return "inverted(" + operand(s.substr(1)) + ")";
-        if (s == "_") return "sink()";
+        if (s[0] == '!') return "pj::inverted(" + operand(s.substr(1)) + ")";
+        if (s == "_") return "pj::sink()";
         if (s[0] == '{') {
             const vector<string> parts = split(s.substr(1, s.size() - 2), ',');
-            string out = "Vec<" + std::to_string(parts.size()) + ">{{";
-            for (size_t i = 0; i < parts.size(); i++) out += (i ? ", " : "") + string("pointer(") + operand(parts[i]) + ")";
+            string out = "pj::Vec<" + std::to_string(parts.size()) + ">{{";
+            for (size_t i = 0; i < parts.size(); i++) out += (i ? ", " : "") + string("pj::pointer(") + operand(parts[i]) + ")";
             return out + "}}";
         }
         if (s[0] == '[') {
@@ -289,11 +288,11 @@ class Asm {
             const size_t plus = base.find_first_of("+-", 1);
             if (plus != string::npos) {
                 offset = trimmed(base.substr(plus + 1));
-                if (offset[0] == '%') offset = "immediate(" + operand(offset) + ")";
+                if (offset[0] == '%') offset = "pj::immediate(" + operand(offset) + ")";
                 if (base[plus] == '-') offset = "-" + offset;
                 base = trimmed(base.substr(0, plus));
             }
-            string out = "at(" + operand(base) + ", " + offset + ")";
+            string out = "pj::at(" + operand(base) + ", " + offset + ")";
             for (size_t i = 1; i < parts.size(); i++) out += ", " + operand(parts[i]);
             return out;
         }
@@ -304,13 +303,13 @@ class Asm {
             if (s[0] == '[') return "pj_" + std::to_string(named.at(s.substr(1, s.find(']') - 1)));
             for (char& c : s)
                 if (!word(c)) c = '_';
-            return "special_" + s + "()";
+            return "pj::special_" + s + "()";
         }
         if (isdigit(static_cast<unsigned char>(s[0])) || s[0] == '-') {
-            if (starts(s, "0f") || starts(s, "0F")) return "of(0x" + s.substr(2) + "ull)";
-            if (starts(s, "0d") || starts(s, "0D")) return "of(0x" + s.substr(2) + "ull)";
+            if (starts(s, "0f") || starts(s, "0F")) return "pj::of(0x" + s.substr(2) + "ull)";
+            if (starts(s, "0d") || starts(s, "0D")) return "pj::of(0x" + s.substr(2) + "ull)";
             const bool real = s.find('.') != string::npos;
-            return real ? "real(" + s + ")" : "of(" + s + ")";
+            return real ? "pj::real(" + s + ")" : "pj::of(" + s + ")";
         }
         return name(s);
     }
@@ -357,8 +356,8 @@ class Asm {
             if (memory && starts(p, "shared")) shared = true;
             else if (p == "acquire" || p == "volatile" || p == "acq_rel") acquire = true;
             else if (p == "L2::cache_hint" || noise(p)) continue;
-            else if (is_type(p) && base != "mov") types += (types.empty() ? "" : ", ") + p;
-            else if (base == "mov" && is_type(p)) types = p;
+            else if (is_type(p) && base != "mov") types += (types.empty() ? "pj::" : ", pj::") + p;
+            else if (base == "mov" && is_type(p)) types = "pj::" + p;
             else {
                 for (char& c : p)
                     if (!word(c)) c = '_';
@@ -367,10 +366,10 @@ class Asm {
             }
         }
         string out;
-        if (acquire && memory) out += "waiting(), ";
-        out += "op_" + base + values;
+        if (acquire && memory) out += "pj::waiting(), ";
+        out += "pj::op_" + base + values;
         if (!types.empty()) out += "<" + types + ">";
-        out += string("(") + (memory ? (shared ? "Shared{}" : "Global{}") : "") + (memory && !arguments.empty() ? ", " : "") + text_arguments + ")";
+        out += string("(") + (memory ? (shared ? "pj::Shared{}" : "pj::Global{}") : "") + (memory && !arguments.empty() ? ", " : "") + text_arguments + ")";
         return out;
     }
 };

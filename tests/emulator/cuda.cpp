@@ -1049,6 +1049,39 @@ API cuLaunchKernelEx(const LaunchConfig* config, void* function, void** paramete
     return launch(static_cast<Function*>(function), c, parameters, extra);
 }
 
+// As hopper.h reads it.
+struct TensorMap {
+    Address base;
+    uint64_t dim[5], stride[5];
+    uint16_t box[5];
+    uint8_t rank, bytes, swizzle, magic;
+};
+API cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* base, const uint64_t* dim, const uint64_t* strides, const uint32_t* box,
+                           const uint32_t* element_strides, int interleave, int swizzle, int, int) {
+    ENTER;
+    if (sm() < 90) return NOT_SUPPORTED;
+    static const uint8_t BYTES[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4};
+    if (type < 0 || type > 12 || rank < 1 || rank > 5 || address(base) % 16 || address(map) % 64 || interleave != 0 || swizzle < 0 || swizzle > 3) return INVALID_VALUE;
+    TensorMap m{};
+    m.base = address(base);
+    m.rank = uint8_t(rank);
+    m.bytes = BYTES[type];
+    m.swizzle = uint8_t(swizzle);
+    m.magic = 0xA7;
+    for (unsigned i = 0; i < rank; i++) {
+        if (dim[i] == 0 || dim[i] > (1ull << 32) || box[i] == 0 || box[i] > 256 || element_strides[i] != 1) return INVALID_VALUE;
+        if (i > 0 && (strides[i - 1] % 16 || strides[i - 1] >= (1ull << 40))) return INVALID_VALUE;
+        m.dim[i] = dim[i];
+        m.stride[i] = i ? strides[i - 1] : m.bytes;
+        m.box[i] = uint16_t(box[i]);
+    }
+    const unsigned inner = box[0] * m.bytes;
+    if (inner % 16 || (swizzle && inner > (16u << swizzle))) return INVALID_VALUE;
+    memset(map, 0, 128);
+    memcpy(map, &m, sizeof m);
+    return SUCCESS;
+}
+
 API cuGetProcAddress_v2(const char* name, void** function, int, uint64_t, int* found) {
     *function = nullptr;
     for (const char* suffix : {"_v2", ""})

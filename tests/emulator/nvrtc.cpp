@@ -154,7 +154,7 @@ Result compile(Program& p, const vector<string>& options) {
         return COMPILATION;
     }
     command = {"g++", "-x", "c++-cpp-output", "-std=c++17", "-O2", "-w", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique",
-               "-fno-strict-aliasing", "-fwrapv", "-fno-exceptions", "-fno-rtti", "-fno-asynchronous-unwind-tables", "-fno-stack-protector",
+               "-fno-strict-aliasing", "-fwrapv", "-fno-exceptions", "-fno-rtti", "-fno-asynchronous-unwind-tables", "-fno-stack-protector", "-Wno-psabi",
                "-fnon-call-exceptions", "-s", "-o", folder.path + "/unit.so", folder.path + "/unit.cpp", "-lm"};
     const bool done = execute(command, folder.path, p.log);
     if (const char* keep = getenv("PERJOULE_EMULATED_KEEP")) {

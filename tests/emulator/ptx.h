@@ -74,7 +74,7 @@ inline unsigned char float_to_e4m3(float x) {
     const unsigned code = unsigned((unit + 10) << 3) + unsigned(n) - 8;
     return static_cast<unsigned char>(sign | (code > 126 ? 126 : code));
 }
-inline float tf32(float x) { return bits<float>(bits<unsigned>(x) & 0xffffe000u); }
+inline float rounded_tf32(float x) { return bits<float>(bits<unsigned>(x) & 0xffffe000u); }
 
 #define PERJOULE_TYPE(name, C_)                                                                                                            \
     struct name {                                                                                                                          \
@@ -116,7 +116,7 @@ template <class T, int BITS> struct Pair {
 using f16x2 = Pair<f16, 16>;
 using bf16x2 = Pair<bf16, 16>;
 using e4m3x2 = Pair<e4m3, 8>;
-struct tf32_tag {};
+struct tf32 {};
 
 template <class T> struct is_pair { static constexpr bool value = false; };
 template <class T, int B> struct is_pair<Pair<T, B>> { static constexpr bool value = true; };
@@ -448,9 +448,9 @@ template <class T> struct Element {
     static constexpr int EACH = 2;
     static double at(unsigned word, int i) { return T::from({word >> (16 * i) & 0xffff}); }
 };
-template <> struct Element<tf32_tag> {
+template <> struct Element<tf32> {
     static constexpr int EACH = 1;
-    static double at(unsigned word, int) { return ptx::tf32(bits<float>(word)); }
+    static double at(unsigned word, int) { return rounded_tf32(bits<float>(word)); }
 };
 template <class T> struct Bytes {
     static constexpr int EACH = 4;

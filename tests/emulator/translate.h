@@ -325,7 +325,7 @@ class Asm {
 
     static bool is_type(const string& part) {
         static const std::set<string> words{"b8", "b16", "b32", "b64", "b128", "u8", "u16", "u32", "u64", "s8", "s16", "s32", "s64", "f16", "f32",
-                                            "f64", "bf16", "f16x2", "bf16x2", "pred", "tf32", "e4m3", "e5m2", "f32x2"};
+                                            "f64", "bf16", "f16x2", "bf16x2", "pred", "tf32", "e4m3", "e5m2", "e4m3x2", "e5m2x2", "f32x2"};
         return words.count(part) != 0;
     }
 
@@ -352,13 +352,15 @@ class Asm {
         const bool memory = base == "ld" || base == "st" || base == "red" || base == "atom" || base == "ldu";
         // whole families keep all of their words, but for those that mean nothing here
         for (size_t i = 1; i < parts.size(); i++) {
-            string p = parts[i];
+            string p = parts[i] == "shared::cta" ? "shared" : parts[i];
             if (memory && starts(p, "shared")) shared = true;
             else if (p == "acquire" || p == "volatile" || p == "acq_rel") acquire = true;
-            else if (p == "L2::cache_hint" || noise(p)) continue;
-            else if (is_type(p) && base != "mov") types += (types.empty() ? "pj::" : ", pj::") + p;
+            else if (p == "L2::cache_hint" || (noise(p) && !(p == "cluster" && base == "barrier"))) continue;
+            else if (is_type(p) && base != "mov") types += string(types.empty() ? "pj::" : ", pj::") + p;
             else if (base == "mov" && is_type(p)) types = "pj::" + p;
-            else {
+            else if (base == "wgmma" && starts(p, "m64n")) {
+                types = p.substr(4, p.find('k') - 4) + ", " + p.substr(p.find('k') + 1);
+            } else {
                 for (char& c : p)
                     if (!word(c)) c = '_';
                 while (p.find("__") != string::npos) p.erase(p.find("__"), 1);

@@ -1,6 +1,7 @@
 //! What a developer or CI types: `cargo xtask test`, `cargo xtask ci`.
 
 mod arm;
+mod dist;
 mod emulate;
 #[cfg(unix)]
 mod peers;
@@ -47,6 +48,15 @@ enum Task {
     /// It launches every such row, with and without the extensions of the instruction set. Needs Linux with a cross linker, qemu and
     /// Rust's library for Arm, and fails without them, saying how to install them; as root with `CI=true` it installs them.
     Arm(arm::Options),
+    /// Tries the GPU of this machine with everything there is; no part of `test` or `ci`.
+    ///
+    /// Conformance, golden models, kernels against vendors' rows, tuning, tokens and joules, compute-sanitizer: records and a summary
+    /// go to target/gpu-check, or where --out says.
+    Gpu(dist::GpuOptions),
+    /// Packs what `gpu` runs for a machine without Rust: target/dist/perjoule-<version>-x86_64-linux-gnu.tar.gz.
+    ///
+    /// It holds the binary, the conformance runner, the golden checkpoints and gpu-check.sh, and runs on Ubuntu 22.04 or newer.
+    Dist,
 }
 
 fn main() -> Result<()> {
@@ -64,6 +74,8 @@ fn main() -> Result<()> {
         #[cfg(unix)]
         Task::Peers(options) => peers::peers(&options),
         Task::Arm(options) => arm::arm(&options),
+        Task::Gpu(options) => dist::gpu(&options),
+        Task::Dist => dist::dist(),
     }
 }
 

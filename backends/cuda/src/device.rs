@@ -483,6 +483,11 @@ impl CudaDevice {
         })
     }
 
+    /// What its rows know of it.
+    pub fn caps(&self) -> CudaCaps {
+        self.inner.caps
+    }
+
     /// The context, for CUDA code beside ours.
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.inner.context

@@ -5,6 +5,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`ceiling`] | what a GPU can do at most, measured |
 //! | [`device`] | [`CudaDevice`]: opening it, its description, its table |
 //! | [`memory`] | stream-ordered memory, and pinned memory for what is read back |
 //! | [`stream`] | launches, events, capture and replay (a CUDA graph) |
@@ -14,6 +15,7 @@
 //! | `launch` | the rows' bodies, one file an op |
 //! | `driver` | the driver's results as errors |
 
+pub mod ceiling;
 pub mod compile;
 pub mod device;
 mod driver;

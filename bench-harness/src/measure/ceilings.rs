@@ -7,6 +7,8 @@ use anyhow::Result;
 use perjoule::{DType, Device};
 use perjoule_cpu::CpuDevice;
 use perjoule_cpu::ceiling::{self, Arithmetic, Bandwidth};
+use perjoule_cuda::CudaDevice;
+use perjoule_cuda::ceiling as cuda;
 use perjoule_record::{CacheState, Clock, Kind, Provenance, Record, Roof};
 use std::any::Any;
 use std::time::{Duration, Instant};
@@ -24,6 +26,8 @@ const SAMPLES: (usize, usize) = (2 * BEST_OF, 1000);
 const PROBE: (Duration, usize) = (Duration::from_millis(40), 4);
 /// Smallest and largest memory to stream through, in bytes.
 const MEMORY: (usize, usize) = (256 << 20, 1 << 30);
+/// The same of a GPU: a call is then long beside its start.
+const GPU_MEMORY: u64 = 4 << 30;
 
 /// One ceiling and how it was obtained.
 #[derive(Debug, Clone)]
@@ -32,6 +36,8 @@ pub(crate) struct Ceiling {
     pub(crate) op: &'static str,
     /// Element type, for arithmetic.
     pub(crate) dtype: Option<DType>,
+    /// The type that was computed on: another one where kernels widen.
+    measured_on: Option<DType>,
     /// How it was obtained, in words.
     pub(crate) how: String,
     /// Work of one call: floating-point operations or bytes.
@@ -72,9 +78,6 @@ impl Ceiling {
     }
 }
 
-/// Index of reading among the best, behind the arithmetic.
-const READ: usize = Arithmetic::ALL.len();
-
 /// The ceilings of one device.
 #[derive(Default)]
 pub(crate) struct Ceilings {
@@ -82,20 +85,24 @@ pub(crate) struct Ceilings {
     pub(crate) list: Vec<Ceiling>,
     /// What else used the machine meanwhile.
     pub(crate) disturbances: Option<Vec<String>>,
-    /// The best of all probes so far, in 1e9 operations or bytes a second: each [`Arithmetic`], then reading.
-    best: [Option<f64>; READ + 1],
-    /// What reading streams through: kept, since making it takes longer than reading it.
-    memory: Option<Bandwidth>,
+    /// The best of all probes so far, in 1e9 operations a second, by the ceiling's name and type.
+    best: Vec<((&'static str, Option<DType>), f64)>,
+    /// The probes: kept, since making what they stream through takes longer than reading it.
+    probes: Option<Probes>,
 }
 
 impl Ceilings {
+    fn best(&self, op: &'static str, dtype: Option<DType>) -> Option<f64> {
+        self.best.iter().find(|(key, _)| *key == (op, dtype)).map(|(_, rate)| *rate)
+    }
+
     /// Holds `record`, whose work is on `dtype`, against the roof: what is unknown stays null. Memory is none for operands that stay in
-    /// the caches.
+    /// the caches. Products of f32 that were allowed to use tf32 are held against that.
     pub(crate) fn hold(&self, record: &mut Record, dtype: DType, in_cache: bool) {
-        let op = self.list.iter().find(|c| c.dtype == Some(dtype)).map(|c| c.op);
-        let arithmetic = Arithmetic::ALL.iter().position(|a| Some(a.name()) == op).and_then(|i| self.best[i]);
+        let listed = self.list.iter().find(|c| c.dtype == Some(dtype) && c.op != cuda::TF32);
+        let arithmetic = listed.and_then(|c| self.best(c.op, c.measured_on));
         let (roof, timing) = (&mut record.roof, &record.timing);
-        *roof = Roof { roof_gflops: arithmetic, roof_gbps: self.best[READ], roof_fraction: None };
+        *roof = Roof { roof_gflops: arithmetic, roof_gbps: self.best("read", None), roof_fraction: None };
         roof.derive_fraction(timing);
         if in_cache {
             let time = |amount: Option<u64>, rate: Option<f64>| Some(amount? as f64 / rate?);
@@ -109,47 +116,153 @@ impl Ceilings {
 
     /// Probes shortly, and raises the roof where the device does better than before.
     pub(crate) fn refresh(&mut self, device: &Device) -> Result<()> {
-        let Some(cpu) = cpu(device) else { return Ok(()) };
-        for (i, which) in Arithmetic::ALL.into_iter().enumerate() {
+        let Some(probes) = self.probes.take() else { return Ok(()) };
+        for unit in probes.units(device) {
             let start = Instant::now();
-            while which.instruction_set(cpu).is_some() && start.elapsed() < PROBE.0 {
+            while start.elapsed() < PROBE.0 {
                 let once = Instant::now();
-                let flops = ceiling::arithmetic(cpu, which, ROUNDS)?;
-                self.raise(i, flops as f64 / once.elapsed().as_nanos().max(1) as f64);
+                let flops = probes.compute(device, &unit)?;
+                self.raise(
+                    (unit.op, Some(unit.dtype)),
+                    flops as f64 / once.elapsed().as_nanos().max(1) as f64,
+                );
             }
         }
+        self.probes = Some(probes);
         (0..PROBE.1).try_for_each(|_| self.read(device))
     }
 
     /// Reads memory once, and raises its roof where that goes faster than before.
     pub(crate) fn read(&mut self, device: &Device) -> Result<()> {
-        let (Some(cpu), Some(memory)) = (cpu(device), &self.memory) else { return Ok(()) };
+        let Some(probes) = &self.probes else { return Ok(()) };
         let once = Instant::now();
-        let bytes = memory.read(cpu)?;
-        self.raise(READ, bytes as f64 / once.elapsed().as_nanos().max(1) as f64);
+        let bytes = probes.read(device)?;
+        self.raise(("read", None), bytes as f64 / once.elapsed().as_nanos().max(1) as f64);
         Ok(())
     }
 
-    fn raise(&mut self, which: usize, rate: f64) {
-        let best = &mut self.best[which];
-        *best = Some(best.map_or(rate, |best| best.max(rate)));
+    fn raise(&mut self, key: (&'static str, Option<DType>), rate: f64) {
+        match self.best.iter_mut().find(|(other, _)| *other == key) {
+            Some((_, best)) => *best = best.max(rate),
+            None => self.best.push((key, rate)),
+        }
     }
 }
 
 /// Measures the ceilings of `device` within `time`; none are known for backends that have no such probe.
 pub(crate) fn ceilings(device: &Device, time: Duration) -> Result<Ceilings> {
     let watch = Watch::start();
-    let (list, memory) = match cpu(device) {
-        Some(cpu) => {
-            let memory = Bandwidth::new(cpu, streamed())?;
-            (of_cpu(cpu, &memory, time)?, Some(memory))
+    let mut all = Ceilings::default();
+    if let Some(probes) = Probes::new(device)? {
+        all.list = measured(device, &probes, time)?;
+        all.probes = Some(probes);
+    }
+    let rates: Vec<_> = all.list.iter().filter_map(|c| Some(((c.op, c.measured_on), c.best()?))).collect();
+    rates.into_iter().for_each(|(key, rate)| all.raise(key, rate));
+    all.disturbances = watch.finish();
+    Ok(all)
+}
+
+/// One kind of arithmetic that a device can be driven to its limit with.
+struct Unit {
+    /// Its name in records.
+    op: &'static str,
+    /// The type that it computes on, and others whose kernels widen to that.
+    dtype: DType,
+    widened: &'static [DType],
+    /// What does it.
+    by: String,
+    which: Which,
+}
+
+enum Which {
+    Cpu(Arithmetic),
+    Cuda(cuda::Arithmetic),
+}
+
+/// A device's probes.
+enum Probes {
+    Cpu(Bandwidth),
+    Cuda(Box<cuda::Probes>),
+}
+
+impl Probes {
+    fn new(device: &Device) -> Result<Option<Self>> {
+        if let Some(cpu) = cpu(device) {
+            return Ok(Some(Probes::Cpu(Bandwidth::new(cpu, streamed())?)));
         }
-        None => (Vec::new(), None),
-    };
-    let best = |op: &str| list.iter().find(|c| c.op == op).and_then(Ceiling::best);
-    let [a, b, c] = Arithmetic::ALL.map(Arithmetic::name);
-    let best = [best(a), best(b), best(c), best("read")];
-    Ok(Ceilings { list, disturbances: watch.finish(), best, memory })
+        let Some(gpu) = gpu(device) else { return Ok(None) };
+        // beside models and operands that rotate
+        let most = device.backend().free_bytes().map_or(GPU_MEMORY, |free| (free / 8).min(GPU_MEMORY));
+        Ok(Some(Probes::Cuda(Box::new(cuda::Probes::new(gpu, most)?))))
+    }
+
+    fn units(&self, device: &Device) -> Vec<Unit> {
+        match (self, cpu(device), gpu(device)) {
+            (Probes::Cpu(_), Some(cpu), _) => Arithmetic::ALL
+                .into_iter()
+                .filter_map(|which| {
+                    let (dtype, widened): (_, &[DType]) = match which {
+                        Arithmetic::MultiplyAdd => (DType::F32, &[DType::F16, DType::F8E4M3, DType::BF16]),
+                        Arithmetic::DotPairs => (DType::BF16, &[]),
+                        Arithmetic::DotQuads => (DType::I8, &[]),
+                    };
+                    let by = format!("{}, {} threads", which.instruction_set(cpu)?, cpu.threads());
+                    Some(Unit { op: which.name(), dtype, widened, by, which: Which::Cpu(which) })
+                })
+                .collect(),
+            (Probes::Cuda(probes), _, Some(gpu)) => probes
+                .arithmetic()
+                .filter_map(|which| {
+                    let (dtype, widened): (_, &[DType]) = match which {
+                        cuda::Arithmetic::MultiplyAdd => {
+                            (DType::F32, &[DType::F16, DType::BF16, DType::F8E4M3])
+                        }
+                        cuda::Arithmetic::Tensor(dtype) => (dtype, &[]),
+                    };
+                    let by = which.instruction(gpu.caps().sm)?.to_string();
+                    Some(Unit { op: which.name(), dtype, widened, by, which: Which::Cuda(which) })
+                })
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn compute(&self, device: &Device, unit: &Unit) -> perjoule::Result<u64> {
+        match (self, &unit.which, cpu(device)) {
+            (Probes::Cpu(_), Which::Cpu(which), Some(cpu)) => ceiling::arithmetic(cpu, *which, ROUNDS),
+            (Probes::Cuda(probes), Which::Cuda(which), _) => probes.compute(*which),
+            _ => Ok(0), // of another device
+        }
+    }
+
+    fn read(&self, device: &Device) -> perjoule::Result<u64> {
+        match (self, cpu(device)) {
+            (Probes::Cpu(memory), Some(cpu)) => memory.read(cpu),
+            (Probes::Cuda(probes), _) => probes.read(),
+            _ => Ok(0),
+        }
+    }
+
+    fn copy(&self, device: &Device) -> perjoule::Result<u64> {
+        match (self, cpu(device)) {
+            (Probes::Cpu(memory), Some(cpu)) => memory.copy(cpu),
+            (Probes::Cuda(probes), _) => probes.copy(),
+            _ => Ok(0),
+        }
+    }
+
+    /// Bytes that reading goes through.
+    fn bytes(&self) -> u64 {
+        match self {
+            Probes::Cpu(_) => streamed() as u64,
+            Probes::Cuda(probes) => probes.bytes(),
+        }
+    }
+}
+
+fn gpu(device: &Device) -> Option<&CudaDevice> {
+    (&**device.backend() as &dyn Any).downcast_ref()
 }
 
 fn cpu(device: &Device) -> Option<&CpuDevice> {
@@ -188,38 +301,45 @@ fn sampled(probe: &dyn Fn() -> perjoule::Result<u64>, time: Duration) -> Result<
     Ok((amount, best(measure(&mut Call(probe), effort)?)))
 }
 
-fn of_cpu(cpu: &CpuDevice, memory: &Bandwidth, time: Duration) -> Result<Vec<Ceiling>> {
-    let threads = cpu.threads();
+fn measured(device: &Device, probes: &Probes, time: Duration) -> Result<Vec<Ceiling>> {
     let provenance = Provenance::Measured;
     let mut list: Vec<Ceiling> = Vec::new();
-    for which in Arithmetic::ALL {
-        let dtypes: &[DType] = match which {
-            Arithmetic::MultiplyAdd => &[DType::F32, DType::F16, DType::F8E4M3, DType::BF16],
-            Arithmetic::DotPairs => &[DType::BF16],
-            Arithmetic::DotQuads => &[DType::I8],
+    let units = probes.units(device);
+    let time = time / (units.len() as u32 + 2).max(1);
+    for unit in &units {
+        let (amount, samples) = sampled(&|| probes.compute(device, unit), time)?;
+        let own = Ceiling {
+            op: unit.op,
+            dtype: Some(unit.dtype),
+            measured_on: Some(unit.dtype),
+            how: format!("{}, best of {BEST_OF}", unit.by),
+            amount,
+            provenance,
+            samples,
         };
-        let Some(set) = which.instruction_set(cpu) else { continue };
-        let (amount, samples) = sampled(&|| ceiling::arithmetic(cpu, which, ROUNDS), time / 4)?;
-        for &dtype in dtypes {
-            let own = which != Arithmetic::MultiplyAdd || dtype == DType::F32;
-            let how = match own {
-                true => format!("registers, {set}, {threads} threads, best of {BEST_OF}"),
-                false => format!(
-                    "that of f32, to which {set} kernels widen {dtype}; {dtype} instructions are not used"
-                ),
-            };
-            let provenance = if own { provenance } else { Provenance::Modelled };
-            list.retain(|c| c.dtype != Some(dtype));
-            let (op, samples) = (which.name(), samples.clone());
-            list.push(Ceiling { op, dtype: Some(dtype), how, amount, provenance, samples });
-        }
+        // what computes on a type by itself replaces what widens it
+        list.retain(|c| c.dtype != own.dtype || c.provenance == provenance);
+        let by = &unit.by;
+        let widened = unit.widened.iter().map(|&dtype| Ceiling {
+            dtype: Some(dtype),
+            how: format!(
+                "that of {}, to which {by} kernels widen {dtype}; {dtype} instructions are not used",
+                unit.dtype
+            ),
+            provenance: Provenance::Modelled,
+            ..own.clone()
+        });
+        let widened: Vec<Ceiling> = widened.collect();
+        list.push(own);
+        list.extend(widened);
     }
-    let how = format!("{} MiB, {threads} threads, best of {BEST_OF}", streamed() >> 20);
-    let probes: [(&'static str, &dyn Fn() -> perjoule::Result<u64>); 2] =
-        [("read", &|| memory.read(cpu)), ("copy", &|| memory.copy(cpu))];
-    for (op, probe) in probes {
-        let (amount, samples) = sampled(probe, time / 4)?;
-        list.push(Ceiling { op, dtype: None, how: how.clone(), amount, provenance, samples });
+    let how = format!("{} MiB, best of {BEST_OF}", probes.bytes() >> 20);
+    let streams: [(&'static str, &dyn Fn() -> perjoule::Result<u64>); 2] =
+        [("read", &|| probes.read(device)), ("copy", &|| probes.copy(device))];
+    for (op, probe) in streams {
+        let (amount, samples) = sampled(probe, time)?;
+        let how = how.clone();
+        list.push(Ceiling { op, dtype: None, measured_on: None, how, amount, provenance, samples });
     }
     Ok(list)
 }

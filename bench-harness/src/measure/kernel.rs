@@ -43,10 +43,10 @@ pub(crate) struct Task<'a> {
     pub(crate) threads: usize,
 }
 
-/// Bytes that operands rotate through, as far as memory allows.
-pub(super) fn rotated() -> u64 {
-    let wanted = ROTATED * last_level_cache();
-    perjoule_model::memory::available_memory().map_or(wanted, |have| wanted.min(have / 4))
+/// Bytes that operands rotate through, as far as the device's memory allows.
+pub(super) fn rotated(device: &Device) -> u64 {
+    let wanted = ROTATED * last_level_cache(device);
+    device.backend().free_bytes().map_or(wanted, |have| wanted.min(have / 4))
 }
 
 /// Rows that go through the weights at once.
@@ -137,7 +137,7 @@ impl Launches {
     /// Whether the operands stay in the last-level cache from call to call, so that memory is no roof.
     fn in_cache(&self, cache: CacheState) -> bool {
         let bytes: u64 = self.sets.iter().flatten().map(Buffer::bytes).sum();
-        cache != CacheState::Cold && bytes <= last_level_cache()
+        cache != CacheState::Cold && bytes <= self.cache_bytes
     }
 }
 
@@ -162,7 +162,7 @@ impl<'a> Ready<'a> {
         workload.n_threads = Some(task.threads as u64);
 
         let before = data::operands(op, task.seed)?;
-        let mut launches = Launches::new(task.device, op, task.choice, &before, cache, rotated())?;
+        let mut launches = Launches::new(task.device, op, task.choice, &before, cache, rotated(task.device))?;
         if cache == CacheState::Rotate && launches.in_cache(cache) {
             // too small to leave the cache in that many copies
             record.workload.cache_state = Some(CacheState::Hot);
@@ -185,7 +185,10 @@ impl<'a> Ready<'a> {
     /// Puts the samples into the record.
     fn time(&mut self, samples: Samples) {
         let timing = &mut self.record.timing;
-        timing.clock = Some(Clock::Host);
+        timing.clock = Some(match self.launches.took {
+            Some(_) => Clock::Device,
+            None => Clock::Host,
+        });
         timing.calls_per_sample = Some(samples.calls_per_sample);
         timing.warmup_calls = Some(samples.warmup_calls);
         timing.overhead_ns = Some(samples.overhead_ns);
@@ -234,6 +237,12 @@ pub(super) struct Launches {
     next: usize,
     /// What is written to push everything else out of the caches, when calls are to be cold.
     flush: Option<(Buffer, Buffer)>,
+    /// The device's last-level cache, in bytes.
+    cache_bytes: u64,
+    /// Whether launches are over when they return: the host's clock then times them.
+    synchronous: bool,
+    /// What the last calls took by the device's own clock.
+    took: Option<Duration>,
 }
 
 impl Launches {
@@ -281,13 +290,15 @@ impl Launches {
         }
         let flush = match cache {
             CacheState::Cold => {
-                let bytes = 2 * last_level_cache();
+                let bytes = 2 * last_level_cache(device);
                 Some((device.alloc(bytes)?, device.alloc(bytes)?))
             }
             _ => None,
         };
         stream.sync().wait()?;
-        Ok(Launches { prepared, stream, sets: Arc::new(sets), next: 0, flush })
+        let (cache_bytes, synchronous) = (last_level_cache(device), device.info().synchronous);
+        let sets = Arc::new(sets);
+        Ok(Launches { prepared, stream, sets, next: 0, flush, cache_bytes, synchronous, took: None })
     }
 
     /// Another kernel for the same op, on the same operands: its constants are in the same format.
@@ -295,7 +306,8 @@ impl Launches {
         let prepared = device.prepare_choice(op, choice)?;
         let mut stream = device.stream()?;
         stream.reserve(prepared.scratch())?;
-        Ok(Launches { prepared, stream, sets: self.sets.clone(), next: 0, flush: None })
+        let (sets, cache_bytes, synchronous) = (self.sets.clone(), self.cache_bytes, self.synchronous);
+        Ok(Launches { prepared, stream, sets, next: 0, flush: None, cache_bytes, synchronous, took: None })
     }
 
     /// Gives the first set's operands that are read and written what `before` says: earlier launches have changed them.
@@ -356,6 +368,10 @@ impl Subject for Probed<'_> {
         self.inner.call(count)
     }
 
+    fn device_time(&self) -> Option<Duration> {
+        self.inner.device_time()
+    }
+
     fn before_sample(&mut self) -> Result<()> {
         if self.last.elapsed() >= PROBED {
             self.ceilings.read(self.device)?;
@@ -371,6 +387,7 @@ impl Subject for Probed<'_> {
 
 impl Subject for Launches {
     fn call(&mut self, count: u64) -> Result<()> {
+        let start = if self.synchronous { None } else { Some(self.stream.record()?) };
         for _ in 0..count {
             self.launch(self.next)?;
             self.next += 1;
@@ -378,8 +395,16 @@ impl Subject for Launches {
                 self.next = 0;
             }
         }
+        let end = if self.synchronous { None } else { Some(self.stream.record()?) };
         self.stream.sync().wait()?;
+        if let (Some(start), Some(end)) = (start, end) {
+            self.took = end.since(&*start).wait()?;
+        }
         Ok(())
+    }
+
+    fn device_time(&self) -> Option<Duration> {
+        self.took
     }
 
     fn before_sample(&mut self) -> Result<()> {

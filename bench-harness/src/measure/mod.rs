@@ -79,6 +79,11 @@ pub(crate) trait Subject {
     /// Makes `count` calls, one after the other, and returns when the device has finished them.
     fn call(&mut self, count: u64) -> Result<()>;
 
+    /// What the last [`Subject::call`] took by the device's own clock, where it has one: the host's cost of waiting is then not in it.
+    fn device_time(&self) -> Option<Duration> {
+        None
+    }
+
     /// Prepares the next sample, outside of the timing: flushes caches, rewinds a session.
     fn before_sample(&mut self) -> Result<()> {
         Ok(())
@@ -173,7 +178,10 @@ impl<'s> Sampler<'s> {
             ns,
             calls_per_sample: self.calls,
             warmup_calls: self.warmup_calls,
-            overhead_ns: self.clock_ns / self.calls as f64,
+            overhead_ns: match self.subject.device_time() {
+                Some(_) => 0.0,
+                None => self.clock_ns / self.calls as f64,
+            },
         }
     }
 
@@ -185,8 +193,12 @@ impl<'s> Sampler<'s> {
         self.subject.before_sample()?;
         let start = self.clock.now();
         self.subject.call(self.calls)?;
-        let ns = (self.clock.now() - start).as_nanos() as f64 - self.clock_ns;
-        Ok(ns.max(0.0) / self.calls as f64)
+        let host = (self.clock.now() - start).as_nanos() as f64 - self.clock_ns;
+        let ns = match self.subject.device_time() {
+            Some(time) => time.as_nanos() as f64,
+            None => host.max(0.0),
+        };
+        Ok(ns / self.calls as f64)
     }
 }
 
@@ -311,9 +323,11 @@ pub(crate) fn drift(ns: &[f64]) -> Option<String> {
 }
 
 /// Last-level cache of the machine, in bytes.
-pub(crate) fn last_level_cache() -> u64 {
-    let caches = perjoule_cpu::features::Caches::detect();
-    caches.l3.max(caches.l2) as u64
+pub(crate) fn last_level_cache(device: &perjoule::Device) -> u64 {
+    device.info().cache_bytes.unwrap_or_else(|| {
+        let caches = perjoule_cpu::features::Caches::detect();
+        caches.l3.max(caches.l2) as u64
+    })
 }
 
 /// Whether the 95 % interval of the median is narrow: that between order statistics, whose ranks follow from the binomial distribution of

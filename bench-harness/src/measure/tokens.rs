@@ -197,7 +197,7 @@ impl Bench<'_> {
         workload.n_threads = Some(self.threads as u64);
         workload.seed = Some(self.seed);
         // the weights of other layers lie between two uses of one, unless all of them stay
-        let in_cache = model.weight_bytes() <= super::last_level_cache();
+        let in_cache = model.weight_bytes() <= super::last_level_cache(model.device());
         workload.cache_state = Some(if in_cache { CacheState::Hot } else { CacheState::Rotate });
 
         let watch = Watch::start(self.gauge.and_then(Gauge::sensor));

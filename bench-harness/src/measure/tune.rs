@@ -70,8 +70,8 @@ pub(crate) fn contest(
     for (choice, _) in &candidates {
         formats.extend((!formats.contains(&choice.pack)).then_some(choice.pack));
     }
-    let available = perjoule_model::memory::available_memory().unwrap_or(u64::MAX);
-    let rotated = rotated().min(available / (2 * formats.len().max(1) as u64));
+    let available = device.backend().free_bytes().unwrap_or(u64::MAX);
+    let rotated = rotated(device).min(available / (2 * formats.len().max(1) as u64));
     let shortest = candidates.first().map_or(0.0, |(_, predicted)| *predicted);
     let mut entrants: Vec<Entrant> = Vec::new();
     for (choice, predicted) in candidates {

@@ -1,5 +1,7 @@
 //! Bodies of the rows, one file an op: what each launches, with which grid, on what.
 
+pub(crate) mod hopper;
+
 use crate::compile::{Function, Module};
 use crate::device::{CudaDevice, Inner};
 use crate::driver::check;
@@ -91,78 +93,87 @@ impl Call<'_> {
 
     /// Starts a kernel. Empty grids start nothing.
     pub(crate) fn start(&mut self, function: &Function, dims: Dims, params: &[Param<'_>]) -> Result<()> {
-        if dims.grid.contains(&0) {
-            return Ok(());
-        }
-        let mut list = [std::ptr::null_mut(); MAX_PARAMS];
-        assert!(params.len() <= MAX_PARAMS, "{}: {} parameters", self.kernel, params.len());
-        for (slot, param) in list.iter_mut().zip(params) {
-            *slot = param.0.cast_mut();
-        }
-        if self.stream.is_recording() {
-            self.stream.keep(function.module.clone());
-        }
-        let ([gx, gy, gz], [bx, by, bz], stream) = (dims.grid, dims.block, self.stream.handle());
-        let none: *mut *mut c_void = std::ptr::null_mut();
-        let answer = if dims.cluster <= 1 && !dims.early {
-            // SAFETY: as many parameters as the kernel has, laid out as its own: what a body passes is held to that by the tests that
-            // run it. They are copied before the call returns. What the addresses point to is kept until it is over (`touch`).
-            unsafe {
-                sys::cuLaunchKernel(
-                    function.function,
-                    gx,
-                    gy,
-                    gz,
-                    bx,
-                    by,
-                    bz,
-                    dims.shared,
-                    stream,
-                    list.as_mut_ptr(),
-                    none,
-                )
-            }
-        } else {
-            // SAFETY: a plain union, of which 0 is a value.
-            let mut attributes: [sys::CUlaunchAttribute; 2] = unsafe { std::mem::zeroed() };
-            let mut count = 0;
-            if dims.cluster > 1 {
-                attributes[count].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-                attributes[count].value.clusterDim =
-                    sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: dims.cluster, y: 1, z: 1 };
-                count += 1;
-            }
-            if dims.early {
-                attributes[count].id =
-                    sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-                attributes[count].value.programmaticStreamSerializationAllowed = 1;
-                count += 1;
-            }
-            let config = sys::CUlaunchConfig {
-                gridDimX: gx,
-                gridDimY: gy,
-                gridDimZ: gz,
-                blockDimX: bx,
-                blockDimY: by,
-                blockDimZ: bz,
-                sharedMemBytes: dims.shared,
-                hStream: stream,
-                attrs: attributes.as_mut_ptr(),
-                numAttrs: count as u32,
-            };
-            // SAFETY: as above.
-            unsafe { sys::cuLaunchKernelEx(&config, function.function, list.as_mut_ptr(), none) }
-        };
-        check(answer).map_err(|e| match self.stream.inner().alive() {
-            Ok(()) => match crate::driver::sticky(e) {
-                true => self.stream.inner().fault(self.kernel, e),
-                false => {
-                    Error::Fault { kernel: self.kernel, detail: format!("it could not be started: {e}") }
-                }
-            },
-            Err(lost) => lost,
-        })
+        start(self.stream, self.kernel, function, dims, params)
     }
+}
+
+/// Starts a kernel on a stream that [`CudaStream::begin`] has made ready. Empty grids start nothing.
+pub(crate) fn start(
+    stream: &mut CudaStream,
+    kernel: &'static str,
+    function: &Function,
+    dims: Dims,
+    params: &[Param<'_>],
+) -> Result<()> {
+    if dims.grid.contains(&0) {
+        return Ok(());
+    }
+    let mut list = [std::ptr::null_mut(); MAX_PARAMS];
+    assert!(params.len() <= MAX_PARAMS, "{}: {} parameters", kernel, params.len());
+    for (slot, param) in list.iter_mut().zip(params) {
+        *slot = param.0.cast_mut();
+    }
+    if stream.is_recording() {
+        stream.keep(function.module.clone());
+    }
+    let ([gx, gy, gz], [bx, by, bz], handle) = (dims.grid, dims.block, stream.handle());
+    let none: *mut *mut c_void = std::ptr::null_mut();
+    let answer = if dims.cluster <= 1 && !dims.early {
+        // SAFETY: as many parameters as the kernel has, laid out as its own: what a body passes is held to that by the tests that
+        // run it. They are copied before the call returns. What the addresses point to is kept until it is over (`touch`).
+        unsafe {
+            sys::cuLaunchKernel(
+                function.function,
+                gx,
+                gy,
+                gz,
+                bx,
+                by,
+                bz,
+                dims.shared,
+                handle,
+                list.as_mut_ptr(),
+                none,
+            )
+        }
+    } else {
+        // SAFETY: a plain union, of which 0 is a value.
+        let mut attributes: [sys::CUlaunchAttribute; 2] = unsafe { std::mem::zeroed() };
+        let mut count = 0;
+        if dims.cluster > 1 {
+            attributes[count].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+            attributes[count].value.clusterDim =
+                sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: dims.cluster, y: 1, z: 1 };
+            count += 1;
+        }
+        if dims.early {
+            attributes[count].id =
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attributes[count].value.programmaticStreamSerializationAllowed = 1;
+            count += 1;
+        }
+        let config = sys::CUlaunchConfig {
+            gridDimX: gx,
+            gridDimY: gy,
+            gridDimZ: gz,
+            blockDimX: bx,
+            blockDimY: by,
+            blockDimZ: bz,
+            sharedMemBytes: dims.shared,
+            hStream: handle,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: count as u32,
+        };
+        // SAFETY: as above.
+        unsafe { sys::cuLaunchKernelEx(&config, function.function, list.as_mut_ptr(), none) }
+    };
+    check(answer).map_err(|e| match stream.inner().alive() {
+        Ok(()) => match crate::driver::sticky(e) {
+            true => stream.inner().fault(kernel, e),
+            false => Error::Fault { kernel, detail: format!("it could not be started: {e}") },
+        },
+        Err(lost) => lost,
+    })
 }
 
 struct Prepared<B> {

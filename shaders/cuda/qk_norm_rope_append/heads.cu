@@ -1,0 +1,86 @@
+// Norm and rotation of the heads of queries and keys, and the append to the caches, of any types and sizes: a block takes a
+// token, a warp a head. A warp reads the head for its norm, and again for the rotated elements, 32 neighbours at a time.
+#include "qk_norm_rope_append/common.cuh"
+
+#define THREADS 256
+
+struct Head {
+    const HeadParams &p;
+    const void *x, *weight;
+    u64 from;
+    float inverse;
+
+    __device__ __forceinline__ float normalised(u32 d) const {
+        const float scale = load_element(weight, d, p.weight_dtype) + p.weight_offset;
+        return load_element(x, from + d, p.x_dtype) * inverse * scale;
+    }
+
+    // Element `d` of the rotated head.
+    __device__ __forceinline__ float rotated(const u64 *__restrict__ table, i32 position, u32 d) const {
+        const Rotation &r = p.rotation;
+        if (d >= 2 * r.pairs) {
+            return normalised(d);
+        }
+        const bool second = r.interleaved ? d % 2 : d >= r.pairs;
+        const u32 pair = r.interleaved ? d / 2 : second ? d - r.pairs : d;
+        float sine, cosine;
+        r.angle(table, position, pair, sine, cosine);
+        const float a = normalised(r.first(pair)), b = normalised(r.second(pair));
+        return second ? a * sine + b * cosine : a * cosine - b * sine;
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    qk_heads(const __grid_constant__ QkParams p, const void *__restrict__ q, const void *__restrict__ k,
+             const void *__restrict__ v, const void *__restrict__ q_weight, const void *__restrict__ k_weight,
+             const i32 *__restrict__ positions, const i32 *__restrict__ kv_len, const i32 *__restrict__ offsets,
+             const i32 *__restrict__ block_table, const u64 *__restrict__ q_table, const u64 *__restrict__ k_table,
+             void *__restrict__ k_cache, void *__restrict__ v_cache, void *__restrict__ out) {
+    const u64 token = blockIdx.x;
+    const u64 place = cache_place(p.append, token, kv_len, offsets, block_table);
+    const i32 position = positions[token];
+    const u32 lane = lane_id();
+    const u32 queries = (u32)p.q.x.inner, keys = (u32)p.k.x.inner;
+    for (u32 head = threadIdx.x / WARP_SIZE; head < queries + 2 * keys; head += THREADS / WARP_SIZE) {
+        const bool query = head < queries;
+        if (!query && place == NOWHERE) {
+            return;
+        }
+        if (head >= queries + keys) {
+            const u64 own = head - queries - keys;
+            const u64 from = p.append.src_v.start(token, own), to = place + own * p.append.kv.head_stride;
+            for (u32 d = lane; d < p.append.src_v.len; d += WARP_SIZE) {
+                store_cache(v_cache, to + d, p.append.kv_dtype, load_element(v, from + d, p.append.src_dtype));
+            }
+            continue;
+        }
+        const u64 own = query ? head : head - queries;
+        const HeadParams &params = query ? p.q : p.k;
+        Head h{params, query ? q : k, query ? q_weight : k_weight, params.x.start(token, own), 0.0f};
+        const u32 len = (u32)params.x.len;
+        float squares = 0.0f;
+        for (u32 d = lane; d < len; d += WARP_SIZE) {
+            const float value = load_element(h.x, h.from + d, params.x_dtype);
+            squares += value * value;
+        }
+        squares = reduce_warp<Sum>(squares);
+        h.inverse = inverse_root(squares, (float)len, params.eps);
+        if (out_of_range(squares)) {
+            double far = 0.0;
+            for (u32 d = lane; d < len; d += WARP_SIZE) {
+                const double value = load_element(h.x, h.from + d, params.x_dtype);
+                far += value * value;
+            }
+            h.inverse = inverse_root(reduce_warp<Sum>(far), (double)len, params.eps);
+        }
+        const u64 to = query ? p.out.start(token, own) : place + own * p.append.kv.head_stride;
+        for (u32 d = lane; d < len; d += WARP_SIZE) {
+            const float value = h.rotated(query ? q_table : k_table, position, d);
+            if (query) {
+                store_element(out, to + d, p.out_dtype, value);
+            } else {
+                store_cache(k_cache, to + d, p.append.kv_dtype, value);
+            }
+        }
+    }
+}

@@ -61,7 +61,8 @@ namespace {
 
 constexpr size_t PAGE = 4096;
 // Shared memory of a block: static variables, then dynamic memory that ends at a guard page.
-constexpr size_t SLOT = 1 << 20, SLOTS = 4095, STATIC_AT = 64 << 10, STATIC_BYTES = 256 << 10, DYNAMIC_END = 896 << 10;
+// Each lies within 256 KiB: descriptors of matrices hold 18 bits of an address.
+constexpr size_t SLOT = 1 << 20, SLOTS = 4095, STATIC_AT = 256 << 10, STATIC_BYTES = 192 << 10, DYNAMIC_END = 768 << 10;
 constexpr unsigned char CANARY = 0xFB;
 constexpr int SECONDS_WITHOUT_PROGRESS = 60;
 
@@ -470,6 +471,13 @@ void on_fault(int number, siginfo_t* info, void* context) {
         char text[96];
         snprintf(text, sizeof text, "%s at address %p", number == SIGFPE ? "division by zero" : number == SIGILL ? "trap" : "access", info->si_addr);
         const bool outside = number == SIGSEGV || number == SIGBUS;
+        const long slot = static_cast<unsigned char*>(info->si_addr) - window();
+        const bool in_shared = slot >= 0 && size_t(slot) < SLOT * (SLOTS + 1);
+        if (in_shared && m->faulty) {
+            const Block& b = *m->faulty->block;
+            snprintf(text, sizeof text, "byte %ld of %u bytes of dynamic shared memory", long(static_cast<unsigned char*>(info->si_addr) - b.dynamic_shared), b.dynamic_bytes);
+            leave(Outcome::fault, text);
+        }
         leave(number == SIGILL ? Outcome::trap : Outcome::fault, std::string(text) + (outside ? ": " + describe(info->si_addr) : ""));
     }
     const struct sigaction& old = previous[number];

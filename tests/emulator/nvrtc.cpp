@@ -94,7 +94,13 @@ Result compile(Program& p, const vector<string>& options) {
     }
     int arch = 75;
     string feature;
+    // definitions come after our own headers, which they must not change
+    string definitions;
     vector<string> given;
+    const auto define = [&](const string& text) {
+        const size_t equals = text.find('=');
+        definitions += "#define " + text.substr(0, equals) + " " + (equals == string::npos ? "1" : text.substr(equals + 1)) + "\n";
+    };
     for (size_t i = 0; i < options.size(); i++) {
         string o = options[i], value;
         const auto takes = [&](const char* name) {
@@ -113,10 +119,12 @@ Result compile(Program& p, const vector<string>& options) {
                 return INVALID_OPTION;
             }
         } else if (takes("--define-macro") || takes("-D")) {
-            given.push_back("-D" + value);
+            define(value);
         } else if (takes("--include-path") || takes("-I")) {
             given.push_back("-I" + value);
-        } else if (o.compare(0, 2, "-D") == 0 || o.compare(0, 2, "-I") == 0) {
+        } else if (o.compare(0, 2, "-D") == 0) {
+            define(o.substr(2));
+        } else if (o.compare(0, 2, "-I") == 0) {
             given.push_back(o);
         } else if (takes("--std") || takes("-std") || takes("--ptxas-options") || takes("-Xptxas") || takes("--maxrregcount") || takes("--fmad") ||
                    takes("--ftz") || takes("--prec-div") || takes("--prec-sqrt") || takes("--diag-suppress") || takes("--extra-device-vectorization") ||
@@ -134,10 +142,10 @@ Result compile(Program& p, const vector<string>& options) {
     const string emulator = PERJOULE_EMULATOR;
     write(folder.path + "/source/" + p.name, p.source);
     for (const auto& [name, text] : p.headers) write(folder.path + "/source/" + name, text);
-    string here = p.name;
-    vector<string> command{"g++", "-E", "-x", "c++", "-std=c++17", "-w", "-I" + folder.path + "/source", "-include", emulator + "/simt.h",
-                           "-D__CUDA_ARCH__=" + std::to_string(arch * 10)};
-    if (!feature.empty()) command.push_back("-D__CUDA_ARCH_FEAT_SM" + std::to_string(arch) + "_ALL=1");
+    define("__CUDA_ARCH__=" + std::to_string(arch * 10));
+    if (!feature.empty()) define("__CUDA_ARCH_FEAT_SM" + std::to_string(arch) + "_ALL");
+    write(folder.path + "/first.h", "#include \"" + emulator + "/simt.h\"\n" + definitions);
+    vector<string> command{"g++", "-E", "-x", "c++", "-std=c++17", "-w", "-I" + folder.path + "/source", "-include", folder.path + "/first.h"};
     command.insert(command.end(), given.begin(), given.end());
     for (const char* s : {"-o", "unit.ii"}) command.push_back(s[0] == '-' ? s : folder.path + "/" + s);
     command.push_back(folder.path + "/source/" + p.name);

@@ -135,9 +135,16 @@ inline float max(float a, float b) { return fmaxf(a, b); }
 inline double min(double a, double b) { return fmin(a, b); }
 inline double max(double a, double b) { return fmax(a, b); }
 
+// What is rounded here is not contracted with what comes after.
+namespace perjoule {
+template <class T> inline T apart(T x) {
+    __asm__("" : "+x"(x));
+    return x;
+}
+} // namespace perjoule
 #define PERJOULE_ROUNDED(name, expression)                                                                                                 \
-    inline float __f##name##_rn(float a, float b) { return expression; }                                                                   \
-    inline double __d##name##_rn(double a, double b) { return expression; }
+    inline float __f##name##_rn(float a, float b) { return perjoule::apart(expression); }                                                                   \
+    inline double __d##name##_rn(double a, double b) { return perjoule::apart(expression); }
 PERJOULE_ROUNDED(add, a + b) PERJOULE_ROUNDED(sub, a - b) PERJOULE_ROUNDED(mul, a * b) PERJOULE_ROUNDED(div, a / b)
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }

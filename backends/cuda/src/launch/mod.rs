@@ -1,6 +1,7 @@
 //! Bodies of the rows, one file an op: what each launches, with which grid, on what.
 
 pub(crate) mod argmax;
+pub(crate) mod attention;
 pub(crate) mod elementwise;
 pub(crate) mod hopper;
 pub(crate) mod kv;

@@ -24,6 +24,16 @@ impl Pointer {
     pub(super) fn some(index: Option<usize>) -> Self {
         index.map_or(Pointer::Nothing, Pointer::Operand)
     }
+
+    /// Where it points to in a launch.
+    pub(super) fn address(&self, call: &mut Call<'_>) -> Result<u64> {
+        Ok(match self {
+            Pointer::Operand(index) => call.operand(*index),
+            Pointer::Nothing => 0,
+            Pointer::Scratch(offset) => call.scratch() + offset,
+            Pointer::Table(buffer) => call.touch(buffer)?,
+        })
+    }
 }
 
 /// One kernel's start: its parameters are a struct and, behind it, pointers.
@@ -69,12 +79,7 @@ impl<P: NoUninit + Send + Sync> Body for Steps<P> {
         for step in &self.list {
             let mut addresses = [0u64; MAX_POINTERS];
             for (address, pointer) in addresses.iter_mut().zip(&step.pointers) {
-                *address = match pointer {
-                    Pointer::Operand(index) => call.operand(*index),
-                    Pointer::Nothing => 0,
-                    Pointer::Scratch(offset) => call.scratch() + offset,
-                    Pointer::Table(buffer) => call.touch(buffer)?,
-                };
+                *address = pointer.address(call)?;
             }
             let mut params: [Param<'_>; MAX_POINTERS + 1] = [param(&step.params); MAX_POINTERS + 1];
             for (to, address) in params[1..].iter_mut().zip(&addresses) {

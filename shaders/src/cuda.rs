@@ -19,14 +19,14 @@ sources! {
     ORDER = "cuda/argmax/common.cuh";
     /// Masks of attention, and a row by its definition.
     ATTENTION_COMMON = "cuda/attention/common.cuh";
+    /// Tiles of rows, and parts of rows put together.
+    ATTENTION_PARTS = "cuda/attention/parts.cuh";
     /// Products of a warpgroup whose left operand may be in registers.
     ATTENTION_PRODUCTS = "cuda/attention/products.cuh";
     /// Reductions of warps and blocks.
     BLOCK = "cuda/common/block.cuh";
     /// Elements of every type.
     ELEMENT = "cuda/common/element.cuh";
-    /// Behind the sums of products.
-    EPILOGUE = "cuda/common/epilogue.cuh";
     /// Transaction barriers, tensor copies, clusters.
     HOPPER = "cuda/common/hopper.cuh";
     /// Where vectors and caches lie.

@@ -41,6 +41,8 @@ sources! {
     WGMMA = "cuda/common/wgmma.cuh";
     /// Writing into KV caches.
     CACHE = "cuda/kv_append/cache.cuh";
+    /// What the products for Hopper share.
+    MATMUL_HOPPER_COMMON = "cuda/matmul/hopper.cuh";
     /// Weights as registers and fragments.
     MATMUL_SKINNY_WEIGHTS = "cuda/matmul/skinny.cuh";
     /// What the kernels of norms share.
@@ -86,6 +88,8 @@ sources! {
     KV_APPEND_ROWS = "cuda/kv_append/rows.cu";
     /// Products of everything that the ops allow.
     MATMUL_ANY = "cuda/matmul/any.cu";
+    /// Products of experts for Hopper.
+    GROUPED_MATMUL_HOPPER = "cuda/grouped_matmul/hopper.cu";
     /// Matrix products for Hopper.
     MATMUL_HOPPER = "cuda/matmul/hopper.cu";
     /// Products of few rows with weights.

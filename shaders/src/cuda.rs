@@ -19,6 +19,8 @@ sources! {
     ORDER = "cuda/argmax/common.cuh";
     /// Masks of attention, and a row by its definition.
     ATTENTION_COMMON = "cuda/attention/common.cuh";
+    /// Tiles of rows, and parts of rows put together.
+    ATTENTION_PARTS = "cuda/attention/parts.cuh";
     /// Products of a warpgroup whose left operand may be in registers.
     ATTENTION_PRODUCTS = "cuda/attention/products.cuh";
     /// Reductions of warps and blocks.
@@ -84,12 +86,14 @@ sources! {
     EMBED_ROWS = "cuda/embed/rows.cu";
     /// Gated activations.
     GATED_ROWS = "cuda/gated/rows.cu";
+    /// Products of experts for Hopper.
+    GROUPED_MATMUL_HOPPER = "cuda/grouped_matmul/hopper.cu";
     /// Keys and values into caches.
     KV_APPEND_ROWS = "cuda/kv_append/rows.cu";
     /// Products of everything that the ops allow.
     MATMUL_ANY = "cuda/matmul/any.cu";
-    /// Products of experts for Hopper.
-    GROUPED_MATMUL_HOPPER = "cuda/grouped_matmul/hopper.cu";
+    /// Matrix products of f32 by fused multiply-adds.
+    MATMUL_FMA = "cuda/matmul/fma.cu";
     /// Matrix products for Hopper.
     MATMUL_HOPPER = "cuda/matmul/hopper.cu";
     /// Products of few rows with weights.
@@ -98,6 +102,8 @@ sources! {
     NORM_REGISTERS = "cuda/norm/registers.cu";
     /// Norms of any vectors.
     NORM_ROWS = "cuda/norm/rows.cu";
+    /// Matrix products by mma.sync.
+    MATMUL_TENSOR = "cuda/matmul/tensor.cu";
     /// Block formats in panels of 16 columns.
     PACK_PANELS = "cuda/pack/panels.cu";
     /// Norm, rotation and append of any heads.

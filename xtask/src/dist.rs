@@ -101,7 +101,8 @@ fn build() -> Result<Built> {
     Ok(Built { perjoule: executable("perjoule")?, conformance: executable("conformance")? })
 }
 
-fn target_folder() -> Result<PathBuf> {
+/// Where cargo builds.
+pub(crate) fn target_folder() -> Result<PathBuf> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     Ok(std::path::absolute(target)?)
 }

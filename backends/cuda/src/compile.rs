@@ -166,11 +166,24 @@ pub fn target(sm: u32) -> String {
     }
 }
 
+/// What is called instead of the compiler.
+pub type StandIn = fn(&Variant, &str) -> Vec<u8>;
+static STAND_IN: OnceLock<StandIn> = OnceLock::new();
+
+/// From now on `stand` is asked for the machine code of a variant for a target, and the compiler no more: for tests that want to know what
+/// is asked for. The first call counts.
+pub fn stand_in(stand: StandIn) {
+    let _ = STAND_IN.set(stand);
+}
+
 /// The machine code of a variant, from the cache or compiled.
 ///
 /// # Errors
 /// [`Error::Unsupported`] where NVRTC is missing or the source does not compile, with its log.
 pub fn cubin(source: &'static Source, defines: &[(&'static str, String)], target: &str) -> Result<Vec<u8>> {
+    if let Some(stand) = STAND_IN.get() {
+        return Ok(stand(&Variant::new(source, defines), target));
+    }
     let compiler =
         Compiler::load().map_err(|why| Error::Unsupported { what: "compiling CUDA kernels", why })?;
     let options = options(defines, target);
@@ -226,6 +239,11 @@ impl Compiler {
                 }
             })
             .clone()
+    }
+
+    /// Its version, such as 13.0.
+    pub fn version(&self) -> (i32, i32) {
+        self.version
     }
 
     /// Name of a compiled form: a digest of all that it depends on.

@@ -25,6 +25,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// The only configuration: the fastest of all algorithms that the library proposes, measured when it is prepared.
 pub(crate) static CONFIGS: &[Config] = &[Config::tile("library", &[1, 1, 1])];
+/// The same for bytes, of which it takes whole vectors of 16 alone.
+pub(crate) static BYTES: &[Config] = &[Config::tile("library", &[16, 16, 32])];
 
 const DTYPES: [DType; 5] = [DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::I8];
 

@@ -8,4 +8,4 @@ mod algorithm;
 mod cublaslt;
 mod plan;
 
-pub(crate) use cublaslt::{CONFIGS, align, cost, numerics, prepare, reject};
+pub(crate) use cublaslt::{BYTES, CONFIGS, align, cost, numerics, prepare, reject};

@@ -16,6 +16,9 @@
 // Few tiles (SPLIT): the blocks of a cluster take a share of k of one tile each, exchange their sums through each other's shared memory, and
 // store a share of its columns each. Sums are added in the order of the shares, whichever is ready first.
 //
+// The last tiles of a grid that does not come out even are shared out among its clusters along k (Params::shares): each stores its sums as
+// they are, and `matmul_rest`, the kernel behind it, adds those of a tile in the order of its shares.
+//
 // Defines: see hopper.cuh. With SPLIT the grid has a cluster for each tile.
 //
 // After CUTLASS's warp-specialised persistent kernels (https://github.com/NVIDIA/cutlass) and Bikshandi & Shah, arXiv:2312.11918.
@@ -42,6 +45,41 @@ DEVICE Tile tile_at(const Params& p, i32 index, u32 rank) {
         return Tile{tm * TILE_M, (tn * CLUSTER + (i32)rank) * OUT_N, batch};
     }
     return Tile{(tm * CLUSTER + (i32)rank) * TILE_M, tn * OUT_N, batch};
+}
+
+// What a cluster computes at a time: a tile, or a share of its k.
+struct Unit {
+    i32 tile;
+    // slices of k
+    i32 begin;
+    i32 slices;
+    // number among the shares of all tiles; -1 of a whole tile
+    i32 share;
+};
+
+DEVICE i32 unit_count(const Params& p) {
+    return p.whole + (p.tiles_m * p.tiles_n * p.batch - p.whole) * p.shares;
+}
+
+// The index-th unit; `rank` is the block's place in a cluster that shares the k of its tile.
+DEVICE Unit unit_at(const Params& p, i32 index, u32 rank) {
+    if (SPLIT > 1) {
+        const i32 begin = p.k_slices * (i32)rank / SPLIT;
+        return Unit{index, begin, p.k_slices * (i32)(rank + 1) / SPLIT - begin, -1};
+    }
+    if (index < p.whole) {
+        return Unit{index, 0, p.k_slices, -1};
+    }
+    const i32 share = index - p.whole;
+    const i32 tile = share / p.shares;
+    const i32 part = share - tile * p.shares;
+    const i32 begin = p.k_slices * part / p.shares;
+    return Unit{p.whole + tile, begin, p.k_slices * (part + 1) / p.shares - begin, share};
+}
+
+// Where a share's sums are kept: four registers of each thread, those of eight columns, for each 64 rows.
+DEVICE u64 partial_at(u64 share, u32 rank, u32 block, u32 group, u32 thread) {
+    return (((share * CLUSTER + rank) * (TILE_M / 64) + block) * (TILE_N / 8) + group) * 512 + thread * 4;
 }
 
 // Copies LINES rows (K-major) or elements along m or n (MN-major) of an operand, from `at` and k on: to this block or to all of its
@@ -119,7 +157,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     matmul(const __grid_constant__ Params p, const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
            const __grid_constant__ TensorMap b_up, const __grid_constant__ TensorMap c, const float* a_scale,
            const float* b_scale, const void* bias, const void* up_bias,
-           const void* residual) {
+           const void* residual, u32* partials) {
     extern __shared__ __align__(1024) u8 shared[];
     const u32 base = shared_address(shared);
     const u32 full = base + BARRIER_OFFSET;
@@ -128,10 +166,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const u32 rank = CLUSTER * SPLIT > 1 ? cluster_rank() : 0;
     const i32 first = blockIdx.x / (CLUSTER * SPLIT);
     const i32 step = gridDim.x / (CLUSTER * SPLIT);
-    // this block's share of k
-    const i32 slice_begin = SPLIT > 1 ? p.k_slices * (i32)rank / SPLIT : 0;
-    const i32 slices = (SPLIT > 1 ? p.k_slices * (i32)(rank + 1) / SPLIT : p.k_slices) - slice_begin;
-    const i32 tiles = p.tiles_m * p.tiles_n * p.batch;
+    const i32 units = unit_count(p);
 
     if (threadIdx.x == 0) {
         tensor_prefetch(&a);
@@ -155,9 +190,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (threadIdx.x == 0) {
             // a fresh barrier counts as having completed the phase before its first
             Ring ring = {0, 1};
-            for (i32 index = first; index < tiles; index += step) {
-                const Tile at = tile_at(p, index, CLUSTER > 1 ? rank : 0);
-                for (i32 slice = slice_begin; slice < slice_begin + slices; slice++) {
+            for (i32 index = first; index < units; index += step) {
+                const Unit unit = unit_at(p, index, rank);
+                const Tile at = tile_at(p, unit.tile, CLUSTER > 1 ? rank : 0);
+                for (i32 slice = unit.begin; slice < unit.begin + unit.slices; slice++) {
                     barrier_wait(empty + 8 * ring.stage, ring.parity);
                     const u32 done = full + 8 * ring.stage;
                     const u32 target = base + ring.stage * STAGE_BYTES;
@@ -201,7 +237,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const u32 row = PINGPONG ? 0 : consumer * BLOCKS_M * 64;
         Ring ring = {0, 0};
         if (PINGPONG && consumer == 1) {
-            ring.skip(slices);
+            ring.skip(unit_at(p, first, rank).slices);
             named_arrive(TURN, 256);
         }
 
@@ -229,8 +265,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
         const i32 mine = PINGPONG ? first + (i32)consumer * step : first;
         const i32 stride = PINGPONG ? CONSUMERS * step : step;
-        for (i32 index = mine; index < tiles; index += stride) {
-            Tile at = tile_at(p, index, CLUSTER > 1 ? rank : 0);
+        for (i32 index = mine; index < units; index += stride) {
+            const Unit unit = unit_at(p, index, rank);
+            const i32 slices = unit.slices;
+            Tile at = tile_at(p, unit.tile, CLUSTER > 1 ? rank : 0);
             at.m += row;
             if (PINGPONG) {
                 named_sync(TURN + consumer, 256);
@@ -266,15 +304,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 ring.advance();
             }
             if (PINGPONG) {
-                if (index + step < tiles) {
+                if (index + step < units) {
                     named_arrive(TURN + 1 - consumer, 256);
+                    ring.skip(unit_at(p, index + step, rank).slices);
                 }
-                ring.skip(slices);
             }
             wgmma_wait<0>();
             release(previous);
 
             settle(d);
+            if (unit.share >= 0) {
+                #pragma unroll
+                for (int block = 0; block < BLOCKS_M; block++) {
+                    #pragma unroll
+                    for (int group = 0; group < TILE_N / 8; group++) {
+                        const Accumulator* from = &d[block][4 * group];
+                        const u32 words[4] = {bits(from[0]), bits(from[1]), bits(from[2]), bits(from[3])};
+                        store_16(partials + partial_at(unit.share, rank, row / 64 + block, group, thread), words);
+                    }
+                }
+                pending.batch = -1;
+                continue;
+            }
             if (SPLIT > 1) {
                 exchange(d, shares, base, rank, consumer, thread);
                 at.n += rank * RESULT_N;
@@ -301,5 +352,59 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     // a block that leaves takes its shared memory along, into which its neighbour may still copy or arrive
     if (CLUSTER > 1) {
         cluster_sync();
+    }
+}
+
+// Adds the shares of the tiles that were shared out. A block of 128 threads for each 64 rows and box of columns of each: blockIdx.x counts
+// boxes, then rows, then blocks of the cluster, then tiles. Its shared memory is a box.
+extern "C" __global__ void __launch_bounds__(128)
+    matmul_rest(const __grid_constant__ Params p, const __grid_constant__ TensorMap c, const float* a_scale, const float* b_scale,
+                const void* bias, const void* up_bias, const void* residual, const u32* partials) {
+    extern __shared__ __align__(1024) u8 shared[];
+    const u32 thread = threadIdx.x;
+    const u32 box = blockIdx.x % BOXES_N;
+    const u32 block = blockIdx.x / BOXES_N % (TILE_M / 64);
+    const u32 rank = blockIdx.x / (BOXES_N * (TILE_M / 64)) % CLUSTER;
+    const i32 tile = blockIdx.x / (BOXES_N * (TILE_M / 64) * CLUSTER);
+    grid_dependency_wait();
+
+    // the sums of the box's columns, and those that they gate, in the places that `finish` expects of a first box
+    Accumulator sums[SUMS];
+    constexpr int GROUPS = STORE_N / 8;
+    #pragma unroll
+    for (int i = 0; i < SUMS; i++) {
+        sums[i] = 0;
+    }
+    for (i32 part = 0; part < p.shares; part++) {
+        #pragma unroll
+        for (int side = 0; side < (GATE ? 2 : 1); side++) {
+            #pragma unroll
+            for (int group = 0; group < GROUPS; group++) {
+                const u32 column = box * GROUPS + side * (OUT_N / 8) + group;
+                u32 words[4];
+                load_16(partials + partial_at((u64)tile * p.shares + part, rank, block, column, thread), words);
+                #pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    sums[side * (OUT_N / 2) + 4 * group + i] += accumulator_of(words[i]);
+                }
+            }
+        }
+    }
+    const Epilogue extras = {a_scale, b_scale, bias, up_bias, residual};
+    Tile at = tile_at(p, p.whole + tile, CLUSTER > 1 ? rank : 0);
+    at.m += block * 64;
+    at.n += box * STORE_N;
+    u32 words[BOX_WORDS];
+    finish(p, extras, sums, 0, words, at, thread);
+    const u32 buffer = shared_address(shared);
+    stage_box(words, buffer, thread / 32, thread % 32);
+    fence_async_shared();
+    __syncwarp();
+    if (thread % 32 == 0) {
+        // a store's box is that of a warp
+        const u32 first = thread / 32 * 16;
+        tensor_store(&c, buffer + first * 128, at.n, at.m + first, at.batch);
+        store_commit();
+        store_wait_read<0>();
     }
 }

@@ -164,6 +164,9 @@ struct Params {
     // 0 where a matrix is shared by the batch
     i32 a_batch;
     i32 b_batch;
+    // tiles that are computed whole; of the rest the k is shared out to `shares` clusters each
+    i32 whole;
+    i32 shares;
 };
 
 // What the epilogue reads; null where it does not.

@@ -19,6 +19,8 @@ sources! {
     ORDER = "cuda/argmax/common.cuh";
     /// Masks of attention, and a row by its definition.
     ATTENTION_COMMON = "cuda/attention/common.cuh";
+    /// Fragments of mma.sync.
+    ATTENTION_FRAGMENTS = "cuda/attention/fragments.cuh";
     /// Tiles of rows, and parts of rows put together.
     ATTENTION_PARTS = "cuda/attention/parts.cuh";
     /// Products of a warpgroup whose left operand may be in registers.
@@ -66,6 +68,8 @@ sources! {
     ADVANCE_SLOTS = "cuda/advance/slots.cu";
     /// The largest element.
     ARGMAX_PARTS = "cuda/argmax/parts.cu";
+    /// Attention of few queries on Hopper.
+    ATTENTION_DECODE_SM90 = "cuda/attention/decode_sm90.cu";
     /// Attention of every form.
     ATTENTION_GENERIC = "cuda/attention/generic.cu";
     /// Attention by mma.sync, keys split over blocks.

@@ -84,7 +84,15 @@ DEVICE void tensor_load(u32 target, const TensorMap* map, u32 barrier, i32 x, i3
         : "memory");
 }
 
-// The same to the same place, and the same barrier, of every block of the cluster whose bit is set.
+// The same of four dimensions.
+DEVICE void tensor_load_4d(u32 target, const TensorMap *map, u32 barrier, i32 x, i32 y, i32 z, i32 w) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(
+                     target),
+                 "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
+                 : "memory");
+}
+
+// `tensor_load` to the same place, and the same barrier, of every block of the cluster whose bit is set.
 DEVICE void tensor_load_multicast(u32 target, const TensorMap* map, u32 barrier, i32 x, i32 y, i32 z, u16 blocks) {
     asm volatile(
         "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, "

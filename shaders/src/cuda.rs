@@ -19,14 +19,14 @@ sources! {
     ORDER = "cuda/argmax/common.cuh";
     /// Masks of attention, and a row by its definition.
     ATTENTION_COMMON = "cuda/attention/common.cuh";
+    /// Tiles of rows, and parts of rows put together.
+    ATTENTION_PARTS = "cuda/attention/parts.cuh";
     /// Products of a warpgroup whose left operand may be in registers.
     ATTENTION_PRODUCTS = "cuda/attention/products.cuh";
     /// Reductions of warps and blocks.
     BLOCK = "cuda/common/block.cuh";
     /// Elements of every type.
     ELEMENT = "cuda/common/element.cuh";
-    /// Behind the sums of products.
-    EPILOGUE = "cuda/common/epilogue.cuh";
     /// Transaction barriers, tensor copies, clusters.
     HOPPER = "cuda/common/hopper.cuh";
     /// Where vectors and caches lie.
@@ -88,6 +88,8 @@ sources! {
     KV_APPEND_ROWS = "cuda/kv_append/rows.cu";
     /// Products of everything that the ops allow.
     MATMUL_ANY = "cuda/matmul/any.cu";
+    /// Matrix products of f32 by fused multiply-adds.
+    MATMUL_FMA = "cuda/matmul/fma.cu";
     /// Matrix products for Hopper.
     MATMUL_HOPPER = "cuda/matmul/hopper.cu";
     /// Products of few rows with weights.
@@ -96,6 +98,8 @@ sources! {
     NORM_REGISTERS = "cuda/norm/registers.cu";
     /// Norms of any vectors.
     NORM_ROWS = "cuda/norm/rows.cu";
+    /// Matrix products by mma.sync.
+    MATMUL_TENSOR = "cuda/matmul/tensor.cu";
     /// Block formats in panels of 16 columns.
     PACK_PANELS = "cuda/pack/panels.cu";
     /// Norm, rotation and append of any heads.

@@ -25,8 +25,9 @@ struct Attention {
     float scale;
     // 0 when scores are not capped
     float soft_cap;
-    // parts into which the keys of a sequence are split
-    i32 splits;
+    // Of kernels that compute tiles of rows: rows of a unit are pairs of a query and one of `pack` heads, queries outermost; a unit has
+    // `tiles` of them, and its keys are split into `splits` parts.
+    i32 pack, tiles, splits;
     // work items of a launch
     i32 items;
 };
@@ -92,6 +93,18 @@ DEVICE i64 vector_at(const Attention &p, const i32 *table, i32 b, i32 head, i32 
         return head * p.kv_head;
     }
     return block * p.kv_batch + head * p.kv_head + token % p.block * p.kv_token;
+}
+
+// Whether the table names no block of the cache for some key of `start..end`; all threads of the warp take part.
+DEVICE bool lacks_blocks(const Attention &p, const i32 *table, i32 b, i32 start, i32 end) {
+    bool lacks = false;
+    if (table && start < end) {
+        for (i32 i = start / p.block + (i32)(threadIdx.x % 32); i <= (end - 1) / p.block; i += 32) {
+            const i32 block = table[(i64)b * p.table_width + i];
+            lacks |= block < 0 || block >= p.blocks;
+        }
+    }
+    return __any_sync(0xffffffffu, lacks);
 }
 
 DEVICE float warp_max(float x) {

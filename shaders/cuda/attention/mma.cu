@@ -13,12 +13,13 @@
 //
 // Preconditions: q, k and v of one 16-bit type, out of the same; vectors at multiples of 16 bytes; head_dim is HEAD_DIM.
 //
-// Defines: HEAD_DIM, MT, WM, WN, KEYS, STAGES, CLUSTER, RESIDENT (blocks of a multiprocessor), TYPE (f16 or bf16) and TYPE_NAME ("f16" or "bf16"); SCORES = 1 where scores are
-// more than scaled by a positive number.
-#include "attention/common.cuh"
-#include "common/hopper.cuh"
+// Defines: HEAD_DIM, MT, WM, WN, KEYS, STAGES, CLUSTER, RESIDENT (blocks of a multiprocessor), TYPE (f16 or bf16) and
+// TYPE_NAME ("f16" or "bf16"); SCORES = 1 where scores are more than scaled by a positive number; EARLY = 1 where the kernel may start before
+// the one before it ends, and AHEAD, the tiles of a group that are then asked for.
+#define TILE_ROWS (16 * MT * WM)
+#include "attention/parts.cuh"
 
-static constexpr int D = HEAD_DIM, ROWS = 16 * MT * WM, WARPS = WM * WN, THREADS = 32 * WARPS;
+static constexpr int WARPS = WM * WN, THREADS = 32 * WARPS;
 static constexpr int CHUNKS = D / 8; // of 16 bytes in a vector
 static_assert(KEYS <= 32, "a lane knows the place of one key");
 static constexpr u32 HALF_BYTES = KEYS * D * 2, STAGE_BYTES = 2 * HALF_BYTES;
@@ -27,7 +28,6 @@ static constexpr u32 RING_BYTES = WN * STAGES * STAGE_BYTES;
 static constexpr int PITCH = D + 4;
 static constexpr u32 MERGE_BYTES = WN * ROWS * (PITCH + 2) * 4;
 static constexpr u32 WORK_BYTES = RING_BYTES > MERGE_BYTES ? RING_BYTES : MERGE_BYTES;
-static constexpr float LOG2E = 1.4426950408889634f;
 
 DEVICE u32 address_of(const void *pointer) {
     return (u32)__cvta_generic_to_shared(pointer);
@@ -67,18 +67,6 @@ DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-DEVICE float exp2_approximate(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-DEVICE float tanh_approximate(float x) {
-    float y;
-    asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 DEVICE void group_sync(u32 group) {
     if (WM == 1) {
         __syncwarp();
@@ -108,78 +96,6 @@ DEVICE void store_remote(u32 at, u32 rank, float x, float y) {
                  : "memory");
 }
 
-// A slot as it is now, which may be about to change: good for hints only.
-DEVICE i32 glance(const i32 *from) {
-    i32 value;
-    asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
-    return value;
-}
-
-DEVICE void prefetch(const u8 *from) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "n"(D * 2) : "memory");
-}
-
-// What a block computes.
-struct Unit {
-    Sequence s;
-    i32 kv_head, split;
-    // first packed row, and rows of the unit
-    i32 row, rows;
-};
-
-DEVICE i32 head_of(const Attention &p, const Unit &u, i32 row) {
-    return u.kv_head * p.group + (u.row + row) % p.group;
-}
-
-DEVICE i32 query_of(const Attention &p, const Unit &u, i32 row) {
-    return (u.row + row) / p.group;
-}
-
-// The rest of a row: the sink, the division and the store, four elements a thread. Whether an element is NaN.
-DEVICE bool finish(const Attention &p, const Operands &o, const Unit &u, i32 row, i32 d, float (&x)[4], float top, float sum) {
-    const i32 head = head_of(p, u, row), query = query_of(p, u, row);
-    i32 start, end;
-    visible(p, u.s, query, start, end);
-    if (o.sinks) {
-        const float sink = o.sinks[head] * LOG2E;
-        sum += exp2_approximate(sink - (top == -INFINITE ? sink : top));
-    }
-    const float scale = 1.0f / sum;
-    bool broken = false;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        x[i] = start < end ? x[i] * scale : 0.0f;
-        broken |= is_nan(x[i]);
-    }
-    store_vector<4>(static_cast<TYPE *>(o.out) + (i64)(u.s.first + query) * p.out_outer + head * p.out_inner + d, x);
-    return broken;
-}
-
-// A group's part of a row's result.
-struct Part {
-    float top, sum;
-    float x[4];
-};
-
-// Parts in their order: `at(i)` gives the top and the sum of part `i`, `value(i)` four elements.
-template <class At, class Value> DEVICE Part merge(int parts, At at, Value value) {
-    Part all = {-INFINITE, 0.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
-    for (int i = 0; i < parts; i++) {
-        all.top = fmaxf(all.top, at(i)[0]);
-    }
-    const float less = subtrahend(all.top);
-    for (int i = 0; i < parts; i++) {
-        const float weight = exp2_approximate(at(i)[0] - less);
-        all.sum = fmaf(at(i)[1], weight, all.sum);
-        const Words<16> some = *reinterpret_cast<const Words<16> *>(value(i));
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            all.x[j] = fmaf(float_of(some.word[j]), weight, all.x[j]);
-        }
-    }
-    return all;
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     attention_mma(const __grid_constant__ Attention p, const void *__restrict__ q, const void *__restrict__ k, const void *__restrict__ v,
                   const i32 *__restrict__ kv_len, const i32 *__restrict__ q_offsets, const i32 *__restrict__ table,
@@ -189,37 +105,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     const Operands o = {q, k, v, kv_len, q_offsets, table, sinks, out};
     const i32 warp = (i32)threadIdx.x / 32, lane = (i32)threadIdx.x % 32;
     const u32 group = (u32)warp / WM, along = (u32)warp % WM;
-    Unit u;
-    u.split = (i32)(blockIdx.x % (u32)p.splits);
-    const u32 index = blockIdx.x / (u32)p.splits;
-    const u32 kv_heads = (u32)(p.heads / p.group), tiles = (u32)p.items;
-    // tiles outermost: the last ones see the most keys
-    const u32 pair = index % (kv_heads * (u32)p.batch);
-    u.kv_head = (i32)(pair % kv_heads);
-    u.row = (i32)(tiles - 1 - index / (kv_heads * (u32)p.batch)) * ROWS;
+    Unit u = unit_of(p, blockIdx.x, true);
+    const i32 kv_head = u.head / p.group;
 #if EARLY
-    // while the kernel before this one ends, what will be read is brought into the second-level cache
     grid_dependency_release();
-    {
-        const i32 b = (i32)(pair / kv_heads), length = min(max(glance(kv_len + b), 0), p.capacity);
-        const i32 from = p.window > 0 ? (i32)max((i64)length - p.q_len - p.window, (i64)0) : 0;
-        const i32 blocks = (length - from + KEYS - 1) / KEYS;
-        const i32 first = (i32)((i64)blocks * u.split / p.splits), last = (i32)((i64)blocks * (u.split + 1) / p.splits);
-        for (i32 key = from + first * KEYS + (i32)threadIdx.x; key < min(from + min(last, first + AHEAD * WN) * KEYS, length); key += THREADS) {
-            i64 at = b * p.kv_batch + key * p.kv_token;
-            if (table) {
-                const i32 block = glance(table + (i64)b * p.table_width + key / p.block);
-                at = block < 0 || block >= p.blocks ? 0 : block * p.kv_batch + key % p.block * p.kv_token;
-            }
-            at += u.kv_head * p.kv_head;
-            prefetch(static_cast<const u8 *>(k) + 2 * at);
-            prefetch(static_cast<const u8 *>(v) + 2 * at);
-        }
-    }
+    bring(p, u, static_cast<const TYPE *>(k), static_cast<const TYPE *>(v), kv_len, table, KEYS, AHEAD * WN * KEYS, (i32)threadIdx.x, THREADS);
     grid_dependency_wait();
 #endif
-    u.s = sequence_of(p, kv_len, q_offsets, (i32)(pair / kv_heads));
-    u.rows = min(u.s.n * p.group - u.row, ROWS);
+    look_up(p, u, kv_len, q_offsets);
     if (u.rows <= 0) {
         return;
     }
@@ -244,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     const u32 ring = address_of(memory) + group * STAGES * STAGE_BYTES;
     const auto place = [&](i32 tile) {
         const i32 key = start + (first + tile * WN) * KEYS + lane % KEYS;
-        return tile < count && key < end ? vector_at(p, table, u.s.b, u.kv_head, key) : (i64)-1;
+        return tile < count && key < end ? vector_at(p, table, u.b, kv_head, key) : (i64)-1;
     };
     i64 next = place(0);
     const auto ask = [&](i32 tile) {
@@ -481,8 +374,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         Part part = merge(
             WN, [&](int w) { return tops_sums + 2 * (w * ROWS + row); }, [&](int w) { return results + (w * ROWS + row) * PITCH + d; });
         if (p.splits > 1) {
-            // [unit][split][row][D + 2]
-            float *to = parts + ((i64)blockIdx.x * ROWS + row) * (D + 4);
+            float *to = part_at(p, parts, u, row);
             store_vector<4>(to + d, part.x);
             if (d == 0) {
                 to[D] = part.top;
@@ -502,38 +394,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         if (broken_rows[row / 32] >> row % 32 & 1) {
             exact_row<TYPE, D / 32>(p, o, u.s, query_of(p, u, row), head_of(p, u, row), 0, D);
         }
-    }
-}
-
-// Puts the parts of `attention_mma` together: a warp for each row of each unit. Grid: units x ROWS / 4 of 128 threads.
-extern "C" __global__ void __launch_bounds__(128)
-    attention_combine(const __grid_constant__ Attention p, const void *__restrict__ q, const void *__restrict__ k, const void *__restrict__ v,
-                      const i32 *__restrict__ kv_len, const i32 *__restrict__ q_offsets, const i32 *__restrict__ table,
-                      const float *__restrict__ sinks, void *__restrict__ out, const float *__restrict__ parts) {
-    const Operands o = {q, k, v, kv_len, q_offsets, table, sinks, out};
-#if EARLY
-    grid_dependency_release();
-    grid_dependency_wait();
-#endif
-    const u32 index = blockIdx.x / (ROWS / 4), row = blockIdx.x % (ROWS / 4) * 4 + threadIdx.x / 32;
-    const u32 kv_heads = (u32)(p.heads / p.group), pair = index % (kv_heads * (u32)p.batch);
-    Unit u;
-    u.kv_head = (i32)(pair % kv_heads);
-    u.s = sequence_of(p, kv_len, q_offsets, (i32)(pair / kv_heads));
-    u.row = (i32)((u32)p.items - 1 - index / (kv_heads * (u32)p.batch)) * ROWS;
-    u.rows = min(u.s.n * p.group - u.row, ROWS);
-    if ((i32)row >= u.rows) {
-        return;
-    }
-    const float *from = parts + ((i64)index * p.splits * ROWS + row) * (D + 4);
-    const i64 pitch = (i64)ROWS * (D + 4);
-    bool broken = false;
-    for (i32 d = (i32)threadIdx.x % 32 * 4; d < D; d += 128) {
-        Part part = merge(
-            p.splits, [&](int i) { return from + i * pitch + D; }, [&](int i) { return from + i * pitch + d; });
-        broken |= finish(p, o, u, (i32)row, d, part.x, part.top, part.sum);
-    }
-    if (__any_sync(0xffffffffu, broken)) {
-        exact_row<TYPE, D / 32>(p, o, u.s, query_of(p, u, (i32)row), head_of(p, u, (i32)row), 0, D);
     }
 }

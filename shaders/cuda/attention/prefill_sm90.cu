@@ -14,13 +14,12 @@
 //
 // Defines: HEAD_DIM, BLOCK_N, CONSUMERS, STAGES, TYPE (f16 or bf16) and TYPE_NAME ("f16" or "bf16"); SCORES = 1 where scores are more than
 // scaled by a positive number.
-#include "attention/common.cuh"
+#define TILE_ROWS (64 * CONSUMERS)
+#include "attention/parts.cuh"
 #include "attention/products.cuh"
 
-static constexpr int D = HEAD_DIM, N = BLOCK_N, SLABS = D / 64;
-static constexpr int ROWS = 64 * CONSUMERS;
+static constexpr int N = BLOCK_N, SLABS = D / 64;
 static constexpr u32 Q_BYTES = 64 * D * 2, TILE_BYTES = N * D * 2;
-static constexpr float LOG2E = 1.4426950408889634f;
 
 // Shared memory behind the tiles.
 enum Barrier : u32 { Q_FULL = 0, Q_EMPTY = 4, K_FULL = 8, K_EMPTY = 12, V_FULL = 16, V_EMPTY = 20, BARRIERS = 24 };
@@ -30,22 +29,6 @@ DEVICE void tensor_load_4d(u32 target, const TensorMap *map, u32 barrier, i32 x,
                      target),
                  "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
                  : "memory");
-}
-
-DEVICE void named_arrive(u32 id, u32 threads) {
-    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-DEVICE float exp2_approximate(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-DEVICE float tanh_approximate(float x) {
-    float y;
-    asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
 }
 
 // Keeps reads of accumulators behind a wait.
@@ -62,26 +45,25 @@ DEVICE void stay_above(float sum) {
     asm volatile("{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p nanosleep.u32 0;\n}" ::"f"(sum) : "memory");
 }
 
-// A work item: a block of queries of a sequence and head, and the tiles of keys that any of them sees.
+// A work item: a tile of rows, or a part of its keys, and the tiles of keys that any row sees.
 struct Item {
-    Sequence s;
-    i32 head, row;
+    Unit u;
     i32 low, high;
 };
 
 DEVICE Item item_of(const Attention &p, const i32 *kv_len, const i32 *q_offsets, i32 number) {
-    const i32 units = p.batch * p.heads, blocks = p.items / units;
-    const i32 unit = number % units;
     Item item;
-    item.s = sequence_of(p, kv_len, q_offsets, unit / p.heads);
-    item.head = unit % p.heads;
-    // the last queries see the most keys
-    item.row = (blocks - 1 - number / units) * ROWS;
-    i32 start, end, unused;
-    visible(p, item.s, item.row, start, unused);
-    visible(p, item.s, min(item.row + ROWS, item.s.n) - 1, unused, end);
-    item.low = start / N;
-    item.high = item.row < item.s.n && start < end ? (end + N - 1) / N : item.low;
+    item.u = unit_of(p, (u32)number, false);
+    look_up(p, item.u, kv_len, q_offsets);
+    item.low = item.high = 0;
+    if (item.u.rows > 0) {
+        i32 start, end, unused;
+        visible(p, item.u.s, query_of(p, item.u, 0), start, unused);
+        visible(p, item.u.s, query_of(p, item.u, item.u.rows - 1), unused, end);
+        const i32 low = start / N, count = start < end ? (end + N - 1) / N - low : 0;
+        item.low = low + (i32)((i64)count * item.u.split / p.splits);
+        item.high = low + (i32)((i64)count * (item.u.split + 1) / p.splits);
+    }
     return item;
 }
 
@@ -133,20 +115,20 @@ DEVICE void produce(const Attention &p, const TensorMap *q_map, const TensorMap 
                 barrier_expect(full, Q_BYTES);
 #pragma unroll
                 for (int slab = 0; slab < SLABS; slab++) {
-                    tensor_load(q_at + group * Q_BYTES + slab * 64 * 128, q_map, full, 64 * slab, item.s.first + item.row + 64 * group,
-                                item.head);
+                    tensor_load_4d(q_at + group * Q_BYTES + slab * 64 * 128, q_map, full, 64 * slab, 0,
+                                   item.u.s.first + query_of(p, item.u, 64 * group), item.u.head / p.pack);
                 }
             }
-            const i32 kv_head = item.head / p.group;
+            const i32 kv_head = item.u.head / p.group;
             i32 token = item.high * N - N;
-            load_tile(p, k_map, k_at, barriers + 8 * K_FULL, barriers + 8 * K_EMPTY, count, token, kv_head, item.s.b, table);
+            load_tile(p, k_map, k_at, barriers + 8 * K_FULL, barriers + 8 * K_EMPTY, count, token, kv_head, item.u.b, table);
 #pragma unroll 1
             for (; token >= item.low * N; token -= N) {
                 if (token > item.low * N) {
-                    load_tile(p, k_map, k_at, barriers + 8 * K_FULL, barriers + 8 * K_EMPTY, count + 1, token - N, kv_head, item.s.b,
+                    load_tile(p, k_map, k_at, barriers + 8 * K_FULL, barriers + 8 * K_EMPTY, count + 1, token - N, kv_head, item.u.b,
                               table);
                 }
-                load_tile(p, v_map, v_at, barriers + 8 * V_FULL, barriers + 8 * V_EMPTY, count, token, kv_head, item.s.b, table);
+                load_tile(p, v_map, v_at, barriers + 8 * V_FULL, barriers + 8 * V_EMPTY, count, token, kv_head, item.u.b, table);
                 count++;
             }
             q_count++;
@@ -175,23 +157,23 @@ DEVICE void release(const Consumer &c, u32 empty, u32 &count) {
 
 DEVICE void multiply_keys(const Consumer &c, float (&scores)[N / 2]) {
     wgmma_fence();
-    const u64 q = swizzled_descriptor(c.q_at, 1, 1024);
-    const u64 k = swizzled_descriptor(c.k_at + c.k_count % STAGES * TILE_BYTES, 1, 1024);
+    const u32 q = descriptor_low<16>(c.q_at), k = descriptor_low<16>(c.k_at + c.k_count % STAGES * TILE_BYTES);
 #pragma unroll
     for (int step = 0; step < D / 16; step++) {
         const u32 slab = step / 4, within = step % 4 * 32;
-        Product<N>::scores(scores, q + ((slab * 64 * 128 + within) >> 4), k + ((slab * N * 128 + within) >> 4), step > 0);
+        Product<N>::scores(scores, descriptor<1024>(q + ((slab * 64 * 128 + within) >> 4)),
+                           descriptor<1024>(k + ((slab * N * 128 + within) >> 4)), step > 0);
     }
     wgmma_commit();
 }
 
 DEVICE void multiply_values(const Consumer &c, float (&values)[D / 2], const u32 (&weights)[N / 4]) {
     wgmma_fence();
-    const u64 v = swizzled_descriptor(c.v_at + c.v_count % STAGES * TILE_BYTES, N * 128, 1024);
+    const u32 v = descriptor_low<N * 128>(c.v_at + c.v_count % STAGES * TILE_BYTES);
 #pragma unroll
     for (int step = 0; step < N / 16; step++) {
         const u32 *w = weights + 4 * step;
-        Product<D>::values(values, w[0], w[1], w[2], w[3], v + (step * 2048 >> 4), 1);
+        Product<D>::values(values, w[0], w[1], w[2], w[3], descriptor<1024>(v + (step * 2048 >> 4)), 1);
     }
     wgmma_commit();
 }
@@ -221,10 +203,8 @@ DEVICE void soften(float (&s)[N / 2], Softmax &r, float factor) {
         float top = fmaxf(tops[half][0], tops[half][1]);
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-#if LAZY
-        // a maximum that is a little too small does as well
+        // a maximum that is a little too small does as well, and then nothing needs to be scaled
         top = (top - r.top[half]) * factor <= 8.0f ? r.top[half] : top;
-#endif
         less[half] = subtrahend(top) * factor;
         r.keep[half] = exp2_approximate(fmaf(r.top[half], factor, -less[half]));
         r.top[half] = top;
@@ -258,12 +238,12 @@ DEVICE void transform(const Attention &p, float (&s)[N / 2]) {
 }
 
 // Hides keys of the tile at `first` that the two rows do not see.
-DEVICE void hide(const Attention &p, const Sequence &sequence, float (&s)[N / 2], i32 first, i32 row) {
+DEVICE void hide(const Attention &p, const Unit &u, float (&s)[N / 2], i32 first, i32 row) {
     const i32 column = first + 2 * (i32)(threadIdx.x % 4);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         i32 low, high;
-        visible(p, sequence, row + 8 * half, low, high);
+        visible(p, u.s, query_of(p, u, row + 8 * half), low, high);
         low -= column;
         high -= column;
 #pragma unroll
@@ -304,7 +284,7 @@ DEVICE u32 exchange(u32 x, int lanes) {
 
 // Stores the rows of a warpgroup, times `scale`. Four lanes turn four words of 8 columns each into one of 16 bytes each. Gives the rows of
 // the warp, a bit each, that have a NaN.
-DEVICE u32 store_rows(const Attention &p, void *out, const Item &item, const float (&values)[D / 2], const float (&scale)[2], i32 row) {
+DEVICE u32 store_rows(const Attention &p, void *out, const Unit &u, const float (&values)[D / 2], const float (&scale)[2], i32 row) {
     const u32 lane = threadIdx.x % 4;
     const bool odd = lane & 1, upper = lane & 2;
     u32 broken = 0;
@@ -312,7 +292,7 @@ DEVICE u32 store_rows(const Attention &p, void *out, const Item &item, const flo
     for (int half = 0; half < 2; half++) {
         bool any = false;
         const i32 at = row + 8 * half;
-        TYPE *to = static_cast<TYPE *>(out) + (i64)(item.s.first + at) * p.out_outer + item.head * p.out_inner;
+        TYPE *to = static_cast<TYPE *>(out) + (i64)(u.s.first + query_of(p, u, at)) * p.out_outer + head_of(p, u, at) * p.out_inner;
 #pragma unroll
         for (int j = 0; j < D / 32; j++) {
             u32 x[4];
@@ -331,11 +311,11 @@ DEVICE u32 store_rows(const Attention &p, void *out, const Item &item, const flo
             word.word[1] = upper ? c1 : a1;
             word.word[2] = upper ? b0 : c0;
             word.word[3] = upper ? b1 : c1;
-            if (at < item.s.n) {
+            if (at < u.rows) {
                 *reinterpret_cast<Words<16> *>(to + 32 * j + 8 * lane) = word;
             }
         }
-        const u32 lanes = __ballot_sync(0xffffffffu, any && at < item.s.n);
+        const u32 lanes = __ballot_sync(0xffffffffu, any && at < u.rows);
         if (lanes) {
             for (u32 i = 0; i < 8; i++) {
                 broken |= (lanes >> 4 * i & 15u) != 0 ? 1u << (8 * half + i) : 0u;
@@ -345,7 +325,28 @@ DEVICE u32 store_rows(const Attention &p, void *out, const Item &item, const flo
     return broken;
 }
 
-DEVICE void consume(const Attention &p, const Operands &o, Consumer &c) {
+// Stores the rows of a warpgroup as a part; `sum` is that of the row.
+DEVICE void store_part(const Attention &p, float *parts, const Unit &u, const float (&values)[D / 2], const float (&top)[2],
+                       const float (&sum)[2], i32 row) {
+    const i32 lane = (i32)(threadIdx.x % 4);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        if (row + 8 * half < u.rows) {
+            float *to = part_at(p, parts, u, row + 8 * half);
+#pragma unroll
+            for (int j = 0; j < D / 8; j++) {
+                const float pair[2] = {values[4 * j + 2 * half], values[4 * j + 2 * half + 1]};
+                store_vector<2>(to + 8 * j + 2 * lane, pair);
+            }
+            if (lane == 0) {
+                const float pair[2] = {top[half], sum[half]};
+                store_vector<2>(to + D, pair);
+            }
+        }
+    }
+}
+
+DEVICE void consume(const Attention &p, const Operands &o, float *parts, Consumer &c) {
     const i32 warp = (i32)(threadIdx.x % 128 / 32), lane = (i32)(threadIdx.x % 32);
     const float factor = SCORES ? LOG2E : p.scale * LOG2E;
     for (i32 round = 0;; round++) {
@@ -357,14 +358,14 @@ DEVICE void consume(const Attention &p, const Operands &o, Consumer &c) {
             continue;
         }
         const Item item = item_of(p, o.kv_len, o.q_offsets, number);
-        if (item.row >= item.s.n) {
+        if (item.u.rows <= 0) {
             continue;
         }
-        const i32 first_row = item.row + 64 * (i32)c.group, row = first_row + 16 * warp + lane / 4;
+        const i32 first_row = 64 * (i32)c.group, row = first_row + 16 * warp + lane / 4;
         // keys that all rows see
         i32 from, to, unused;
-        visible(p, item.s, first_row, unused, to);
-        visible(p, item.s, first_row + 63, from, unused);
+        visible(p, item.u.s, query_of(p, item.u, first_row), unused, to);
+        visible(p, item.u.s, query_of(p, item.u, first_row + 63), from, unused);
         float values[D / 2];
 #pragma unroll
         for (int i = 0; i < D / 2; i++) {
@@ -375,7 +376,7 @@ DEVICE void consume(const Attention &p, const Operands &o, Consumer &c) {
             float scores[N / 2];
             u32 weights[N / 4];
             i32 tile = item.high - 1;
-            const i32 valid = item.s.length - tile * N;
+            const i32 valid = item.u.s.length - tile * N;
             barrier_wait(c.barriers + 8 * (Q_FULL + c.group), c.q_count & 1);
             c.q_count++;
             wait_full(c, K_FULL, c.k_count);
@@ -385,7 +386,7 @@ DEVICE void consume(const Attention &p, const Operands &o, Consumer &c) {
             release(c, K_EMPTY, c.k_count);
             transform(p, scores);
             if (tile * N < from || tile * N + N > to) {
-                hide(p, item.s, scores, tile * N, row);
+                hide(p, item.u, scores, tile * N, row);
             }
             soften(scores, r, factor);
             pack_weights(scores, weights);
@@ -395,22 +396,18 @@ DEVICE void consume(const Attention &p, const Operands &o, Consumer &c) {
             }
             for (; tile > item.low; tile--) {
                 wait_full(c, K_FULL, c.k_count);
-#if PINGPONG
                 named_sync(1 + c.group, 256);
-#endif
                 multiply_keys(c, scores);
                 wait_full(c, V_FULL, c.v_count);
                 multiply_values(c, values, weights);
-#if PINGPONG
                 named_arrive(1 + (c.group ^ 1), 256);
-#endif
                 wgmma_wait<1>();
                 settle(scores);
                 release(c, K_EMPTY, c.k_count);
                 const i32 first = (tile - 1) * N;
                 transform(p, scores);
                 if (first < from || first + N > to) {
-                    hide(p, item.s, scores, first, row);
+                    hide(p, item.u, scores, first, row);
                 }
                 soften(scores, r, factor);
                 // while values are multiplied
@@ -419,10 +416,7 @@ DEVICE void consume(const Attention &p, const Operands &o, Consumer &c) {
                 settle(values);
                 release(c, V_EMPTY, c.v_count);
                 pack_weights(scores, weights);
-#if LAZY
-                if (__any_sync(0xffffffffu, r.keep[0] != 1.0f || r.keep[1] != 1.0f))
-#endif
-                {
+                if (__any_sync(0xffffffffu, r.keep[0] != 1.0f || r.keep[1] != 1.0f)) {
 #pragma unroll
                     for (int i = 0; i < D / 2; i++) {
                         values[i] *= r.keep[i / 2 % 2];
@@ -438,26 +432,36 @@ DEVICE void consume(const Attention &p, const Operands &o, Consumer &c) {
             settle(values);
             release(c, V_EMPTY, c.v_count);
         }
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            r.sum[half] += __shfl_xor_sync(0xffffffffu, r.sum[half], 1);
+            r.sum[half] += __shfl_xor_sync(0xffffffffu, r.sum[half], 2);
+            r.top[half] = r.top[half] == -INFINITE ? -INFINITE : r.top[half] * factor;
+        }
+        if (p.splits > 1) {
+            store_part(p, parts, item.u, values, r.top, r.sum, row);
+            continue;
+        }
         float scale[2];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            float sum = r.sum[half];
-            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-            if (o.sinks) {
-                const float sink = o.sinks[item.head] * LOG2E;
-                sum += exp2_approximate(sink - (r.top[half] == -INFINITE ? sink : r.top[half] * factor));
-            }
             i32 start, end;
-            visible(p, item.s, row + 8 * half, start, end);
-            scale[half] = start < end ? 1.0f / sum : 0.0f;
+            visible(p, item.u.s, query_of(p, item.u, row + 8 * half), start, end);
+            if (o.sinks) {
+                const float sink = o.sinks[head_of(p, item.u, row + 8 * half)] * LOG2E;
+                r.sum[half] += exp2_approximate(sink - (r.top[half] == -INFINITE ? sink : r.top[half]));
+            }
+            scale[half] = start < end ? 1.0f / r.sum[half] : 0.0f;
         }
-        u32 broken = store_rows(p, o.out, item, values, scale, row);
-        // where a weight of 0 may have met a value that the row does not see
+        u32 broken = store_rows(p, o.out, item.u, values, scale, row);
+        if (lacks_blocks(p, o.table, item.u.b, item.low * N, min(item.high * N, item.u.s.length))) {
+            broken = 0xffffu >> max(0, 16 - max(0, item.u.rows - first_row - 16 * warp));
+        }
+        // by definition, where a weight of 0 may have met a value that the row does not see, or a block does not exist
         while (broken != 0) {
-            const i32 at = __ffs((int)broken) - 1;
+            const i32 at = first_row + 16 * warp + __ffs((int)broken) - 1;
             broken &= broken - 1;
-            exact_row<TYPE, D / 32>(p, o, item.s, first_row + 16 * warp + at, item.head, 0, D);
+            exact_row<TYPE, D / 32>(p, o, item.u.s, query_of(p, item.u, at), head_of(p, item.u, at), 0, D);
         }
     }
 }
@@ -466,7 +470,7 @@ extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
     attention_prefill(const __grid_constant__ Attention p, const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map,
                       const __grid_constant__ TensorMap v_map, const void *__restrict__ q, const void *__restrict__ k,
                       const void *__restrict__ v, const i32 *__restrict__ kv_len, const i32 *__restrict__ q_offsets,
-                      const i32 *__restrict__ table, const float *__restrict__ sinks, void *__restrict__ out) {
+                      const i32 *__restrict__ table, const float *__restrict__ sinks, void *__restrict__ out, float *__restrict__ parts) {
     extern __shared__ __align__(1024) u8 memory[];
     const u32 base = (shared_address(memory) + 1023) & ~1023u;
     const u32 q_at = base, k_at = q_at + CONSUMERS * Q_BYTES, v_at = k_at + STAGES * TILE_BYTES, barriers = v_at + STAGES * TILE_BYTES;
@@ -482,6 +486,14 @@ extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
         barrier_init_fence();
     }
     __syncthreads();
+#if EARLY
+    grid_dependency_release();
+    if (threadIdx.x < 128 && p.splits > 1) {
+        bring(p, unit_of(p, blockIdx.x, false), static_cast<const TYPE *>(k), static_cast<const TYPE *>(v), kv_len, table, N, AHEAD * N,
+              (i32)threadIdx.x, 128);
+    }
+    grid_dependency_wait();
+#endif
     const u32 warpgroup = threadIdx.x / 128;
     if (warpgroup == 0) {
         registers_give<CONSUMERS == 2 ? 32 : 32>();
@@ -491,11 +503,11 @@ extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
     } else {
         registers_take<CONSUMERS == 2 ? 232 : 160>();
         const u32 group = warpgroup - 1;
-        if (PINGPONG && group == CONSUMERS - 1) {
+        if (group == CONSUMERS - 1) {
             named_arrive(1, 256);
         }
         Consumer c = {q_at + group * Q_BYTES, k_at, v_at, barriers, group, 0, 0, 0};
         const Operands o = {q, k, v, kv_len, q_offsets, table, sinks, out};
-        consume(p, o, c);
+        consume(p, o, parts, c);
     }
 }

@@ -128,6 +128,32 @@ DEVICE void cluster_sync() {
     asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory");
 }
 
+// The same, and what threads of the cluster wrote before is seen after it.
+DEVICE void cluster_sync_memory() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// Four words to the same address of the cluster's block `rank`.
+DEVICE void shared_store_at(u32 address, u32 rank, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile(
+        "{\n.reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %0, %1;\n"
+        "st.shared::cluster.v4.b32 [remote], {%2, %3, %4, %5};\n}" ::"r"(address),
+        "r"(rank), "r"(a), "r"(b), "r"(c), "r"(d)
+        : "memory");
+}
+
+DEVICE void shared_store(u32 address, u32 a, u32 b) {
+    asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(a), "r"(b) : "memory");
+}
+
+DEVICE void shared_load(u32 address, u32 (&words)[4]) {
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(address)
+                 : "memory");
+}
+
 // Waits for the grids before this one in the stream (programmatic dependent launch; returns at once without it).
 DEVICE void grid_dependency_wait() {
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -187,7 +213,8 @@ DEVICE void wgmma_wait() {
 // STRIDE = bytes from 8 k to the next 8, LEADING = bytes from 64 elements to the next 64.
 template <u32 LEADING>
 DEVICE u32 descriptor_low(u32 address) {
-    return address >> 4 | (LEADING >> 4) << 16;
+    // in a cluster, addresses have the block's rank in their upper bits
+    return (address & 0x3ffff) >> 4 | (LEADING >> 4) << 16;
 }
 
 template <u32 STRIDE>

@@ -13,15 +13,19 @@
 // Gated products (GATE) multiply by two B at once: the left half of a tile's columns are gates, the right half what they gate, so that
 // a thread holds both of each pair, and half as many columns are stored.
 //
+// Few tiles (SPLIT): the blocks of a cluster take a share of k of one tile each, exchange their sums through each other's shared memory, and
+// store a share of its columns each. Sums are added in the order of the shares, whichever is ready first.
+//
 // Defines: ELEMENT, OUT (Dtype ids; f32 inputs are multiplied as tf32); TILE_M, TILE_N; STAGES; CLUSTER (1 or 2), SHARE_A
 // (the cluster's tiles lie side by side along n and share A, else along m and share B); PINGPONG; DEFER (16-bit OUT); A_MN, B_MN
-// (operand contiguous along m or n, 16-bit types). Epilogue, where there is one: A_SCALE, B_SCALE (1 one of each matrix, 2 one of
-// each row or column), BIAS, RESIDUAL (Dtype ids), BIAS_ALONG_M, ACTIVATION, GATE (see epilogue.cuh; GATE counts from 1).
+// (operand contiguous along m or n, 16-bit types); SPLIT (blocks of a cluster, without CLUSTER, PINGPONG, DEFER and GATE; the grid then has a
+// cluster for each tile). Epilogue, where there is one: A_SCALE, B_SCALE (1 one of each matrix, 2 one of
+// each row or column), BIAS, RESIDUAL (Dtype ids), BIAS_ALONG_M, ACTIVATION, GATE (see math.cuh and product.cuh; GATE counts from 1).
 //
 // After CUTLASS's warp-specialised persistent kernels (https://github.com/NVIDIA/cutlass) and Bikshandi & Shah, arXiv:2312.11918.
 
 #include "common/element.cuh"
-#include "common/epilogue.cuh"
+#include "common/product.cuh"
 
 #ifndef SHARE_A
 #define SHARE_A 0
@@ -37,6 +41,9 @@
 #endif
 #ifndef CLUSTER
 #define CLUSTER 2
+#endif
+#ifndef SPLIT
+#define SPLIT 1
 #endif
 #ifndef DEFER
 #define DEFER 1
@@ -102,9 +109,21 @@
 #endif
 #if ELEMENT == 4
 typedef i32 Accumulator;
+DEVICE u32 bits(Accumulator value) {
+    return (u32)value;
+}
+DEVICE Accumulator accumulator_of(u32 bits) {
+    return (i32)bits;
+}
 #define ACCUMULATOR(x) "+r"(x)
 #else
 typedef float Accumulator;
+DEVICE u32 bits(Accumulator value) {
+    return bits_of(value);
+}
+DEVICE Accumulator accumulator_of(u32 bits) {
+    return float_of(bits);
+}
 #define ACCUMULATOR(x) "+f"(x)
 #endif
 
@@ -134,8 +153,12 @@ constexpr u32 TURN = 4;
 // bytes from 64 elements along m or n to the next 64 where that is the contiguous direction
 constexpr int MN_CHUNK = 64 * 128;
 
-// columns of C that a tile covers
+// columns of C that a tile covers, and that this block stores
 constexpr int OUT_N = GATE ? TILE_N / 2 : TILE_N;
+constexpr int RESULT_N = OUT_N / SPLIT;
+static_assert(SPLIT == 1 || (CLUSTER == 1 && !PINGPONG && !DEFER && !GATE), "shares of k");
+static_assert(RESULT_N % STORE_N == 0, "whole boxes");
+static_assert(SPLIT == 1 || TILE_M * TILE_N * 4 <= STORE_OFFSET, "sums in the place of the stages");
 
 struct Params {
     // strides of the residual, in elements; its columns are contiguous
@@ -245,8 +268,12 @@ DEVICE u32 pack(float low, float high) {
     return both;
 }
 
-// Results as they are stored: packed pairs of 16-bit elements, or words.
-constexpr int RESULTS = OUT_BYTES == 2 ? OUT_N / 4 : OUT_N / 2;
+// Results are stored in boxes of 64 rows and a line of 128 bytes: of each a thread has 16 words, packed pairs or single elements.
+constexpr int BOX_WORDS = 16;
+constexpr int BOXES_N = RESULT_N / STORE_N;
+constexpr int BOXES = BLOCKS_M * BOXES_N;
+// a thread's sums behind a block's boxes
+constexpr int SUMS = (GATE ? 2 : 1) * RESULT_N / 2;
 
 DEVICE const void* element_at(const void* from, u64 index, u32 dtype) {
     return (const u8*)from + index * block_bytes(dtype);
@@ -257,8 +284,8 @@ DEVICE float load_within(const void* from, i32 offset, i32 left, u32 dtype) {
     return offset < left ? load_element(from, offset, dtype) : 0.0f;
 }
 
-// From a block's sums to what is stored. `at` is its first row and column.
-DEVICE void finish(const Params& p, const Epilogue& e, const Accumulator (&d)[TILE_N / 2], u32 (&results)[RESULTS], Tile at, u32 thread) {
+// From a block's sums to a box of what is stored. `at` is the first row and column of the box, `first` the column's place in the block.
+DEVICE void finish(const Params& p, const Epilogue& e, const Accumulator (&d)[SUMS], int first, u32 (&words)[BOX_WORDS], Tile at, u32 thread) {
     const i32 column = at.n + 2 * (thread % 4);
     const i32 left = p.n - column;
     const void* const column_scales = element_at(e.b_scale, (u64)at.batch * p.n + column, DTYPE_F32);
@@ -284,7 +311,7 @@ DEVICE void finish(const Params& p, const Epilogue& e, const Accumulator (&d)[TI
         residuals_left[h] = inside ? left : 0;
     }
     #pragma unroll
-    for (int j = 0; j < OUT_N / 8; j++) {
+    for (int j = 0; j < STORE_N / 8; j++) {
         // loads stay behind it: fetched all at once, what the columns need would not find registers
         if (j % 2 == 0 && (B_SCALE == 2 || BIAS >= 0 || RESIDUAL >= 0)) {
             __syncwarp();
@@ -298,7 +325,7 @@ DEVICE void finish(const Params& p, const Epilogue& e, const Accumulator (&d)[TI
             const float up_bias = BIAS >= 0 && GATE ? load_within(up_biases, offset, left, (u32)BIAS) : 0.0f;
             #pragma unroll
             for (int h = 0; h < 2; h++) {
-                float x = (float)d[4 * j + 2 * h + i] * row_scale[h];
+                float x = (float)d[first / 2 + 4 * j + 2 * h + i] * row_scale[h];
                 if (B_SCALE == 2) {
                     x *= column_scale;
                 }
@@ -306,13 +333,13 @@ DEVICE void finish(const Params& p, const Epilogue& e, const Accumulator (&d)[TI
                     x += BIAS_ALONG_M ? row_bias[h] : bias;
                 }
                 if (GATE) {
-                    float up = (float)d[4 * j + (GATE ? OUT_N / 2 : 0) + 2 * h + i] * row_scale[h];
+                    float up = (float)d[first / 2 + 4 * j + (GATE ? OUT_N / 2 : 0) + 2 * h + i] * row_scale[h];
                     if (BIAS >= 0) {
                         up += up_bias;
                     }
-                    x = product_gate((u32)GATE - 1, p.alpha, p.limit, x, up);
+                    x = gate_by((u32)GATE - 1, p.alpha, p.limit, x, up);
                 }
-                x = product_activation(ACTIVATION, x);
+                x = activate(x, ACTIVATION);
                 if (RESIDUAL >= 0) {
                     x += load_within(residuals[h], offset, residuals_left[h], (u32)RESIDUAL);
                 }
@@ -322,67 +349,115 @@ DEVICE void finish(const Params& p, const Epilogue& e, const Accumulator (&d)[TI
         #pragma unroll
         for (int h = 0; h < 2; h++) {
             if (OUT_BYTES == 2) {
-                results[2 * j + h] = pack(value[h][0], value[h][1]);
+                words[2 * j + h] = pack(value[h][0], value[h][1]);
             } else {
                 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    results[4 * j + 2 * h + i] = OUT == DTYPE_I32 ? (u32)(i32)d[4 * j + 2 * h + i] : bits_of(value[h][i]);
+                    words[4 * j + 2 * h + i] = OUT == DTYPE_I32 ? (u32)(i32)d[first / 2 + 4 * j + 2 * h + i] : bits_of(value[h][i]);
                 }
             }
         }
     }
 }
 
-// Stores a consumer's results. `stage` is the consumer's staging memory.
-DEVICE void store(const TensorMap* map, const u32 (&results)[BLOCKS_M][RESULTS], u32 stage, Tile at, u32 thread, u32 barrier) {
+// Row of the tile's part and column of the tile where a consumer's index-th box begins.
+DEVICE int box_row(int index) {
+    return index / BOXES_N * 64;
+}
+DEVICE int box_column(int index) {
+    return index % BOXES_N * STORE_N;
+}
+
+// Stores the index-th box of a consumer's results. `stage` is the consumer's staging memory.
+DEVICE void store(const TensorMap* map, const u32 (&words)[BOX_WORDS], int index, u32 stage, Tile at, u32 thread, u32 barrier) {
     const u32 warp = thread / 32;
     const u32 lane = thread % 32;
     const bool elected = STORE_ROWS == 16 ? lane == 0 : thread == 0;
+    const u32 buffer = stage + index % STORE_BUFFERS * STORE_BYTES;
+    if (elected) {
+        store_wait_read<STORE_BUFFERS - 1>();
+    }
+    if (STORE_ROWS == 16) {
+        __syncwarp();
+    } else {
+        named_sync(barrier, 128);
+    }
+    if (OUT_BYTES == 2) {
+        const u32 row = warp * 16 + lane % 16;
+        #pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const u32 unit = 2 * i + lane / 16;
+            matrix_store(buffer + row * 128 + (unit ^ row % 8) * 16, words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]);
+        }
+    } else {
+        #pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const u32 row = warp * 16 + lane / 4 + i % 2 * 8;
+            const u32 unit = i / 2 * 2 + lane % 4 / 2;
+            shared_store(buffer + row * 128 + (unit ^ row % 8) * 16 + lane % 2 * 8, words[2 * i], words[2 * i + 1]);
+        }
+    }
+    fence_async_shared();
+    if (STORE_ROWS == 16) {
+        __syncwarp();
+    } else {
+        named_sync(barrier, 128);
+    }
+    if (elected) {
+        const u32 first = STORE_ROWS == 16 ? warp * 16 : 0;
+        tensor_store(map, buffer + first * 128, at.n + box_column(index), at.m + box_row(index) + first, at.batch);
+        store_commit();
+    }
+}
+
+// Exchanges the sums of a cluster's shares of k: `d` are this block's, for all columns of the tile; `sums` the whole ones of the columns
+// that it stores. `buffer` lies where the stages were.
+DEVICE void exchange(const Accumulator (&d)[BLOCKS_M][TILE_N / 2], Accumulator (&sums)[SPLIT > 1 ? BLOCKS_M : 1][SUMS], u32 buffer, u32 rank, u32 consumer,
+                     u32 thread) {
+    // four registers, the rows and columns of eight columns, of each thread
+    constexpr int GROUPS = RESULT_N / 8;
+    const auto place = [&](u32 share, int block, int group) {
+        return buffer + (((share * CONSUMERS + consumer) * BLOCKS_M + block) * GROUPS + group) * 2048 + thread * 16;
+    };
+    // no block reads a stage any more
+    cluster_sync();
+    #pragma unroll
+    for (int to = 0; to < SPLIT; to++) {
+        #pragma unroll
+        for (int block = 0; block < BLOCKS_M; block++) {
+            #pragma unroll
+            for (int group = 0; group < GROUPS; group++) {
+                const Accumulator* from = &d[block][to * RESULT_N / 2 + 4 * group];
+                shared_store_at(place(rank, block, group), to, bits(from[0]), bits(from[1]), bits(from[2]), bits(from[3]));
+            }
+        }
+    }
+    cluster_sync_memory();
     #pragma unroll
     for (int block = 0; block < BLOCKS_M; block++) {
         #pragma unroll
-        for (int column = 0; column < OUT_N; column += STORE_N) {
-            const int turn = block * (OUT_N / STORE_N) + column / STORE_N;
-            const u32 buffer = stage + turn % STORE_BUFFERS * STORE_BYTES;
-            if (elected) {
-                store_wait_read<STORE_BUFFERS - 1>();
-            }
-            if (STORE_ROWS == 16) {
-                __syncwarp();
-            } else {
-                named_sync(barrier, 128);
-            }
-            if (OUT_BYTES == 2) {
-                const u32 row = warp * 16 + lane % 16;
+        for (int group = 0; group < GROUPS; group++) {
+            #pragma unroll
+            for (int share = 0; share < SPLIT; share++) {
+                u32 part[4];
+                shared_load(place(share, block, group), part);
                 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const u32 unit = 2 * i + lane / 16;
-                    const u32* r = &results[block][column / 4 + 4 * i];
-                    matrix_store(buffer + row * 128 + ((unit ^ row % 8) * 16), r[0], r[1], r[2], r[3]);
+                    Accumulator& sum = sums[block][4 * group + i];
+                    sum = share == 0 ? accumulator_of(part[i]) : sum + accumulator_of(part[i]);
                 }
-            } else {
-                #pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    const u32 row = warp * 16 + lane / 4 + i % 2 * 8;
-                    const u32 unit = i / 2 * 2 + lane % 4 / 2;
-                    const u32* r = &results[block][column / 2 + i * 2];
-                    asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(buffer + row * 128 + (unit ^ row % 8) * 16 + lane % 2 * 8),
-                                 "r"(r[0]), "r"(r[1])
-                                 : "memory");
-                }
-            }
-            fence_async_shared();
-            if (STORE_ROWS == 16) {
-                __syncwarp();
-            } else {
-                named_sync(barrier, 128);
-            }
-            if (elected) {
-                const u32 first = STORE_ROWS == 16 ? warp * 16 : 0;
-                tensor_store(map, buffer + first * 128, at.n + column, at.m + block * 64 + first, at.batch);
-                store_commit();
             }
         }
+    }
+}
+
+// Where the whole sums are.
+template <int N, int COUNT, int BLOCKS>
+DEVICE auto& whole(Accumulator (&d)[BLOCKS_M][N], Accumulator (&shares)[BLOCKS][COUNT]) {
+    if constexpr (SPLIT > 1) {
+        return shares;
+    } else {
+        return d;
     }
 }
 
@@ -396,9 +471,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const u32 full = base + BARRIER_OFFSET;
     const u32 empty = full + 8 * STAGES;
     const u32 warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
-    const u32 rank = CLUSTER > 1 ? cluster_rank() : 0;
-    const i32 first = blockIdx.x / CLUSTER;
-    const i32 step = gridDim.x / CLUSTER;
+    const u32 rank = CLUSTER * SPLIT > 1 ? cluster_rank() : 0;
+    const i32 first = blockIdx.x / (CLUSTER * SPLIT);
+    const i32 step = gridDim.x / (CLUSTER * SPLIT);
+    // this block's share of k
+    const i32 slice_begin = SPLIT > 1 ? p.k_slices * (i32)rank / SPLIT : 0;
+    const i32 slices = (SPLIT > 1 ? p.k_slices * (i32)(rank + 1) / SPLIT : p.k_slices) - slice_begin;
     const i32 tiles = p.tiles_m * p.tiles_n * p.batch;
 
     if (threadIdx.x == 0) {
@@ -424,8 +502,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             // a fresh barrier counts as having completed the phase before its first
             Ring ring = {0, 1};
             for (i32 index = first; index < tiles; index += step) {
-                const Tile at = tile_at(p, index, rank);
-                for (i32 slice = 0; slice < p.k_slices; slice++) {
+                const Tile at = tile_at(p, index, CLUSTER > 1 ? rank : 0);
+                for (i32 slice = slice_begin; slice < slice_begin + slices; slice++) {
                     barrier_wait(empty + 8 * ring.stage, ring.parity);
                     const u32 done = full + 8 * ring.stage;
                     const u32 target = base + ring.stage * STAGE_BYTES;
@@ -456,6 +534,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             }
             grid_dependency_release();
         }
+        if (SPLIT > 1) {
+            // the two of the exchange
+            cluster_sync();
+            cluster_sync_memory();
+        }
     } else {
         registers_take<CONSUMER_REGISTERS>();
         const u32 consumer = warpgroup - 1;
@@ -464,7 +547,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const u32 row = PINGPONG ? 0 : consumer * BLOCKS_M * 64;
         Ring ring = {0, 0};
         if (PINGPONG && consumer == 1) {
-            ring.skip(p.k_slices);
+            ring.skip(slices);
             named_arrive(TURN, 256);
         }
 
@@ -472,7 +555,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const u32 left_low = descriptor_low<A_MN ? MN_CHUNK : 0>(base + row * 128);
         const u32 right_low = descriptor_low<B_MN ? MN_CHUNK : 0>(base + A_BYTES);
         Accumulator d[BLOCKS_M][TILE_N / 2];
-        u32 results[BLOCKS_M][RESULTS];
+        Accumulator shares[SPLIT > 1 ? BLOCKS_M : 1][SUMS];
+        u32 results[DEFER ? BOXES : 1][BOX_WORDS];
         Tile pending = {0, 0, -1};
 
         const auto multiply = [&](bool begin) {
@@ -505,21 +589,38 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const i32 mine = PINGPONG ? first + (i32)consumer * step : first;
         const i32 stride = PINGPONG ? CONSUMERS * step : step;
         for (i32 index = mine; index < tiles; index += stride) {
-            Tile at = tile_at(p, index, rank);
+            Tile at = tile_at(p, index, CLUSTER > 1 ? rank : 0);
             at.m += row;
             if (PINGPONG) {
                 named_sync(TURN + consumer, 256);
             }
-            multiply(true);
+            u32 previous = 0;
+            i32 slice = 0;
             if (DEFER && pending.batch >= 0) {
-                store(&c, results, stage_out, pending, thread, 1 + consumer);
+                // a box of the last tile behind each slice of this one
+                #pragma unroll
+                for (int box = 0; box < BOXES; box++) {
+                    if (slice < slices) {
+                        multiply(slice == 0);
+                    }
+                    store(&c, results[box], box, stage_out, pending, thread, 1 + consumer);
+                    if (slice < slices) {
+                        if (slice > 0) {
+                            wgmma_wait<1>();
+                            release(previous);
+                        }
+                        previous = ring.stage;
+                        ring.advance();
+                        slice++;
+                    }
+                }
             }
-            u32 previous = ring.stage;
-            ring.advance();
-            for (i32 slice = 1; slice < p.k_slices; slice++) {
-                multiply(false);
-                wgmma_wait<1>();
-                release(previous);
+            for (; slice < slices; slice++) {
+                multiply(slice == 0);
+                if (slice > 0) {
+                    wgmma_wait<1>();
+                    release(previous);
+                }
                 previous = ring.stage;
                 ring.advance();
             }
@@ -527,7 +628,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 if (index + step < tiles) {
                     named_arrive(TURN + 1 - consumer, 256);
                 }
-                ring.skip(p.k_slices);
+                ring.skip(slices);
             }
             wgmma_wait<0>();
             release(previous);
@@ -538,15 +639,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 for (int i = 0; i < TILE_N / 2; i++) {
                     asm volatile("" : ACCUMULATOR(d[block][i])::"memory");
                 }
-                finish(p, extras, d[block], results[block], Tile{at.m + block * 64, at.n, at.batch}, thread);
+            }
+            if (SPLIT > 1) {
+                exchange(d, shares, base, rank, consumer, thread);
+                at.n += rank * RESULT_N;
+            }
+            #pragma unroll
+            for (int box = 0; box < BOXES; box++) {
+                const Tile from = {at.m + box_row(box), at.n + box_column(box), at.batch};
+                u32 (&words)[BOX_WORDS] = results[DEFER ? box : 0];
+                finish(p, extras, whole(d, shares)[box / BOXES_N], box_column(box), words, from, thread);
+                if (!DEFER) {
+                    store(&c, words, box, stage_out, at, thread, 1 + consumer);
+                }
             }
             pending = at;
-            if (!DEFER) {
-                store(&c, results, stage_out, at, thread, 1 + consumer);
-            }
         }
         if (DEFER && pending.batch >= 0) {
-            store(&c, results, stage_out, pending, thread, 1 + consumer);
+            #pragma unroll
+            for (int box = 0; box < BOXES; box++) {
+                store(&c, results[box], box, stage_out, pending, thread, 1 + consumer);
+            }
         }
         store_wait_read<0>();
     }

@@ -1,10 +1,11 @@
 // Products of few rows with weights: C = epilogue(A B), m up to 8 TILES at a time, at the speed at which B streams from memory.
 // Also gated_matmul (GATED: two B share one A) and grouped_matmul (GROUPED: blockIdx.y counts the experts that have rows).
 //
-// B is the left operand of mma.sync: a warp takes 16 columns of B (rows of the weight, which is stored n x k) and loads its share of k
-// straight into registers as fragments, one unit ahead of the unit that it multiplies. A, rounded or split as MATH and PIECES say, stays
-// in shared memory. Blocks of a cluster share k among them (each keeps a part of A) and so do KWARPS of the eight warps of a
-// block; the others take neighbouring columns. Sums of parts meet in shared memory, after every ROUND tiles, in a fixed order.
+// B is the left operand of mma.sync: a warp takes 16 columns of B (rows of the weight, which is stored n x k) and streams its share of k
+// through a ring of STAGES units in shared memory, which is its own: no barrier is met between the tiles of a round. A, rounded or split
+// as MATH and PIECES say, stays in shared memory. Blocks of a cluster share k among them (each keeps a part of A) and so do KWARPS of the
+// eight warps of a block; the others take neighbouring columns. Sums of parts meet in shared memory, after every ROUND tiles, in a fixed
+// order. Weights do not depend on the kernel before: their first units are on the way before it has ended.
 //
 // f32 activations beside 16-bit or coded weights are split into three bf16 (exactly) or two tf32: products stay exact to f32.
 //
@@ -41,19 +42,26 @@ constexpr int THREADS = WARPS * 32;
 constexpr int PANELS = WARPS / KWARPS;
 constexpr int COLUMNS = 16;
 constexpr int TOKENS = TILES * 8;
-constexpr int ROUND = 8 / (TILES * MATS) > 0 ? 8 / (TILES * MATS) : 1;
+constexpr int ROUND = 4 / (TILES * MATS) > 0 ? 4 / (TILES * MATS) : 1;
 
 // Bytes of an element of A in shared memory, and elements along k that a lane reads by one access of 16 bytes, times four lanes.
 constexpr int ELEMENT = MATH == M_TF32 ? 4 : MATH == M_S8 ? 1 : 2;
 constexpr int STRETCH = 64 / ELEMENT;
 
 // A step is what a panel holds contiguously; a unit is what a warp loads at once.
-constexpr int CHUNKS = MATS == 1 ? 4 : 2;
+constexpr int CHUNKS = 2;
 constexpr int STEP = WEIGHT == W_Q4_K || WEIGHT == W_Q6_K ? 256 : 128;
 constexpr int STEPS = WEIGHT == W_Q8_0 || STEP == 256 || MATS == 2 ? 1 : 2;
 constexpr int UNIT = PACKED ? STEP * STEPS : CHUNKS * (WEIGHT == W_PLAIN16 ? 32 : 64);
 constexpr int CODE_LOADS = WEIGHT == W_Q8_0 || STEP == 256 ? 4 : 2;
-constexpr int STEP_BYTES = WEIGHT == W_Q8_0 ? 2176 : WEIGHT == W_Q4_0 ? 1152 : WEIGHT == W_MXFP4 ? 1088 : WEIGHT == W_Q4_K ? 2304 : 3360;
+constexpr int STEP_BYTES = !PACKED ? 16 * CHUNKS * 64 : WEIGHT == W_Q8_0 ? 2176 : WEIGHT == W_Q4_0 ? 1152 : WEIGHT == W_MXFP4 ? 1088 : WEIGHT == W_Q4_K ? 2304 : 3360;
+
+
+// Bytes of a unit of one matrix, and of all; units that a warp has on the way, or in use.
+constexpr int UNIT_BYTES = STEP_BYTES * (PACKED ? STEPS : 1);
+constexpr int STAGE_BYTES = MATS * UNIT_BYTES;
+constexpr int RING = 80 << 10;
+constexpr int STAGES = RING / (WARPS * STAGE_BYTES) < 2 ? 2 : RING / (WARPS * STAGE_BYTES) > 8 ? 8 : RING / (WARPS * STAGE_BYTES);
 
 // Floats of one tile of sums: `[token][column]`, padded so that a warp's stores meet no bank twice.
 constexpr int PITCH = 20;
@@ -73,7 +81,7 @@ struct Params {
     u32 has_bias, has_up_bias, has_residual;
     u32 activation, gate;
     float scale, alpha, limit;
-    // Whether rows of A are contiguous and lie at multiples of four elements.
+    // Whether rows of A are contiguous, whole vectors of 16 bytes.
     u32 a_vectors;
     // Whether B may be read before the preceding kernel of the stream has ended.
     u32 b_constant;
@@ -86,17 +94,17 @@ struct Params {
 
 DEVICE void mma(float (&d)[4], const Fragment &a, u32 b0, u32 b1) {
     if (MATH == M_BF16) {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a.a0), "r"(a.a1), "r"(a.a2), "r"(a.a3), "r"(b0), "r"(b1));
     } else if (MATH == M_F16) {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a.a0), "r"(a.a1), "r"(a.a2), "r"(a.a3), "r"(b0), "r"(b1));
     } else if (MATH == M_TF32) {
-        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a.a0), "r"(a.a1), "r"(a.a2), "r"(a.a3), "r"(b0), "r"(b1));
     } else {
         u32 s[4] = {bits_of(d[0]), bits_of(d[1]), bits_of(d[2]), bits_of(d[3])};
-        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
             : "+r"(s[0]), "+r"(s[1]), "+r"(s[2]), "+r"(s[3]) : "r"(a.a0), "r"(a.a1), "r"(a.a2), "r"(a.a3), "r"(b0), "r"(b1));
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -108,22 +116,38 @@ DEVICE void mma(float (&d)[4], const Fragment &a, u32 b0, u32 b1) {
 DEVICE u32 shared_address(const void *at) {
     return (u32)__cvta_generic_to_shared(at);
 }
-DEVICE Word4 shared16(u32 at) {
-    Word4 v;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
-    return v;
+DEVICE const Word4 &word4(const u8 *at) {
+    return *reinterpret_cast<const Word4 *>(at);
 }
-// A float of another block of the cluster.
-DEVICE float shared_of(u32 at, u32 rank) {
-    float v;
+// 16 bytes into shared memory, zeros where `inside` is false.
+DEVICE void copy16(u32 to, const void *from, bool inside) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0) : "memory");
+}
+DEVICE void copies_end() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// All but the last `LATER` groups of copies are there.
+template <int LATER> DEVICE void copies_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
+}
+struct alignas(16) Float4 {
+    float v[4];
+};
+// Four floats of a block of the cluster, or of this one.
+DEVICE Float4 shared_of(u32 at, u32 rank, bool alone) {
+    Float4 f;
 #if PERJOULE_ARCH >= 900
+    if (alone) {
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(f.v[0]), "=f"(f.v[1]), "=f"(f.v[2]), "=f"(f.v[3]) : "r"(at));
+        return f;
+    }
     u32 there;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(there));
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(f.v[0]), "=f"(f.v[1]), "=f"(f.v[2]), "=f"(f.v[3]) : "r"(there));
 #else
-    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(at));
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(f.v[0]), "=f"(f.v[1]), "=f"(f.v[2]), "=f"(f.v[3]) : "r"(at));
 #endif
-    return v;
+    return f;
 }
 DEVICE u32 cluster_rank() {
     u32 v = 0;
@@ -194,10 +218,14 @@ DEVICE void put_activations(u8 *to, u32 piece_bytes, const float (&x)[4]) {
             u32 *w = &word.x;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(w[i]) : "f"(rest[i]));
-                const float left = rest[i] - float_of(w[i]);
-                // of infinities and NaN nothing is left
-                rest[i] = (bits_of(rest[i]) & 0x7f800000u) == 0x7f800000u ? 0.0f : left;
+                // cut, so that nothing becomes infinite; the last piece is rounded
+                w[i] = bits_of(rest[i]) & 0xffffe000u;
+                if (piece == PIECES - 1 && PIECES > 1) {
+                    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(w[i]) : "f"(rest[i]));
+                }
+                const bool finite = (bits_of(rest[i]) & 0x7f800000u) != 0x7f800000u;
+                w[i] = is_nan(rest[i]) ? 0x7fc00000u : w[i];
+                rest[i] = finite ? rest[i] - float_of(w[i]) : 0.0f;
             }
             *reinterpret_cast<Word4 *>(to + piece * piece_bytes) = word;
         }
@@ -222,27 +250,31 @@ DEVICE void put_activations(u8 *to, u32 piece_bytes, const float (&x)[4]) {
     }
 }
 
-// Rows of A that lie in whole vectors, several accesses in flight.
+// Rows of A that are whole vectors of 16 bytes, several of them on the way.
 template <class T> DEVICE void stage_vectors(const Params &p, const T *a, u8 *to, const i32 *rows, u32 count, u32 k0, u32 range) {
-    constexpr int AHEAD = 4;
-    const u32 quads = range / 4, total = quads * count, piece_bytes = p.tokens * p.pitch;
+    constexpr int AHEAD = 8, EACH = 16 / (int)sizeof(T);
+    const u32 vectors = range / EACH, total = vectors * count, piece_bytes = p.tokens * p.pitch;
     for (u32 base = threadIdx.x; base < total; base += THREADS * AHEAD) {
-        Raw<T, 4> raw[AHEAD];
+        Raw<T, EACH> raw[AHEAD];
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            const u32 at = base + i * THREADS, token = at / quads, k = k0 + at % quads * 4;
-            raw[i] = Raw<T, 4>{};
+            const u32 at = base + i * THREADS, token = at / vectors, k = k0 + at % vectors * EACH;
+            raw[i] = Raw<T, EACH>{};
             if (at < total && k < p.k && rows[token] >= 0) {
                 raw[i].load(a + rows[token] * p.a_row + k);
             }
         }
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            const u32 at = base + i * THREADS, token = at / quads, k = at % quads * 4;
+            const u32 at = base + i * THREADS, token = at / vectors, k = at % vectors * EACH;
             if (at < total) {
-                float x[4];
+                float x[EACH];
                 raw[i].widen(x);
-                put_activations(to + token * p.pitch + activation_at(k) * ELEMENT, piece_bytes, x);
+#pragma unroll
+                for (int j = 0; j < EACH; j += 4) {
+                    const float four[4] = {x[j], x[j + 1], x[j + 2], x[j + 3]};
+                    put_activations(to + token * p.pitch + activation_at(k + j) * ELEMENT, piece_bytes, four);
+                }
             }
         }
     }
@@ -295,64 +327,38 @@ DEVICE void sum_activations(const Params &p, const u8 *from, float *sums, u32 co
 
 // ---- units of weights ----
 
-struct Unit {
-    PlainUnit<CHUNKS> plain[PACKED ? 1 : MATS];
-    Word4 codes[PACKED ? MATS : 1][STEPS][CODE_LOADS];
-    Word4 high[WEIGHT == W_Q6_K ? MATS : 1][2];
-    Word4 wide[STEP == 256 ? MATS : 1][2];
-    Word2 scales[PACKED ? MATS : 1][STEPS][2];
-};
-
-// Where a warp reads.
+// A matrix of B: its first byte, and bytes from a column (a panel) to the next.
 struct Source {
     const u8 *base;
     i64 stride;
 };
 
-DEVICE void load_unit(const Params &p, Unit &unit, const Source (&from)[MATS], u32 panel, u32 at, u32 lane) {
-    const u32 g = lane / 4, t = lane % 4;
+// Sends unit `at` of a panel on its way to `to`. Plain: 16 rows of 128 bytes, whose halves are exchanged in odd rows, so that eight lanes
+// that read two rows meet all banks.
+DEVICE void fetch_unit(const Params &p, u32 to, const Source (&from)[MATS], u32 panel, u32 at, u32 lane) {
 #pragma unroll
     for (int mat = 0; mat < MATS; mat++) {
         if constexpr (!PACKED) {
             constexpr int BYTES = WEIGHT == W_PLAIN16 ? 2 : 1;
-            const u32 low = panel * COLUMNS + g, high = low + 8;
-            const i64 offset = (i64)at * UNIT * BYTES + t * 16;
-            unit.plain[mat].load(from[mat].base + (i64)(low < p.n ? low : p.n - 1) * from[mat].stride + offset,
-                                 from[mat].base + (i64)(high < p.n ? high : p.n - 1) * from[mat].stride + offset, (i64)p.k * BYTES - offset);
+            const i64 offset = (i64)at * UNIT * BYTES + lane % 8 * 16;
+            const bool inside = offset < (i64)p.k * BYTES;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const u32 row = i * 4 + lane / 8, column = panel * COLUMNS + row;
+                const u8 *start = from[mat].base + (i64)(column < p.n ? column : p.n - 1) * from[mat].stride;
+                copy16(to + mat * UNIT_BYTES + row * 128 + (lane % 8 ^ (row & 1) << 2) * 16, inside ? start + offset : start, inside);
+            }
         } else {
+            const u8 *start = from[mat].base + panel * from[mat].stride + (i64)at * UNIT_BYTES;
+            const u32 left = (p.k + STEP - 1) / STEP - at * STEPS;
+            const u32 bytes = left < STEPS ? left * STEP_BYTES : UNIT_BYTES;
 #pragma unroll
-        for (int step = 0; step < STEPS; step++) {
-            const u8 *start = from[mat].base + panel * from[mat].stride + (i64)(at * STEPS + step) * STEP_BYTES;
-            if (STEPS > 1 && step > 0 && (at * STEPS + step) * STEP >= p.k) {
-#pragma unroll
-                for (int i = 0; i < CODE_LOADS; i++) {
-                    unit.codes[mat][step][i] = Word4{0, 0, 0, 0};
+            for (u32 i = 0; i < (UNIT_BYTES + 511) / 512; i++) {
+                const u32 byte = i * 512 + lane * 16;
+                if (byte < UNIT_BYTES) {
+                    copy16(to + mat * UNIT_BYTES + byte, byte < bytes ? start + byte : start, byte < bytes);
                 }
-                unit.scales[mat][step][0] = unit.scales[mat][step][1] = Word2{0, 0};
-                continue;
             }
-#pragma unroll
-            for (int i = 0; i < CODE_LOADS; i++) {
-                unit.codes[mat][step][i] = stream16(start + i * 512 + lane * 16);
-            }
-            if (WEIGHT == W_Q8_0 || WEIGHT == W_Q4_0) {
-                unit.scales[mat][step][0] = stream8(start + CODE_LOADS * 512 + g * 8);
-                unit.scales[mat][step][1] = stream8(start + CODE_LOADS * 512 + g * 8 + 64);
-            } else if (WEIGHT == W_MXFP4) {
-                unit.scales[mat][step][0].x = stream4(start + 1024 + g * 4);
-                unit.scales[mat][step][1].x = stream4(start + 1024 + g * 4 + 32);
-            } else if (WEIGHT == W_Q4_K) {
-                unit.wide[mat][0] = stream16(start + 2048 + g * 16);
-                unit.wide[mat][1] = stream16(start + 2048 + g * 16 + 128);
-            } else {
-                unit.high[mat][0] = stream16(start + 2048 + lane * 16);
-                unit.high[mat][1] = stream16(start + 2560 + lane * 16);
-                unit.wide[mat][0] = stream16(start + 3072 + g * 16);
-                unit.wide[mat][1] = stream16(start + 3072 + g * 16 + 128);
-                unit.scales[mat][0][0].x = stream2(start + 3328 + g * 2);
-                unit.scales[mat][0][1].x = stream2(start + 3328 + g * 2 + 16);
-            }
-        }
         }
     }
 }
@@ -363,10 +369,10 @@ typedef float Sum[4];
 
 // Where a lane reads activations: one address for each tile of eight tokens, and what follows from it.
 struct Activations {
-    u32 at[TILES];
+    const u8 *at[TILES];
     u32 piece_bytes;
     // sums of 32, of this lane's two tokens
-    u32 sums;
+    const float *sums;
 };
 
 // Fragments of 64 / ELEMENT elements of k: what 16 bytes of activations meet.
@@ -375,7 +381,7 @@ DEVICE void multiply(Sum (&sum)[MATS][TILES], const Fragment (&first)[MATS], con
     for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
         for (int piece = PIECES - 1; piece >= 0; piece--) {
-            const Word4 b = shared16(act.at[tile] + piece * act.piece_bytes + offset);
+            const Word4 b = word4(act.at[tile] + piece * act.piece_bytes + offset);
 #pragma unroll
             for (int mat = 0; mat < MATS; mat++) {
                 mma(sum[mat][tile], first[mat], b.x, b.y);
@@ -394,7 +400,7 @@ template <bool SIXTEEN> DEVICE void multiply_scaled(Sum (&sum)[MATS][TILES], con
         Sum one[MATS] = {}, two[MATS] = {};
 #pragma unroll
         for (int piece = PIECES - 1; piece >= 0; piece--) {
-            const Word4 b = shared16(act.at[tile] + piece * act.piece_bytes + offset);
+            const Word4 b = word4(act.at[tile] + piece * act.piece_bytes + offset);
 #pragma unroll
             for (int mat = 0; mat < MATS; mat++) {
                 mma(one[mat], first[mat], b.x, b.y);
@@ -418,11 +424,11 @@ DEVICE float half_float(u32 bits) {
     return to_float(f16{(u16)bits});
 }
 
-// Byte `i` of a word as a number.
+// Byte `i` of a word as a number, plus 2^23.
 template <int I> DEVICE float byte_float(u32 word) {
     u32 out;
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(word), "r"(0x4b000000u), "n"(0x7440 + I));
-    return float_of(out) - 8388608.0f;
+    return float_of(out);
 }
 template <int I> DEVICE float signed_float(u32 word) {
     u32 out;
@@ -445,80 +451,102 @@ struct GroupScales {
     const float *a[TILES][2];
 };
 
-DEVICE void multiply_plain(const Params &p, Sum (&sum)[MATS][TILES], const Unit &unit, const Activations &act, u32 k, const GroupScales &groups) {
-    Sum part[MATS][TILES];
+DEVICE void multiply_plain(const Params &p, Sum (&sum)[MATS][TILES], const u8 *unit, const Activations &act, u32 k, const GroupScales &groups, u32 lane) {
+    Sum part[MATS][TILES] = {};
     auto &into = *(GROUP_SCALES ? &part : &sum);
     constexpr int PER = WEIGHT == W_PLAIN16 ? 32 : 64;
+    const u32 g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
         const u32 offset = (k + i * PER) * ELEMENT;
-        if (GROUP_SCALES && i * PER % 128 == 0) {
+        Word4 low[MATS], high[MATS];
 #pragma unroll
-            for (int at = 0; at < MATS * TILES * 4; at++) {
-                part[at / 4 / TILES][at / 4 % TILES][at % 4] = 0.0f;
-            }
+        for (int mat = 0; mat < MATS; mat++) {
+            const u8 *row = unit + mat * UNIT_BYTES + g * 128 + (i * 4 + t ^ (g & 1) << 2) * 16;
+            low[mat] = word4(row);
+            high[mat] = word4(row + 8 * 128);
         }
-        if (MATH == M_TF32) {
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                Fragment first[MATS], second[MATS];
-#pragma unroll
-                for (int mat = 0; mat < MATS; mat++) {
-                    const Word4 &low = unit.plain[mat].low[i], &high = unit.plain[mat].high[i];
-                    const u32 l0 = word_of(low, half * 2), h0 = word_of(high, half * 2), l1 = word_of(low, half * 2 + 1), h1 = word_of(high, half * 2 + 1);
-                    first[mat] = Fragment{tf32_of(l0, false), tf32_of(h0, false), tf32_of(l0, true), tf32_of(h0, true)};
-                    second[mat] = Fragment{tf32_of(l1, false), tf32_of(h1, false), tf32_of(l1, true), tf32_of(h1, true)};
-                }
-                multiply(into, first, second, act, offset + half * 64);
-            }
-        } else if (WEIGHT == W_PLAIN16 || MATH == M_S8) {
+        if (WEIGHT == W_PLAIN16 && MATH != M_TF32 || MATH == M_S8) {
             Fragment first[MATS], second[MATS];
 #pragma unroll
             for (int mat = 0; mat < MATS; mat++) {
-                const Word4 &low = unit.plain[mat].low[i], &high = unit.plain[mat].high[i];
-                first[mat] = Fragment{low.x, high.x, low.y, high.y};
-                second[mat] = Fragment{low.z, high.z, low.w, high.w};
+                first[mat] = Fragment{low[mat].x, high[mat].x, low[mat].y, high[mat].y};
+                second[mat] = Fragment{low[mat].z, high[mat].z, low[mat].w, high[mat].w};
             }
             multiply(into, first, second, act, offset);
-        } else {
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                Fragment first[MATS], second[MATS];
-#pragma unroll
-                for (int mat = 0; mat < MATS; mat++) {
-                    const Word4 &low = unit.plain[mat].low[i], &high = unit.plain[mat].high[i];
-                    const auto pair = [](u32 word) { return Word2{from_e4m3<HALF>(word), from_e4m3<HALF>(word >> 16)}; };
-                    const Word2 l0 = pair(word_of(low, half * 2)), h0 = pair(word_of(high, half * 2));
-                    const Word2 l1 = pair(word_of(low, half * 2 + 1)), h1 = pair(word_of(high, half * 2 + 1));
-                    first[mat] = Fragment{l0.x, h0.x, l0.y, h0.y};
-                    second[mat] = Fragment{l1.x, h1.x, l1.y, h1.y};
-                }
-                multiply(into, first, second, act, offset + half * 64);
-            }
+            continue;
         }
-        if (GROUP_SCALES && (i + 1) * PER % 128 == 0) {
-            // both groups are multiples of 128
-            const i64 at = (i64)groups.k0 + k + i * PER / 128 * 128;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            Fragment first[MATS], second[MATS];
 #pragma unroll
             for (int mat = 0; mat < MATS; mat++) {
+                const u32 l0 = word_of(low[mat], half * 2), h0 = word_of(high[mat], half * 2);
+                const u32 l1 = word_of(low[mat], half * 2 + 1), h1 = word_of(high[mat], half * 2 + 1);
+                if (MATH == M_TF32) {
+                    first[mat] = Fragment{tf32_of(l0, false), tf32_of(h0, false), tf32_of(l0, true), tf32_of(h0, true)};
+                    second[mat] = Fragment{tf32_of(l1, false), tf32_of(h1, false), tf32_of(l1, true), tf32_of(h1, true)};
+                } else {
+                    const auto pair = [](u32 word) { return Word2{from_e4m3<HALF>(word), from_e4m3<HALF>(word >> 16)}; };
+                    const Word2 a0 = pair(l0), a1 = pair(h0), b0 = pair(l1), b1 = pair(h1);
+                    first[mat] = Fragment{a0.x, a1.x, a0.y, a1.y};
+                    second[mat] = Fragment{b0.x, b1.x, b0.y, b1.y};
+                }
+            }
+            multiply(into, first, second, act, offset + half * 64);
+        }
+    }
+    if (GROUP_SCALES) {
+        // units lie within groups
+        const i64 at = (i64)groups.k0 + k;
 #pragma unroll
-                for (int tile = 0; tile < TILES; tile++) {
+        for (int mat = 0; mat < MATS; mat++) {
 #pragma unroll
-                    for (int j = 0; j < 4; j++) {
-                        const float *bs = groups.b[mat][j / 2], *as = groups.a[tile][j % 2];
-                        const float factor = (bs && at < p.k ? bs[at / p.b_group] : 1.0f) * (as && at < p.k ? as[at / p.a_group] : 1.0f);
-                        const float value = MATH == M_S8 ? (float)(i32)bits_of(part[mat][tile][j]) : part[mat][tile][j];
-                        sum[mat][tile][j] += factor * value;
-                    }
+            for (int tile = 0; tile < TILES; tile++) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    const float *bs = groups.b[mat][j / 2], *as = groups.a[tile][j % 2];
+                    const float factor = (bs ? bs[at / p.b_group] : 1.0f) * (as ? as[at / p.a_group] : 1.0f);
+                    const float value = MATH == M_S8 ? (float)(i32)bits_of(part[mat][tile][j]) : part[mat][tile][j];
+                    sum[mat][tile][j] += factor * value;
                 }
             }
         }
     }
 }
 
-DEVICE void multiply_packed(Sum (&sum)[MATS][TILES], const Unit &unit, const Activations &act, u32 k) {
+DEVICE void multiply_packed(Sum (&sum)[MATS][TILES], const u8 *unit, const Activations &act, u32 k, u32 lane) {
+    const u32 g = lane / 4;
+    // what a step has for all of it: scales, and the upper bits of q6_k
+    Word4 wide[MATS][2], upper[MATS][2];
+    Word2 scales[MATS][2];
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
+#pragma unroll
+        for (int mat = 0; mat < MATS; mat++) {
+            const u8 *from = unit + mat * UNIT_BYTES + step * STEP_BYTES;
+#pragma unroll
+            for (int side = 0; side < 2; side++) {
+                const u32 column = g + side * 8;
+                if (WEIGHT == W_Q8_0 || WEIGHT == W_Q4_0) {
+                    scales[mat][side] = *reinterpret_cast<const Word2 *>(from + CODE_LOADS * 512 + column * 8);
+                } else if (WEIGHT == W_MXFP4) {
+                    const u32 e = scales[mat][side].x = *reinterpret_cast<const u32 *>(from + 1024 + column * 4);
+                    // a byte of 255 makes all of its column NaN
+                    const float nan = ((e & 0x7f7f7f7fu) + 0x01010101u & e & 0x80808080u) != 0 ? NOT_A_NUMBER : 0.0f;
+#pragma unroll
+                    for (int tile = 0; tile < TILES * 2; tile++) {
+                        sum[mat][tile / 2][side * 2 + tile % 2] += nan;
+                    }
+                } else if (WEIGHT == W_Q4_K) {
+                    wide[mat][side] = word4(from + 2048 + column * 16);
+                } else {
+                    upper[mat][side] = word4(from + 2048 + side * 512 + lane * 16);
+                    wide[mat][side] = word4(from + 3072 + column * 16);
+                    scales[mat][side].x = *reinterpret_cast<const u16 *>(from + 3328 + column * 2);
+                }
+            }
+        }
 #pragma unroll
         for (int i = 0; i < STEP / 32; i++) {
             Fragment first[MATS], second[MATS];
@@ -526,7 +554,7 @@ DEVICE void multiply_packed(Sum (&sum)[MATS][TILES], const Unit &unit, const Act
 #pragma unroll
             for (int mat = 0; mat < MATS; mat++) {
                 if (WEIGHT == W_Q8_0) {
-                    const Word4 &w = unit.codes[mat][step][i % CODE_LOADS];
+                    const Word4 w = word4(unit + mat * UNIT_BYTES + step * STEP_BYTES + i % CODE_LOADS * 512 + lane * 16);
                     const auto two = [](u32 low, u32 high) {
                         low ^= 0x80808080u;
                         high ^= 0x80808080u;
@@ -535,10 +563,10 @@ DEVICE void multiply_packed(Sum (&sum)[MATS][TILES], const Unit &unit, const Act
                     first[mat] = two(w.x, w.y);
                     second[mat] = two(w.z, w.w);
                 } else {
-                    const Word4 &w = unit.codes[mat][step][i / 2];
+                    const Word4 w = word4(unit + mat * UNIT_BYTES + step * STEP_BYTES + i / 2 * 512 + lane * 16);
                     const u32 one = word_of(w, i % 2 * 2), two = word_of(w, i % 2 * 2 + 1);
                     if (WEIGHT == W_Q6_K) {
-                        const u32 h = word_of(unit.high[mat][i / 4], i % 4);
+                        const u32 h = word_of(upper[mat][i / 4], i % 4);
                         first[mat] = from_six<HALF, false>(one, h);
                         second[mat] = from_six<HALF, true>(two, h);
                     } else if (WEIGHT == W_MXFP4) {
@@ -553,23 +581,25 @@ DEVICE void multiply_packed(Sum (&sum)[MATS][TILES], const Unit &unit, const Act
 #pragma unroll
                 for (int side = 0; side < 2; side++) {
                     if (WEIGHT == W_Q8_0 || WEIGHT == W_Q4_0) {
-                        const Word2 &s = unit.scales[mat][step][side];
+                        const Word2 &s = scales[mat][side];
                         scale[mat][side] = half_float((i < 2 ? s.x : s.y) >> i % 2 * 16);
                     } else if (WEIGHT == W_MXFP4) {
-                        const u32 e = unit.scales[mat][step][side].x >> i % 4 * 8 & 255u;
-                        scale[mat][side] = float_of(e == 0 ? 0x00400000u : e == 255 ? 0x7fc00000u : e << 23);
+                        // a scale of 0 stands for 2^-127; one of 255, infinite here, was seen to below
+                        const u32 e = scales[mat][side].x << (3 - i % 4) * 8 >> 1 & 0x7f800000u;
+                        scale[mat][side] = float_of(e > 0x00400000u ? e : 0x00400000u);
                     } else if (WEIGHT == W_Q4_K) {
-                        const Word4 &s = unit.wide[mat][side];
+                        const Word4 &s = wide[mat][side];
                         const float d = half_float(s.x), dmin = half_float(s.x >> 16);
                         const u32 six = i < 4 ? s.y & 0x3f3f3f3fu : (s.w & 0x0f0f0f0fu) | (s.y >> 2 & 0x30303030u);
                         const u32 low = i < 4 ? s.z & 0x3f3f3f3fu : (s.w >> 4 & 0x0f0f0f0fu) | (s.z >> 2 & 0x30303030u);
+                        // `scale * (2^23 + code) - scale * 2^23` is exact
                         const float q = i % 4 == 0 ? byte_float<0>(six) : i % 4 == 1 ? byte_float<1>(six) : i % 4 == 2 ? byte_float<2>(six) : byte_float<3>(six);
                         const float o = i % 4 == 0 ? byte_float<0>(low) : i % 4 == 1 ? byte_float<1>(low) : i % 4 == 2 ? byte_float<2>(low) : byte_float<3>(low);
-                        scale[mat][side] = d * q;
-                        minimum[mat][side] = dmin * o;
+                        scale[mat][side] = __fmaf_rn(d, q, -8388608.0f * d);
+                        minimum[mat][side] = __fmaf_rn(dmin, o, -8388608.0f * dmin);
                     } else {
-                        const float d = half_float(unit.scales[mat][0][side].x);
-                        const u32 s = word_of(unit.wide[mat][side], i / 2);
+                        const float d = half_float(scales[mat][side].x);
+                        const u32 s = word_of(wide[mat][side], i / 2);
                         scale[mat][side] = d * (i % 2 == 0 ? signed_float<0>(s) : signed_float<2>(s));
                         scale2[mat][side] = d * (i % 2 == 0 ? signed_float<1>(s) : signed_float<3>(s));
                     }
@@ -580,8 +610,8 @@ DEVICE void multiply_packed(Sum (&sum)[MATS][TILES], const Unit &unit, const Act
             if (WEIGHT == W_Q4_K) {
 #pragma unroll
                 for (int tile = 0; tile < TILES; tile++) {
-                    float x[2];
-                    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x[0]), "=f"(x[1]) : "r"(act.sums + (at / 32 * TOKENS + tile * 8) * 4));
+                    const Word2 pair = *reinterpret_cast<const Word2 *>(act.sums + at / 32 * TOKENS + tile * 8);
+                    const float x[2] = {float_of(pair.x), float_of(pair.y)};
 #pragma unroll
                     for (int mat = 0; mat < MATS; mat++) {
 #pragma unroll
@@ -633,7 +663,43 @@ DEVICE bool find_expert(const i32 *offsets, u32 experts, i32 rows, u32 index, u3
     return false;
 }
 
-constexpr int MIN_BLOCKS = TILES <= 2 ? 2 : 1;
+// One element of C from its sum (its sums, of a gated pair).
+DEVICE void store(const Params &p, float sum, float other, u32 expert, i32 row, u32 n, const float *a_scale, const float *b_scale, const void *bias,
+                  const void *up_bias, const void *residual, void *c) {
+    const i64 at = row * p.c_row + n * p.c_col;
+    if (GATED) {
+        if (p.has_bias) {
+            sum += load_element(bias, n, p.bias_dtype);
+        }
+        if (p.has_up_bias) {
+            other += load_element(up_bias, n, p.bias_dtype);
+        }
+        store_element(c, (u64)at, p.c_dtype, gate_by(p.gate, p.alpha, p.limit, sum, other));
+        return;
+    }
+    if (INTEGERS && p.c_dtype == DTYPE_I32) {
+        static_cast<u32 *>(c)[at] = bits_of(sum);
+        return;
+    }
+    if (p.a_scale == SCALE_TENSOR || p.a_scale == SCALE_VECTOR) {
+        sum *= a_scale[p.a_scale == SCALE_TENSOR ? 0 : row];
+    }
+    if (p.b_scale == SCALE_TENSOR || p.b_scale == SCALE_VECTOR) {
+        sum *= b_scale[p.b_scale == SCALE_TENSOR ? 0 : n];
+    }
+    sum *= p.scale;
+    if (p.has_bias) {
+        sum += load_element(bias, (u64)expert * p.n + n, p.bias_dtype);
+    }
+    sum = activate(sum, p.activation);
+    if (p.has_residual) {
+        sum += load_element(residual, (u64)(row * p.residual_row + n * p.residual_col), p.residual_dtype);
+    }
+    store_element(c, (u64)at, p.c_dtype, sum);
+}
+
+// Two kernels of a stream share a multiprocessor where their shared memory fits.
+constexpr int MIN_BLOCKS = TILES <= 4 ? 2 : 1;
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *__restrict__ b, const u8 *__restrict__ up, const float *__restrict__ a_scale,
@@ -652,7 +718,9 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
 
     float *const sums = reinterpret_cast<float *>(shared);                          // [ROUND][PANELS][KWARPS][MATS][TOKENS][PITCH]
     float *const activation_sums = sums + ROUND * WARPS * MATS * SUMS;              // q4_k: [range / 32][TOKENS]
-    u8 *const activations = reinterpret_cast<u8 *>(activation_sums) + (WEIGHT == W_Q4_K ? (units + parts - 1) / parts * (UNIT / 32) * TOKENS * 4 : 0);
+    u8 *const ring = reinterpret_cast<u8 *>(activation_sums) + (WEIGHT == W_Q4_K ? (units + parts - 1) / parts * (UNIT / 32) * TOKENS * 4 : 0);
+    u8 *const activations = ring + WARPS * STAGES * STAGE_BYTES;
+    u8 *const mine = ring + warp * STAGES * STAGE_BYTES;
 
     if (!p.b_constant || GROUPED) {
         dependency_wait();
@@ -672,15 +740,25 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
     const i32 first_row = GROUPED ? from : (i32)blockIdx.y * TOKENS;
     for (i32 row0 = first_row; row0 < to; row0 += GROUPED ? TOKENS : to) {
         const u32 count = to - row0 < TOKENS ? (u32)(to - row0) : TOKENS;
-        Unit current, next;
         const u32 first_unit = unit0 + kwarp;
-        const bool idle = first_unit >= unit1;
-        const auto fetch = [&](Unit &unit, u32 tile, u32 at) {
-            const u32 mine = tile * PANELS + panel_of_warp;
-            load_unit(p, unit, source, mine < panels ? mine : panels - 1, at, lane);
+        // what is fetched next
+        u32 fetch_tile = first_unit < unit1 ? group : tiles, fetch_at = first_unit, fetch_stage = 0;
+        const auto fetch = [&] {
+            if (fetch_tile < tiles) {
+                const u32 panel = fetch_tile * PANELS + panel_of_warp;
+                fetch_unit(p, shared_address(mine) + fetch_stage * STAGE_BYTES, source, panel < panels ? panel : panels - 1, fetch_at, lane);
+                fetch_stage = fetch_stage + 1 == STAGES ? 0 : fetch_stage + 1;
+                fetch_at += KWARPS;
+                if (fetch_at >= unit1) {
+                    fetch_at = first_unit;
+                    fetch_tile += groups;
+                }
+            }
+            copies_end();
         };
-        if (!idle && group < tiles) {
-            fetch(current, group, first_unit);
+#pragma unroll 1
+        for (int i = 0; i < STAGES - 1; i++) {
+            fetch();
         }
         dependents_start();
         if (p.b_constant && !GROUPED) {
@@ -711,10 +789,10 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
 #pragma unroll
         for (int i = 0; i < TILES; i++) {
             const u32 token = i * 8 + lane / 4;
-            act.at[i] = shared_address(activations) + (token < count ? token : count - 1) * p.pitch + lane % 4 * 16;
+            act.at[i] = activations + (token < count ? token : count - 1) * p.pitch + lane % 4 * 16;
         }
         act.piece_bytes = p.tokens * p.pitch;
-        act.sums = shared_address(activation_sums) + lane % 4 * 8;
+        act.sums = activation_sums + lane % 4 * 2;
 
         Sum sum[MATS][TILES];
         const auto clear = [&] {
@@ -744,116 +822,90 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
                 return;
             }
             cluster_sync(parts);
-            const u32 total = slot * PANELS * count * COLUMNS;
+            constexpr u32 QUADS = COLUMNS / 4;
+            const u32 total = slot * PANELS * count * QUADS;
             for (u32 i = rank * THREADS + threadIdx.x; i < total; i += parts * THREADS) {
-                const u32 column = i % COLUMNS, token = i / COLUMNS % count, rest = i / COLUMNS / count;
+                const u32 quad = i % QUADS, token = i / QUADS % count, rest = i / QUADS / count;
                 const u32 of_panel = rest % PANELS, of_slot = rest / PANELS;
-                const u32 n = ((round_tile + of_slot * groups) * PANELS + of_panel) * COLUMNS + column;
+                const u32 n = ((round_tile + of_slot * groups) * PANELS + of_panel) * COLUMNS + quad * 4;
                 const i32 row = c_rows[token];
-                if (n >= p.n || row < 0) {
-                    continue;
-                }
-                const u32 first = shared_address(sums) + ((of_slot * PANELS + of_panel) * KWARPS * MATS * SUMS + token * PITCH + column) * 4;
-                float value[MATS];
+                const u32 first = shared_address(sums) + ((of_slot * PANELS + of_panel) * KWARPS * MATS * SUMS + token * PITCH + quad * 4) * 4;
+                float value[MATS][4];
 #pragma unroll
                 for (int mat = 0; mat < MATS; mat++) {
-                    float all = 0.0f;
-                    i32 whole = 0;
+                    float all[4] = {};
+                    i32 whole[4] = {};
+#pragma unroll 2
                     for (u32 part = 0; part < parts; part++) {
-                        float each[KWARPS];
+                        Float4 each[KWARPS];
 #pragma unroll
                         for (int w = 0; w < KWARPS; w++) {
-                            each[w] = shared_of(first + (w * MATS + mat) * SUMS * 4, part);
+                            each[w] = shared_of(first + (w * MATS + mat) * SUMS * 4, part, parts == 1);
                         }
 #pragma unroll
-                        for (int w = 0; w < KWARPS; w++) {
-                            all += each[w];
-                            whole += (i32)bits_of(each[w]);
+                        for (int w = 0; w < KWARPS * 4; w++) {
+                            if (INTEGERS) {
+                                whole[w % 4] += (i32)bits_of(each[w / 4].v[w % 4]);
+                            } else {
+                                all[w % 4] += each[w / 4].v[w % 4];
+                            }
                         }
                     }
-                    value[mat] = INTEGERS ? (p.c_dtype == DTYPE_I32 ? float_of((u32)whole) : (float)whole) : all;
-                }
-                const i64 at_c = row * p.c_row + n * p.c_col;
-                if (GATED) {
-                    float gate = value[0], other = value[MATS - 1];
-                    if (p.has_bias) {
-                        gate += load_element(bias, n, p.bias_dtype);
+#pragma unroll
+                    for (int j = 0; j < 4; j++) {
+                        value[mat][j] = INTEGERS ? (p.c_dtype == DTYPE_I32 ? float_of((u32)whole[j]) : (float)whole[j]) : all[j];
                     }
-                    if (p.has_up_bias) {
-                        other += load_element(up_bias, n, p.bias_dtype);
+                }
+#pragma unroll 1
+                for (u32 j = 0; j < 4; j++) {
+                    if (n + j < p.n && row >= 0) {
+                        store(p, value[0][0], value[MATS - 1][0], expert, row, n + j, a_scale, b_scale, bias, up_bias, residual, c);
                     }
-                    store_element(c, (u64)at_c, p.c_dtype, gate_by(p.gate, p.alpha, p.limit, gate, other));
-                    continue;
+#pragma unroll
+                    for (int mat = 0; mat < MATS; mat++) {
+                        value[mat][0] = value[mat][1];
+                        value[mat][1] = value[mat][2];
+                        value[mat][2] = value[mat][3];
+                    }
                 }
-                if (INTEGERS && p.c_dtype == DTYPE_I32) {
-                    static_cast<u32 *>(c)[at_c] = bits_of(value[0]);
-                    continue;
-                }
-                float v = value[0];
-                if (p.a_scale == SCALE_TENSOR || p.a_scale == SCALE_VECTOR) {
-                    v *= a_scale[p.a_scale == SCALE_TENSOR ? 0 : row];
-                }
-                if (p.b_scale == SCALE_TENSOR || p.b_scale == SCALE_VECTOR) {
-                    v *= b_scale[p.b_scale == SCALE_TENSOR ? 0 : n];
-                }
-                v *= p.scale;
-                if (p.has_bias) {
-                    v += load_element(bias, (u64)expert * p.n + n, p.bias_dtype);
-                }
-                v = activate(v, p.activation);
-                if (p.has_residual) {
-                    v += load_element(residual, (u64)(row * p.residual_row + n * p.residual_col), p.residual_dtype);
-                }
-                store_element(c, (u64)at_c, p.c_dtype, v);
             }
             cluster_sync(parts);
             slot = 0;
             round_tile = done + groups;
         };
         clear();
-        // multiplies `now` while what follows it is on its way into `then`
-        const auto advance = [&](const Unit &now, Unit &then, u32 tile, u32 at) {
-            const bool last = at + KWARPS >= unit1;
-            const u32 next_tile = last ? tile + groups : tile;
-            if (next_tile < tiles) {
-                fetch(then, next_tile, last ? first_unit : at + KWARPS);
-            }
-            if constexpr (PACKED) {
-                multiply_packed(sum, now, act, at * UNIT - k0);
-                return;
-            }
-            GroupScales scales = {};
-            if (GROUP_SCALES) {
-                scales.k0 = k0;
-#pragma unroll
-                for (int side = 0; side < 2; side++) {
-                    const u32 column = (tile * PANELS + panel_of_warp) * COLUMNS + lane / 4 + side * 8;
-                    scales.b[0][side] = p.b_scale == SCALE_GROUP ? b_scale + (column < p.n ? column : p.n - 1) * ((p.k + p.b_group - 1) / p.b_group) : nullptr;
-#pragma unroll
-                    for (int i = 0; i < TILES; i++) {
-                        const u32 token = i * 8 + lane % 4 * 2 + side;
-                        scales.a[i][side] = p.a_scale == SCALE_GROUP ? a_scale + a_rows[token < count ? token : count - 1] * ((p.k + p.a_group - 1) / p.a_group) : nullptr;
-                    }
-                }
-            }
-            multiply_plain(p, sum, now, act, at * UNIT - k0, scales);
-        };
+        u32 stage = 0;
         for (u32 tile = group; tile < tiles; tile += groups) {
-            bool swapped = false;
+#pragma unroll 1
             for (u32 at = first_unit; at < unit1; at += KWARPS) {
-                advance(current, next, tile, at);
-                at += KWARPS;
-                swapped = at >= unit1;
-                if (swapped) {
-                    break;
+                copies_wait<STAGES - 2>();
+                __syncwarp();
+                fetch();
+                const u8 *unit = mine + stage * STAGE_BYTES;
+                stage = stage + 1 == STAGES ? 0 : stage + 1;
+                if constexpr (PACKED) {
+                    multiply_packed(sum, unit, act, at * UNIT - k0, lane);
+                } else {
+                    GroupScales scales = {};
+                    if (GROUP_SCALES) {
+                        scales.k0 = k0;
+#pragma unroll
+                        for (int side = 0; side < 2; side++) {
+                            const u32 column = (tile * PANELS + panel_of_warp) * COLUMNS + lane / 4 + side * 8;
+                            scales.b[0][side] = p.b_scale == SCALE_GROUP ? b_scale + (column < p.n ? column : p.n - 1) * ((p.k + p.b_group - 1) / p.b_group) : nullptr;
+#pragma unroll
+                            for (int i = 0; i < TILES; i++) {
+                                const u32 token = i * 8 + lane % 4 * 2 + side;
+                                scales.a[i][side] = p.a_scale == SCALE_GROUP ? a_scale + a_rows[token < count ? token : count - 1] * ((p.k + p.a_group - 1) / p.a_group) : nullptr;
+                            }
+                        }
+                    }
+                    multiply_plain(p, sum, unit, act, at * UNIT - k0, scales, lane);
                 }
-                advance(next, current, tile, at);
             }
             finish(tile);
-            if (swapped) {
-                current = next;
-            }
         }
+        copies_wait<0>();
         if (GROUPED) {
             __syncthreads();
         }

@@ -1,6 +1,5 @@
-// Weights for matmul/skinny.cu: how a warp loads a unit of 16 columns of B and a stretch of k into registers, and how that becomes
-// fragments of mma.sync. The 16 columns are the rows of the instruction's A operand, so that weights go from memory into the tensor
-// core without passing through shared memory; the few rows of the activations are its B operand.
+// Weights for matmul/skinny.cu: how codes become fragments of mma.sync. 16 columns of B are the rows of the instruction's A operand, the few
+// rows of the activations its B operand.
 //
 // Lane `4 g + t` has columns g and g + 8, and of 32 (or 64) elements along k those that 16 contiguous bytes hold. Which of them an
 // instruction multiplies at once is free, as long as the activations follow: `activation_at` says where they lie.
@@ -15,28 +14,6 @@ struct alignas(16) Word4 {
 struct alignas(8) Word2 {
     u32 x, y;
 };
-
-// Weights are read once: they pass by L1, and come into L2 in whole lines.
-DEVICE Word4 stream16(const void *from) {
-    Word4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
-    return v;
-}
-DEVICE Word2 stream8(const void *from) {
-    Word2 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
-    return v;
-}
-DEVICE u32 stream4(const void *from) {
-    u32 v;
-    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(from));
-    return v;
-}
-DEVICE u32 stream2(const void *from) {
-    u16 v;
-    asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(from));
-    return v;
-}
 
 // (x & mask) | magic
 template <u32 MASK, u32 MAGIC> DEVICE u32 masked(u32 x) {
@@ -107,26 +84,6 @@ struct Fragment {
     u32 a0, a1, a2, a3;
 };
 
-// ---- weights as checkpoints store them: n x k, k contiguous ----
-
-// Bytes of columns g and g + 8 from lane `t` on, `CHUNKS` times 64 bytes of each.
-template <int CHUNKS> struct PlainUnit {
-    Word4 low[CHUNKS], high[CHUNKS];
-
-    // `left`: bytes from this lane's first to the end of k
-    __device__ __forceinline__ void load(const u8 *low_from, const u8 *high_from, i64 left) {
-#pragma unroll
-        for (int i = 0; i < CHUNKS; i++) {
-            if (i * 64 < left) {
-                low[i] = stream16(low_from + i * 64);
-                high[i] = stream16(high_from + i * 64);
-            } else {
-                low[i] = high[i] = Word4{0, 0, 0, 0};
-            }
-        }
-    }
-};
-
 // ---- weights packed in panels of 16 columns ----
 
 // Four bits: a word has the eight codes of a fragment, those of a0 in the bits 0-3 and 16-19, of a1 in 4-7 and 20-23, and so on.
@@ -136,17 +93,18 @@ template <bool HALF, int OFFSET> DEVICE Fragment from_nibbles(u32 w) {
                     centred<HALF, OFFSET>(masked<0x000f000fu, MAGIC>(w >> 8)), centred<HALF, OFFSET>(masked<0x000f000fu, MAGIC>(w >> 12))};
 }
 
-// E2M1: sign and magnitude of a nibble in place of a float's, which is then 2^126 (2^14) times too small.
-template <bool HALF> DEVICE u32 from_e2m1(u32 top) {
-    // codes in the uppermost four bits of both halves
+// E2M1: sign and magnitude of a code in place of a bf16's (f16's), which is then 2^126 (2^14) times too small. A word has the codes of
+// a0, a1 and a2 where they are wanted, shifted by 0, 3 and 6 bits, and those of a3 in the bits that are left.
+template <bool HALF> DEVICE u32 from_e2m1(u32 x) {
     if (HALF) {
-        // the exponent begins at bit 10: two bits of it and one of the mantissa at 11..9
-        return fma2<true>(joined<0x80008000u>(top, top >> 3 & 0x0e000e00u), 0x74007400u, 0x80008000u);
+        return fma2<true>(joined<0x80008000u>(x, x << 3 & 0x0e000e00u), 0x74007400u, 0x80008000u);
     }
-    return fma2<false>(joined<0x80008000u>(top, top >> 6 & 0x01c001c0u), 0x7e807e80u, 0x80008000u);
+    return fma2<false>(x, 0x7e807e80u, 0x80008000u);
 }
 template <bool HALF> DEVICE Fragment from_mxfp4(u32 w) {
-    return Fragment{from_e2m1<HALF>(w << 12), from_e2m1<HALF>(w << 8), from_e2m1<HALF>(w << 4), from_e2m1<HALF>(w)};
+    constexpr u32 CODES = 0x81c081c0u;
+    const u32 last = joined<0x00c000c0u>(w >> 4, joined<0x01000100u>(w >> 5, w << 1 & 0x80008000u));
+    return Fragment{from_e2m1<HALF>(w & CODES), from_e2m1<HALF>(w << 3 & CODES), from_e2m1<HALF>(w << 6 & CODES), from_e2m1<HALF>(last)};
 }
 
 // Six bits: the lower four as above, the upper two of a0..a3 in the bits 0..7 and 16..23 of `h`, or with ODD in 8..15 and 24..31.

@@ -97,6 +97,7 @@ DEVICE bool is_last(const SampleParams &p, State &state) {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     sample_begin(const __grid_constant__ SampleParams p, const void *__restrict__ x, State *__restrict__ states) {
+    take_turn();
     __shared__ u64 shared[THREADS / WARP_SIZE];
     const u32 own = blockIdx.x / p.parts, at = blockIdx.x - own * p.parts;
     const u64 vector = p.first + own;
@@ -175,6 +176,7 @@ DEVICE u64 share_of(u64 mass, float top_p) {
 extern "C" __global__ void __launch_bounds__(THREADS)
     sample_step(const __grid_constant__ SampleParams p, const void *__restrict__ x, const float *__restrict__ uniform,
                 State *__restrict__ states, i32 *__restrict__ ids) {
+    take_turn();
     __shared__ u32 low[BINS], high[BINS], counts[BINS];
     __shared__ Found found;
     const u32 own = blockIdx.x / p.parts, at = blockIdx.x - own * p.parts;

@@ -1,8 +1,8 @@
 //! The largest element of each vector.
 
 use super::rows::{RowsParam, blocks, define, grid, id, multiprocessors, run_of, whole_runs};
-use super::steps::{Pointer, Step, Steps};
-use super::{launch, module, other_op};
+use super::steps::{Pointer, Step, Steps, prepared};
+use super::{module, other_op};
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Argmax, Op};
 use perjoule_kernels::{Candidate, DType, Launch, Reason, Request, Result, Rows};
@@ -25,7 +25,7 @@ struct ArgmaxParams {
 
 /// Blocks that share a vector, so that all multiprocessors have some.
 pub(super) fn parts(x: Rows, multiprocessors: usize) -> usize {
-    let wanted = (2 * multiprocessors).div_ceil((x.outer * x.inner).max(1));
+    let wanted = (4 * multiprocessors).div_ceil((x.outer * x.inner).max(1));
     wanted.min(x.len.div_ceil(PART)).clamp(1, MOST_PARTS)
 }
 
@@ -88,5 +88,5 @@ fn prepare(
         });
     }
     let scratch = if parts > 1 { 8 * (vectors * parts) as u64 } else { 0 };
-    launch(Steps { scratch, list })
+    prepared(request, Steps { scratch, list })
 }

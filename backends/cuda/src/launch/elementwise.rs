@@ -1,8 +1,8 @@
 //! Addition, gated activations, conversions, rows of tables, sums of experts' results, and copies: a thread takes a few runs.
 
 use super::rows::{RowsParam, collapse, define, grid, id, run_of, tiles, whole_runs};
-use super::steps::{Pointer, Steps};
-use super::{Dims, launch, module, other_op};
+use super::steps::{Pointer, Steps, prepared};
+use super::{Dims, module, other_op};
 use bytemuck::{NoUninit, Pod, Zeroable};
 use perjoule_kernels::op::{Add, Cast, Collective, Combine, Embed, Gated, GatedKind, Op};
 use perjoule_kernels::{Candidate, DType, Launch, Reason, Request, Result, Rows};
@@ -77,10 +77,9 @@ struct Plan {
 }
 
 impl Plan {
-    /// Whole vectors of these types, 16 bytes at a time.
+    /// Whole vectors of these types, the last of which is written, 16 bytes at a time.
     fn fast(function: &'static str, items: usize, types: &[(&'static str, DType)]) -> Self {
-        let dtypes: Vec<DType> = types.iter().map(|&(_, dtype)| dtype).collect();
-        let run = run_of(&dtypes);
+        let run = types.last().map_or(1, |&(_, dtype)| run_of(&[dtype]));
         let mut defines: Vec<_> = types.iter().map(|&(name, dtype)| define(name, dtype)).collect();
         defines.push(("RUN", run.to_string()));
         Plan { run, items, function, defines }
@@ -102,7 +101,7 @@ impl Plan {
     ) -> Result<Box<dyn Launch>> {
         let (dims, parts) = tiles(out.outer * out.inner, out.len / self.run, self.items, THREADS)?;
         let function = module(request, source, &self.defines)?.function(self.function)?;
-        launch(Steps::one(function, dims, params(parts), pointers))
+        prepared(request, Steps::one(function, dims, params(parts), pointers))
     }
 }
 
@@ -122,7 +121,7 @@ pub(crate) fn refuse_fast(candidate: &Candidate<'_>) -> Option<Reason> {
         }
         Op::Gated(op) => {
             let [gate, up, out] = collapse([op.gate, op.up, op.out]);
-            let run = run_of(&[op.dtype, op.out_dtype]);
+            let run = run_of(&[op.out_dtype]);
             all(run, &[(gate, op.dtype), (up, op.dtype), (out, op.out_dtype)])
         }
         Op::Cast(op) => {
@@ -133,18 +132,16 @@ pub(crate) fn refuse_fast(candidate: &Candidate<'_>) -> Option<Reason> {
                 ));
             }
             let [x, out] = collapse([op.x, op.out]);
-            all(run_of(&[op.from, op.to]), &[(x, op.from), (out, op.to)])
+            all(run_of(&[op.to]), &[(x, op.from), (out, op.to)])
         }
         Op::Embed(op) => {
             if op.table.is_block() {
                 return Some(Reason::new("the table has a block format"));
             }
             let table = Rows::dense(op.vocab, op.dim);
-            all(run_of(&[op.table, op.out_dtype]), &[(table, op.table), (op.out, op.out_dtype)])
+            all(run_of(&[op.out_dtype]), &[(table, op.table), (op.out, op.out_dtype)])
         }
-        Op::Combine(op) => {
-            all(run_of(&[op.dtype, op.out_dtype]), &[(op.x, op.dtype), (op.out, op.out_dtype)])
-        }
+        Op::Combine(op) => all(run_of(&[op.out_dtype]), &[(op.x, op.dtype), (op.out, op.out_dtype)]),
         op => Some(Reason::new(format!("{} is another op", op.name()))),
     }
 }
@@ -162,11 +159,11 @@ pub(crate) fn align_fast(candidate: &Candidate<'_>, operand: usize) -> u32 {
 /// Rows of whole runs of 16 bytes.
 pub(crate) fn prepare_fast(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     match request.op {
-        Op::Add(op) => add(request, op, Plan::fast("add_rows", 4, &[("X", op.dtype)])),
+        Op::Add(op) => add(request, op, Plan::fast("add_rows", 2, &[("X", op.dtype)])),
         Op::Gated(op) => {
             gated(request, op, Plan::fast("gated_rows", 2, &[("X", op.dtype), ("OUT", op.out_dtype)]))
         }
-        Op::Cast(op) => cast(request, op, Plan::fast("cast_rows", 4, &[("X", op.from), ("OUT", op.to)])),
+        Op::Cast(op) => cast(request, op, Plan::fast("cast_rows", 2, &[("X", op.from), ("OUT", op.to)])),
         Op::Embed(op) => {
             embed(request, op, Plan::fast("embed_rows", 2, &[("X", op.table), ("OUT", op.out_dtype)]))
         }
@@ -266,7 +263,7 @@ pub(crate) fn prepare_alone(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let bytes = count * dtype.block_bytes();
     let dims: Dims = grid(bytes.div_ceil(16 * THREADS).min(COPYING), [THREADS as u32, 1])?;
     let function = module(request, &cuda::COPY_BYTES, &[])?.function("copy_bytes")?;
-    launch(Steps::one(function, dims, bytes as u64, operands(2)))
+    prepared(request, Steps::one(function, dims, bytes as u64, operands(2)))
 }
 
 /// Why a collective is not for a group of one.

@@ -1,9 +1,10 @@
 //! Appending to caches, the norm and rotation fused with it, and the slots of a step.
 
 use super::rope::{RotationParam, turn_table};
-use super::rows::{KvParam, RowsParam, define, grid, id, run_of, whole_runs};
-use super::steps::{Pointer, Steps};
-use super::{launch, module, other_op};
+use super::rows::{KvParam, RowsParam, define, grid, id, multiprocessors, run_of, whole_runs};
+use super::steps::{Pointer, Steps, prepared};
+use super::{module, other_op};
+use crate::compile::Function;
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{KvAppend, Op, QkNormRopeAppend, RmsNorm, Rope};
 use perjoule_kernels::{Candidate, KvLayout, Launch, Reason, Request, Result, Rows};
@@ -48,14 +49,47 @@ fn slots(op: &KvAppend, first: usize) -> ([Pointer; 3], usize) {
     (list, table + usize::from(paged))
 }
 
+/// Why an append is not for whole runs of elements.
+pub(crate) fn refuse_append_runs(candidate: &Candidate<'_>) -> Option<Reason> {
+    let Op::KvAppend(op) = candidate.op else { return Some(Reason::new("it is another op")) };
+    if op.kv_dtype.is_block() {
+        return Some(Reason::new("the caches have a block format"));
+    }
+    let sources = [op.src_k, op.src_v].map(|rows| (rows, op.src_dtype));
+    let targets = cache_rows(&op.kv).map(|rows| (rows, op.kv_dtype));
+    let run = run_of(&[op.src_dtype, op.kv_dtype]);
+    sources.into_iter().chain(targets).find_map(|(rows, dtype)| whole_runs(rows, dtype, run))
+}
+
+/// Bytes to whose multiple the append by runs needs an operand: all but the slots.
+pub(crate) fn align_append(candidate: &Candidate<'_>, operand: usize) -> u32 {
+    let Op::KvAppend(op) = candidate.op else { return 1 };
+    let (_, caches) = slots(op, 2);
+    if (2..caches).contains(&operand) { 1 } else { 16 }
+}
+
+pub(crate) fn prepare_append_runs(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    let Op::KvAppend(op) = request.op else { return Err(other_op(request.op)) };
+    let run = run_of(&[op.src_dtype, op.kv_dtype]);
+    let defines = [define("X", op.src_dtype), define("KV", op.kv_dtype), ("RUN", run.to_string())];
+    let function = module(request, &cuda::KV_APPEND_ROWS, &defines)?.function("kv_append_runs")?;
+    let runs = 2 * op.kv.kv_heads * (op.kv.head_dim / run);
+    append(request, op, function, runs.next_multiple_of(32).clamp(32, 256) as u32)
+}
+
 pub(crate) fn prepare_append(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::KvAppend(op) = request.op else { return Err(other_op(request.op)) };
     let function = module(request, &cuda::KV_APPEND_ROWS, &[])?.function("kv_append")?;
+    append(request, op, function, 256)
+}
+
+fn append(request: &Request<'_>, op: &KvAppend, function: Function, threads: u32) -> Result<Box<dyn Launch>> {
     let (slots, next) = slots(op, 2);
     let mut pointers = vec![Pointer::Operand(0), Pointer::Operand(1)];
     pointers.extend(slots);
     pointers.extend([Pointer::Operand(next), Pointer::Operand(next + 1)]);
-    launch(Steps::one(function, grid(op.src_k.outer, [256, 1])?, AppendParams::from(op), pointers))
+    let dims = grid(op.src_k.outer, [threads, 1])?;
+    prepared(request, Steps::one(function, dims, AppendParams::from(op), pointers))
 }
 
 /// `AdvanceParams`.
@@ -74,7 +108,7 @@ pub(crate) fn prepare_advance(request: &Request<'_>) -> Result<Box<dyn Launch>> 
     let first = usize::from(op.ragged);
     let offsets = Pointer::some(op.ragged.then_some(0));
     let pointers = vec![offsets, Pointer::Operand(first), Pointer::Operand(first + 1)];
-    launch(Steps::one(function, grid(1, [1024, 1])?, params, pointers))
+    prepared(request, Steps::one(function, grid(1, [1024, 1])?, params, pointers))
 }
 
 /// `HeadParams`.
@@ -171,9 +205,10 @@ pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>
         ("RUN", run_of(&[op.q_norm.x_dtype]).to_string()),
     ];
     let function = module(request, &cuda::QK_REGISTERS, &defines)?.function("qk_registers")?;
-    // whole warps, and all heads of a token at once where they are few
+    // whole warps; few tokens have a block's threads for every head, of many more blocks share a multiprocessor
     let (along, heads) = (lanes(op), op.q_norm.x.inner + 2 * op.k_norm.x.inner);
-    let beside = heads.clamp(1, 256 / along).next_multiple_of(32 / along);
+    let few = op.q_norm.x.outer <= 2 * multiprocessors(request.info);
+    let beside = heads.clamp(1, if few { 512 } else { 128 } / along).next_multiple_of(32 / along);
     qk(request, op, function, [along as u32, beside as u32])
 }
 
@@ -186,7 +221,7 @@ pub(crate) fn prepare_heads(request: &Request<'_>) -> Result<Box<dyn Launch>> {
 fn qk(
     request: &Request<'_>,
     op: &QkNormRopeAppend,
-    function: crate::compile::Function,
+    function: Function,
     block: [u32; 2],
 ) -> Result<Box<dyn Launch>> {
     let params = QkParams {
@@ -203,5 +238,5 @@ fn qk(
     pointers.push(Pointer::Table(turn_table(request, &op.q_rope)?));
     pointers.push(Pointer::Table(turn_table(request, &op.k_rope)?));
     pointers.extend((next..next + 3).map(Pointer::Operand));
-    launch(Steps::one(function, grid(op.q_norm.x.outer, block)?, params, pointers))
+    prepared(request, Steps::one(function, grid(op.q_norm.x.outer, block)?, params, pointers))
 }

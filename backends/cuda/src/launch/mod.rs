@@ -2,7 +2,6 @@
 
 pub(crate) mod argmax;
 pub(crate) mod attention;
-pub(crate) mod attention_mma;
 pub(crate) mod elementwise;
 pub(crate) mod hopper;
 pub(crate) mod kv;

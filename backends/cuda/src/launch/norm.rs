@@ -1,8 +1,8 @@
 //! Root-mean-square and layer normalisation.
 
 use super::rows::{RowsParam, define, grid, id, multiprocessors, run_of, whole_runs};
-use super::steps::{Pointer, Steps};
-use super::{launch, module, other_op};
+use super::steps::{Pointer, Steps, prepared};
+use super::{module, other_op};
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Op, Residual};
 use perjoule_kernels::{Candidate, DType, Launch, Reason, Request, Result, Rows};
@@ -103,26 +103,44 @@ impl Norm {
     }
 
     fn run(&self) -> usize {
-        run_of(&[self.x_dtype, self.out_dtype])
+        match self.residual {
+            Some(_) => run_of(&[self.x_dtype, self.out_dtype]),
+            None => run_of(&[self.out_dtype]),
+        }
     }
 }
 
-/// Most threads that share a vector.
+/// Most threads of a block.
 const MOST_THREADS: usize = 1024;
-/// Registers of a thread bound the runs that it holds.
+/// Most runs of a thread: registers bound what it holds.
 const MOST_ITEMS: usize = 4;
+/// Most runs that a block holds.
+pub(super) const MOST_RUNS: usize = MOST_ITEMS * MOST_THREADS;
 
-/// Runs of a thread, threads of a vector, and vectors of a block.
-pub(super) fn shape(vectors: usize, runs: usize, multiprocessors: usize) -> (usize, usize, usize) {
-    // few vectors: all threads that there are work on each
+/// How a block holds vectors.
+pub(super) struct Shape {
+    /// Runs of a thread.
+    pub(super) items: usize,
+    /// Threads of a vector, and vectors of a block.
+    pub(super) block: [u32; 2],
+    /// Most threads that it is compiled for: few values, so that few variants are compiled.
+    pub(super) threads: usize,
+    /// Whether there are few vectors: then latency counts.
+    pub(super) few: bool,
+}
+
+/// The shape for `vectors` of so many runs.
+pub(super) fn shape(vectors: usize, runs: usize, multiprocessors: usize) -> Shape {
+    // few vectors: all threads that there are work on each; many: each thread has several loads on its way
     let few = vectors <= 2 * multiprocessors;
-    let wanted = if few { 1 } else { 2 };
     let warps = |items: usize| runs.div_ceil(items).div_ceil(32).max(1) * 32;
-    let items =
-        [1, 2, 4].into_iter().find(|&i| i >= wanted && warps(i) <= MOST_THREADS).unwrap_or(MOST_ITEMS);
-    let threads = warps(items);
-    let beside = if few { 1 } else { (128 / threads).max(1) };
-    (items, threads, beside)
+    let most = if few { MOST_THREADS } else { 512 };
+    let wanted = if few || runs <= 64 { 1 } else { 2 };
+    let items = [1, 2, 4].into_iter().find(|&i| i >= wanted && warps(i) <= most).unwrap_or(MOST_ITEMS);
+    let along = warps(items);
+    let beside = if along == 32 && !few { 4 } else { 1 };
+    let threads = if along * beside <= 256 { 256 } else { MOST_THREADS };
+    Shape { items, block: [along as u32, beside as u32], threads, few }
 }
 
 /// Why a vector does not fit into the registers of a block.
@@ -131,7 +149,7 @@ pub(crate) fn refuse_registers(candidate: &Candidate<'_>) -> Option<Reason> {
         return Some(Reason::new(format!("{} is another op", candidate.op.name())));
     };
     let run = norm.run();
-    if norm.x.len > run * MOST_ITEMS * MOST_THREADS {
+    if norm.x.len > run * MOST_RUNS {
         return Some(Reason::new("a vector is longer than the registers of a block"));
     }
     let residual = norm.residual.iter().flat_map(|r| [r.rows, r.sum]);
@@ -143,26 +161,29 @@ pub(crate) fn refuse_registers(candidate: &Candidate<'_>) -> Option<Reason> {
 pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let norm = Norm::of(request.op).ok_or_else(|| other_op(request.op))?;
     let (run, vectors) = (norm.run(), norm.x.outer * norm.x.inner);
-    let (items, threads, beside) = shape(vectors, norm.x.len / run, multiprocessors(request.info));
+    let shape = shape(vectors, norm.x.len / run, multiprocessors(request.info));
     let flag = |on: bool| u32::from(on).to_string();
     let defines = [
         define("X", norm.x_dtype),
         define("W", norm.weight),
         define("OUT", norm.out_dtype),
         ("RUN", run.to_string()),
-        ("ITEMS", items.to_string()),
+        ("ITEMS", shape.items.to_string()),
+        ("THREADS", shape.threads.to_string()),
         ("LAYER", flag(norm.layer)),
         ("RESIDUAL", flag(norm.residual.is_some())),
         ("BIAS", flag(norm.bias)),
+        // weights on their way early take registers, and other vectors hide what they would
+        ("EARLY_WEIGHTS", flag(shape.items <= 2 && (shape.few || norm.residual.is_some()))),
     ];
     let function = module(request, &cuda::NORM_REGISTERS, &defines)?.function("norm_registers")?;
-    let dims = grid(vectors.div_ceil(beside), [threads as u32, beside as u32])?;
-    launch(Steps::one(function, dims, norm.params(), norm.pointers()))
+    let dims = grid(vectors.div_ceil(shape.block[1] as usize), shape.block)?;
+    prepared(request, Steps::one(function, dims, norm.params(), norm.pointers()))
 }
 
 pub(crate) fn prepare_any(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let norm = Norm::of(request.op).ok_or_else(|| other_op(request.op))?;
     let function = module(request, &cuda::NORM_ROWS, &[])?.function("norm_rows")?;
     let dims = grid((norm.x.outer * norm.x.inner).min(i32::MAX as usize), [256, 1])?;
-    launch(Steps::one(function, dims, norm.params(), norm.pointers()))
+    prepared(request, Steps::one(function, dims, norm.params(), norm.pointers()))
 }

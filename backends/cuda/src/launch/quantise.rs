@@ -1,8 +1,8 @@
 //! Quantising: to block formats, and to i8 and e4m3 with scales beside the codes.
 
 use super::rows::{blocks, grid, id, multiprocessors};
-use super::steps::{Pointer, Step, Steps};
-use super::{launch, module, other_op};
+use super::steps::{Pointer, Step, Steps, prepared};
+use super::{module, other_op};
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Granularity, Op, Quantise};
 use perjoule_kernels::{DType, Launch, Request, Result};
@@ -54,7 +54,7 @@ fn coding(request: &Request<'_>, op: &Quantise) -> Result<Box<dyn Launch>> {
     let function = module(request, &cuda::QUANTISE_BLOCKS, &[])?.function(name)?;
     let params = BlocksParams { blocks: count as u64, from: id(op.from), to: id(op.to) };
     let dims = grid(count.div_ceil(each), [CODING as u32, 1])?;
-    launch(Steps::one(function, dims, params, vec![Pointer::Operand(0), Pointer::Operand(1)]))
+    prepared(request, Steps::one(function, dims, params, vec![Pointer::Operand(0), Pointer::Operand(1)]))
 }
 
 fn scaling(request: &Request<'_>, op: &Quantise, granularity: Granularity) -> Result<Box<dyn Launch>> {
@@ -93,10 +93,10 @@ fn scaling(request: &Request<'_>, op: &Quantise, granularity: Granularity) -> Re
             params,
             pointers: vec![x, maxima, scales, out],
         };
-        return launch(Steps { scratch: 4 * whole as u64, list: vec![largest, scaled] });
+        return prepared(request, Steps { scratch: 4 * whole as u64, list: vec![largest, scaled] });
     }
     let along = if group.min(op.x.len) <= 1024 { 32 } else { THREADS };
     let beside = THREADS / along;
     let dims = grid((vectors * each).div_ceil(beside), [along as u32, beside as u32])?;
-    launch(Steps::one(module.function("quantise_groups")?, dims, params, vec![x, scales, out]))
+    prepared(request, Steps::one(module.function("quantise_groups")?, dims, params, vec![x, scales, out]))
 }

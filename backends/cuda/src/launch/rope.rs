@@ -1,15 +1,18 @@
 //! Rotary positions.
 
 use super::rows::{RowsParam, define, id, run_of, tiles, whole_runs};
-use super::steps::{Pointer, Steps, table};
-use super::{launch, module, other_op};
+use super::steps::{Pointer, Steps, prepared, table};
+use super::{module, other_op};
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Op, Rope, RopeStyle};
 use perjoule_kernels::{Buffer, Candidate, Launch, Reason, Request, Result};
 use perjoule_shaders::cuda;
 use std::f64::consts::TAU;
 
-const THREADS: usize = 256;
+const THREADS: usize = 128;
+
+/// Heads that share a thread's angles: `HEADS` of the kernels.
+const HEADS: usize = 4;
 
 /// `Rotation`.
 #[repr(C)]
@@ -88,10 +91,11 @@ fn prepare(
     defines: &[(&'static str, String)],
 ) -> Result<Box<dyn Launch>> {
     let function = module(request, &cuda::ROPE_PAIRS, defines)?.function(name)?;
-    let (dims, parts) = tiles(op.x.outer * op.x.inner, op.rotary_dim / 2 / run, 1, THREADS)?;
+    let groups = op.x.outer * op.x.inner.div_ceil(HEADS);
+    let (dims, parts) = tiles(groups, op.rotary_dim / 2 / run, 1, THREADS)?;
     let params = RopeParams { x: op.x.into(), rotation: op.into(), parts, dtype: id(op.dtype) };
     let pointers = vec![Pointer::Operand(0), Pointer::Table(turn_table(request, op)?), Pointer::Operand(1)];
-    launch(Steps::one(function, dims, params, pointers))
+    prepared(request, Steps::one(function, dims, params, pointers))
 }
 
 #[cfg(test)]

@@ -1,14 +1,18 @@
 //! Choice of experts.
 
 use super::rows::{grid, id};
-use super::steps::{Pointer, Step, Steps};
-use super::{launch, module, other_op};
+use super::steps::{Pointer, Step, Steps, prepared};
+use super::{module, other_op};
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Op, RouteOrder};
 use perjoule_kernels::{Launch, Request, Result};
 use perjoule_shaders::cuda;
 
 const THREADS: usize = 256;
+
+/// Most threads of a block that sorts, and pairs of each at a time.
+const SORTING: usize = 1024;
+const EACH: usize = 8;
 
 /// `RouteParams`.
 #[repr(C)]
@@ -31,6 +35,7 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
         dtype: id(op.dtype),
         over_all: over_all.into(),
     };
+    let sorting = (op.tokens * op.top_k).div_ceil(EACH).next_multiple_of(32).clamp(32, SORTING);
     let module = module(request, &cuda::ROUTE_EXPERTS, &[])?;
     let [logits, weights, chosen, offsets, order] = [0, 1, 2, 3, 4].map(Pointer::Operand);
     let list = vec![
@@ -42,10 +47,10 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
         },
         Step {
             function: module.function("route_sort")?,
-            dims: grid(op.experts, [THREADS as u32, 1])?,
+            dims: grid(op.experts, [sorting as u32, 1])?,
             params,
             pointers: vec![chosen, offsets, order],
         },
     ];
-    launch(Steps { scratch: 0, list })
+    prepared(request, Steps { scratch: 0, list })
 }

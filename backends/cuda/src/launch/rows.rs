@@ -81,14 +81,17 @@ pub(super) fn define(name: &'static str, dtype: DType) -> (&'static str, String)
     (name, type_name(dtype).unwrap_or("void").to_string())
 }
 
-/// Elements of which the narrowest of some types takes 16 bytes.
+/// Elements of which the widest of some types takes 16 bytes: those that are written, since a warp's stores are to be contiguous.
 pub(super) fn run_of(dtypes: &[DType]) -> usize {
-    16 / dtypes.iter().map(|d| d.block_bytes()).min().unwrap_or(1)
+    16 / dtypes.iter().map(|d| d.block_bytes()).max().unwrap_or(1)
 }
 
 /// Why a kernel that moves `run` elements at a time cannot take these vectors; `None` where their lengths and strides allow it. Where
 /// they begin is for [`Kernel::with_align`](perjoule_kernels::Kernel::with_align).
 pub(super) fn whole_runs(rows: Rows, dtype: DType, run: usize) -> Option<Reason> {
+    if rows.count().is_none_or(|count| count > u32::MAX as usize) {
+        return Some(Reason::new("there are more vectors than a number of 32 bits counts"));
+    }
     if !rows.len.is_multiple_of(run) {
         return Some(Reason::new("the length of vectors is no multiple of what a thread takes"));
     }

@@ -2,8 +2,8 @@
 
 use super::argmax::{defines, parts};
 use super::rows::{RowsParam, blocks, grid, id, multiprocessors};
-use super::steps::{Pointer, Step, Steps};
-use super::{launch, module, other_op};
+use super::steps::{Pointer, Step, Steps, prepared};
+use super::{module, other_op};
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Op, Sample};
 use perjoule_kernels::{Launch, Request, Result, Rows};
@@ -95,5 +95,5 @@ fn prepare(
             pointers: vec![x.clone(), uniform.clone(), states.clone(), ids.clone()],
         }));
     }
-    launch(Steps { scratch: STATE * together as u64, list })
+    prepared(request, Steps { scratch: STATE * together as u64, list })
 }

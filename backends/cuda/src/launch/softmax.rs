@@ -1,9 +1,9 @@
 //! Softmax.
 
-use super::norm::shape;
+use super::norm::{MOST_RUNS, shape};
 use super::rows::{RowsParam, define, grid, id, multiprocessors, run_of, whole_runs};
-use super::steps::{Pointer, Steps};
-use super::{launch, module, other_op};
+use super::steps::{Pointer, Steps, prepared};
+use super::{module, other_op};
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Op, Softmax};
 use perjoule_kernels::{Candidate, Launch, Reason, Request, Result};
@@ -33,13 +33,10 @@ fn params(op: &Softmax) -> SoftmaxParams {
     }
 }
 
-/// Most elements that a block holds, in runs: 4 of each of 1024 threads.
-const MOST_RUNS: usize = 4096;
-
 /// Why a vector does not fit into the registers of a block.
 pub(crate) fn refuse_registers(candidate: &Candidate<'_>) -> Option<Reason> {
     let Op::Softmax(op) = candidate.op else { return Some(Reason::new("it is no softmax")) };
-    let run = run_of(&[op.dtype, op.out_dtype]);
+    let run = run_of(&[op.out_dtype]);
     if op.x.len > run * MOST_RUNS {
         return Some(Reason::new("a vector is longer than the registers of a block"));
     }
@@ -48,22 +45,23 @@ pub(crate) fn refuse_registers(candidate: &Candidate<'_>) -> Option<Reason> {
 
 pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::Softmax(op) = request.op else { return Err(other_op(request.op)) };
-    let (run, vectors) = (run_of(&[op.dtype, op.out_dtype]), op.x.outer * op.x.inner);
-    let (items, threads, beside) = shape(vectors, op.x.len / run, multiprocessors(request.info));
+    let (run, vectors) = (run_of(&[op.out_dtype]), op.x.outer * op.x.inner);
+    let shape = shape(vectors, op.x.len / run, multiprocessors(request.info));
     let defines = [
         define("X", op.dtype),
         define("OUT", op.out_dtype),
         ("RUN", run.to_string()),
-        ("ITEMS", items.to_string()),
+        ("ITEMS", shape.items.to_string()),
+        ("THREADS", shape.threads.to_string()),
     ];
     let function = module(request, &cuda::SOFTMAX_REGISTERS, &defines)?.function("softmax_registers")?;
-    let dims = grid(vectors.div_ceil(beside), [threads as u32, beside as u32])?;
-    launch(Steps::one(function, dims, params(op), vec![Pointer::Operand(0), Pointer::Operand(1)]))
+    let dims = grid(vectors.div_ceil(shape.block[1] as usize), shape.block)?;
+    prepared(request, Steps::one(function, dims, params(op), vec![Pointer::Operand(0), Pointer::Operand(1)]))
 }
 
 pub(crate) fn prepare_any(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::Softmax(op) = request.op else { return Err(other_op(request.op)) };
     let function = module(request, &cuda::SOFTMAX_ROWS, &[])?.function("softmax_rows")?;
     let dims = grid((op.x.outer * op.x.inner).min(i32::MAX as usize), [512, 1])?;
-    launch(Steps::one(function, dims, params(op), vec![Pointer::Operand(0), Pointer::Operand(1)]))
+    prepared(request, Steps::one(function, dims, params(op), vec![Pointer::Operand(0), Pointer::Operand(1)]))
 }

@@ -1,9 +1,10 @@
 //! Bodies that start the same kernels on the same grids at every launch: what most rows are.
 
-use super::{Body, Call, Dims, Param, param};
+use super::rows::caps;
+use super::{Body, Call, Dims, Param, launch, param};
 use crate::compile::Function;
 use bytemuck::NoUninit;
-use perjoule_kernels::{Buffer, Request, Result};
+use perjoule_kernels::{Buffer, Launch, Request, Result};
 
 /// A pointer that a kernel takes.
 #[derive(Debug, Clone)]
@@ -22,6 +23,16 @@ impl Pointer {
     /// An operand where it is present.
     pub(super) fn some(index: Option<usize>) -> Self {
         index.map_or(Pointer::Nothing, Pointer::Operand)
+    }
+
+    /// Where it points to in a launch.
+    pub(super) fn address(&self, call: &mut Call<'_>) -> Result<u64> {
+        Ok(match self {
+            Pointer::Operand(index) => call.operand(*index),
+            Pointer::Nothing => 0,
+            Pointer::Scratch(offset) => call.scratch() + offset,
+            Pointer::Table(buffer) => call.touch(buffer)?,
+        })
     }
 }
 
@@ -46,6 +57,16 @@ impl<P> Steps<P> {
     }
 }
 
+/// The launchable form of kernels that all take turns (`take_turn` of `common/element.cuh`): on Hopper each may be started early.
+pub(super) fn prepared<P>(request: &Request<'_>, mut steps: Steps<P>) -> Result<Box<dyn Launch>>
+where
+    P: NoUninit + Send + Sync,
+{
+    let early = caps(request.info).is_some_and(|caps| caps.sm >= 90);
+    steps.list.iter_mut().for_each(|step| step.dims.early = early);
+    launch(steps)
+}
+
 /// Most pointers of a kernel.
 const MAX_POINTERS: usize = 16;
 
@@ -58,12 +79,7 @@ impl<P: NoUninit + Send + Sync> Body for Steps<P> {
         for step in &self.list {
             let mut addresses = [0u64; MAX_POINTERS];
             for (address, pointer) in addresses.iter_mut().zip(&step.pointers) {
-                *address = match pointer {
-                    Pointer::Operand(index) => call.operand(*index),
-                    Pointer::Nothing => 0,
-                    Pointer::Scratch(offset) => call.scratch() + offset,
-                    Pointer::Table(buffer) => call.touch(buffer)?,
-                };
+                *address = pointer.address(call)?;
             }
             let mut params: [Param<'_>; MAX_POINTERS + 1] = [param(&step.params); MAX_POINTERS + 1];
             for (to, address) in params[1..].iter_mut().zip(&addresses) {

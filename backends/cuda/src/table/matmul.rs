@@ -1,7 +1,7 @@
 //! Matrix products for every GPU, and for the tensor cores of sm_80 and later.
 
-use crate::launch::matmul::any;
 use crate::launch::matmul::skinny::{BF16, F8E4M3, F16, I8, MXFP4, Q4_0, Q4_K, Q6_K, Q8_0, packed, plain};
+use crate::launch::matmul::{any, tensor};
 use crate::launch::pack::{self, PANELS16_MXFP4, PANELS16_Q4_0, PANELS16_Q4_K, PANELS16_Q6_K, PANELS16_Q8_0};
 use perjoule_kernels::{Kernel, Numerics};
 
@@ -17,6 +17,11 @@ pub(super) static ROWS: &[Kernel] = &[
     packed::<Q4_K>("matmul_q4_k_32x16_cuda_sm80_packed", "matmul", &[&PANELS16_Q4_K]),
     packed::<Q6_K>("matmul_q6_k_32x16_cuda_sm80_packed", "matmul", &[&PANELS16_Q6_K]),
     packed::<MXFP4>("matmul_mxfp4_32x16_cuda_sm80_packed", "matmul", &[&PANELS16_MXFP4]),
+    tensor::row::<{ tensor::BF16 }>("matmul_bf16_128x128_cuda_sm80"),
+    tensor::row::<{ tensor::F16 }>("matmul_f16_128x128_cuda_sm80"),
+    tensor::row::<{ tensor::TF32 }>("matmul_tf32_128x128_cuda_sm80"),
+    tensor::row::<{ tensor::I8 }>("matmul_i8_128x128_cuda_sm80"),
+    tensor::row::<{ tensor::F32 }>("matmul_f32_128x128_cuda_any"),
     Kernel::new("matmul_any_64x64_cuda_any", "matmul", any::cost, any::prepare).with_configs(any::CONFIGS),
     plain::<BF16>("gated_matmul_bf16_32x16_cuda_sm80_skinny", "gated_matmul"),
     plain::<F16>("gated_matmul_f16_32x16_cuda_sm80_skinny", "gated_matmul"),

@@ -103,6 +103,11 @@ pub(super) static ROWS: &[Kernel] = &[
         .with_align(kv::align_registers),
     Kernel::new("qk_norm_rope_append_any_32_cuda_any", "qk_norm_rope_append", any, kv::prepare_heads)
         .with_configs(ELEMENTS),
+    Kernel::new("kv_append_any_64_cuda_any_runs", "kv_append", fast, kv::prepare_append_runs)
+        .with_configs(&[Config::tile("runs", &[64])])
+        .with_numerics(EXACT)
+        .with_reject(kv::refuse_append_runs)
+        .with_align(kv::align_append),
     Kernel::new("kv_append_any_32_cuda_any", "kv_append", any, kv::prepare_append)
         .with_configs(ELEMENTS)
         .with_numerics(EXACT),

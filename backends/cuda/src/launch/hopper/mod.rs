@@ -15,17 +15,18 @@ use super::{Body, Call, Dims, map_param, module, param};
 use crate::compile::Function;
 use crate::device::CudaCaps;
 use bytemuck::{Pod, Zeroable};
-use perjoule_kernels::op::{Granularity, Op};
+use perjoule_kernels::op::{Activation, Granularity, Op};
 use perjoule_kernels::{Candidate, Config, DType, Error, Launch, Numerics, Reason, Request, Result};
 use perjoule_shaders::cuda::MATMUL_HOPPER;
 use problem::Problem;
 
 /// Tiles: `[m, n, k of 16-bit elements]`, and [`Tile`]'s further fields.
 pub(crate) static CONFIGS: &[Config] = &[
-    Config { name: "128x256", tile: &[128, 256, 64], params: &[4, 2, 0, 0] },
-    Config { name: "256x128", tile: &[256, 128, 64], params: &[4, 2, 1, 0] },
-    Config { name: "128x128", tile: &[128, 128, 64], params: &[6, 2, 0, 0] },
-    Config { name: "128x128_pingpong", tile: &[128, 128, 64], params: &[6, 2, 0, 1] },
+    Config { name: "128x128_pingpong", tile: &[128, 128, 64], params: &[6, 2, 0, 1, 1] },
+    Config { name: "128x256", tile: &[128, 256, 64], params: &[4, 2, 0, 0, 1] },
+    Config { name: "256x128", tile: &[256, 128, 64], params: &[4, 2, 1, 0, 1] },
+    Config { name: "128x128_split2", tile: &[128, 128, 64], params: &[6, 1, 0, 0, 2] },
+    Config { name: "128x256_split4", tile: &[128, 256, 64], params: &[4, 1, 0, 0, 4] },
 ];
 
 /// Element types of the rows.
@@ -46,19 +47,38 @@ struct Tile {
     share_a: bool,
     /// Whether the consumers take whole tiles in turn.
     pingpong: bool,
+    /// Blocks that share the k of a tile, instead of an operand.
+    split: usize,
 }
 
 impl Tile {
     fn of(config: &Config) -> Option<Self> {
-        let (&[m, n, _], &[stages, cluster, share_a, pingpong]) = (config.tile, config.params) else {
+        let (&[m, n, _], &[stages, cluster, share_a, pingpong, split]) = (config.tile, config.params) else {
             return None;
         };
-        Some(Tile { m, n, stages, cluster, share_a: share_a != 0, pingpong: pingpong != 0 })
+        Some(Tile { m, n, stages, cluster, share_a: share_a != 0, pingpong: pingpong != 0, split })
     }
 
     /// Dynamic shared memory: stages, two boxes of 64 lines for each consumer, and two barriers a stage.
     fn shared(&self) -> u32 {
         (self.stages * ((self.m + self.n) * 128 + 16) + 2 * 2 * 64 * 128) as u32
+    }
+
+    /// Why the tile does not do for a problem.
+    fn refuse(&self, problem: &Problem) -> Option<Reason> {
+        let slices = problem.k.div_ceil(128 / problem.element.block_bytes());
+        match self.split {
+            1 => None,
+            _ if problem.gate.is_some() => Some(Reason::new("shares the k of one product, not of two")),
+            split if slices < split => Some(Reason::new("has more shares of k than slices")),
+            _ => None,
+        }
+    }
+
+    /// Clusters of a grid: as many as run at once, or one for each tile where they share its k.
+    fn clusters(&self, tiles: usize, caps: &CudaCaps) -> usize {
+        let most = (caps.multiprocessors as usize / self.cluster).max(1);
+        if self.split > 1 { tiles } else { tiles.min(most) }
     }
 
     /// Rows and columns of C that a cluster computes.
@@ -103,7 +123,10 @@ pub(crate) fn reject<const ELEMENT: usize>(candidate: &Candidate<'_>) -> Option<
         Err(reason) => return Some(reason),
     };
     let element = ELEMENTS[ELEMENT];
-    (problem.element != element).then(|| Reason::new(format!("multiplies {element}")))
+    if problem.element != element {
+        return Some(Reason::new(format!("multiplies {element}")));
+    }
+    Tile::of(candidate.config)?.refuse(&problem)
 }
 
 /// Seconds by the multiplications of the tiles that the busiest multiprocessor gets, or by the bytes.
@@ -114,13 +137,15 @@ pub(crate) fn cost(candidate: &Candidate<'_>) -> f32 {
         return f32::MAX;
     };
     let (m, n) = tile.of_cluster(&problem);
-    let clusters = (caps.multiprocessors as usize / tile.cluster).max(1);
+    let at_once = (caps.multiprocessors as usize / (tile.cluster * tile.split)).max(1);
     let tiles = problem.m.div_ceil(m) * problem.n.div_ceil(n) * problem.batch;
-    let waves = tiles.div_ceil(clusters) as f32;
+    let waves = tiles.div_ceil(at_once) as f32;
     // multiplications of a multiprocessor in a cycle
     let rate = 4096.0 / problem.element.block_bytes() as f32;
-    let efficiency = if tile.m * tile.n >= 128 * 256 { 0.85 } else { 0.75 };
-    let cycles = (tile.m * tile.n * problem.k) as f32 / (rate * efficiency) + 1500.0;
+    let efficiency = if tile.pingpong || tile.m * tile.n >= 128 * 256 { 0.85 } else { 0.75 };
+    // what no multiplication hides: the ends of a tile, and the exchange of shares
+    let ends = if tile.pingpong { 500.0 } else { 1500.0 } + 1500.0 * (tile.split - 1) as f32;
+    let cycles = (tile.m * tile.n * problem.k / tile.split) as f32 / (rate * efficiency) + ends;
     let clock = caps.clock_khz.max(1) as f32 * 1e3;
     let moved = candidate.op.bytes() as f32 / (0.8 * caps.memory_rate.max(1) as f32);
     4e-6 + (waves * cycles / clock).max(moved)
@@ -181,10 +206,11 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
         b_batch: i32::from(problem.b.batch != 0),
     };
     let tiles = problem.m.div_ceil(m) * problem.n.div_ceil(n) * problem.batch;
-    let clusters = tiles.min((caps.multiprocessors as usize / tile.cluster).max(1));
-    let mut dims = Dims::line((clusters * tile.cluster) as u32, THREADS);
+    let blocks = tile.cluster * tile.split;
+    let mut dims = Dims::line((tile.clusters(tiles, caps) * blocks) as u32, THREADS);
     dims.shared = tile.shared();
-    dims.cluster = tile.cluster as u32;
+    dims.cluster = blocks as u32;
+    dims.early = true;
     super::launch(Product { problem, tile, function, params, dims })
 }
 
@@ -197,6 +223,13 @@ fn defines(problem: &Problem, tile: &Tile) -> Vec<(&'static str, String)> {
         Some(Granularity::Tensor) => "1".to_string(),
         Some(_) => "2".to_string(),
     };
+    let plain = problem.a_scale.is_none()
+        && problem.b_scale.is_none()
+        && problem.bias.is_none()
+        && problem.residual.is_none()
+        && problem.activation == Activation::None;
+    // consumers that take turns hide the stores of each other's results; what an epilogue reads takes the registers of waiting results
+    let defer = problem.out.block_bytes() == 2 && !tile.pingpong && tile.split == 1 && plain;
     vec![
         ("ELEMENT", id(problem.element)),
         ("OUT", id(problem.out)),
@@ -206,7 +239,8 @@ fn defines(problem: &Problem, tile: &Tile) -> Vec<(&'static str, String)> {
         ("CLUSTER", tile.cluster.to_string()),
         ("SHARE_A", flag(tile.share_a)),
         ("PINGPONG", flag(tile.pingpong)),
-        ("DEFER", flag(problem.out.block_bytes() == 2)),
+        ("SPLIT", tile.split.to_string()),
+        ("DEFER", flag(defer)),
         ("A_MN", flag(problem.a_mn)),
         ("B_MN", flag(problem.b_mn)),
         ("A_SCALE", scales(problem.a_scale)),

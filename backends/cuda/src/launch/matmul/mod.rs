@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`any`] | everything the ops allow, on every GPU |
 //! | [`skinny`] | few rows with weights that stream from memory, by the tensor cores of sm_80 and later |
+//! | [`tensor`] | dense operands of one type, by the tensor cores of sm_80 and later |
 
 pub(crate) mod any;
 pub(crate) mod skinny;
+pub(crate) mod tensor;
 
 use crate::device::CudaCaps;
 use perjoule_kernels::op::{Activation, GatedKind, Granularity, Op};

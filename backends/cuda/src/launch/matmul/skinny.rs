@@ -40,6 +40,9 @@ pub(crate) const MXFP4: usize = 8;
 /// Most rows of A beside plain weights: more are for kernels that read B once for a tile of rows.
 const MOST_ROWS: usize = 64;
 
+/// No less than the static shared memory of a block.
+const STATIC: u32 = 1024;
+
 /// Warps of a block.
 const WARPS: usize = 8;
 
@@ -179,12 +182,14 @@ impl Form {
         }
     }
 
-    /// Whether rows of A are whole vectors of four elements, at an address that is a multiple of them.
-    fn vectors(&self, candidate_align: u32) -> bool {
+    /// Whether rows of A are whole vectors of 16 bytes, where A lies at a multiple of `align` bytes.
+    fn vectors(&self, align: u32) -> bool {
+        let each = 16 / self.a.dtype.block_bytes();
+        let one = self.m <= 1 && self.grouped.is_none();
         self.a.strides.col == 1
-            && (self.rows() <= 1 && self.grouped.is_none() || self.a.strides.row.is_multiple_of(4))
-            && self.k.is_multiple_of(4)
-            && candidate_align >= 16
+            && (one || self.a.strides.row.is_multiple_of(each))
+            && self.k.is_multiple_of(each)
+            && align >= 16
     }
 
     /// Bytes of B that are read once.
@@ -215,26 +220,27 @@ struct Plan {
     shared: usize,
 }
 
-/// Elements of k that a warp loads at once.
-fn unit(b: DType, mats: usize) -> usize {
+/// Steps of a panel that a warp loads at once.
+fn steps(b: DType, mats: usize) -> usize {
     match b {
-        DType::BF16 | DType::F16 => {
-            if mats == 1 {
-                128
-            } else {
-                64
-            }
-        }
-        DType::F8E4M3 | DType::I8 => {
-            if mats == 1 {
-                256
-            } else {
-                128
-            }
-        }
-        DType::Q4_0 | DType::MxFp4 if mats == 1 => 256,
-        _ => step(b).0,
+        DType::Q4_0 | DType::MxFp4 if mats == 1 => 2,
+        _ => 1,
     }
+}
+
+/// Elements of k that a warp loads at once, and their bytes.
+fn unit(b: DType, mats: usize) -> (usize, usize) {
+    if b.is_block() {
+        let ((len, bytes), steps) = (step(b), steps(b, mats));
+        return (len * steps, bytes * steps * mats);
+    }
+    (128 / b.block_bytes(), PANEL * 128 * mats)
+}
+
+/// Bytes of shared memory that units on the way take.
+fn ring(bytes: usize) -> usize {
+    let all = WARPS * bytes;
+    all * ((80 << 10) / all).clamp(2, 8)
 }
 
 /// The tiles of A that fit, the parts of k by which they do and by which all multiprocessors have work.
@@ -250,7 +256,7 @@ fn plan(form: &Form, math: Math, caps: &CudaCaps) -> Option<Plan> {
 
 fn plan_of(form: &Form, math: Math, caps: &CudaCaps, tiles: usize) -> Option<Plan> {
     let mats = form.mats();
-    let unit = unit(form.b.dtype, mats);
+    let (unit, stage) = unit(form.b.dtype, mats);
     let units = form.k.div_ceil(unit);
     let k_warps = match tiles {
         1 | 2 => WARPS,
@@ -262,29 +268,23 @@ fn plan_of(form: &Form, math: Math, caps: &CudaCaps, tiles: usize) -> Option<Pla
         Some(_) => tiles * 8,
     };
     let panels = form.n.div_ceil(PANEL).div_ceil(WARPS / k_warps);
-    let round = (8 / (tiles * mats)).max(1);
+    let round = (4 / (tiles * mats)).max(1);
     let sums = round * WARPS * mats * tiles * 8 * 20 * 4;
     // (dynamic shared memory, pitch)
     let shared = |parts: usize| {
         let range = units.div_ceil(parts) * unit;
         let pitch = (range * math.element()).next_multiple_of(128) + 64;
         let minima = if form.b.dtype == DType::Q4K { range / 32 * tiles * 8 * 4 } else { 0 };
-        (sums + minima + math.pieces * tokens * pitch, pitch)
+        (sums + minima + ring(stage) + math.pieces * tokens * pitch, pitch)
     };
-    // a kilobyte is the system's, and some is static
-    let resident = if tiles <= 2 { 2 } else { 1 };
-    let limit =
-        (caps.shared as usize).min(caps.shared_of_multiprocessor as usize / resident).saturating_sub(2048);
-    let most = (caps.shared as usize).saturating_sub(1024);
-    let slots = caps.multiprocessors as usize * resident;
+    let most = caps.shared.saturating_sub(STATIC) as usize;
+    let slots = caps.multiprocessors as usize;
+    let matrices = form.grouped.map_or(1, |(experts, rows)| experts.min(rows).max(1));
     let mut parts = 1;
-    let clusters = caps.sm >= 90;
-    let work =
-        |parts: usize| panels * parts * form.grouped.map_or(1, |(experts, rows)| experts.min(rows).max(1));
-    while clusters && parts < 8 {
+    while caps.sm >= 90 && parts < 8 {
         let (bytes, _) = shared(parts);
         let staged = tokens * units.div_ceil(parts) * unit * form.a.dtype.block_bytes();
-        let wants = bytes > limit || work(parts) * 10 < slots * 9 || staged > 32 << 10;
+        let wants = bytes > most || panels * parts * matrices * 4 < slots * 3 || staged > 64 << 10;
         let can = parts * 2 * k_warps <= units.max(k_warps) || bytes > most;
         if !(wants && can) {
             break;
@@ -295,13 +295,8 @@ fn plan_of(form: &Form, math: Math, caps: &CudaCaps, tiles: usize) -> Option<Pla
     if bytes > most {
         return None;
     }
-    let resident = if bytes <= limit { resident } else { 1 };
-    let groups = (caps.multiprocessors as usize * resident / parts).max(1);
     // blocks of an expert that has no rows end at once, so that the others may take all
-    let groups = match form.grouped {
-        None => groups,
-        Some((experts, rows)) => groups.div_ceil(experts.min(rows).max(1)),
-    };
+    let groups = (slots / parts).max(1).div_ceil(matrices);
     Some(Plan { tiles, k_warps, parts, groups: groups.min(panels), tokens, pitch, shared: bytes })
 }
 
@@ -458,7 +453,8 @@ fn prepare<const WEIGHT: usize>(request: &Request<'_>) -> Result<Box<dyn Launch>
         ("GROUP_SCALES", define(form.group_scales().into())),
     ];
     let function = module(request, &MATMUL_SKINNY, &defines)?.function("skinny")?;
-    function.allow_shared(plan.shared as u32)?;
+    // all plans of a variant share the function, and the last word on it: as much as any of them takes
+    function.allow_shared(caps.shared.saturating_sub(STATIC))?;
     let params = params(request, &form, &plan);
     let y = match form.grouped {
         None => form.m.div_ceil(plan.tiles * 8),

@@ -1,12 +1,13 @@
 //! Attention by `mma.sync`: packed rows of a group of heads, and keys split over blocks where units are few. `shaders/cuda/attention/mma.cu`
 //! says how.
 
-use super::attention::{
-    Operands, Params, caps_of, is_empty, longest, misaligned, op_of, refuse_sizes, type_names,
+use super::{
+    Params, align, caps_of, is_empty, longest, misaligned, op_of, pointers, refuse_sizes, rounded_weights,
+    type_names,
 };
-use super::{Body, Call, Dims, launch, module, param};
-use crate::compile::Function;
 use crate::device::CudaCaps;
+use crate::launch::steps::{Pointer, Step, Steps};
+use crate::launch::{Dims, launch, module};
 use perjoule_kernels::op::{Attention, Op, Spec};
 use perjoule_kernels::{Candidate, Config, DType, Kernel, Launch, Reason, Request, Result};
 use perjoule_shaders::cuda;
@@ -63,8 +64,8 @@ pub(crate) const fn row<const BF16: bool, const CLUSTERS: bool>(name: &'static s
     Kernel::new(name, "attention", cost::<CLUSTERS>, prepare::<CLUSTERS>)
         .with_configs(CONFIGS)
         .with_reject(reject::<BF16, CLUSTERS>)
-        .with_numerics(super::attention::rounded_weights)
-        .with_align(super::attention::align)
+        .with_numerics(rounded_weights)
+        .with_align(align)
 }
 
 fn reject<const BF16: bool, const CLUSTERS: bool>(candidate: &Candidate<'_>) -> Option<Reason> {
@@ -139,18 +140,6 @@ fn resident(caps: &CudaCaps, shared: usize) -> usize {
     (caps.shared_of_multiprocessor as usize / (shared + 1024)).clamp(1, 2)
 }
 
-struct Split {
-    params: Params,
-    operands: Operands,
-    function: Function,
-    /// Present where parts go through scratch.
-    combine: Option<Function>,
-    units: usize,
-    shape: Shape,
-    dims: Dims,
-    scratch: u64,
-}
-
 fn prepare<const CLUSTERS: bool>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let op = op_of(request)?;
     let shape = Shape::new(request.config);
@@ -173,7 +162,7 @@ fn prepare<const CLUSTERS: bool>(request: &Request<'_>) -> Result<Box<dyn Launch
             ("CLUSTER", number(usize::from(CLUSTERS))),
             ("RESIDENT", number(1)),
             ("SCORES", number(usize::from(!plain))),
-            ("EARLY", number(usize::from(CLUSTERS))),
+            ("EARLY", number(0)),
             ("AHEAD", number(8)),
             ("TYPE", name.to_string()),
             ("TYPE_NAME", suffix.to_string()),
@@ -196,30 +185,17 @@ fn prepare<const CLUSTERS: bool>(request: &Request<'_>) -> Result<Box<dyn Launch
         None => 0,
     };
     let units = if is_empty(op) { 0 } else { units };
-    let params = Params::new(op).with(splits, tiles);
+    let group = op.q.inner / op.kv.kv_heads;
+    let params = Params::new(op).tiled(group, tiles, splits, units * splits);
     let mut dims = Dims::line((units * splits) as u32, shape.threads() as u32);
     dims.shared = shared as u32;
-    dims.early = CLUSTERS;
     dims.cluster = if CLUSTERS { splits as u32 } else { 1 };
-    launch(Split { params, operands: Operands::new(op), function, combine, units, shape, dims, scratch })
-}
-
-impl Body for Split {
-    fn scratch(&self) -> u64 {
-        self.scratch
+    let mut pointers = pointers(op);
+    pointers.push(if scratch > 0 { Pointer::Scratch(0) } else { Pointer::Nothing });
+    let mut list = vec![Step { function, dims, params, pointers: pointers.clone() }];
+    if let Some(function) = combine {
+        let dims = Dims::line((units * shape.rows() / 4) as u32, 128);
+        list.push(Step { function, dims, params, pointers });
     }
-
-    fn run(&self, call: &mut Call<'_>) -> Result<()> {
-        let (at, scratch) = (self.operands.addresses(call), call.scratch());
-        let [q, k, v, kv_len, offsets, table, sinks, out] = at.each_ref().map(param);
-        let params = [param(&self.params), q, k, v, kv_len, offsets, table, sinks, out, param(&scratch)];
-        call.start(&self.function, self.dims, &params)?;
-        match &self.combine {
-            Some(combine) => {
-                let blocks = self.units * self.shape.rows() / 4;
-                call.start(combine, Dims::line(blocks as u32, 128), &params)
-            }
-            None => Ok(()),
-        }
-    }
+    launch(Steps { scratch, list })
 }

@@ -100,6 +100,8 @@ sources! {
     MATMUL_FMA = "cuda/matmul/fma.cu";
     /// Matrix products for Hopper.
     MATMUL_HOPPER = "cuda/matmul/hopper.cu";
+    /// Activations rounded to bf16.
+    MATMUL_ROUND = "cuda/matmul/round.cu";
     /// Products of few rows with weights.
     MATMUL_SKINNY = "cuda/matmul/skinny.cu";
     /// Norms, a vector in the registers of a block.

@@ -15,6 +15,8 @@ macro_rules! sources {
 sources! {
     /// What kernels include.
     HEADERS:
+    /// What kernels share that quantise with scales beside the codes.
+    QUANTISE_COMMON = "cuda/quantise/common.cuh";
     /// Logits in order.
     ORDER = "cuda/argmax/common.cuh";
     /// Masks of attention, and a row by its definition.
@@ -106,6 +108,8 @@ sources! {
     QK_HEADS = "cuda/qk_norm_rope_append/heads.cu";
     /// Norm, rotation and append, a head in the registers of a few lanes.
     QK_REGISTERS = "cuda/qk_norm_rope_append/registers.cu";
+    /// Quantising with scales, a group in the registers of a block.
+    QUANTISE_RUNS = "cuda/quantise/runs.cu";
     /// Quantising to block formats.
     QUANTISE_BLOCKS = "cuda/quantise/blocks.cu";
     /// Quantising with scales beside the codes.

@@ -11,7 +11,10 @@
 //
 // Preconditions: k contiguous in B and its columns at multiples of 16 bytes, or B packed in panels of 16 columns (matmul/panels.cuh).
 //
-// Defines: WEIGHT, MATH, PIECES, TILES, KWARPS, GATED, GROUPED, GROUP_SCALES.
+// Where rows are so few that their pieces fit into the columns of the instructions side by side, they lie there (SPREAD), and are added at
+// the end: splitting then costs nothing.
+//
+// Defines: WEIGHT, MATH, PIECES, SPREAD, TILES, KWARPS, GATED, GROUPED, GROUP_SCALES.
 
 #include "common/element.cuh"
 #include "common/product.cuh"
@@ -47,6 +50,9 @@ constexpr int THREADS = WARPS * 32;
 constexpr int PANELS = WARPS / KWARPS;
 constexpr int COLUMNS = 16;
 constexpr int TOKENS = TILES * 8;
+// Rows of A that a block takes at a time, and pieces that meet in one column.
+constexpr int ROWS = SPREAD ? TOKENS / PIECES : TOKENS;
+constexpr int DEEP = SPREAD ? 1 : PIECES;
 constexpr int ROUND = 4 / (TILES * MATS) > 0 ? 4 / (TILES * MATS) : 1;
 static_assert(!PAIR || ROUND == 1, "a pair of panels is a round");
 
@@ -163,8 +169,8 @@ DEVICE Float4 added(const Float4 &x, const Float4 &y) {
     }
     return out;
 }
-// What the warps of a block have of four elements.
-DEVICE Float4 total_of(u32 at) {
+// What the warps of a block have of four elements of a column.
+DEVICE Float4 column_of(u32 at) {
     Float4 each[KWARPS];
 #pragma unroll
     for (int w = 0; w < KWARPS; w++) {
@@ -175,6 +181,15 @@ DEVICE Float4 total_of(u32 at) {
 #pragma unroll
     for (int w = 1; w < KWARPS; w++) {
         out = added(out, each[w]);
+    }
+    return out;
+}
+// What they have of four elements; the pieces of A lie `apart` bytes apart.
+DEVICE Float4 total_of(u32 at, u32 apart) {
+    Float4 out = column_of(at + (PIECES - DEEP) * apart);
+#pragma unroll
+    for (int piece = PIECES - DEEP - 1; piece >= 0; piece--) {
+        out = added(out, column_of(at + piece * apart));
     }
     return out;
 }
@@ -329,13 +344,18 @@ DEVICE void stage(const Params &p, const void *a, u8 *to, const i32 *rows, u32 c
     }
 }
 
-// Sums of 32 neighbours of A, `[32 of k][token]`, which minima of q4_k multiply.
+// The row of shared memory that a column multiplies: spread pieces lie behind each other as they do there.
+DEVICE u32 row_of(const Params &p, u32 column, u32 count) {
+    return SPREAD ? column / count * p.tokens + column % count : column;
+}
+
+// Sums of 32 neighbours of A, `[32 of k][column]`, which minima of q4_k multiply.
 DEVICE void sum_activations(const Params &p, const u8 *from, float *sums, u32 count, u32 range) {
     for (u32 at = threadIdx.x; at < range / 32 * TOKENS; at += THREADS) {
-        const u32 token = at % TOKENS, k = at / TOKENS * 32;
+        const u32 column = at % TOKENS, k = at / TOKENS * 32;
         float sum = 0.0f;
-        for (int piece = PIECES - 1; token < count && piece >= 0; piece--) {
-            const u8 *row = from + (piece * p.tokens + token) * p.pitch + k * 2;
+        for (int piece = DEEP - 1; column < count * (PIECES / DEEP) && piece >= 0; piece--) {
+            const u8 *row = from + (piece * p.tokens + row_of(p, column, count)) * p.pitch + k * 2;
             for (int i = 0; i < 16; i++) {
                 float pair[2];
                 if (HALF) {
@@ -408,7 +428,7 @@ DEVICE void multiply(Sum (&sum)[MATS][TILES], const Fragment (&first)[MATS], con
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
-        for (int piece = PIECES - 1; piece >= 0; piece--) {
+        for (int piece = DEEP - 1; piece >= 0; piece--) {
             const Word4 b = word4(act.at[tile] + piece * act.piece_bytes + offset);
 #pragma unroll
             for (int mat = 0; mat < MATS; mat++) {
@@ -427,7 +447,7 @@ template <bool SIXTEEN> DEVICE void multiply_scaled(Sum (&sum)[MATS][TILES], con
     for (int tile = 0; tile < TILES; tile++) {
         Sum one[MATS] = {}, two[MATS] = {};
 #pragma unroll
-        for (int piece = PIECES - 1; piece >= 0; piece--) {
+        for (int piece = DEEP - 1; piece >= 0; piece--) {
             const Word4 b = word4(act.at[tile] + piece * act.piece_bytes + offset);
 #pragma unroll
             for (int mat = 0; mat < MATS; mat++) {
@@ -771,10 +791,10 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
         source[MEETING - 1] = Source{up, p.up_stride};
     }
 
-    // a block takes TOKENS rows at a time: by blockIdx.y, or of an expert all
-    const i32 first_row = GROUPED ? from : (i32)blockIdx.y * TOKENS;
-    for (i32 row0 = first_row; row0 < to; row0 += GROUPED ? TOKENS : to) {
-        const u32 count = to - row0 < TOKENS ? (u32)(to - row0) : TOKENS;
+    // a block takes ROWS rows at a time: by blockIdx.y, or of an expert all
+    const i32 first_row = GROUPED ? from : (i32)blockIdx.y * ROWS;
+    for (i32 row0 = first_row; row0 < to; row0 += GROUPED ? ROWS : to) {
+        const u32 count = to - row0 < ROWS ? (u32)(to - row0) : ROWS;
         const u32 first_unit = unit0 + kwarp;
         // what is fetched next
         u32 fetch_tile = first_unit < unit1 ? group : tiles, fetch_at = first_unit, fetch_stage = 0;
@@ -801,7 +821,7 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
         if (p.b_constant && !GROUPED) {
             dependency_wait();
         }
-        if (threadIdx.x < TOKENS) {
+        if (threadIdx.x < ROWS) {
             i32 a_row = -1, c_row = -1;
             if (threadIdx.x < count) {
                 const i32 position = row0 + (i32)threadIdx.x;
@@ -825,8 +845,8 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
         Activations act;
 #pragma unroll
         for (int i = 0; i < TILES; i++) {
-            const u32 token = i * 8 + lane / 4;
-            act.at[i] = activations + (token < count ? token : count - 1) * p.pitch + lane % 4 * 16;
+            const u32 column = i * 8 + lane / 4;
+            act.at[i] = activations + (column < count * (PIECES / DEEP) ? row_of(p, column, count) : 0) * p.pitch + lane % 4 * 16;
         }
         act.piece_bytes = p.tokens * p.pitch;
         act.sums = activation_sums + lane % 4 * 2;
@@ -856,7 +876,7 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
             }
             constexpr u32 QUADS = COLUMNS / 4;
             const u32 total = slot * PANELS * count * QUADS;
-            const u32 base = shared_address(sums);
+            const u32 base = shared_address(sums), apart = count * PITCH * 4;
             // of a quad: its panel with slot, its row, and where it lies
             const auto place = [&](u32 i, u32 &panel, u32 &token, u32 &quad) {
                 quad = i % QUADS;
@@ -866,13 +886,13 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
             };
             u32 panel, token, quad;
             __syncthreads();
-            if (KWARPS > 1 && parts > 1) {
+            if ((KWARPS > 1 || SPREAD) && parts > 1) {
                 // first the warps of each block, so that less crosses the cluster
                 for (u32 i = threadIdx.x; i < total; i += THREADS) {
                     const u32 at = place(i, panel, token, quad);
 #pragma unroll
                     for (int mat = 0; mat < MEETING; mat++) {
-                        put_floats(at + mat * SUMS * 4, total_of(at + mat * SUMS * 4));
+                        put_floats(at + mat * SUMS * 4, total_of(at + mat * SUMS * 4, apart));
                     }
                 }
             }
@@ -887,7 +907,7 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
 #pragma unroll
                 for (int mat = 0; mat < MEETING; mat++) {
                     if (parts == 1) {
-                        value[mat] = total_of(at + mat * SUMS * 4);
+                        value[mat] = total_of(at + mat * SUMS * 4, apart);
                         continue;
                     }
                     value[mat] = Float4{};
@@ -952,8 +972,8 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
                             }
 #pragma unroll
                             for (int i = 0; i < TILES; i++) {
-                                const u32 token = i * 8 + lane % 4 * 2 + side;
-                                scales.a[i][side] = p.a_scale == SCALE_GROUP ? a_scale + a_rows[token < count ? token : count - 1] * ((p.k + p.a_group - 1) / p.a_group) : nullptr;
+                                const u32 token = (i * 8 + lane % 4 * 2 + side) % count;
+                                scales.a[i][side] = p.a_scale == SCALE_GROUP ? a_scale + a_rows[token] * ((p.k + p.a_group - 1) / p.a_group) : nullptr;
                             }
                         }
                     }

@@ -205,8 +205,12 @@ impl Form {
 /// How a product is split.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Plan {
-    /// Tiles of eight rows of A that a block takes.
+    /// Tiles of eight columns of the instructions, for rows of A or pieces of them.
     tiles: usize,
+    /// Whether pieces lie side by side.
+    spread: bool,
+    /// Rows of A that a block takes at a time.
+    rows: usize,
     /// Warps of a block that share k.
     k_warps: usize,
     /// Blocks of a cluster, which share k.
@@ -269,21 +273,26 @@ impl Variant {
 /// The tiles of A that fit, the parts of k by which they do and by which all multiprocessors have work.
 fn plan(form: &Form, math: Math, caps: &CudaCaps) -> Option<Plan> {
     let rows = form.rows().max(1);
+    if math.pieces > 1 && rows * math.pieces <= 16 {
+        let tiles = (rows * math.pieces).div_ceil(8);
+        if let Some(plan) = plan_of(form, math, caps, tiles, true) {
+            return Some(plan);
+        }
+    }
     let few = form.grouped.is_some() || math.pieces == 3 || form.up.is_some() && form.b.dtype.is_block();
     let most = if few { 2 } else { 8 };
     let wanted = [1, 2, 4, 8].into_iter().find(|t| t * 8 >= rows).unwrap_or(8).min(most);
-    [8, 4, 2, 1]
-        .into_iter()
-        .filter(|tiles| *tiles <= wanted)
-        .find_map(|tiles| plan_of(form, math, caps, tiles))
+    let mut fitting = [8, 4, 2, 1].into_iter().filter(|tiles| *tiles <= wanted);
+    fitting.find_map(|tiles| plan_of(form, math, caps, tiles, false))
 }
 
-fn plan_of(form: &Form, math: Math, caps: &CudaCaps, tiles: usize) -> Option<Plan> {
+fn plan_of(form: &Form, math: Math, caps: &CudaCaps, tiles: usize, spread: bool) -> Option<Plan> {
     let Variant { unit, panels, k_warps, fixed, two } = Variant::of(form, tiles);
     let units = form.k.div_ceil(unit);
+    let rows = if spread { tiles * 8 / math.pieces } else { tiles * 8 };
     let tokens = match form.grouped {
-        None => form.m.min(tiles * 8),
-        Some(_) => tiles * 8,
+        None => form.m.min(rows),
+        Some(_) => rows,
     };
     let across = form.n.div_ceil(PANEL).div_ceil(panels);
     // (dynamic shared memory, bytes of a row of A)
@@ -327,7 +336,17 @@ fn plan_of(form: &Form, math: Math, caps: &CudaCaps, tiles: usize) -> Option<Pla
     let resident = if two && bytes <= half { 2 } else { 1 };
     // blocks of an expert that has no rows end at once, so that the others may take all
     let groups = (multiprocessors * resident / parts).max(1).div_ceil(matrices);
-    Some(Plan { tiles, k_warps, parts, groups: groups.min(across), tokens, pitch, shared: bytes })
+    Some(Plan {
+        tiles,
+        spread,
+        rows,
+        k_warps,
+        parts,
+        groups: groups.min(across),
+        tokens,
+        pitch,
+        shared: bytes,
+    })
 }
 
 fn reject<const WEIGHT: usize>(candidate: &Candidate<'_>) -> Option<Reason> {
@@ -366,7 +385,7 @@ fn reject<const WEIGHT: usize>(candidate: &Candidate<'_>) -> Option<Reason> {
             return Some(Reason::new("scales groups of multiples of 128 of k, beside plain weights"));
         }
     }
-    if form.grouped.is_some_and(|(experts, rows)| experts.min(rows) > 65535) || form.m.div_ceil(8) > 65535 {
+    if form.grouped.is_some_and(|(experts, rows)| experts.min(rows) > 65535) || form.m > 65535 {
         return Some(Reason::new("has no grid for so many rows"));
     }
     plan(&form, math, caps).is_none().then(|| Reason::new("keeps A in shared memory, where it does not fit"))
@@ -400,11 +419,12 @@ fn cost<const WEIGHT: usize>(candidate: &Candidate<'_>) -> f32 {
     let Some(math) = Math::of(form.a.dtype, WEIGHTS[WEIGHT], form.policy) else { return f32::INFINITY };
     let Some(plan) = plan(&form, math, caps) else { return f32::INFINITY };
     let rows = form.rows().max(1);
-    let passes = rows.div_ceil(plan.tiles * 8) as f32;
+    let passes = rows.div_ceil(plan.rows) as f32;
     let matrices = form.grouped.map_or(1, |(experts, rows)| experts.min(rows).max(1)) as f32;
+    let pieces = if plan.spread { 1 } else { math.pieces };
     let padded = passes * (plan.tiles * 8) as f32 * matrices;
     // multiply-adds of mma.sync in a cycle of a multiprocessor: about 600 of 16 bits
-    let instructions = padded * form.n as f32 * form.k as f32 * (math.pieces * form.mats()) as f32;
+    let instructions = padded * form.n as f32 * form.k as f32 * (pieces * form.mats()) as f32;
     let rate = if math.kind == 2 { 300.0 } else { 600.0 };
     let arithmetic = instructions / (rate * speed.multiprocessors * speed.clock);
     // all passes but the first come from the second-level cache, half of them at best
@@ -476,6 +496,7 @@ fn prepare<const WEIGHT: usize>(request: &Request<'_>) -> Result<Box<dyn Launch>
         ("WEIGHT", define(WEIGHT.saturating_sub(1))),
         ("MATH", define(math.kind)),
         ("PIECES", define(math.pieces)),
+        ("SPREAD", define(plan.spread.into())),
         ("TILES", define(plan.tiles)),
         ("KWARPS", define(plan.k_warps)),
         ("GATED", define(form.mats() - 1)),
@@ -487,7 +508,7 @@ fn prepare<const WEIGHT: usize>(request: &Request<'_>) -> Result<Box<dyn Launch>
     function.allow_shared(caps.shared.saturating_sub(STATIC))?;
     let params = params(request, &form, &plan);
     let y = match form.grouped {
-        None => form.m.div_ceil(plan.tiles * 8),
+        None => form.m.div_ceil(plan.rows),
         Some((experts, rows)) => experts.min(rows),
     };
     let dims = Dims {

@@ -16,7 +16,7 @@ static PLAIN: &[Config] = &[Config::tile("32x16", &[32, 16, 128])];
 static PACKED: &[Config] = &[Config::tile("32x16", &[32, 16, 256])];
 
 /// Types of weights.
-const WEIGHTS: [DType; 9] = [
+pub(super) const WEIGHTS: [DType; 9] = [
     DType::BF16,
     DType::F16,
     DType::F8E4M3,
@@ -71,17 +71,17 @@ pub(crate) const fn packed<const WEIGHT: usize>(
 
 /// How the tensor cores multiply, and into how many parts A is split for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Math {
+pub(super) struct Math {
     /// `M_BF16`, `M_F16`, `M_TF32`, `M_S8` of the kernel.
-    kind: usize,
-    pieces: usize,
+    pub(super) kind: usize,
+    pub(super) pieces: usize,
     /// Whether elements of A are rounded to bf16, by leave of the policy.
-    rounds: bool,
+    pub(super) rounds: bool,
 }
 
 impl Math {
     /// Exact to f32, unless the policy allows rounding.
-    fn of(a: DType, b: DType, policy: Policy) -> Option<Self> {
+    pub(super) fn of(a: DType, b: DType, policy: Policy) -> Option<Self> {
         let exact = |kind, pieces| Some(Math { kind, pieces, rounds: false });
         match (a, b) {
             (DType::I8, DType::I8) => exact(3, 1),
@@ -104,25 +104,25 @@ impl Math {
 
 /// What the three ops have in common.
 #[derive(Clone, Copy)]
-struct Form {
-    m: usize,
-    n: usize,
-    k: usize,
-    a: Tensor2,
-    b: Tensor2,
-    up: Option<Matrix>,
-    c: Matrix,
-    c_dtype: DType,
-    constant: bool,
-    a_scale: Option<Granularity>,
-    b_scale: Option<Granularity>,
-    policy: Policy,
+pub(super) struct Form {
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) a: Tensor2,
+    pub(super) b: Tensor2,
+    pub(super) up: Option<Matrix>,
+    pub(super) c: Matrix,
+    pub(super) c_dtype: DType,
+    pub(super) constant: bool,
+    pub(super) a_scale: Option<Granularity>,
+    pub(super) b_scale: Option<Granularity>,
+    pub(super) policy: Policy,
     /// Experts and capacity of positions of a grouped product.
-    grouped: Option<(usize, usize)>,
+    pub(super) grouped: Option<(usize, usize)>,
 }
 
 impl Form {
-    fn of(op: &Op) -> Option<Self> {
+    pub(super) fn of(op: &Op) -> Option<Self> {
         let of_matmul = |m: &MatMul| Form {
             m: m.m,
             n: m.n,
@@ -165,7 +165,7 @@ impl Form {
         }
     }
 
-    fn mats(&self) -> usize {
+    pub(super) fn mats(&self) -> usize {
         1 + usize::from(self.up.is_some())
     }
 
@@ -175,7 +175,7 @@ impl Form {
     }
 
     /// Rows of A that multiply one matrix of B, as far as is known.
-    fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         match self.grouped {
             None => self.m,
             Some((experts, rows)) => rows.div_ceil(experts.max(1)),
@@ -193,7 +193,7 @@ impl Form {
     }
 
     /// Bytes of B that are read once.
-    fn bytes(&self, pack: Option<&PackFormat>) -> f32 {
+    pub(super) fn bytes(&self, pack: Option<&PackFormat>) -> f32 {
         let one = match pack {
             Some(pack) => pack.bytes(self.n, self.k).unwrap_or(0) as f32,
             None => self.n as f32 * self.k as f32 * self.b.dtype.block_bytes() as f32,

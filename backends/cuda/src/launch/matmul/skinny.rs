@@ -238,7 +238,7 @@ struct Variant {
 }
 
 impl Variant {
-    fn of(form: &Form, tiles: usize) -> Self {
+    fn of(form: &Form, tiles: usize, deep: usize) -> Self {
         let (b, gated) = (form.b.dtype, form.up.is_some());
         let pair = (tiles == 4 || tiles == 8 && !b.is_block()) && !gated;
         let mats = if gated || pair { 2 } else { 1 };
@@ -265,7 +265,7 @@ impl Variant {
             panels: WARPS / k_warps * if pair { 2 } else { 1 },
             k_warps,
             fixed: sums + stage * (ring / stage).clamp(2, 8),
-            two: tiles <= 2 && !(gated && b.is_block()),
+            two: tiles <= 2 && !(b.is_block() && (gated || deep == 3)),
         }
     }
 }
@@ -273,21 +273,27 @@ impl Variant {
 /// The tiles of A that fit, the parts of k by which they do and by which all multiprocessors have work.
 fn plan(form: &Form, math: Math, caps: &CudaCaps) -> Option<Plan> {
     let rows = form.rows().max(1);
-    if math.pieces > 1 && rows * math.pieces <= 16 {
-        let tiles = (rows * math.pieces).div_ceil(8);
-        if let Some(plan) = plan_of(form, math, caps, tiles, true) {
-            return Some(plan);
-        }
+    let spread = |tiles| plan_of(form, math, caps, tiles, true).filter(|_| math.pieces > 1);
+    if rows * math.pieces <= 16
+        && let Some(plan) = spread((rows * math.pieces).div_ceil(8))
+    {
+        return Some(plan);
     }
-    let few = form.grouped.is_some() || math.pieces == 3 || form.up.is_some() && form.b.dtype.is_block();
+    let few = form.grouped.is_some()
+        || form.group_scales()
+        || math.pieces == 3
+        || form.up.is_some() && form.b.dtype.is_block();
     let most = if few { 2 } else { 8 };
     let wanted = [1, 2, 4, 8].into_iter().find(|t| t * 8 >= rows).unwrap_or(8).min(most);
     let mut fitting = [8, 4, 2, 1].into_iter().filter(|tiles| *tiles <= wanted);
-    fitting.find_map(|tiles| plan_of(form, math, caps, tiles, false))
+    let whole = fitting.find_map(|tiles| plan_of(form, math, caps, tiles, false));
+    // fewer rows at a time than an instruction has columns
+    whole.or_else(|| spread(2)).or_else(|| spread(1))
 }
 
 fn plan_of(form: &Form, math: Math, caps: &CudaCaps, tiles: usize, spread: bool) -> Option<Plan> {
-    let Variant { unit, panels, k_warps, fixed, two } = Variant::of(form, tiles);
+    let Variant { unit, panels, k_warps, fixed, two } =
+        Variant::of(form, tiles, if spread { 1 } else { math.pieces });
     let units = form.k.div_ceil(unit);
     let rows = if spread { tiles * 8 / math.pieces } else { tiles * 8 };
     let tokens = match form.grouped {
@@ -619,5 +625,78 @@ impl Body for Skinny {
                 param(&c),
             ],
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use perjoule_kernels::op::MatMul;
+
+    fn caps(sm: u32, shared: u32, of_multiprocessor: u32) -> CudaCaps {
+        CudaCaps {
+            sm,
+            multiprocessors: 132,
+            shared,
+            shared_of_multiprocessor: of_multiprocessor,
+            threads: 2048,
+            l2: 50 << 20,
+            clock_khz: 1_980_000,
+            memory_rate: 4_800_000_000_000,
+        }
+    }
+
+    fn planned(caps: &CudaCaps, m: usize, n: usize, k: usize, a: DType, b: DType) -> Option<Plan> {
+        let op = Op::MatMul(MatMul::linear(m, n, k, a, b, DType::F32));
+        let form = Form::of(&op)?;
+        plan(&form, Math::of(a, b, form.policy)?, caps)
+    }
+
+    #[test]
+    fn layers_of_llama_fit_on_hopper() {
+        let caps = caps(90, 232_448, 233_472);
+        let layers =
+            [(4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336), (128_256, 4096), (8192, 28672)];
+        for (n, k) in layers {
+            for m in [1, 2, 5, 8, 16, 33, 64] {
+                for b in WEIGHTS.into_iter().filter(|b| *b != DType::I8) {
+                    for a in [DType::F32, DType::BF16] {
+                        let plan = planned(&caps, m, n, k, a, b);
+                        let plan = plan.unwrap_or_else(|| panic!("{m} x {n} x {k}, {a} by {b}"));
+                        assert!(plan.shared + STATIC as usize <= 232_448, "{plan:?}");
+                        assert!((1..=132 * 2).contains(&(plan.groups * plan.parts)), "{plan:?}");
+                        assert!(plan.rows >= 1 && plan.tokens <= m.min(plan.rows), "{plan:?}");
+                        assert_eq!(plan.pitch % 128, 64, "{plan:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_of_few_rows_lie_side_by_side() {
+        let caps = caps(90, 232_448, 233_472);
+        let of = |m, a, b| planned(&caps, m, 4096, 4096, a, b).unwrap();
+        for (m, rows, tiles) in [(1, 2, 1), (2, 2, 1), (3, 5, 2), (5, 5, 2)] {
+            let plan = of(m, DType::F32, DType::BF16);
+            assert_eq!((plan.spread, plan.rows, plan.tiles), (true, rows, tiles), "{m}");
+        }
+        assert!(!of(6, DType::F32, DType::BF16).spread);
+        assert!(of(8, DType::F32, DType::F16).spread, "two pieces of eight rows");
+        assert!(!of(1, DType::BF16, DType::BF16).spread);
+    }
+
+    #[test]
+    fn without_clusters_k_is_not_shared() {
+        let caps = caps(80, 166_912, 167_936);
+        for m in [1, 8, 64] {
+            if let Some(plan) = planned(&caps, m, 4096, 4096, DType::BF16, DType::BF16) {
+                assert_eq!(plan.parts, 1);
+                assert!(plan.shared + STATIC as usize <= 166_912);
+            }
+        }
+        assert!(planned(&caps, 1, 4096, 4096, DType::BF16, DType::Q4K).is_some());
+        // a row of A that no shared memory holds
+        assert_eq!(planned(&caps, 8, 4096, 1 << 20, DType::F32, DType::BF16), None);
     }
 }

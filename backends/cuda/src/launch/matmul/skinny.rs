@@ -37,8 +37,8 @@ pub(crate) const Q4_K: usize = 6;
 pub(crate) const Q6_K: usize = 7;
 pub(crate) const MXFP4: usize = 8;
 
-/// Most rows of A beside plain weights: more are for kernels that read B once for a tile of rows.
-const MOST_ROWS: usize = 64;
+/// Most rows of A beside plain weights: many more are for kernels that read B once for a large tile of rows.
+const MOST_ROWS: usize = 1024;
 
 /// No less than the static shared memory of a block.
 const STATIC: u32 = 1024;
@@ -435,7 +435,9 @@ fn cost<const WEIGHT: usize>(candidate: &Candidate<'_>) -> f32 {
     let arithmetic = instructions / (rate * speed.multiprocessors * speed.clock);
     // all passes but the first come from the second-level cache, half of them at best
     let memory = form.bytes(candidate.pack) * (1.0 + 0.5 * (passes - 1.0)) / (0.85 * speed.memory);
-    LAUNCH + 1e-6 + memory.max(arithmetic)
+    // barriers of clusters, and a block alone on its multiprocessor
+    let alone = [1.0, 1.1, 1.5, 2.0][plan.tiles.ilog2() as usize];
+    LAUNCH + 1e-6 + memory.max(arithmetic) * alone
 }
 
 /// Laid out as the kernel's.

@@ -49,6 +49,8 @@ sources! {
     CACHE = "cuda/kv_append/cache.cuh";
     /// What the products for Hopper share.
     MATMUL_HOPPER_COMMON = "cuda/matmul/hopper.cuh";
+    /// Fragments of weights times activations.
+    MATMUL_MULTIPLY = "cuda/matmul/multiply.cuh";
     /// Weights as registers and fragments.
     MATMUL_SKINNY_WEIGHTS = "cuda/matmul/skinny.cuh";
     /// What the kernels of norms share.
@@ -102,6 +104,8 @@ sources! {
     MATMUL_FMA = "cuda/matmul/fma.cu";
     /// Matrix products for Hopper.
     MATMUL_HOPPER = "cuda/matmul/hopper.cu";
+    /// Products of many rows with packed weights of block formats.
+    MATMUL_PANELS = "cuda/matmul/panels.cu";
     /// Products of few rows with weights.
     MATMUL_SKINNY = "cuda/matmul/skinny.cu";
     /// Norms, a vector in the registers of a block.

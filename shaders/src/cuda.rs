@@ -45,6 +45,8 @@ sources! {
     WGMMA = "cuda/common/wgmma.cuh";
     /// Writing into KV caches.
     CACHE = "cuda/kv_append/cache.cuh";
+    /// What the products for Hopper share.
+    MATMUL_HOPPER_COMMON = "cuda/matmul/hopper.cuh";
     /// Weights as registers and fragments.
     MATMUL_SKINNY_WEIGHTS = "cuda/matmul/skinny.cuh";
     /// What the kernels of norms share.
@@ -88,6 +90,8 @@ sources! {
     EMBED_ROWS = "cuda/embed/rows.cu";
     /// Gated activations.
     GATED_ROWS = "cuda/gated/rows.cu";
+    /// Products of experts for Hopper.
+    GROUPED_MATMUL_HOPPER = "cuda/grouped_matmul/hopper.cu";
     /// Keys and values into caches.
     KV_APPEND_ROWS = "cuda/kv_append/rows.cu";
     /// Products of everything that the ops allow.

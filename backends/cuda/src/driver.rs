@@ -16,8 +16,8 @@ impl std::fmt::Display for Refused {
             let mut text = std::ptr::null();
             // SAFETY: the driver is loaded, or there would be no result of it; it writes a pointer to a static string or null.
             match unsafe { get(self.0, &mut text) } {
-                // SAFETY: a static string of the driver.
                 CUresult::CUDA_SUCCESS if !text.is_null() => {
+                    // SAFETY: a static string of the driver.
                     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
                 }
                 _ => format!("CUDA error {}", self.0 as u32),

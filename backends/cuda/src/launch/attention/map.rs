@@ -55,7 +55,7 @@ impl Map {
     pub(super) fn fits(&self) -> bool {
         let counts = self.dims.iter().all(|&count| (1..=u32::MAX as usize).contains(&count));
         let strides = self.dims[1..].iter().zip(&self.strides);
-        let fits = |bytes: usize| bytes > 0 && bytes % STEP == 0 && bytes < FAR;
+        let fits = |bytes: usize| bytes > 0 && bytes.is_multiple_of(STEP) && bytes < FAR;
         counts
             && strides
                 .clone()

@@ -107,6 +107,12 @@ DEVICE bool lacks_blocks(const Attention &p, const i32 *table, i32 b, i32 start,
     return __any_sync(0xffffffffu, lacks);
 }
 
+// What lane `from` has.
+DEVICE u64 shuffle(u64 x, i32 from) {
+    const u32 low = __shfl_sync(0xffffffffu, (u32)x, from), high = __shfl_sync(0xffffffffu, (u32)(x >> 32), from);
+    return (u64)high << 32 | low;
+}
+
 DEVICE float warp_max(float x) {
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) {
@@ -180,7 +186,7 @@ static __device__ __forceinline__ void attend(const Attention &p, const Operands
         }
         for (i32 i = 0; i < count; i++) {
             const float w = __shfl_sync(0xffffffffu, weight, i);
-            const i64 from = __shfl_sync(0xffffffffu, at, i);
+            const i64 from = (i64)shuffle((u64)at, i);
 #pragma unroll
             for (int j = 0; j < DIMS; j++) {
                 const i32 d = base + lane + 32 * j;

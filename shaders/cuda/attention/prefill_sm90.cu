@@ -195,7 +195,7 @@ DEVICE void soften(float (&s)[N / 2], Softmax &r, float factor) {
         // a maximum that is a little too small does as well, and then nothing needs to be scaled
         top = (top - r.top[half]) * factor <= 8.0f ? r.top[half] : top;
         less[half] = subtrahend(top) * factor;
-        r.keep[half] = exp2_approximate(fmaf(r.top[half], factor, -less[half]));
+        r.keep[half] = top == r.top[half] ? 1.0f : exp2_approximate(fmaf(r.top[half], factor, -less[half]));
         r.top[half] = top;
     }
 #pragma unroll
@@ -496,14 +496,6 @@ extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
         barrier_init_fence();
     }
     __syncthreads();
-#if EARLY
-    grid_dependency_release();
-    if (threadIdx.x < 128 && p.splits > 1) {
-        bring(p, unit_of(p, blockIdx.x, false), static_cast<const TYPE *>(k), static_cast<const TYPE *>(v), kv_len, table, N, AHEAD * N,
-              (i32)threadIdx.x, 128);
-    }
-    grid_dependency_wait();
-#endif
     const u32 warpgroup = threadIdx.x / 128;
     if (warpgroup == 0) {
         registers_give<CONSUMERS == 2 ? 32 : 32>();

@@ -23,6 +23,8 @@ sources! {
     ATTENTION_FRAGMENTS = "cuda/attention/fragments.cuh";
     /// Tiles of rows, and parts of rows put together.
     ATTENTION_PARTS = "cuda/attention/parts.cuh";
+    /// What attention by mma.sync shares.
+    ATTENTION_WARP = "cuda/attention/warp.cuh";
     /// Products of a warpgroup whose left operand may be in registers.
     ATTENTION_PRODUCTS = "cuda/attention/products.cuh";
     /// Reductions of warps and blocks.

@@ -216,7 +216,7 @@ measured() {
 }
 
 part_kernels() {
-    local stop=$((SECONDS + $1)) count=0 left=0 done=0 wrong=0 op dtype list rc log each vendor shapes_of
+    local stop=$((SECONDS + $1)) count=0 left=0 done=0 wrong=0 op dtype list rc log each most vendor shapes_of
     limited 60 "$perjoule" kernels --device "$device" --json 2>"$out/logs/rows.err" | sed -n 's/.*"kernel": "\(.*\)".*/\1/p' >"$out/logs/rows.txt"
     shape_list | awk -v keep="${shapes:-.}" '{line = ""; for (i = 3; i <= NF; i++) if ($1 " " $2 " " $i ~ keep) line = line " " $i; if (line != "") print $1, $2 line}' \
         >"$out/logs/shapes.txt"
@@ -231,12 +231,13 @@ part_kernels() {
         each=$((each * ${#shapes_of[@]}))
         [ $((SECONDS + each)) -le $stop ] || break
         index=$((index + 1)) left=$((left - ${#shapes_of[@]})) log=$out/logs/kernels-$index-$op-$dtype.txt
-        measured $((2 * each + 20)) $(((each + 1) / 2)) "$op" "$dtype" "$vendor" "${shapes_of[@]}"
+        most=$((stop - SECONDS + 10)) && most=$((most < 2 * each + 20 ? most : 2 * each + 20))
+        measured $most $(((each + 1) / 2)) "$op" "$dtype" "$vendor" "${shapes_of[@]}"
         rc=$?
         if [ $rc -eq 2 ] && [ -n "$vendor" ]; then
             echo "- $op $dtype, without $vendor: $(grep -E '^error' "$log" | head -1 | cut -c1-300)" >>"$section"
             vendor=''
-            measured $((2 * each + 20)) $(((each + 1) / 2)) "$op" "$dtype" '' "${shapes_of[@]}"
+            measured $most $(((each + 1) / 2)) "$op" "$dtype" '' "${shapes_of[@]}"
             rc=$?
         fi
         done=$((done + ${#shapes_of[@]}))

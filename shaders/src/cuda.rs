@@ -19,6 +19,8 @@ sources! {
     ORDER = "cuda/argmax/common.cuh";
     /// Masks of attention, and a row by its definition.
     ATTENTION_COMMON = "cuda/attention/common.cuh";
+    /// Fragments of mma.sync.
+    ATTENTION_FRAGMENTS = "cuda/attention/fragments.cuh";
     /// Tiles of rows, and parts of rows put together.
     ATTENTION_PARTS = "cuda/attention/parts.cuh";
     /// Products of a warpgroup whose left operand may be in registers.
@@ -43,6 +45,8 @@ sources! {
     WGMMA = "cuda/common/wgmma.cuh";
     /// Writing into KV caches.
     CACHE = "cuda/kv_append/cache.cuh";
+    /// What the products for Hopper share.
+    MATMUL_HOPPER_COMMON = "cuda/matmul/hopper.cuh";
     /// Weights as registers and fragments.
     MATMUL_SKINNY_WEIGHTS = "cuda/matmul/skinny.cuh";
     /// What the kernels of norms share.
@@ -64,6 +68,8 @@ sources! {
     ADVANCE_SLOTS = "cuda/advance/slots.cu";
     /// The largest element.
     ARGMAX_PARTS = "cuda/argmax/parts.cu";
+    /// Attention of few queries on Hopper.
+    ATTENTION_DECODE_SM90 = "cuda/attention/decode_sm90.cu";
     /// Attention of every form.
     ATTENTION_GENERIC = "cuda/attention/generic.cu";
     /// Attention by mma.sync, keys split over blocks.
@@ -84,6 +90,8 @@ sources! {
     EMBED_ROWS = "cuda/embed/rows.cu";
     /// Gated activations.
     GATED_ROWS = "cuda/gated/rows.cu";
+    /// Products of experts for Hopper.
+    GROUPED_MATMUL_HOPPER = "cuda/grouped_matmul/hopper.cu";
     /// Keys and values into caches.
     KV_APPEND_ROWS = "cuda/kv_append/rows.cu";
     /// Products of everything that the ops allow.

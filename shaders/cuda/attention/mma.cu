@@ -17,6 +17,7 @@
 // TYPE_NAME ("f16" or "bf16"); SCORES = 1 where scores are more than scaled by a positive number; EARLY = 1 where the kernel may start before
 // the one before it ends, and AHEAD, the tiles of a group that are then asked for.
 #define TILE_ROWS (16 * MT * WM)
+#include "attention/fragments.cuh"
 #include "attention/parts.cuh"
 
 static constexpr int WARPS = WM * WN, THREADS = 32 * WARPS;
@@ -44,27 +45,6 @@ DEVICE void copies_commit() {
 
 template <int PENDING> DEVICE void copies_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
-
-DEVICE void load_matrices(u32 (&x)[4], u32 at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"(at)
-                 : "memory");
-}
-
-DEVICE void load_transposed(u32 (&x)[4], u32 at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"(at)
-                 : "memory");
-}
-
-DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE_NAME "." TYPE_NAME ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 DEVICE void group_sync(u32 group) {

@@ -151,6 +151,8 @@ template <class At, class Value> DEVICE Part merge(int parts, At at, Value value
 
 // Where scratch holds a row of a part: its elements, its top and its sum.
 static constexpr int PART = D + 4;
+// Most parts of a row, and how many are read at a time.
+static constexpr int MOST_SPLITS = 64, SOME = 8;
 
 DEVICE float *part_at(const Attention &p, float *parts, const Unit &u, i32 row) {
     return parts + (((i64)u.tile * p.splits + u.split) * ROWS + row) * PART;
@@ -172,15 +174,48 @@ extern "C" __global__ void __launch_bounds__(128, 1)
     if (row >= u.rows) {
         return;
     }
+    // a lane knows the tops and sums of two parts
     const float *from = part_at(p, parts, u, row);
+    const i32 lane = (i32)threadIdx.x % 32;
+    const i64 pitch = (i64)ROWS * PART;
+    float tops[2], weights[2], sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const float *at = from + min(lane + 32 * i, p.splits - 1) * pitch + D;
+        tops[i] = lane + 32 * i < p.splits ? at[0] : -INFINITE;
+        weights[i] = at[1];
+    }
+    const float top = warp_max(fmaxf(tops[0], tops[1])), less = subtrahend(top);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const float weight = exp2_approximate(tops[i] - less);
+        sum += lane + 32 * i < p.splits ? weights[i] * weight : 0.0f;
+        weights[i] = weight;
+    }
+    sum = warp_sum(sum);
     // tensor copies do not know what stands for a block that does not exist
     i32 start, end;
     visible(p, u.s, query_of(p, u, row), start, end);
     bool broken = lacks_blocks(p, table, u.b, start, end);
-    for (i32 d = (i32)threadIdx.x % 32 * 4; d < D; d += 128) {
-        Part part = merge(
-            p.splits, [&](int i) { return from + (i64)i * ROWS * PART + D; }, [&](int i) { return from + (i64)i * ROWS * PART + d; });
-        broken |= finish(p, o, u, row, d, part.x, part.top, part.sum);
+    for (i32 base = 0; base < D; base += 128) {
+        const i32 d = base + 4 * lane;
+        float x[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        for (i32 first = 0; first < p.splits; first += SOME) {
+            Words<16> some[SOME];
+#pragma unroll
+            for (int i = 0; i < SOME; i++) {
+                some[i] = *reinterpret_cast<const Words<16> *>(from + min(first + i, p.splits - 1) * pitch + min(d, D - 4));
+            }
+#pragma unroll
+            for (int i = 0; i < SOME; i++) {
+                const float weight = __shfl_sync(0xffffffffu, first < 32 ? weights[0] : weights[1], (first + i) % 32);
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    x[j] = first + i < p.splits ? fmaf(float_of(some[i].word[j]), weight, x[j]) : x[j];
+                }
+            }
+        }
+        broken |= d < D && finish(p, o, u, row, d, x, top, sum);
     }
     if (__any_sync(0xffffffffu, broken)) {
         exact_row<TYPE, D / 32>(p, o, u.s, query_of(p, u, row), head_of(p, u, row), 0, D);

@@ -24,13 +24,6 @@ static constexpr u32 Q_BYTES = 64 * D * 2, TILE_BYTES = N * D * 2;
 // Shared memory behind the tiles.
 enum Barrier : u32 { Q_FULL = 0, Q_EMPTY = 4, K_FULL = 8, K_EMPTY = 12, V_FULL = 16, V_EMPTY = 20, BARRIERS = 24 };
 
-DEVICE void tensor_load_4d(u32 target, const TensorMap *map, u32 barrier, i32 x, i32 y, i32 z, i32 w) {
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(
-                     target),
-                 "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
-                 : "memory");
-}
-
 // Keeps reads of accumulators behind a wait.
 template <int COUNT> DEVICE void settle(float (&d)[COUNT]) {
 #pragma unroll

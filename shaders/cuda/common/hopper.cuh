@@ -84,7 +84,15 @@ DEVICE void tensor_load(u32 target, const TensorMap* map, u32 barrier, i32 x, i3
         : "memory");
 }
 
-// The same to the same place, and the same barrier, of every block of the cluster whose bit is set.
+// The same of four dimensions.
+DEVICE void tensor_load_4d(u32 target, const TensorMap *map, u32 barrier, i32 x, i32 y, i32 z, i32 w) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(
+                     target),
+                 "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
+                 : "memory");
+}
+
+// `tensor_load` to the same place, and the same barrier, of every block of the cluster whose bit is set.
 DEVICE void tensor_load_multicast(u32 target, const TensorMap* map, u32 barrier, i32 x, i32 y, i32 z, u16 blocks) {
     asm volatile(
         "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, "
@@ -108,6 +116,28 @@ DEVICE void store_commit() {
 template <int PENDING>
 DEVICE void store_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
+}
+
+// 16 bytes by one thread, of which those behind `bytes` are zeros.
+DEVICE void copy_16(u32 target, const void* from, i32 bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(from), "r"(bytes) : "memory");
+}
+
+// Arrives when this thread's copies so far are done. It is one of the arrivals that the barrier was initialised with.
+DEVICE void copy_arrive(u32 barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+DEVICE void load_16(const void* from, u32 (&words)[4]) {
+    asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "l"(from)
+                 : "memory");
+}
+
+DEVICE void store_16(void* to, const u32 (&words)[4]) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
 }
 
 // Orders this thread's stores to shared memory before what the copy engine or the tensor cores read after the next barrier.

@@ -36,13 +36,19 @@
 constexpr bool PACKED = WEIGHT >= W_Q8_0;
 constexpr bool HALF = MATH == M_F16;
 constexpr bool INTEGERS = MATH == M_S8 && !GROUP_SCALES;
-constexpr int MATS = GATED ? 2 : 1;
+// Where there are many rows, a warp takes two panels at once, so that what it reads of A serves both.
+constexpr bool PAIR = (TILES == 4 || TILES == 8 && !PACKED) && !GATED;
+constexpr int OUT = PAIR ? 2 : 1;
+// Matrices or panels that a warp multiplies together, and of those the ones whose sums meet at once.
+constexpr int MATS = GATED || PAIR ? 2 : 1;
+constexpr int MEETING = GATED ? 2 : 1;
 constexpr int WARPS = 8;
 constexpr int THREADS = WARPS * 32;
 constexpr int PANELS = WARPS / KWARPS;
 constexpr int COLUMNS = 16;
 constexpr int TOKENS = TILES * 8;
 constexpr int ROUND = 4 / (TILES * MATS) > 0 ? 4 / (TILES * MATS) : 1;
+static_assert(!PAIR || ROUND == 1, "a pair of panels is a round");
 
 // Bytes of an element of A in shared memory, and elements along k that a lane reads by one access of 16 bytes, times four lanes.
 constexpr int ELEMENT = MATH == M_TF32 ? 4 : MATH == M_S8 ? 1 : 2;
@@ -60,7 +66,7 @@ constexpr int STEP_BYTES = !PACKED ? 16 * CHUNKS * 64 : WEIGHT == W_Q8_0 ? 2176 
 // Bytes of a unit of one matrix, and of all; units that a warp has on the way, or in use.
 constexpr int UNIT_BYTES = STEP_BYTES * (PACKED ? STEPS : 1);
 constexpr int STAGE_BYTES = MATS * UNIT_BYTES;
-constexpr int RING = 80 << 10;
+constexpr int RING = (TILES <= 4 ? 56 : 96) << 10;
 constexpr int STAGES = RING / (WARPS * STAGE_BYTES) < 2 ? 2 : RING / (WARPS * STAGE_BYTES) > 8 ? 8 : RING / (WARPS * STAGE_BYTES);
 
 // Floats of one tile of sums: `[token][column]`, padded so that a warp's stores meet no bank twice.
@@ -133,14 +139,10 @@ template <int LATER> DEVICE void copies_wait() {
 struct alignas(16) Float4 {
     float v[4];
 };
-// Four floats of a block of the cluster, or of this one.
-DEVICE Float4 shared_of(u32 at, u32 rank, bool alone) {
+// Four floats of a block of the cluster.
+DEVICE Float4 floats_of(u32 at, u32 rank) {
     Float4 f;
 #if PERJOULE_ARCH >= 900
-    if (alone) {
-        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(f.v[0]), "=f"(f.v[1]), "=f"(f.v[2]), "=f"(f.v[3]) : "r"(at));
-        return f;
-    }
     u32 there;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
     asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(f.v[0]), "=f"(f.v[1]), "=f"(f.v[2]), "=f"(f.v[3]) : "r"(there));
@@ -148,6 +150,33 @@ DEVICE Float4 shared_of(u32 at, u32 rank, bool alone) {
     asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(f.v[0]), "=f"(f.v[1]), "=f"(f.v[2]), "=f"(f.v[3]) : "r"(at));
 #endif
     return f;
+}
+DEVICE void put_floats(u32 at, const Float4 &f) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(f.v[0]), "f"(f.v[1]), "f"(f.v[2]), "f"(f.v[3]) : "memory");
+}
+// Sums of floats, or of integers in their place.
+DEVICE Float4 added(const Float4 &x, const Float4 &y) {
+    Float4 out;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        out.v[i] = INTEGERS ? float_of(bits_of(x.v[i]) + bits_of(y.v[i])) : x.v[i] + y.v[i];
+    }
+    return out;
+}
+// What the warps of a block have of four elements.
+DEVICE Float4 total_of(u32 at) {
+    Float4 each[KWARPS];
+#pragma unroll
+    for (int w = 0; w < KWARPS; w++) {
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+            : "=f"(each[w].v[0]), "=f"(each[w].v[1]), "=f"(each[w].v[2]), "=f"(each[w].v[3]) : "r"(at + w * MEETING * SUMS * 4));
+    }
+    Float4 out = each[0];
+#pragma unroll
+    for (int w = 1; w < KWARPS; w++) {
+        out = added(out, each[w]);
+    }
+    return out;
 }
 DEVICE u32 cluster_rank() {
     u32 v = 0;
@@ -163,14 +192,10 @@ DEVICE u32 cluster_size() {
 #endif
     return v;
 }
-DEVICE void cluster_sync(u32 size) {
+DEVICE void cluster_sync() {
 #if PERJOULE_ARCH >= 900
-    if (size > 1) {
-        asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-        return;
-    }
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
-    __syncthreads();
 }
 // Programmatic dependent launch: what a kernel writes may be read after the wait; the next one may start after the other.
 DEVICE void dependency_wait() {
@@ -335,9 +360,12 @@ struct Source {
 
 // Sends unit `at` of a panel on its way to `to`. Plain: 16 rows of 128 bytes, whose halves are exchanged in odd rows, so that eight lanes
 // that read two rows meet all banks.
-DEVICE void fetch_unit(const Params &p, u32 to, const Source (&from)[MATS], u32 panel, u32 at, u32 lane) {
+DEVICE void fetch_unit(const Params &p, u32 to, const Source (&from)[MEETING], u32 first, u32 panels, u32 at, u32 lane) {
 #pragma unroll
     for (int mat = 0; mat < MATS; mat++) {
+        const Source source = from[GATED ? mat : 0];
+        u32 panel = first + (PAIR ? mat : 0);
+        panel = panel < panels ? panel : panels - 1;
         if constexpr (!PACKED) {
             constexpr int BYTES = WEIGHT == W_PLAIN16 ? 2 : 1;
             const i64 offset = (i64)at * UNIT * BYTES + lane % 8 * 16;
@@ -345,11 +373,11 @@ DEVICE void fetch_unit(const Params &p, u32 to, const Source (&from)[MATS], u32 
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const u32 row = i * 4 + lane / 8, column = panel * COLUMNS + row;
-                const u8 *start = from[mat].base + (i64)(column < p.n ? column : p.n - 1) * from[mat].stride;
+                const u8 *start = source.base + (i64)(column < p.n ? column : p.n - 1) * source.stride;
                 copy16(to + mat * UNIT_BYTES + row * 128 + (lane % 8 ^ (row & 1) << 2) * 16, inside ? start + offset : start, inside);
             }
         } else {
-            const u8 *start = from[mat].base + panel * from[mat].stride + (i64)at * UNIT_BYTES;
+            const u8 *start = source.base + panel * source.stride + (i64)at * UNIT_BYTES;
             const u32 left = (p.k + STEP - 1) / STEP - at * STEPS;
             const u32 bytes = left < STEPS ? left * STEP_BYTES : UNIT_BYTES;
 #pragma unroll
@@ -668,6 +696,10 @@ DEVICE void store(const Params &p, float sum, float other, u32 expert, i32 row, 
                   const void *up_bias, const void *residual, void *c) {
     const i64 at = row * p.c_row + n * p.c_col;
     if (GATED) {
+        if (INTEGERS) {
+            sum = (float)(i32)bits_of(sum);
+            other = (float)(i32)bits_of(other);
+        }
         if (p.has_bias) {
             sum += load_element(bias, n, p.bias_dtype);
         }
@@ -677,9 +709,12 @@ DEVICE void store(const Params &p, float sum, float other, u32 expert, i32 row, 
         store_element(c, (u64)at, p.c_dtype, gate_by(p.gate, p.alpha, p.limit, sum, other));
         return;
     }
-    if (INTEGERS && p.c_dtype == DTYPE_I32) {
-        static_cast<u32 *>(c)[at] = bits_of(sum);
-        return;
+    if (INTEGERS) {
+        if (p.c_dtype == DTYPE_I32) {
+            static_cast<u32 *>(c)[at] = bits_of(sum);
+            return;
+        }
+        sum = (float)(i32)bits_of(sum);
     }
     if (p.a_scale == SCALE_TENSOR || p.a_scale == SCALE_VECTOR) {
         sum *= a_scale[p.a_scale == SCALE_TENSOR ? 0 : row];
@@ -699,7 +734,7 @@ DEVICE void store(const Params &p, float sum, float other, u32 expert, i32 row, 
 }
 
 // Two kernels of a stream share a multiprocessor where their shared memory fits.
-constexpr int MIN_BLOCKS = TILES <= 4 ? 2 : 1;
+constexpr int MIN_BLOCKS = TILES <= 2 && !(GATED && PACKED) ? 2 : 1;
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *__restrict__ b, const u8 *__restrict__ up, const float *__restrict__ a_scale,
@@ -714,10 +749,10 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
     const u32 group = blockIdx.x / parts, groups = gridDim.x / parts;
     const u32 units = (p.k + UNIT - 1) / UNIT, unit0 = units * rank / parts, unit1 = units * (rank + 1) / parts;
     const u32 k0 = unit0 * UNIT, range = (unit1 - unit0) * UNIT;
-    const u32 panels = (p.n + COLUMNS - 1) / COLUMNS, tiles = (panels + PANELS - 1) / PANELS;
+    const u32 panels = (p.n + COLUMNS - 1) / COLUMNS, tiles = (panels + PANELS * OUT - 1) / (PANELS * OUT);
 
-    float *const sums = reinterpret_cast<float *>(shared);                          // [ROUND][PANELS][KWARPS][MATS][TOKENS][PITCH]
-    float *const activation_sums = sums + ROUND * WARPS * MATS * SUMS;              // q4_k: [range / 32][TOKENS]
+    float *const sums = reinterpret_cast<float *>(shared);                          // [ROUND][PANELS][KWARPS][MEETING][TOKENS][PITCH]
+    float *const activation_sums = sums + ROUND * WARPS * MEETING * SUMS;              // q4_k: [range / 32][TOKENS]
     u8 *const ring = reinterpret_cast<u8 *>(activation_sums) + (WEIGHT == W_Q4_K ? (units + parts - 1) / parts * (UNIT / 32) * TOKENS * 4 : 0);
     u8 *const activations = ring + WARPS * STAGES * STAGE_BYTES;
     u8 *const mine = ring + warp * STAGES * STAGE_BYTES;
@@ -730,10 +765,10 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
     if (GROUPED && !find_expert(offsets, p.experts, (i32)p.rows, blockIdx.y, lane, expert, from, to)) {
         return; // all blocks of a cluster have the same blockIdx.y
     }
-    Source source[MATS];
+    Source source[MEETING];
     source[0] = Source{b + expert * p.b_batch, p.b_stride};
     if (GATED) {
-        source[MATS - 1] = Source{up, p.up_stride};
+        source[MEETING - 1] = Source{up, p.up_stride};
     }
 
     // a block takes TOKENS rows at a time: by blockIdx.y, or of an expert all
@@ -745,13 +780,16 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
         u32 fetch_tile = first_unit < unit1 ? group : tiles, fetch_at = first_unit, fetch_stage = 0;
         const auto fetch = [&] {
             if (fetch_tile < tiles) {
-                const u32 panel = fetch_tile * PANELS + panel_of_warp;
-                fetch_unit(p, shared_address(mine) + fetch_stage * STAGE_BYTES, source, panel < panels ? panel : panels - 1, fetch_at, lane);
+                fetch_unit(p, shared_address(mine) + fetch_stage * STAGE_BYTES, source, (fetch_tile * PANELS + panel_of_warp) * OUT, panels, fetch_at, lane);
                 fetch_stage = fetch_stage + 1 == STAGES ? 0 : fetch_stage + 1;
                 fetch_at += KWARPS;
                 if (fetch_at >= unit1) {
                     fetch_at = first_unit;
                     fetch_tile += groups;
+                    if (fetch_tile >= tiles) {
+                        // all is on the way: what the next kernel fetches fills the time in which this one ends
+                        dependents_start();
+                    }
                 }
             }
             copies_end();
@@ -760,7 +798,6 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
         for (int i = 0; i < STAGES - 1; i++) {
             fetch();
         }
-        dependents_start();
         if (p.b_constant && !GROUPED) {
             dependency_wait();
         }
@@ -802,76 +839,92 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
             }
         };
         u32 slot = 0, round_tile = group;
-        // what a warp has of a tile goes to shared memory; after the last of a round all of it becomes elements of C
-        const auto finish = [&](u32 done) {
+        // what warps have of a tile goes to shared memory; after the last of a round all of it becomes elements of C
+        const auto meet = [&](u32 done, int out) {
 #pragma unroll
-            for (int mat = 0; mat < MATS; mat++) {
-                float *part = sums + (((slot * PANELS + panel_of_warp) * KWARPS + kwarp) * MATS + mat) * SUMS;
+            for (int mat = 0; mat < MEETING; mat++) {
+                float *part = sums + (((slot * PANELS + panel_of_warp) * KWARPS + kwarp) * MEETING + mat) * SUMS;
 #pragma unroll
-                for (int i = 0; i < TILES; i++) {
-                    const u32 token = i * 8 + lane % 4 * 2, column = lane / 4;
-                    part[token * PITCH + column] = sum[mat][i][0];
-                    part[(token + 1) * PITCH + column] = sum[mat][i][1];
-                    part[token * PITCH + column + 8] = sum[mat][i][2];
-                    part[(token + 1) * PITCH + column + 8] = sum[mat][i][3];
+                for (int i = 0; i < TILES * 4; i++) {
+                    const u32 token = i / 4 * 8 + lane % 4 * 2 + i % 2, column = lane / 4 + i % 4 / 2 * 8;
+                    part[token * PITCH + column] = PAIR && out == 1 ? sum[MATS - 1][i / 4][i % 4] : sum[mat][i / 4][i % 4];
                 }
             }
-            clear();
             slot++;
             if (slot < ROUND && done + groups < tiles) {
                 return;
             }
-            cluster_sync(parts);
             constexpr u32 QUADS = COLUMNS / 4;
             const u32 total = slot * PANELS * count * QUADS;
-            for (u32 i = rank * THREADS + threadIdx.x; i < total; i += parts * THREADS) {
-                const u32 quad = i % QUADS, token = i / QUADS % count, rest = i / QUADS / count;
-                const u32 of_panel = rest % PANELS, of_slot = rest / PANELS;
-                const u32 n = ((round_tile + of_slot * groups) * PANELS + of_panel) * COLUMNS + quad * 4;
-                const i32 row = c_rows[token];
-                const u32 first = shared_address(sums) + ((of_slot * PANELS + of_panel) * KWARPS * MATS * SUMS + token * PITCH + quad * 4) * 4;
-                float value[MATS][4];
+            const u32 base = shared_address(sums);
+            // of a quad: its panel with slot, its row, and where it lies
+            const auto place = [&](u32 i, u32 &panel, u32 &token, u32 &quad) {
+                quad = i % QUADS;
+                token = i / QUADS % count;
+                panel = i / QUADS / count;
+                return base + (panel * KWARPS * MEETING * SUMS + token * PITCH + quad * 4) * 4;
+            };
+            u32 panel, token, quad;
+            __syncthreads();
+            if (KWARPS > 1 && parts > 1) {
+                // first the warps of each block, so that less crosses the cluster
+                for (u32 i = threadIdx.x; i < total; i += THREADS) {
+                    const u32 at = place(i, panel, token, quad);
 #pragma unroll
-                for (int mat = 0; mat < MATS; mat++) {
-                    float all[4] = {};
-                    i32 whole[4] = {};
-#pragma unroll 2
-                    for (u32 part = 0; part < parts; part++) {
-                        Float4 each[KWARPS];
-#pragma unroll
-                        for (int w = 0; w < KWARPS; w++) {
-                            each[w] = shared_of(first + (w * MATS + mat) * SUMS * 4, part, parts == 1);
-                        }
-#pragma unroll
-                        for (int w = 0; w < KWARPS * 4; w++) {
-                            if (INTEGERS) {
-                                whole[w % 4] += (i32)bits_of(each[w / 4].v[w % 4]);
-                            } else {
-                                all[w % 4] += each[w / 4].v[w % 4];
-                            }
-                        }
+                    for (int mat = 0; mat < MEETING; mat++) {
+                        put_floats(at + mat * SUMS * 4, total_of(at + mat * SUMS * 4));
                     }
+                }
+            }
+            if (parts > 1) {
+                cluster_sync();
+            }
+            for (u32 i = rank * THREADS + threadIdx.x; i < total; i += parts * THREADS) {
+                const u32 at = place(i, panel, token, quad);
+                const u32 n = (((round_tile + panel / PANELS * groups) * PANELS + panel % PANELS) * OUT + out) * COLUMNS + quad * 4;
+                const i32 row = c_rows[token];
+                Float4 value[MEETING];
 #pragma unroll
-                    for (int j = 0; j < 4; j++) {
-                        value[mat][j] = INTEGERS ? (p.c_dtype == DTYPE_I32 ? float_of((u32)whole[j]) : (float)whole[j]) : all[j];
+                for (int mat = 0; mat < MEETING; mat++) {
+                    if (parts == 1) {
+                        value[mat] = total_of(at + mat * SUMS * 4);
+                        continue;
+                    }
+                    value[mat] = Float4{};
+#pragma unroll 8
+                    for (u32 part = 0; part < parts; part++) {
+                        value[mat] = added(value[mat], floats_of(at + mat * SUMS * 4, part));
                     }
                 }
 #pragma unroll 1
                 for (u32 j = 0; j < 4; j++) {
                     if (n + j < p.n && row >= 0) {
-                        store(p, value[0][0], value[MATS - 1][0], expert, row, n + j, a_scale, b_scale, bias, up_bias, residual, c);
+                        store(p, value[0].v[0], value[MEETING - 1].v[0], expert, row, n + j, a_scale, b_scale, bias, up_bias, residual, c);
                     }
 #pragma unroll
-                    for (int mat = 0; mat < MATS; mat++) {
-                        value[mat][0] = value[mat][1];
-                        value[mat][1] = value[mat][2];
-                        value[mat][2] = value[mat][3];
+                    for (int mat = 0; mat < MEETING; mat++) {
+                        value[mat] = Float4{{value[mat].v[1], value[mat].v[2], value[mat].v[3], 0.0f}};
                     }
                 }
             }
-            cluster_sync(parts);
+            if (parts > 1) {
+                cluster_sync();
+            } else {
+                __syncthreads();
+            }
             slot = 0;
             round_tile = done + groups;
+        };
+        const auto finish = [&](u32 done) {
+#pragma unroll 1
+            for (int out = 0; out < OUT; out++) {
+                const u32 before = round_tile;
+                meet(done, out);
+                if (out + 1 < OUT) {
+                    round_tile = before;
+                }
+            }
+            clear();
         };
         clear();
         u32 stage = 0;
@@ -891,8 +944,12 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
                         scales.k0 = k0;
 #pragma unroll
                         for (int side = 0; side < 2; side++) {
-                            const u32 column = (tile * PANELS + panel_of_warp) * COLUMNS + lane / 4 + side * 8;
-                            scales.b[0][side] = p.b_scale == SCALE_GROUP ? b_scale + (column < p.n ? column : p.n - 1) * ((p.k + p.b_group - 1) / p.b_group) : nullptr;
+#pragma unroll
+                            for (int mat = 0; mat < MATS; mat++) {
+                                const u32 column = ((tile * PANELS + panel_of_warp) * OUT + mat) * COLUMNS + lane / 4 + side * 8;
+                                const i64 row = (column < p.n ? column : p.n - 1) * ((p.k + p.b_group - 1) / p.b_group);
+                                scales.b[mat][side] = p.b_scale == SCALE_GROUP ? b_scale + row : nullptr;
+                            }
 #pragma unroll
                             for (int i = 0; i < TILES; i++) {
                                 const u32 token = i * 8 + lane % 4 * 2 + side;

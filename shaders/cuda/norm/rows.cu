@@ -9,7 +9,7 @@ DEVICE float input(const NormParams &p, const void *x, const void *residual, u64
     return p.has_residual ? value + load_element(residual, residual_at + d, p.x_dtype) : value;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     norm_rows(const __grid_constant__ NormParams p, const void *__restrict__ x, const void *__restrict__ residual,
               const void *__restrict__ weight, const void *__restrict__ bias, void *__restrict__ sum,
               void *__restrict__ out) {

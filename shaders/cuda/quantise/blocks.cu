@@ -306,7 +306,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     quantise_q6_k(const __grid_constant__ BlocksParams p, const void *__restrict__ x, u8 *__restrict__ out) {
     take_turn();
     constexpr u32 GROUPS = 256 / GROUP_Q6_K, BLOCKS = THREADS / GROUPS;

@@ -105,6 +105,13 @@ impl Call<'_> {
         self.stream.touch(buffer).map_err(|()| wrong)
     }
 
+    /// Address of [`COUNTERS`](crate::stream::COUNTERS) numbers of 32 bits by which blocks of a kernel count each other: zeroes, which
+    /// the kernel leaves as it found them.
+    pub(crate) fn counters(&mut self) -> Result<u64> {
+        let counters = self.stream.counters();
+        self.touch(&counters)
+    }
+
     /// The driver's handle of the stream, for libraries that launch by themselves.
     #[allow(dead_code)]
     pub(crate) fn stream(&self) -> sys::CUstream {

@@ -146,7 +146,7 @@ pub(super) fn caps(info: &DeviceInfo) -> Option<&CudaCaps> {
 }
 
 /// Multiprocessors of the device.
-pub(super) fn multiprocessors(info: &DeviceInfo) -> usize {
+pub(crate) fn multiprocessors(info: &DeviceInfo) -> usize {
     caps(info).map_or(1, |caps| caps.multiprocessors.max(1) as usize)
 }
 

@@ -15,6 +15,8 @@ pub(super) enum Pointer {
     Nothing,
     /// The scratch, from that byte on.
     Scratch(u64),
+    /// The stream's counters.
+    Counters,
     /// A table that the row made when it was prepared.
     Table(Buffer),
 }
@@ -31,6 +33,7 @@ impl Pointer {
             Pointer::Operand(index) => call.operand(*index),
             Pointer::Nothing => 0,
             Pointer::Scratch(offset) => call.scratch() + offset,
+            Pointer::Counters => call.counters()?,
             Pointer::Table(buffer) => call.touch(buffer)?,
         })
     }

@@ -1,7 +1,7 @@
 //! Rows of the ops that go through their operands once or a few times: of each op the fast ones first, and last one that runs
 //! everything the op allows.
 
-use crate::launch::rows::stream_cost;
+use crate::launch::rows::{multiprocessors, stream_cost};
 use crate::launch::{argmax, elementwise, kv, norm, quantise, rope, route, sample, softmax};
 use perjoule_kernels::op::Op;
 use perjoule_kernels::{Candidate, Config, Kernel, Numerics};
@@ -23,13 +23,13 @@ fn any(candidate: &Candidate<'_>) -> f32 {
     stream_cost(candidate, 1.2, 0.3)
 }
 
-/// Cost of a sampling, by its launches.
+/// Cost of a sampling, by its launches: each goes through the logits.
 fn sampling(candidate: &Candidate<'_>) -> f32 {
     let launches = match candidate.op {
-        Op::Sample(op) => 1.0 + sample::steps(op) as f32,
-        _ => 1.0,
+        Op::Sample(op) => sample::launches(op, multiprocessors(candidate.info)),
+        _ => 1,
     };
-    launches * stream_cost(candidate, 1.0, 0.5)
+    launches as f32 * stream_cost(candidate, 1.0, 0.5)
 }
 
 const fn rows(name: &'static str, op: &'static str, exact: bool, fast_row: bool) -> Kernel {

@@ -1,5 +1,5 @@
 //! A driver that has three GPUs and does nothing: it hands out handles and says yes. What is prepared on it asks for the kernels that it
-//! would ask for on such a GPU. Built by `rustc` as a library of the name that the driver has.
+//! would ask for on such a GPU. With `FAKE_CUDA=none` it finds no GPU. Built by `rustc` as a library of the name that the driver has.
 #![allow(non_snake_case, missing_docs, clippy::missing_safety_doc)]
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
@@ -18,6 +18,13 @@ fn handle(to: *mut *mut c_void) -> c_int {
     write(to, 64 as *mut c_void)
 }
 
+#[unsafe(no_mangle)]
+pub extern "C" fn cuInit() -> c_int {
+    match std::env::var_os("FAKE_CUDA").is_some_and(|value| value == "none") {
+        true => 100, // CUDA_ERROR_NO_DEVICE
+        false => 0,
+    }
+}
 #[unsafe(no_mangle)]
 pub extern "C" fn cuDeviceGetCount(count: *mut c_int) -> c_int {
     write(count, GPUS.len() as c_int)
@@ -132,7 +139,7 @@ macro_rules! answer {
 }
 
 answer! { 0:
-    cuInit cuDevicePrimaryCtxRelease_v2 cuCtxSetCurrent cuCtxSynchronize cuModuleUnload cuFuncSetAttribute
+    cuDevicePrimaryCtxRelease_v2 cuCtxSetCurrent cuCtxSynchronize cuModuleUnload cuFuncSetAttribute
     cuMemPoolSetAttribute cuMemPoolDestroy cuMemPoolTrimTo cuMemFreeAsync cuMemFreeHost cuMemsetD8Async
     cuMemcpyHtoDAsync_v2 cuMemcpyDtoHAsync_v2 cuMemcpyAsync cuTensorMapEncodeTiled
     cuStreamDestroy_v2 cuStreamSynchronize cuStreamWaitEvent
@@ -140,4 +147,7 @@ answer! { 0:
 }
 
 // CUDA_ERROR_NOT_SUPPORTED
-answer! { 801: cuDeviceGetPCIBusId cuDeviceGetUuid_v2 cuGetErrorString cuGetErrorName }
+answer! { 801:
+    cuDeviceGetPCIBusId cuDeviceGetUuid_v2 cuGetErrorString cuGetErrorName cuMemAlloc_v2 cuMemFree_v2
+    cuStreamBeginCapture_v2 cuStreamEndCapture cuGraphInstantiateWithFlags cuGraphLaunch cuGraphDestroy cuGraphExecDestroy
+}

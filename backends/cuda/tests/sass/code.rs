@@ -90,7 +90,10 @@ impl Code {
                 code.spilled.max(before(line, "bytes spill stores")).max(before(line, "bytes spill loads"));
             code.registers = code.registers.max(before(line, "registers"));
             code.shared = code.shared.max(before(line, "bytes smem"));
-            if line.contains("(C7") || line.contains("warning") && !line.contains("pilled to local memory") {
+            let unused = line.contains("#177-D")
+                || line.contains("pilled to local memory")
+                || line.contains("The warnings can");
+            if line.contains("(C7") || line.contains("warning") && !unused {
                 code.warnings.push(line.trim().into());
             }
         }

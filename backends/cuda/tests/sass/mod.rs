@@ -127,9 +127,6 @@ fn trials((compiler, tools): (Compiler, Tools)) -> Result<(Vec<Trial>, Arc<Resul
                     results.note(&name, entry.clone());
                     return Ok(Completion::ignored_with("as in the ratchet"));
                 }
-                None if !bless => {
-                    return Err(Failed::from("it is not in the ratchet: PERJOULE_BLESS=1 adds it"));
-                }
                 _ => {}
             }
             let code = compiled(compiler, &tools, &asked)?;
@@ -145,6 +142,9 @@ fn trials((compiler, tools): (Compiler, Tools)) -> Result<(Vec<Trial>, Arc<Resul
                         "its source has another hash than in the ratchet: PERJOULE_BLESS=1 writes it".into(),
                     );
                 }
+            }
+            if known.is_none() && !bless {
+                faults.push("it is not in the ratchet: PERJOULE_BLESS=1 adds it".into());
             }
             if !faults.is_empty() {
                 return Err(Failed::from(faults.join("\n")));

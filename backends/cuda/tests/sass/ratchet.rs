@@ -73,7 +73,7 @@ impl Ratchet {
         for (name, Entry { hash, registers, shared, instructions }) in &self.variants {
             let _ = writeln!(
                 text,
-                "\"{name}\" = {{ hash = \"{hash}\", registers = {registers}, shared = {shared}, instructions = \"{instructions}\" }}"
+                "'{name}' = {{ hash = \"{hash}\", registers = {registers}, shared = {shared}, instructions = \"{instructions}\" }}"
             );
         }
         std::fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))

@@ -1,6 +1,10 @@
-//! Tensor maps of queries and caches: four dimensions, boxes of 128 bytes along the head.
+//! Tensor maps of queries and caches: four dimensions, boxes of 128 bytes along the head; and bodies whose kernels take them.
 
+use super::Params;
+use crate::compile::Function;
 use crate::driver::check;
+use crate::launch::steps::Pointer;
+use crate::launch::{Body, Call, Dims, Param, map_param, param};
 use cudarc::driver::sys;
 use perjoule_kernels::op::Attention;
 use perjoule_kernels::{DType, Error, Result};
@@ -51,7 +55,7 @@ impl Map {
     pub(super) fn fits(&self) -> bool {
         let counts = self.dims.iter().all(|&count| (1..=u32::MAX as usize).contains(&count));
         let strides = self.dims[1..].iter().zip(&self.strides);
-        let fits = |bytes: usize| bytes > 0 && bytes % STEP == 0 && bytes < FAR;
+        let fits = |bytes: usize| bytes > 0 && bytes.is_multiple_of(STEP) && bytes < FAR;
         counts
             && strides
                 .clone()
@@ -94,5 +98,50 @@ impl Map {
         check(answer)
             .map_err(|e| Error::Unsupported { what: "a tensor map", why: format!("{self:?}: {e}") })?;
         Ok(map)
+    }
+}
+
+/// A kernel that takes parameters, tensor maps and pointers, and perhaps one behind it that takes the same without maps.
+pub(super) struct Mapped {
+    pub(super) params: Params,
+    pub(super) function: Function,
+    /// Maps, and the operands that they describe.
+    pub(super) maps: Vec<(Map, usize)>,
+    pub(super) pointers: Vec<Pointer>,
+    pub(super) dims: Dims,
+    pub(super) then: Option<(Function, Dims)>,
+    pub(super) scratch: u64,
+}
+
+/// Most maps, and most pointers.
+const MAPS: usize = 3;
+const POINTERS: usize = 10;
+
+impl Body for Mapped {
+    fn scratch(&self) -> u64 {
+        self.scratch
+    }
+
+    fn run(&self, call: &mut Call<'_>) -> Result<()> {
+        if self.dims.grid.contains(&0) {
+            return Ok(());
+        }
+        let mut maps = [sys::CUtensorMap { opaque: [0; 16] }; MAPS];
+        for (to, (map, operand)) in maps.iter_mut().zip(&self.maps) {
+            *to = map.encode(call.operand(*operand))?;
+        }
+        let mut addresses = [0u64; POINTERS];
+        for (address, pointer) in addresses.iter_mut().zip(&self.pointers) {
+            *address = pointer.address(call)?;
+        }
+        let (maps, addresses) = (&maps[..self.maps.len()], &addresses[..self.pointers.len()]);
+        let mut list: [Param<'_>; 1 + MAPS + POINTERS] = [param(&self.params); 1 + MAPS + POINTERS];
+        let pointers = 1 + maps.len();
+        list[1..pointers].iter_mut().zip(maps).for_each(|(to, map)| *to = map_param(map));
+        list[pointers..].iter_mut().zip(addresses).for_each(|(to, address)| *to = param(address));
+        call.start(&self.function, self.dims, &list[..pointers + addresses.len()])?;
+        let Some((function, dims)) = &self.then else { return Ok(()) };
+        list[1..].iter_mut().zip(addresses).for_each(|(to, address)| *to = param(address));
+        call.start(function, *dims, &list[..1 + addresses.len()])
     }
 }

@@ -3,9 +3,10 @@
 //! | file | holds |
 //! |---|---|
 //! | [`generic`] | the row for everything, by online softmax |
-//! | [`prefill`], [`map`] | rows for many queries on Hopper: tensor copies and wgmma |
+//! | [`decode`], [`prefill`], [`map`] | rows for few and for many queries on Hopper, by tensor copies |
 //! | [`mma`] | rows for f16 and bf16 on the tensor cores of every GPU since Ampere, keys split over blocks |
 
+pub(crate) mod decode;
 pub(crate) mod generic;
 mod map;
 pub(crate) mod mma;

@@ -1,12 +1,11 @@
 //! Attention of many queries on Hopper: `shaders/cuda/attention/prefill_sm90.cu`, in FlashAttention-3's design.
 
-use super::map::Map;
+use super::map::{Map, Mapped};
 use super::{Params, align, caps_of, is_empty, longest, misaligned, op_of, pointers};
 use super::{refuse_sizes, rounded_weights, type_names};
-use crate::compile::Function;
 use crate::device::CudaCaps;
 use crate::launch::steps::Pointer;
-use crate::launch::{Body, Call, Dims, launch, map_param, module, param};
+use crate::launch::{Dims, launch, module};
 use perjoule_kernels::op::{Attention, Op};
 use perjoule_kernels::{Candidate, Config, DType, Kernel, Launch, Reason, Request, Result};
 use perjoule_shaders::cuda;
@@ -119,18 +118,6 @@ fn cost(candidate: &Candidate<'_>) -> f32 {
     meant * busy.max(read) / share + if cut.splits > 1 { 8e-6 } else { 5e-6 }
 }
 
-struct Prefill {
-    params: Params,
-    function: Function,
-    /// Present where parts go through scratch, with its grid.
-    combine: Option<(Function, u32)>,
-    queries: Map,
-    cache: Map,
-    pointers: Vec<Pointer>,
-    dims: Dims,
-    scratch: u64,
-}
-
 fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let op = op_of(request)?;
     let keys = request.config.tile[1];
@@ -158,12 +145,13 @@ fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
         Some(caps) => (Cut::new(op, keys, caps), caps.multiprocessors as usize),
         None => (Cut { tiles: 1, units: 0, splits: 1 }, 1),
     };
-    let (combine, scratch) = match cut.splits {
+    let (then, scratch) = match cut.splits {
         1 => (None, 0),
         _ => {
             let tiles = cut.tiles * cut.units;
             let floats = (tiles * cut.splits * ROWS) as u64 * (op.q.len as u64 + 4);
-            (Some((module.function("attention_combine")?, (tiles * ROWS / 4) as u32)), floats * 4)
+            let dims = Dims::line((tiles * ROWS / 4) as u32, 128);
+            (Some((module.function("attention_combine")?, dims)), floats * 4)
         }
     };
     let params = Params::new(op).tiled(pack(op), cut.tiles, cut.splits, cut.items());
@@ -171,37 +159,7 @@ fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let dims = Dims { shared, ..Dims::line(grid as u32, THREADS) };
     let mut pointers = pointers(op);
     pointers.push(if scratch > 0 { Pointer::Scratch(0) } else { Pointer::Nothing });
-    let (queries, cache) = (Map::queries(op, pack(op)), Map::cache(op, keys));
-    launch(Prefill { params, function, combine, queries, cache, pointers, dims, scratch })
-}
-
-impl Body for Prefill {
-    fn scratch(&self) -> u64 {
-        self.scratch
-    }
-
-    fn run(&self, call: &mut Call<'_>) -> Result<()> {
-        if self.dims.grid[0] == 0 {
-            return Ok(());
-        }
-        let maps = [
-            self.queries.encode(call.operand(0))?,
-            self.cache.encode(call.operand(1))?,
-            self.cache.encode(call.operand(2))?,
-        ];
-        let mut addresses = [0u64; 9];
-        for (address, pointer) in addresses.iter_mut().zip(&self.pointers) {
-            *address = pointer.address(call)?;
-        }
-        let [q, k, v] = maps.each_ref().map(map_param);
-        let [a, b, c, d, e, f, g, h, i] = addresses.each_ref().map(param);
-        let params = param(&self.params);
-        call.start(&self.function, self.dims, &[params, q, k, v, a, b, c, d, e, f, g, h, i])?;
-        match &self.combine {
-            Some((combine, blocks)) => {
-                call.start(combine, Dims::line(*blocks, 128), &[params, a, b, c, d, e, f, g, h, i])
-            }
-            None => Ok(()),
-        }
-    }
+    let cache = Map::cache(op, keys);
+    let maps = vec![(Map::queries(op, pack(op)), 0), (cache, 1), (cache, 2)];
+    launch(Mapped { params, function, maps, pointers, dims, then, scratch })
 }

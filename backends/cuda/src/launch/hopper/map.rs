@@ -34,10 +34,15 @@ impl Lines {
     pub(super) fn fits(&self) -> bool {
         let fits = |count: usize, stride: usize| {
             let bytes = stride.checked_mul(self.size());
-            count <= 1 || bytes.is_some_and(|bytes| bytes % STRIDE_BYTES == 0 && bytes < MOST_BYTES)
+            count <= 1 || bytes.is_some_and(|bytes| bytes.is_multiple_of(STRIDE_BYTES) && bytes < MOST_BYTES)
         };
         let apart = self.lines <= 1 || self.stride >= 1;
         apart && fits(self.lines, self.stride) && fits(self.batch, self.batch_stride)
+    }
+
+    /// Whether it can be stored to: the copy engine writes whole pieces of 16 bytes, beyond the end of a line, too.
+    pub(super) fn ends_fit(&self) -> bool {
+        (self.len * self.size()).is_multiple_of(STRIDE_BYTES)
     }
 
     /// Matrices of the tensor map: one where the batch shares it.

@@ -3,9 +3,11 @@
 //! | file | holds |
 //! |---|---|
 //! | [`problem`] | what of the ops the kernel can run |
+//! | [`grouped`] | products of experts |
 //! | [`map`] | tensor maps |
 //! | `model` | its layouts and its order of tiles, modelled and tested |
 
+pub(crate) mod grouped;
 mod map;
 #[cfg(test)]
 mod model;
@@ -153,18 +155,17 @@ pub(crate) fn cost(candidate: &Candidate<'_>) -> f32 {
 
 /// Roundings by element type.
 pub(crate) fn numerics(candidate: &Candidate<'_>) -> Numerics {
-    let element = problem(candidate).map(|p| p.element);
-    match element {
+    problem(candidate).map_or(Numerics::F32, |problem| numerics_of(problem.element, problem.out))
+}
+
+fn numerics_of(element: DType, out: DType) -> Numerics {
+    match (element, out) {
         // both factors lose 13 bits
-        Ok(DType::F32) => Numerics::F32.with_unit(2f64.powi(-11)),
+        (DType::F32, _) => Numerics::F32.with_unit(2f64.powi(-11)),
         // the tensor cores add products of 8 bits with 13 bits behind the point of the largest
-        Ok(DType::F8E4M3) => Numerics::F32.with_unit(2f64.powi(-13)),
-        Ok(DType::I8) => match candidate.op {
-            Op::MatMul(op) if op.c.dtype == DType::I32 => Numerics::EXACT,
-            _ => Numerics::F32,
-        },
-        // sums are cut, not rounded
-        _ => Numerics::F32.with_slack(2.0),
+        (DType::F8E4M3, _) => Numerics::F32.with_unit(2f64.powi(-13)),
+        (DType::I8, DType::I32) => Numerics::EXACT,
+        _ => Numerics::F32,
     }
 }
 

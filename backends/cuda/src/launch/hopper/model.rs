@@ -207,6 +207,12 @@ fn what_copies_cannot_walk_is_refused() {
     assert!(strided(&|op| op.b.dtype = DType::F16).is_some());
     assert!(strided(&|op| op.a_scale = Some(Granularity::Group(32))).is_some());
     assert!(strided(&|op| op.a.strides.row = 136).is_none());
+    // a store would write behind the end of a row
+    let odd = |op: &mut MatMul| {
+        op.n = 509;
+        op.b.strides.batch = 0;
+    };
+    assert!(strided(&odd).expect("an odd row").contains("whole 16 bytes"));
 }
 
 #[test]

@@ -185,6 +185,9 @@ impl Problem {
             return Err(Reason::new("adds a residual that lies as C does"));
         }
         let lines = [self.a_lines(64), self.b_lines(false, 64), self.b_lines(true, 64), self.c_lines()];
+        if !self.c_lines().ends_fit() {
+            return Err(Reason::new("writes rows of whole 16 bytes"));
+        }
         if lines.iter().any(|lines| !lines.fits()) {
             return Err(Reason::new("needs strides that are multiples of 16 bytes"));
         }

@@ -220,33 +220,57 @@ struct Plan {
     shared: usize,
 }
 
-/// Steps of a panel that a warp loads at once.
-fn steps(b: DType, mats: usize) -> usize {
-    match b {
-        DType::Q4_0 | DType::MxFp4 if mats == 1 => 2,
-        _ => 1,
-    }
+/// The constants of a variant of the kernel.
+struct Variant {
+    /// Elements of k that a warp loads at once.
+    unit: usize,
+    /// Panels of 16 columns that a block multiplies together.
+    panels: usize,
+    k_warps: usize,
+    /// Bytes of sums and of units on the way.
+    fixed: usize,
+    /// Whether two blocks share the registers of a multiprocessor.
+    two: bool,
 }
 
-/// Elements of k that a warp loads at once, and their bytes.
-fn unit(b: DType, mats: usize) -> (usize, usize) {
-    if b.is_block() {
-        let ((len, bytes), steps) = (step(b), steps(b, mats));
-        return (len * steps, bytes * steps * mats);
+impl Variant {
+    fn of(form: &Form, tiles: usize) -> Self {
+        let (b, gated) = (form.b.dtype, form.up.is_some());
+        let pair = (tiles == 4 || tiles == 8 && !b.is_block()) && !gated;
+        let mats = if gated || pair { 2 } else { 1 };
+        let (unit, bytes) = if b.is_block() {
+            let (len, bytes) = step(b);
+            let steps = if matches!(b, DType::Q4_0 | DType::MxFp4) && mats == 1 { 2 } else { 1 };
+            (len * steps, bytes * steps)
+        } else {
+            (128 / b.block_bytes(), PANEL * 128)
+        };
+        let stage = WARPS * mats * bytes;
+        let ring = if tiles <= 4 { 56 << 10 } else { 96 << 10 };
+        let k_warps = match tiles {
+            1 | 2 => WARPS,
+            4 => 2,
+            _ => 1,
+        };
+        let round = (4 / (tiles * mats)).max(1);
+        let meeting = if gated { 2 } else { 1 };
+        // sums of eight rows of 16 columns, in rows of 20 floats
+        let sums = round * WARPS * meeting * tiles * 8 * 20 * 4;
+        Variant {
+            unit,
+            panels: WARPS / k_warps * if pair { 2 } else { 1 },
+            k_warps,
+            fixed: sums + stage * (ring / stage).clamp(2, 8),
+            two: tiles <= 2 && !(gated && b.is_block()),
+        }
     }
-    (128 / b.block_bytes(), PANEL * 128 * mats)
-}
-
-/// Bytes of shared memory that units on the way take.
-fn ring(bytes: usize) -> usize {
-    let all = WARPS * bytes;
-    all * ((80 << 10) / all).clamp(2, 8)
 }
 
 /// The tiles of A that fit, the parts of k by which they do and by which all multiprocessors have work.
 fn plan(form: &Form, math: Math, caps: &CudaCaps) -> Option<Plan> {
     let rows = form.rows().max(1);
-    let most = if form.grouped.is_some() { 2 } else { 8 };
+    let few = form.grouped.is_some() || math.pieces == 3 || form.up.is_some() && form.b.dtype.is_block();
+    let most = if few { 2 } else { 8 };
     let wanted = [1, 2, 4, 8].into_iter().find(|t| t * 8 >= rows).unwrap_or(8).min(most);
     [8, 4, 2, 1]
         .into_iter()
@@ -255,49 +279,55 @@ fn plan(form: &Form, math: Math, caps: &CudaCaps) -> Option<Plan> {
 }
 
 fn plan_of(form: &Form, math: Math, caps: &CudaCaps, tiles: usize) -> Option<Plan> {
-    let mats = form.mats();
-    let (unit, stage) = unit(form.b.dtype, mats);
+    let Variant { unit, panels, k_warps, fixed, two } = Variant::of(form, tiles);
     let units = form.k.div_ceil(unit);
-    let k_warps = match tiles {
-        1 | 2 => WARPS,
-        4 => 2,
-        _ => 1,
-    };
     let tokens = match form.grouped {
         None => form.m.min(tiles * 8),
         Some(_) => tiles * 8,
     };
-    let panels = form.n.div_ceil(PANEL).div_ceil(WARPS / k_warps);
-    let round = (4 / (tiles * mats)).max(1);
-    let sums = round * WARPS * mats * tiles * 8 * 20 * 4;
-    // (dynamic shared memory, pitch)
+    let across = form.n.div_ceil(PANEL).div_ceil(panels);
+    // (dynamic shared memory, bytes of a row of A)
     let shared = |parts: usize| {
         let range = units.div_ceil(parts) * unit;
         let pitch = (range * math.element()).next_multiple_of(128) + 64;
         let minima = if form.b.dtype == DType::Q4K { range / 32 * tiles * 8 * 4 } else { 0 };
-        (sums + minima + ring(stage) + math.pieces * tokens * pitch, pitch)
+        (fixed + minima + math.pieces * tokens * pitch, pitch)
     };
     let most = caps.shared.saturating_sub(STATIC) as usize;
-    let slots = caps.multiprocessors as usize;
+    // a kilobyte of each block is the system's
+    let half = (caps.shared_of_multiprocessor as usize / 2).saturating_sub(1024 + STATIC as usize).min(most);
+    let multiprocessors = caps.multiprocessors as usize;
     let matrices = form.grouped.map_or(1, |(experts, rows)| experts.min(rows).max(1));
-    let mut parts = 1;
-    while caps.sm >= 90 && parts < 8 {
-        let (bytes, _) = shared(parts);
-        let staged = tokens * units.div_ceil(parts) * unit * form.a.dtype.block_bytes();
-        let wants = bytes > most || panels * parts * matrices * 4 < slots * 3 || staged > 64 << 10;
-        let can = parts * 2 * k_warps <= units.max(k_warps) || bytes > most;
-        if !(wants && can) {
-            break;
+    let clusters = caps.sm >= 90;
+    // parts of k: as few as let A fit, give three quarters of the multiprocessors work, and keep the copying of A short
+    let search = |limit: usize| {
+        let mut parts = 1;
+        while clusters && parts < 8 {
+            let staged = tokens * units.div_ceil(parts) * unit * form.a.dtype.block_bytes();
+            let idle = across * parts * matrices * 4 < multiprocessors * 3;
+            let wants = shared(parts).0 > limit || idle || staged > 64 << 10;
+            if !wants || parts * 2 * k_warps > units.max(k_warps) {
+                break;
+            }
+            parts *= 2;
         }
-        parts *= 2;
+        parts
+    };
+    let mut parts = search(if two { half } else { most });
+    if shared(parts).0 > half {
+        parts = search(most);
+        while clusters && parts < 8 && shared(parts).0 > most {
+            parts *= 2;
+        }
     }
     let (bytes, pitch) = shared(parts);
     if bytes > most {
         return None;
     }
+    let resident = if two && bytes <= half { 2 } else { 1 };
     // blocks of an expert that has no rows end at once, so that the others may take all
-    let groups = (slots / parts).max(1).div_ceil(matrices);
-    Some(Plan { tiles, k_warps, parts, groups: groups.min(panels), tokens, pitch, shared: bytes })
+    let groups = (multiprocessors * resident / parts).max(1).div_ceil(matrices);
+    Some(Plan { tiles, k_warps, parts, groups: groups.min(across), tokens, pitch, shared: bytes })
 }
 
 fn reject<const WEIGHT: usize>(candidate: &Candidate<'_>) -> Option<Reason> {

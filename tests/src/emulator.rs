@@ -54,11 +54,6 @@ impl Emulator {
         done
     }
 
-    /// Folder of the libraries.
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
     /// Lets a command find the libraries. `sm` is the compute capability times ten. Compiled kernels are kept beside the libraries.
     pub fn apply(&self, command: &mut Command, sm: u32) {
         let mut path = OsString::from(&self.folder);

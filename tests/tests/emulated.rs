@@ -49,7 +49,10 @@ fn a_gpu_that_is_taken_is_an_error_that_says_so() {
     let output = command.env("PERJOULE_EMULATED_FAULT", "busy").output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(2) && !stderr.contains("panicked"), "{stderr}");
-    assert!(stderr.contains("no device \"cuda:0\"") && stderr.contains("CUDA_ERROR_DEVICE_UNAVAILABLE"), "{stderr}");
+    assert!(
+        stderr.contains("no device \"cuda:0\"") && stderr.contains("CUDA_ERROR_DEVICE_UNAVAILABLE"),
+        "{stderr}"
+    );
 }
 
 #[test]
@@ -73,7 +76,10 @@ fn a_damaged_cache_is_compiled_again() {
         let output = emulated(&place, ADD).env("PERJOULE_CUDA_CACHE", &cache).output().unwrap();
         assert!(output.status.success(), "{}", text(&output));
         let files: Vec<_> = std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path()).collect();
-        assert!(!files.is_empty() && files.iter().all(|file| file.extension().unwrap() == "cubin"), "{files:?}");
+        assert!(
+            !files.is_empty() && files.iter().all(|file| file.extension().unwrap() == "cubin"),
+            "{files:?}"
+        );
         files.iter().map(|file| (file.clone(), std::fs::read(file).unwrap())).collect::<Vec<_>>()
     };
     let whole = run();
@@ -165,7 +171,10 @@ fn inside_a_faulty_kernel() {
         Tensor::zeros(&device, DType::F32, [4]).map(|_| ()).unwrap_err(),
         a.to_vec::<f32>().map(|_| ()).unwrap_err(),
     ] {
-        assert!(matches!(error, Error::Lost { .. }) && error.to_string().contains("illegal memory"), "{error}");
+        assert!(
+            matches!(error, Error::Lost { .. }) && error.to_string().contains("illegal memory"),
+            "{error}"
+        );
     }
     drop((a, b, device));
     // other devices work

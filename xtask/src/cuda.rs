@@ -2,6 +2,7 @@
 
 use crate::arm::watch;
 use crate::emulate::built;
+use crate::{may_install, on_path};
 use anyhow::{Context, Result, bail, ensure};
 use std::process::Command;
 
@@ -36,6 +37,11 @@ pub(crate) fn cuda(options: &Options) -> Result<()> {
         cfg!(all(target_os = "linux", target_arch = "x86_64")),
         "needs x86-64 Linux: the emulator's fibers are written for it"
     );
+    if !on_path("g++") && may_install() && on_path("apt-get") {
+        // whether that succeeded shows when it is looked for
+        let _ = Command::new("apt-get").args(["install", "--yes", "--no-install-recommends", "g++"]).status();
+    }
+    ensure!(on_path("g++"), "g++ is missing, which compiles the kernels: apt-get install g++");
     let tests = built(&["-p", "perjoule-conformance", "--test", "conformance"], &[])?;
     let test = tests.first().context("the conformance tests were built")?;
     let mut faults = Vec::new();
@@ -43,7 +49,9 @@ pub(crate) fn cuda(options: &Options) -> Result<()> {
     for sm in &options.sm {
         eprintln!("xtask: conformance on an emulated GPU of compute capability {}.{}", sm / 10, sm % 10);
         let mut command = Command::new(&test.executable);
-        command.args(["--color", "never", "--quiet", "--skip", "cpu::", "--skip", "cpu-3::", "--skip", "lazy::"]);
+        command.args([
+            "--color", "never", "--quiet", "--skip", "cpu::", "--skip", "cpu-3::", "--skip", "lazy::",
+        ]);
         match options.filter.is_empty() {
             true => command.arg("cuda:0::"),
             false => command.args(&options.filter),

@@ -294,7 +294,7 @@ impl<F: Format<A: PackFloats>> Grouped<F> {
         // SAFETY: the lane's own part.
         let own = unsafe { scratch.slice(plan.own(plan.round, lane.index())) };
         let panels = op.n.div_ceil(nr);
-        let per_task = plan.chunk::<S>(window.len().min(BLOCK_ROWS), panels, 1);
+        let per_task = plan.chunk::<S>(window.len(), panels, 1);
         while let Some(task) = lane.claim(panels.div_ceil(per_task)) {
             let chunk = task * per_task..((task + 1) * per_task).min(panels);
             for (expert, positions) in Segments::new(offsets, op.rows) {

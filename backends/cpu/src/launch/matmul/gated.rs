@@ -261,7 +261,7 @@ impl<F: Format<A: PackFloats>> Products<F> {
         let (widened, sums) = own.split_at_mut(DEPTH * nr);
         // two panels of the highest block fit: the results of both products share the room
         let panels = op.n.div_ceil(nr);
-        let per_task = (plan.chunk::<S>(rows.min(BLOCK_ROWS), panels, 2 * blocks.len()) / 2).max(1);
+        let per_task = (plan.chunk::<S>(rows, panels, 2 * blocks.len()) / 2).max(1);
         let (gates, ups) = sums.split_at_mut(sums.len() / 2);
         while let Some(task) = lane.claim(blocks.len() * panels.div_ceil(per_task)) {
             // neighbouring tasks share the panels
@@ -311,7 +311,7 @@ impl<F: Format<A: PackFloats>> Body for Products<F> {
         };
         let all = Tiles::new::<S, F::A>(op.m);
         let blocks = all.blocks();
-        let at_once = if op.m <= self.plan.round { blocks } else { (self.plan.round / BLOCK_ROWS).max(1) };
+        let at_once = self.plan.at_once(op.m, blocks);
         for first in (0..blocks).step_by(at_once) {
             let last = (first + at_once).min(blocks);
             self.round(s, lane, args, (&a, &gate, &up, &finish), all, first..last);

@@ -3,7 +3,7 @@
 //! known when A has been packed.
 
 use super::amx::{self, Kind, PackedTiles};
-use super::driver::{BLOCK_ROWS, DEPTH, Finish, Plan, Tiles, block};
+use super::driver::{BLOCK, BLOCK_ROWS, DEPTH, Finish, Plan, Tiles, block};
 use super::interleave::{Rows, interleave, load_words};
 use super::operand::{Words, words};
 use super::slab::Slabs;
@@ -99,6 +99,9 @@ pub(crate) struct Bytes<const WORDS: usize>;
 impl<const WORDS: usize> Words for Bytes<WORDS> {
     const PER: usize = 4 * WORDS;
     const WORDS: usize = WORDS;
+    const WHOLE: bool = WORDS == amx::WORDS;
+    const BLOCK_ROWS: usize = if WORDS == amx::WORDS { amx::BLOCK_ROWS } else { BLOCK_ROWS };
+    const BLOCK: usize = if WORDS == amx::WORDS { amx::BLOCK } else { BLOCK };
 
     fn max_rows<S: Simd>() -> usize {
         if WORDS == amx::WORDS { MOST_ROWS } else { max_rows::<S>() }
@@ -391,7 +394,7 @@ impl<F: Format> Body for Integers<F> {
         let blocks = tiles.blocks();
         // a round is as many whole matrices as fit, or else a part of one
         let matrices = (self.plan.round / op.m).clamp(1, op.batch);
-        let at_once = if op.m <= self.plan.round { blocks } else { (self.plan.round / BLOCK_ROWS).max(1) };
+        let at_once = self.plan.at_once(op.m, blocks);
         for first in (0..op.batch).step_by(matrices) {
             let batch = first..(first + matrices).min(op.batch);
             for block0 in (0..blocks).step_by(at_once) {
@@ -511,7 +514,7 @@ impl<F: Format> Integers<F> {
         // SAFETY: the lane's own part.
         let own = unsafe { scratch.slice(plan.own(plan.round, lane.index())) };
         let independent = of.len() * blocks.len();
-        let per_task = plan.chunk::<S>(rows.min(BLOCK_ROWS), panels.len(), independent);
+        let per_task = plan.chunk::<S>(rows, panels.len(), independent);
         let words = words::<F::A>(op.k);
         while let Some(task) = lane.claim(independent * panels.len().div_ceil(per_task)) {
             // neighbouring tasks share the panels of B

@@ -476,7 +476,7 @@ impl<F: Format<A: PackFloats>> Body for Product<F> {
         let blocks = tiles.blocks();
         // a round is as many whole matrices as fit, or else a part of one
         let matrices = (self.plan.round / op.m).clamp(1, op.batch);
-        let at_once = if op.m <= self.plan.round { blocks } else { (self.plan.round / BLOCK_ROWS).max(1) };
+        let at_once = self.plan.at_once(op.m, blocks);
         for first in (0..op.batch).step_by(matrices) {
             let batch = first..(first + matrices).min(op.batch);
             for block0 in (0..blocks).step_by(at_once) {
@@ -563,7 +563,7 @@ impl<F: Format<A: PackFloats>> Product<F> {
         // SAFETY: the lane's own part.
         let own = unsafe { scratch.slice(plan.own(self.packed, lane.index())) };
         let independent = batch.len() * blocks.len();
-        let per_task = plan.chunk::<S>(rows.min(BLOCK_ROWS), panels.len(), independent);
+        let per_task = plan.chunk::<S>(rows, panels.len(), independent);
         while let Some(task) = lane.claim(independent * panels.len().div_ceil(per_task)) {
             // neighbouring tasks share the panels of B
             let (chunk, index) = (task / independent, task % independent);

@@ -12,7 +12,7 @@ use super::integers::Bytes;
 use super::operand::{Floats, PackFloats, Words};
 use super::pairs::PackRows;
 use super::source::{Format, Source};
-use super::tile::{MOST_ROWS, Span, Steps};
+use super::tile::{MOST_ROWS, Span, Steps, columns};
 use crate::device::CpuCaps;
 use crate::features::Features;
 use crate::simd::Simd;
@@ -149,7 +149,8 @@ impl<K: Kind> Steps for TileSteps<K> {
                 c_tile: bytes * part.rows * nr,
                 c_panel: bytes * span.rows() * nr,
                 a_step: bytes * part.rows * WORDS,
-                b_next: (bytes * span.steps * WORDS * nr).wrapping_sub(bytes * (span.panels - 1) * span.apart),
+                b_next: (bytes * span.steps * WORDS * nr)
+                    .wrapping_sub(bytes * (span.panels - 1) * span.apart),
                 add: usize::from(span.done > 0),
                 left: 0,
             };
@@ -218,6 +219,46 @@ impl<K: Kind> Format for PackedTiles<K> {
 
     fn source(args: &Args, index: usize, _: Tensor2, n: usize, k: usize) -> Option<TilesSource<'_, K>> {
         Some(TilesSource { words: args.read(index), n, k, kind: PhantomData })
+    }
+}
+
+/// B as the op lays it out, for tiles of `K`; `F` makes words of it.
+pub(crate) struct PlainTiles<K, F>(PhantomData<(K, F)>);
+
+/// See [`PlainTiles`].
+#[derive(Clone, Copy)]
+pub(crate) struct PlainTilesSource<K, B> {
+    words: B,
+    kind: PhantomData<K>,
+}
+
+impl<K: Kind, F: Format> Format for PlainTiles<K, F> {
+    type A = K::A;
+    type Source<'a> = PlainTilesSource<K, F::Source<'a>>;
+
+    fn source(args: &Args, index: usize, b: Tensor2, n: usize, k: usize) -> Option<Self::Source<'_>> {
+        F::source(args, index, b, n, k).map(|words| PlainTilesSource { words, kind: PhantomData })
+    }
+}
+
+impl<K: Kind, B: Source> Source for PlainTilesSource<K, B> {
+    type A = K::A;
+    type Direct = TileSteps<K>;
+    type Widened = TileSteps<K>;
+    const PACKED: bool = false;
+    const WIDENS: bool = true;
+
+    fn panel(&self, _: usize, _: usize, _: usize, _: Range<usize>) -> &[f32] {
+        &[]
+    }
+
+    fn widen<S: Simd>(&self, s: S, matrix: usize, panel: usize, ks: Range<usize>, out: &mut [f32]) {
+        // the last step is filled up with zeros
+        let words = ks.len().div_ceil(K::PER);
+        let (words, rest) =
+            out[..words.next_multiple_of(WORDS) * columns::<S>()].split_at_mut(words * columns::<S>());
+        self.words.widen(s, matrix, panel, ks, words);
+        rest.fill(0.0);
     }
 }
 

@@ -44,7 +44,7 @@ impl Slabs {
         starts.map(move |first| first..(first + each).min(panels))
     }
 
-    /// Widens the slab of `panels` of a matrix with all lanes, and waits for them.
+    /// Widens the slab of `panels` of a matrix with all lanes, and waits for them. They share `others` items of other work with it.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "the operand, its panels and where they go")]
     pub(crate) fn widen<'a, S: Simd, B: Source>(
@@ -57,11 +57,16 @@ impl Slabs {
         k: usize,
         scratch: Out<'a, f32>,
         at: usize,
+        (others, other): (usize, impl Fn(usize)),
     ) -> Slab<'a, B> {
         let depth = DEPTH / B::Widened::stored(1, 1).max(1) * <B::A as Words>::PER;
         let slices = k.div_ceil(depth);
         let stored = |k: usize| B::Widened::stored(k.div_ceil(<B::A as Words>::PER), columns::<S>());
-        for item in lane.split(panels.len() * slices, 1) {
+        for item in lane.share(others + panels.len() * slices) {
+            let Some(item) = item.checked_sub(others) else {
+                other(item);
+                continue;
+            };
             let (index, k0) = (item / slices, item % slices * depth);
             let ks = k0..(k0 + depth).min(k);
             let at = at + index * self.each;

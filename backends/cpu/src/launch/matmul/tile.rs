@@ -5,8 +5,8 @@
 //! below [`max_rows`] are the edge tiles, and 1 is the matrix-vector product. A tile of few rows has too few accumulators to hide the
 //! latency of FMA, so it keeps several sets of them, which take turns along k.
 
-use crate::simd::{Element, Kernel, Simd};
 use super::driver::Tiles;
+use crate::simd::{Element, Kernel, Simd};
 use std::marker::PhantomData;
 use std::ops::Range;
 

@@ -25,7 +25,6 @@ use std::ops::Range;
 /// Words of a row of a tile.
 pub(crate) const WORDS: usize = 16;
 /// Rows of a tile.
-#[cfg(target_arch = "x86_64")]
 const ROWS: usize = 16;
 /// Columns of a panel.
 const COLUMNS: usize = 32;
@@ -35,6 +34,9 @@ const COLUMNS: usize = 32;
 pub(crate) const BLOCK_ROWS: usize = 256;
 /// f32 results of a block.
 pub(crate) const BLOCK: usize = 64 << 10;
+
+/// Words of A that meet one of B in a round of [`Kind::in_registers`].
+pub(crate) const ROUND: u64 = 4 * 16 * 16 * WORDS as u64;
 
 /// What tiles multiply.
 pub(crate) trait Kind: Copy + Send + Sync + 'static {
@@ -50,6 +52,18 @@ pub(crate) trait Kind: Copy + Send + Sync + 'static {
     /// # Safety
     /// That of [`Steps::product`], and the processor has AMX, which the process may use.
     unsafe fn tiles(rows: usize, steps: usize, a: *const f32, b: *const f32, c: *mut f32, add: bool);
+
+    /// Multiplies four tiles so many times, as fast as registers allow.
+    ///
+    /// # Safety
+    /// The processor has AMX, which the process may use.
+    unsafe fn in_registers(_rounds: u64) {}
+
+    /// Multiplies blocks of 32 rows by 32 columns, whose rows are some way apart: what several rows of attention have in common.
+    ///
+    /// # Safety
+    /// The processor has AMX, which the process may use. A, B and C of every block are as `blocks` says, and nothing else refers to C.
+    unsafe fn blocks(blocks: &mut Blocks);
 
     /// Multiplies tiles of one height by panels, each by each.
     ///
@@ -104,6 +118,39 @@ impl Run {
                 product(self.a.wrapping_byte_add(tile * self.a_tile), b, c);
             }
         }
+    }
+}
+
+/// Blocks of 32 by 32 results: where the operands of the first one lie, and how many bytes each is from the next.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Blocks {
+    pub(crate) shapes: Shapes,
+    pub(crate) a: *const f32,
+    pub(crate) b: *const f32,
+    pub(crate) c: *mut f32,
+    /// From a block to the next one.
+    pub(crate) a_next: usize,
+    pub(crate) b_next: usize,
+    pub(crate) c_next: usize,
+    /// From a row of A to the next one, and from its step to the next one; rows of B are a panel's.
+    pub(crate) a_row: usize,
+    pub(crate) a_step: usize,
+    /// From a row of C to the next one.
+    pub(crate) c_row: usize,
+    pub(crate) steps: usize,
+    /// How many blocks there are.
+    pub(crate) count: usize,
+    /// 1 where C is added to, else 0.
+    pub(crate) add: usize,
+}
+
+impl Blocks {
+    /// One block without steps, to be filled in.
+    pub(crate) fn new(a: *const f32, b: *const f32, c: *mut f32) -> Self {
+        let [a_next, b_next, c_next, a_row, a_step, c_row, steps, add] = [0; 8];
+        let shapes = Shapes::new(MOST_ROWS);
+        Blocks { shapes, a, b, c, a_next, b_next, c_next, a_row, a_step, c_row, steps, count: 1, add }
     }
 }
 
@@ -293,9 +340,9 @@ impl<K: Kind> Source for TilesSource<'_, K> {
 }
 
 /// Shapes of the eight tiles, as `ldtilecfg` reads them.
-#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Shapes {
+pub(crate) struct Shapes {
     palette: u8,
     start_row: u8,
     reserved: [u8; 14],
@@ -303,7 +350,6 @@ struct Shapes {
     rows: [u8; 16],
 }
 
-#[cfg(target_arch = "x86_64")]
 impl Shapes {
     /// Accumulators 0 to 3 (two by two), tiles 4 and 5 of A, 6 and 7 of B, for so many rows of A.
     fn new(rows: usize) -> Self {
@@ -486,6 +532,92 @@ macro_rules! products {
             unsafe { run_low!($dot, rows, steps, a, b, c, add) }
         }
 
+        unsafe fn in_registers(rounds: u64) {
+            // numbers as products have them, on which the clock depends: splitmix64 of the index
+            let mut numbers = [0u64; 128];
+            for (i, number) in (1..).zip(&mut numbers) {
+                let x = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(i);
+                let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                *number = (x ^ (x >> 27)) & 0xbfff_bfff_bfff_bfff;
+            }
+            // SAFETY: the tiles of a step lie within `numbers`.
+            unsafe {
+                std::arch::asm!(
+                    "ldtilecfg [{shapes}]",
+                    "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                    "tileloadd tmm4, [{numbers} + {line}*1]", "tileloadd tmm5, [{numbers} + {line}*1]",
+                    "tileloadd tmm6, [{numbers} + {line}*1]", "tileloadd tmm7, [{numbers} + {line}*1]",
+                    "test {rounds}, {rounds}",
+                    "jz 3f",
+                    "2:",
+                    concat!($dot, " tmm0, tmm4, tmm6"), concat!($dot, " tmm1, tmm4, tmm7"),
+                    concat!($dot, " tmm2, tmm5, tmm6"), concat!($dot, " tmm3, tmm5, tmm7"),
+                    "dec {rounds}",
+                    "jnz 2b",
+                    "3:",
+                    "tilerelease",
+                    shapes = in(reg) &Shapes::new(MOST_ROWS), numbers = in(reg) numbers.as_ptr(),
+                    line = in(reg) 4 * WORDS, rounds = inout(reg) rounds => _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack)
+                )
+            }
+        }
+
+        unsafe fn blocks(blocks: &mut Blocks) {
+            debug_assert!(blocks.steps > 0 && blocks.count > 0);
+            // SAFETY: the contract.
+            unsafe {
+                std::arch::asm!(
+                    "ldtilecfg [{p}]",
+                    "2:", // a block
+                    "mov {a}, [{p} + {at_a}]", "mov {b}, [{p} + {at_b}]", "mov {c}, [{p} + {at_c}]",
+                    "mov {n}, [{p} + {at_steps}]",
+                    "mov {lower_a}, {a_row}", "shl {lower_a}, 4", "add {lower_a}, {a}",
+                    "mov {lower}, {c_row}", "shl {lower}, 4", "add {lower}, {c}",
+                    "cmp qword ptr [{p} + {at_add}], 0",
+                    "jne 3f",
+                    "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                    "jmp 4f",
+                    "3:",
+                    "tileloadd tmm0, [{c} + {c_row}*1]", "tileloadd tmm1, [{c} + {c_row}*1 + 64]",
+                    "tileloadd tmm2, [{lower} + {c_row}*1]", "tileloadd tmm3, [{lower} + {c_row}*1 + 64]",
+                    "4:", // a step
+                    "tileloadd tmm6, [{b} + {row}*1]", "tileloadd tmm4, [{a} + {a_row}*1]",
+                    concat!($dot, " tmm0, tmm4, tmm6"),
+                    "tileloadd tmm7, [{b} + {row}*1 + 64]",
+                    concat!($dot, " tmm1, tmm4, tmm7"),
+                    "tileloadd tmm5, [{lower_a} + {a_row}*1]",
+                    concat!($dot, " tmm2, tmm5, tmm6"), concat!($dot, " tmm3, tmm5, tmm7"),
+                    "add {a}, [{p} + {at_a_step}]", "add {lower_a}, [{p} + {at_a_step}]", "add {b}, 2048",
+                    "dec {n}",
+                    "jnz 4b",
+                    "tilestored [{c} + {c_row}*1], tmm0", "tilestored [{c} + {c_row}*1 + 64], tmm1",
+                    "tilestored [{lower} + {c_row}*1], tmm2", "tilestored [{lower} + {c_row}*1 + 64], tmm3",
+                    "mov {n}, [{p} + {at_a_next}]", "add [{p} + {at_a}], {n}",
+                    "mov {n}, [{p} + {at_b_next}]", "add [{p} + {at_b}], {n}",
+                    "mov {n}, [{p} + {at_c_next}]", "add [{p} + {at_c}], {n}",
+                    "dec qword ptr [{p} + {at_count}]",
+                    "jnz 2b",
+                    "tilerelease",
+                    p = in(reg) &raw mut *blocks, a = out(reg) _, b = out(reg) _, c = out(reg) _, n = out(reg) _,
+                    lower_a = out(reg) _, lower = out(reg) _,
+                    a_row = in(reg) blocks.a_row, c_row = in(reg) blocks.c_row, row = in(reg) 4 * COLUMNS,
+                    at_a = const std::mem::offset_of!(Blocks, a), at_b = const std::mem::offset_of!(Blocks, b),
+                    at_c = const std::mem::offset_of!(Blocks, c), at_steps = const std::mem::offset_of!(Blocks, steps),
+                    at_a_next = const std::mem::offset_of!(Blocks, a_next),
+                    at_b_next = const std::mem::offset_of!(Blocks, b_next),
+                    at_c_next = const std::mem::offset_of!(Blocks, c_next),
+                    at_a_step = const std::mem::offset_of!(Blocks, a_step),
+                    at_count = const std::mem::offset_of!(Blocks, count), at_add = const std::mem::offset_of!(Blocks, add),
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack)
+                )
+            }
+        }
+
         unsafe fn run(rows: usize, run: Run) {
             debug_assert!(rows <= MOST_ROWS && run.steps > 0 && run.tiles > 0 && run.panels > 0);
             if rows > ROWS {
@@ -535,6 +667,7 @@ macro_rules! missing {
             }
 
             unsafe fn tiles(_: usize, _: usize, _: *const f32, _: *const f32, _: *mut f32, _: bool) {}
+            unsafe fn blocks(_: &mut Blocks) {}
         })*
     };
 }
@@ -579,6 +712,39 @@ pub(crate) mod model {
         }
     }
 
+    /// Every block, by the arithmetic of tiles.
+    unsafe fn blocks(p: &mut Blocks, per: impl Fn(u32, u32, u32) -> u32 + Copy) {
+        for block in 0..p.count {
+            let [a, b] =
+                [(p.a, p.a_next), (p.b, p.b_next)].map(|(x, next)| x.wrapping_byte_add(block * next));
+            let c = p.c.wrapping_byte_add(block * p.c_next);
+            for (m, n) in (0..MOST_ROWS).flat_map(|m| (0..COLUMNS).map(move |n| (m, n))) {
+                let to = c.wrapping_byte_add(m * p.c_row).wrapping_add(n);
+                // SAFETY: the contract of `Kind::blocks`.
+                unsafe {
+                    let mut sum = if p.add != 0 { (*to).to_bits() } else { 0 };
+                    for (step, w) in (0..p.steps).flat_map(|step| (0..WORDS).map(move |w| (step, w))) {
+                        let x = *a.wrapping_byte_add(m * p.a_row + step * p.a_step).wrapping_add(w);
+                        sum = per(x.to_bits(), (*b.add((step * WORDS + w) * COLUMNS + n)).to_bits(), sum);
+                    }
+                    *to = f32::from_bits(sum);
+                }
+            }
+        }
+    }
+
+    fn dot_pairs(x: u32, y: u32, sum: u32) -> u32 {
+        let half = |x: u32, at: u32| bf16::from_bits((x >> at) as u16).to_f32();
+        let sum = f32::from_bits(sum) + half(x, 0) * half(y, 0);
+        (sum + half(x, 16) * half(y, 16)).to_bits()
+    }
+
+    fn dot_quads(x: u32, y: u32, sum: u32) -> u32 {
+        let products = x.to_le_bytes().into_iter().zip(y.to_le_bytes());
+        let products = products.map(|(x, y)| i32::from(x as i8) * i32::from(y));
+        (sum as i32).wrapping_add(products.sum()) as u32
+    }
+
     impl Kind for ModelBf16 {
         const PER: usize = 2;
         type A = RowsOfPairs;
@@ -587,13 +753,12 @@ pub(crate) mod model {
             true
         }
         unsafe fn tiles(rows: usize, steps: usize, a: *const f32, b: *const f32, c: *mut f32, add: bool) {
-            let dot = |x: u32, y: u32, sum: u32| {
-                let half = |x: u32, at: u32| bf16::from_bits((x >> at) as u16).to_f32();
-                let sum = f32::from_bits(sum) + half(x, 0) * half(y, 0);
-                (sum + half(x, 16) * half(y, 16)).to_bits()
-            };
             // SAFETY: the same contract.
-            unsafe { self::tiles([rows, steps], a, b, c, add, dot) }
+            unsafe { self::tiles([rows, steps], a, b, c, add, dot_pairs) }
+        }
+        unsafe fn blocks(p: &mut Blocks) {
+            // SAFETY: the same contract.
+            unsafe { self::blocks(p, dot_pairs) }
         }
     }
 
@@ -605,13 +770,12 @@ pub(crate) mod model {
             true
         }
         unsafe fn tiles(rows: usize, steps: usize, a: *const f32, b: *const f32, c: *mut f32, add: bool) {
-            let dot = |x: u32, y: u32, sum: u32| {
-                let products = x.to_le_bytes().into_iter().zip(y.to_le_bytes());
-                let products = products.map(|(x, y)| i32::from(x as i8) * i32::from(y));
-                (sum as i32).wrapping_add(products.sum()) as u32
-            };
             // SAFETY: the same contract.
-            unsafe { self::tiles([rows, steps], a, b, c, add, dot) }
+            unsafe { self::tiles([rows, steps], a, b, c, add, dot_quads) }
+        }
+        unsafe fn blocks(p: &mut Blocks) {
+            // SAFETY: the same contract.
+            unsafe { self::blocks(p, dot_quads) }
         }
     }
 }

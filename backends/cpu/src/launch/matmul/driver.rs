@@ -23,7 +23,7 @@ pub(crate) const BLOCK: usize = 32 << 10;
 pub(crate) const BLOCK_ROWS: usize = 192;
 
 /// Tasks of a lane, where a product has enough: lanes are not equally fast.
-const TASKS: usize = 6;
+const TASKS: usize = 4;
 
 /// f32 of packed A at a time: larger products are done in rounds.
 const PACKED: usize = 4 << 20;

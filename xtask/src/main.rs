@@ -1,9 +1,11 @@
 //! What a developer or CI types: `cargo xtask test`, `cargo xtask ci`.
 
 mod arm;
+mod dist;
 mod emulate;
 #[cfg(unix)]
 mod peers;
+mod setup;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -28,7 +30,7 @@ enum Task {
     },
     /// What CI checks beside the tests: formatting, clippy and documentation, warnings denied.
     Lint,
-    /// Everything CI runs: test, lint and arm.
+    /// Everything CI runs: setup, test, lint and arm.
     Ci,
     /// Runs the CPU backend's tests on an emulated processor with AVX-512, which takes minutes to an hour; no part of `test` or `ci`.
     ///
@@ -47,6 +49,17 @@ enum Task {
     /// It launches every such row, with and without the extensions of the instruction set. Needs Linux with a cross linker, qemu and
     /// Rust's library for Arm, and fails without them, saying how to install them; as root with `CI=true` it installs them.
     Arm(arm::Options),
+    /// Tries the GPU of this machine with everything there is; no part of `test` or `ci`.
+    ///
+    /// Conformance, golden models, kernels against vendors' rows, tuning, tokens and joules, compute-sanitizer: records and a summary
+    /// go to target/gpu-check, or where --out says.
+    Gpu(dist::GpuOptions),
+    /// Packs what `gpu` runs for a machine without Rust: target/dist/perjoule-<version>-x86_64-linux-gnu.tar.gz.
+    ///
+    /// It holds the binary, the conformance runner, the golden checkpoints and gpu-check.sh, and runs on Ubuntu 22.04 or newer.
+    Dist,
+    /// Fetches tools for tests that are ignored without them.
+    Setup(setup::Options),
 }
 
 fn main() -> Result<()> {
@@ -56,6 +69,7 @@ fn main() -> Result<()> {
         Task::Test { filter } => test(&filter),
         Task::Lint => lint(),
         Task::Ci => {
+            setup::setup(&setup::Options::all())?;
             test(&[])?;
             lint()?;
             arm::arm(&arm::Options::default())
@@ -64,11 +78,16 @@ fn main() -> Result<()> {
         #[cfg(unix)]
         Task::Peers(options) => peers::peers(&options),
         Task::Arm(options) => arm::arm(&options),
+        Task::Gpu(options) => dist::gpu(&options),
+        Task::Dist => dist::dist(),
+        Task::Setup(options) => setup::setup(&options),
     }
 }
 
-/// Devices that must be there when the tests run: their absence is a failure, not a skip.
-const REQUIRED: &str = "cpu";
+/// What must be there when the tests run: its absence is a failure, not a skip. What was fetched once must work from then on.
+fn required() -> Result<&'static str> {
+    Ok(if setup::is_done()? { "cpu,nvrtc" } else { "cpu" })
+}
 
 fn on_path(name: &str) -> bool {
     std::env::var_os("PATH")
@@ -107,7 +126,7 @@ fn test(filter: &[String]) -> Result<()> {
     // `cargo test` builds the binary for a test of its own package; the end-to-end tests run the same one
     let binary = std::env::current_exe()?.with_file_name(format!("perjoule{}", std::env::consts::EXE_SUFFIX));
     let binary = binary.to_str().context("the target folder's path is not Unicode")?;
-    cargo(&args, &[("PERJOULE_REQUIRE", REQUIRED), ("PERJOULE_BINARY", binary)])?;
+    cargo(&args, &[("PERJOULE_REQUIRE", required()?), ("PERJOULE_BINARY", binary)])?;
     if filter.is_empty() {
         for example in EXAMPLES {
             run_example(&std::env::current_exe()?.with_file_name("examples").join(example))?;

@@ -105,6 +105,11 @@ impl Function {
         self.set(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes)
     }
 
+    /// Lets its launches have clusters of more than 8 blocks, which not every GPU can place.
+    pub(crate) fn allow_large_clusters(&self) -> Result<()> {
+        self.set(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)
+    }
+
     fn set(&self, attribute: sys::CUfunction_attribute, value: u32) -> Result<()> {
         // SAFETY: a function of a module that is kept; the context was made current when it was looked up on this thread.
         check(unsafe { sys::cuFuncSetAttribute(self.function, attribute, value as i32) }).map_err(|e| {
@@ -161,11 +166,24 @@ pub fn target(sm: u32) -> String {
     }
 }
 
+/// What is called instead of the compiler.
+pub type StandIn = fn(&Variant, &str) -> Vec<u8>;
+static STAND_IN: OnceLock<StandIn> = OnceLock::new();
+
+/// From now on `stand` is asked for the machine code of a variant for a target, and the compiler no more: for tests that want to know what
+/// is asked for. The first call counts.
+pub fn stand_in(stand: StandIn) {
+    let _ = STAND_IN.set(stand);
+}
+
 /// The machine code of a variant, from the cache or compiled.
 ///
 /// # Errors
 /// [`Error::Unsupported`] where NVRTC is missing or the source does not compile, with its log.
 pub fn cubin(source: &'static Source, defines: &[(&'static str, String)], target: &str) -> Result<Vec<u8>> {
+    if let Some(stand) = STAND_IN.get() {
+        return Ok(stand(&Variant::new(source, defines), target));
+    }
     let compiler =
         Compiler::load().map_err(|why| Error::Unsupported { what: "compiling CUDA kernels", why })?;
     let options = options(defines, target);
@@ -188,6 +206,9 @@ pub fn options(defines: &[(&'static str, String)], target: &str) -> Vec<String> 
     options.extend(defines.iter().map(|(name, value)| format!("-D{name}={value}")));
     options
 }
+
+/// Stack of the thread that compiles.
+const STACK: usize = 64 << 20;
 
 /// NVRTC.
 #[derive(Debug, Clone, Copy)]
@@ -220,6 +241,11 @@ impl Compiler {
             .clone()
     }
 
+    /// Its version, such as 13.0.
+    pub fn version(&self) -> (i32, i32) {
+        self.version
+    }
+
     /// Name of a compiled form: a digest of all that it depends on.
     fn key(&self, source: &Source, options: &[String]) -> String {
         let mut digest = Sha256::new();
@@ -241,6 +267,17 @@ impl Compiler {
     /// # Errors
     /// [`Error::Unsupported`] with the log.
     pub fn compile(&self, source: &Source, options: &[String]) -> Result<(Vec<u8>, String)> {
+        // the compiler recurses deeper than a caller's thread may have room for: 2 MiB are too little
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("nvrtc".into()).stack_size(STACK);
+            let refuse = |why: String| Error::Unsupported { what: "compiling CUDA kernels", why };
+            let thread = thread.spawn_scoped(scope, || self.compile_here(source, options));
+            let thread = thread.map_err(|e| refuse(format!("no thread for the compiler: {e}")))?;
+            thread.join().map_err(|_| refuse("the compiler's thread panicked".into()))?
+        })
+    }
+
+    fn compile_here(&self, source: &Source, options: &[String]) -> Result<(Vec<u8>, String)> {
         use nvrtc::nvrtcResult::NVRTC_SUCCESS;
         let refuse = |why: String| Error::Unsupported {
             what: "this CUDA kernel",

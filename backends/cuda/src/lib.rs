@@ -13,6 +13,7 @@
 //! | [`compile`] | from CUDA C++ to a loaded module, with a cache on disk |
 //! | [`table`] | every row, as literal lists |
 //! | `launch` | the rows' bodies, one file an op |
+//! | `vendor` | NVIDIA's libraries, to compare with |
 //! | `driver` | the driver's results as errors |
 
 pub mod ceiling;
@@ -24,5 +25,6 @@ pub mod library;
 pub mod memory;
 pub mod stream;
 pub mod table;
+mod vendor;
 
 pub use device::{CudaCaps, CudaDevice};

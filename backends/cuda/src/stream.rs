@@ -88,6 +88,8 @@ struct Recording {
 pub struct CudaStream {
     core: Arc<Core>,
     scratch: Option<Buffer>,
+    /// Numbers by which blocks of a kernel count each other: 0 before and behind every kernel.
+    counters: Buffer,
     recording: Option<Recording>,
     /// Allocations that it waits for already.
     seen: u64,
@@ -254,6 +256,9 @@ impl Drop for Landing {
 /// Reads of more bytes than this go through pageable memory, and block: pinning that much takes longer than copying it.
 const PINNED: u64 = 64 << 20;
 
+/// Counters of a stream, of 32 bits.
+pub(crate) const COUNTERS: usize = 4096;
+
 impl CudaStream {
     pub(crate) fn new(inner: Arc<Inner>) -> Result<Self> {
         inner.bind()?;
@@ -288,7 +293,8 @@ impl CudaStream {
             Handle { stream, mark, bit: 1 << bit, recording: AtomicBool::new(false) }
         });
         let core = Arc::new(Core { inner, stream, caller, handle });
-        Ok(CudaStream { core, scratch: None, recording: None, seen: 0, last: "nothing" })
+        let counters = Buffer::new(core.inner.alloc(4 * COUNTERS as u64, true)?);
+        Ok(CudaStream { core, scratch: None, counters, recording: None, seen: 0, last: "nothing" })
     }
 
     /// The driver's handle, for CUDA code beside ours.
@@ -330,6 +336,11 @@ impl CudaStream {
             recording.memory.push(buffer.memory().clone());
         }
         Ok(buffer.address())
+    }
+
+    /// The stream's counters: kernels find zeroes there, and leave zeroes.
+    pub(crate) fn counters(&self) -> Buffer {
+        self.counters.clone()
     }
 
     /// Whether a sequence is being recorded.

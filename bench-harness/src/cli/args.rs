@@ -296,6 +296,9 @@ pub(crate) struct CheckArgs {
     /// Every case, however long it takes
     #[arg(long, conflicts_with = "model")]
     pub(crate) full: bool,
+    /// Seconds that a sample of the cases takes at most, one of each kernel in turn [default: 540]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, conflicts_with_all = ["full", "model"])]
+    pub(crate) budget: Option<f64>,
     /// Check a model (a folder or a GGUF file) against reference logits instead
     #[arg(long, value_name = "PATH")]
     pub(crate) model: Option<PathBuf>,

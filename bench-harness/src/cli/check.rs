@@ -11,8 +11,8 @@ use super::{Ended, open, progress};
 use crate::measure::interrupted;
 use crate::report::{Align, Style, Table};
 
-/// Time of a sample of the cases.
-const BUDGET: Duration = Duration::from_secs(540);
+/// Seconds that a sample of the cases takes at most.
+const BUDGET: f64 = 540.0;
 /// Failures that are printed in full.
 const SHOWN: usize = 5;
 
@@ -26,7 +26,13 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Ended> {
     let filter = Filter { ops: list(&args.op), kernels: list(&args.kernel), cases: list(&args.case) };
     let rows = subjects(backend).iter().filter(|choice| filter.takes(choice)).count();
     ensure!(rows > 0, "no kernel of {} matches; `perjoule kernels` lists them", args.device);
-    let (scope, budget) = if args.full { (Scope::Full, None) } else { (Scope::Sample, Some(BUDGET)) };
+    let seconds = args.budget.unwrap_or(BUDGET);
+    ensure!(
+        seconds.is_finite() && seconds > 0.0,
+        "--budget {seconds}: expected a positive number of seconds"
+    );
+    let budget = Some(Duration::from_secs_f64(seconds));
+    let (scope, budget) = if args.full { (Scope::Full, None) } else { (Scope::Sample, budget) };
     let bar = progress::bar(0, args.quiet);
     bar.set_style(indicatif::ProgressStyle::default_spinner());
     let (mut done, mut failed) = (0u64, 0u64);

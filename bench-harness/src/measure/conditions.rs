@@ -1,8 +1,10 @@
 //! The state of what works beside a measurement: clocks and temperatures, read now and then, how often it was throttled, and the power that
-//! the meter of its energy shows meanwhile. Of a device whose meter tells its state (a GPU) it is that; else the processor's.
+//! the meter of its energy shows meanwhile. Of a GPU it is what its meter tells, and never the processor's; of the processor what the
+//! system tells.
 //!
-//! Where neither can be measured, as in most virtual machines, nothing runs beside the measurement.
+//! Where nothing can be measured, as in most virtual machines, nothing runs beside the measurement.
 
+use perjoule_kernels::{DeviceClass, DeviceInfo};
 use perjoule_meter::Meter;
 use perjoule_record::{Conditions, Record, Trace};
 use std::path::Path;
@@ -46,9 +48,17 @@ struct Seen {
 }
 
 impl Watch {
-    /// Begins to watch; `meter` is the sensor whose power belongs to the record, if there is one.
+    /// Begins to watch work of the processor; `meter` is the sensor whose power belongs to the record, if there is one.
     pub(crate) fn start(meter: Option<Arc<dyn Meter>>) -> Self {
         Self::of(Sensors::find(Path::new("/sys")), meter, EVERY)
+    }
+
+    /// Begins to watch work of a device: the clock of a processor that waits for a GPU says nothing.
+    pub(crate) fn beside(device: &DeviceInfo, meter: Option<Arc<dyn Meter>>) -> Self {
+        match device.class {
+            DeviceClass::Cpu => Self::start(meter),
+            _ => Self::of(Sensors::default(), meter, EVERY),
+        }
     }
 
     fn of(sensors: Sensors, meter: Option<Arc<dyn Meter>>, every: Duration) -> Self {
@@ -66,28 +76,39 @@ impl Watch {
 
     /// Fills `record` with what was seen since then, and says so where its samples changed their level.
     pub(crate) fn finish(self, record: &mut Record) {
-        record.disturbances = self.load.finish();
-        let samples = record.timing.samples_ns.as_deref().unwrap_or_default();
-        let seen: Vec<String> = super::drift(samples).into_iter().chain(super::spread(samples)).collect();
-        if !seen.is_empty() {
-            record.disturbances.get_or_insert_default().extend(seen);
-        }
+        self.finish_all(&mut [record]);
+    }
+
+    /// The same for several that were measured in turn.
+    pub(crate) fn finish_all(self, records: &mut [&mut Record]) {
+        let disturbances = self.load.finish();
         let events = self.throttled.zip(self.sensors.throttled()).map(|(before, now)| now - before);
-        record.throttle_reasons = events.map(|events| match events > 0.0 {
+        let mut throttled = events.map(|events| match events > 0.0 {
             true => vec![format!("too hot: the processor was throttled {events:.0} times")],
             false => Vec::new(),
         });
+        let mut seen_conditions = Conditions::default();
         if let Some((stop, thread)) = self.reader {
             drop(stop);
             let seen = thread.join().unwrap_or_default();
-            record.conditions = conditions(&seen.points);
+            seen_conditions = conditions(&seen.points);
             if let Some(reasons) = seen.throttled {
                 let reasons = reasons.iter().map(|reason| reason.to_string());
-                record.throttle_reasons.get_or_insert_default().extend(reasons);
+                throttled.get_or_insert_default().extend(reasons);
             }
-            if let Some(trace) = record.conditions.trace.as_mut().filter(|trace| trace.watts.is_some()) {
+            if let Some(trace) = seen_conditions.trace.as_mut().filter(|trace| trace.watts.is_some()) {
                 trace.meter = self.meter;
             }
+        }
+        for record in records {
+            record.disturbances = disturbances.clone();
+            let samples = record.timing.samples_ns.as_deref().unwrap_or_default();
+            let own: Vec<String> = super::drift(samples).into_iter().chain(super::spread(samples)).collect();
+            if !own.is_empty() {
+                record.disturbances.get_or_insert_default().extend(own);
+            }
+            record.throttle_reasons = throttled.clone();
+            record.conditions = seen_conditions.clone();
         }
     }
 }
@@ -303,6 +324,20 @@ mod tests {
         assert_eq!((seen.clock_mhz_min, seen.clock_mhz_max), (Some(1200.0), Some(1980.0)));
         assert_eq!(seen.temperature_c_max, Some(88.0));
         assert_eq!(record.throttle_reasons.unwrap(), ["power limit", "too hot"]);
+    }
+
+    #[test]
+    fn of_a_gpu_without_a_meter_nothing_is_known_and_the_processor_is_not_asked() {
+        let gpu = DeviceInfo::new("cuda:0", "cuda", "a GPU", DeviceClass::DiscreteGpu, Arc::new(()));
+        let watch = Watch::beside(&gpu, None);
+        assert!(watch.reader.is_none() && watch.sensors.is_blind());
+        let mut records = [(); 2].map(|()| Record::new(Kind::Kernel, &Environment::default()));
+        records[1].timing.samples_ns = Some((0..40).map(|i| if i % 4 == 0 { 30.0 } else { 10.0 }).collect());
+        let [one, other] = &mut records;
+        watch.finish_all(&mut [one, other]);
+        assert_eq!((&records[0].throttle_reasons, &records[0].conditions), (&None, &Conditions::default()));
+        let said = |record: &Record| record.disturbances.iter().flatten().any(|d| d.contains("a tenth"));
+        assert_eq!(records.each_ref().map(said), [false, true], "samples are told of their own record alone");
     }
 
     #[test]

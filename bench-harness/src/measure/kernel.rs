@@ -84,7 +84,7 @@ pub(crate) fn run(
     record: Record,
 ) -> Result<Record> {
     let mut ready = Ready::new(task, record)?;
-    let watch = Watch::start(gauge.and_then(Gauge::sensor));
+    let watch = Watch::beside(task.device.info(), gauge.and_then(Gauge::sensor));
     let samples = match ready.cache {
         // neighbours come and go: the roof is looked at in the moments in which the kernel is timed
         CacheState::Rotate => {
@@ -108,7 +108,7 @@ pub(crate) fn run_versus(
 ) -> Result<(Record, Record)> {
     let mut one = Ready::new(baseline, record.clone())?;
     let mut other = Ready::new(task, record)?;
-    let (watch, watch_other) = (Watch::start(None), Watch::start(gauge.and_then(Gauge::sensor)));
+    let watch = Watch::beside(task.device.info(), gauge.and_then(Gauge::sensor));
     let (a, b) = match one.cache {
         CacheState::Rotate => {
             let mut probed = Probed::new(&mut one.launches, ceilings, task.device);
@@ -119,8 +119,7 @@ pub(crate) fn run_versus(
     let compared = stats::compare_pairs(&a.ns, &b.ns, DIFFERENCE, task.seed);
     one.time(a);
     other.time(b);
-    watch.finish(&mut one.record);
-    watch_other.finish(&mut other.record);
+    watch.finish_all(&mut [&mut one.record, &mut other.record]);
     let versus = &mut other.record.versus;
     versus.versus = Some(baseline.choice.kernel.name.into());
     if let Some(compared) = compared {

@@ -200,7 +200,7 @@ impl Bench<'_> {
         let in_cache = model.weight_bytes() <= super::last_level_cache(model.device());
         workload.cache_state = Some(if in_cache { CacheState::Hot } else { CacheState::Rotate });
 
-        let watch = Watch::start(self.gauge.and_then(Gauge::sensor));
+        let watch = Watch::beside(model.device().info(), self.gauge.and_then(Gauge::sensor));
         let mut windowed = Windowed { inner: &mut repetition, gauge: self.gauge, windows: None, calls: 0 };
         let samples = measure(&mut windowed, effort)?;
         let (windows, mut calls) = (windowed.windows.take(), windowed.calls);

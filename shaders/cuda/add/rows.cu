@@ -14,6 +14,7 @@ struct AddParams {
 #ifdef X
 extern "C" __global__ void add_rows(const __grid_constant__ AddParams p, const X *__restrict__ a,
                                     const X *__restrict__ b, X *__restrict__ out) {
+    take_turn();
     const Tile<ITEMS> tile(p.out.count(), p.out.len / RUN, p.parts);
     const X *x = a + p.a.start_of(tile.vector), *y = b + p.b.start_of(tile.vector);
     X *to = out + p.out.start_of(tile.vector);
@@ -42,6 +43,7 @@ extern "C" __global__ void add_rows(const __grid_constant__ AddParams p, const X
 #else
 extern "C" __global__ void add_any(const __grid_constant__ AddParams p, const void *__restrict__ a,
                                    const void *__restrict__ b, void *__restrict__ out) {
+    take_turn();
     const Tile<ITEMS> tile(p.out.count(), p.out.len, p.parts);
     const u64 x = p.a.start_of(tile.vector), y = p.b.start_of(tile.vector), to = p.out.start_of(tile.vector);
 #pragma unroll

@@ -15,6 +15,7 @@ DEVICE i32 saturating(i32 value, u64 more) {
 extern "C" __global__ void __launch_bounds__(THREADS)
     advance(const __grid_constant__ AdvanceParams p, const i32 *__restrict__ offsets, i32 *__restrict__ kv_len,
             i32 *__restrict__ positions) {
+    take_turn();
     if (offsets == nullptr) {
         for (u64 row = threadIdx.x; row < p.tokens; row += THREADS) {
             u64 i;

@@ -5,18 +5,21 @@
 #include "common/block.cuh"
 #include "common/layout.cuh"
 
+// Infinity's number is one less.
+#define NUMBER_OF_NAN 0xff800001u
+
 // A number that grows with the value; equal for both zeros, and for all NaN.
 DEVICE u32 ordered(float value) {
     const u32 bits = bits_of(value + 0.0f);
-    return is_nan(value) ? 0xffffffffu : bits >> 31 ? ~bits : bits | 0x80000000u;
+    return is_nan(value) ? NUMBER_OF_NAN : bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
 // The value that a number stands for.
 DEVICE float value_of(u32 number) {
-    return number == 0xffffffffu ? NOT_A_NUMBER : float_of(number >> 31 ? number & 0x7fffffffu : ~number);
+    return number == NUMBER_OF_NAN ? NOT_A_NUMBER : float_of(number >> 31 ? number & 0x7fffffffu : ~number);
 }
 
-// Larger for what comes before; never 0.
+// Larger for what comes before; neither 0 nor all ones.
 DEVICE u64 order_key(float value, u64 index) {
     return (u64)ordered(value) << 32 | (u32)~(u32)index;
 }

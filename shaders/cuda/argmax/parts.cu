@@ -14,6 +14,7 @@ struct ArgmaxParams {
 extern "C" __global__ void __launch_bounds__(THREADS)
     argmax_parts(const __grid_constant__ ArgmaxParams p, const void *__restrict__ x, u64 *__restrict__ best,
                  i32 *__restrict__ ids) {
+    take_turn();
     __shared__ u64 shared[THREADS / WARP_SIZE];
     const u32 vector = blockIdx.x / p.parts, at = blockIdx.x - vector * p.parts;
     const Part part(p.x.len, at, p.parts);
@@ -33,6 +34,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 // A warp compares the parts of a vector.
 extern "C" __global__ void __launch_bounds__(THREADS)
     argmax_whole(const __grid_constant__ ArgmaxParams p, const u64 *__restrict__ best, i32 *__restrict__ ids) {
+    take_turn();
     const u64 vector = (u64)blockIdx.x * (THREADS / WARP_SIZE) + threadIdx.x / WARP_SIZE;
     if (vector >= p.x.count()) {
         return;

@@ -1,4 +1,4 @@
-// Conversion of element types. Compiled for X, OUT and RUN (elements of 16 bytes of the narrower) where all vectors begin at
+// Conversion of element types. Compiled for X, OUT and RUN (elements of 16 bytes of OUT) where all vectors begin at
 // multiples of what a run takes, up to 16 bytes, and have whole runs, and f32 holds every X; without them for any types.
 #include "common/tile.cuh"
 
@@ -14,6 +14,7 @@ struct CastParams {
 #ifdef X
 extern "C" __global__ void cast_rows(const __grid_constant__ CastParams p, const X *__restrict__ x,
                                      OUT *__restrict__ out) {
+    take_turn();
     const Tile<ITEMS> tile(p.out.count(), p.out.len / RUN, p.parts);
     const X *from = x + p.x.start_of(tile.vector);
     OUT *to = out + p.out.start_of(tile.vector);
@@ -59,6 +60,7 @@ DEVICE void cast_integer(const CastParams &p, i64 value, void *out, u64 at) {
 
 extern "C" __global__ void cast_any(const __grid_constant__ CastParams p, const void *__restrict__ x,
                                     void *__restrict__ out) {
+    take_turn();
     const Tile<ITEMS> tile(p.out.count(), p.out.len, p.parts);
     const u64 from = p.x.start_of(tile.vector), to = p.out.start_of(tile.vector);
 #pragma unroll

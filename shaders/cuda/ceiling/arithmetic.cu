@@ -100,13 +100,13 @@ extern "C" __global__ void __launch_bounds__(256, 1) tensor(u64 rounds, Accumula
     for (int i = 0; i < WIDTH / 2; i++) {
         d[i] = 0;
     }
+    const u32 left = descriptor_low<0>(base + group * 64 * 128);
+    const u32 right = descriptor_low<0>(base + 128 * 128);
     for (u64 round = 0; round < rounds; round++) {
         wgmma_fence();
         #pragma unroll
         for (int step = 0; step < 4; step++) {
-            const u64 a = swizzled_descriptor(base + group * 64 * 128 + 32 * step, 16, 1024);
-            const u64 b = swizzled_descriptor(base + 128 * 128 + 32 * step, 16, 1024);
-            Wgmma<WIDTH>::multiply(d, a, b, 1);
+            Wgmma<WIDTH>::multiply(d, descriptor<1024>(left + 2 * step), descriptor<1024>(right + 2 * step), 1);
         }
         wgmma_commit();
         wgmma_wait<0>();

@@ -1,5 +1,5 @@
 // The experts' results of each token, weighted and added up, with the residual. Compiled for X, OUT and RUN (elements of 16
-// bytes of the narrower) where all vectors begin at multiples of what a run takes, up to 16 bytes, and have whole runs; without
+// bytes of OUT) where all vectors begin at multiples of what a run takes, up to 16 bytes, and have whole runs; without
 // them for any types.
 #include "common/tile.cuh"
 
@@ -23,6 +23,7 @@ struct Place {
 extern "C" __global__ void combine_rows(const __grid_constant__ CombineParams p, const X *__restrict__ x,
                                         const float *__restrict__ weights, const OUT *__restrict__ residual,
                                         OUT *__restrict__ out) {
+    take_turn();
     const Tile<1> tile(p.out.count(), p.out.len / RUN, p.parts);
     if (!tile.has(0)) {
         return;
@@ -63,6 +64,7 @@ extern "C" __global__ void combine_rows(const __grid_constant__ CombineParams p,
 extern "C" __global__ void combine_any(const __grid_constant__ CombineParams p, const void *__restrict__ x,
                                        const float *__restrict__ weights, const void *__restrict__ residual,
                                        void *__restrict__ out) {
+    take_turn();
     const Tile<1> tile(p.out.count(), p.out.len, p.parts);
     if (!tile.has(0)) {
         return;

@@ -50,6 +50,17 @@ enum Dtype : u32 {
     DTYPE_MXFP4,
 };
 
+// ---- the order of kernels ----
+
+// Begins every kernel that may be started early: lets the next one of the stream get ready, and waits until the one before has
+// ended (programmatic dependent launch; nothing before Hopper, and nothing for kernels that are started in order).
+DEVICE void take_turn() {
+#if PERJOULE_ARCH >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // ---- bits ----
 
 DEVICE float float_of(u32 bits) {

@@ -53,12 +53,13 @@ DEVICE void barrier_arrive(u32 barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrives at the same barrier of the cluster's block `rank`.
+// Arrives at the same barrier of the cluster's block `rank`. It orders no memory of the other block: a release in the scope of the
+// cluster costs a fence of the whole GPU. For operands that tensor cores have read none is needed.
 DEVICE void barrier_arrive_at(u32 barrier, u32 rank) {
     asm volatile(
         "{\n.reg .b32 remote;\n"
         "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
         "r"(rank)
         : "memory");
 }
@@ -83,7 +84,15 @@ DEVICE void tensor_load(u32 target, const TensorMap* map, u32 barrier, i32 x, i3
         : "memory");
 }
 
-// The same to the same place, and the same barrier, of every block of the cluster whose bit is set.
+// The same of four dimensions.
+DEVICE void tensor_load_4d(u32 target, const TensorMap *map, u32 barrier, i32 x, i32 y, i32 z, i32 w) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(
+                     target),
+                 "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
+                 : "memory");
+}
+
+// `tensor_load` to the same place, and the same barrier, of every block of the cluster whose bit is set.
 DEVICE void tensor_load_multicast(u32 target, const TensorMap* map, u32 barrier, i32 x, i32 y, i32 z, u16 blocks) {
     asm volatile(
         "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, "
@@ -109,6 +118,28 @@ DEVICE void store_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
 }
 
+// 16 bytes by one thread, of which those behind `bytes` are zeros.
+DEVICE void copy_16(u32 target, const void* from, i32 bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(from), "r"(bytes) : "memory");
+}
+
+// Arrives when this thread's copies so far are done. It is one of the arrivals that the barrier was initialised with.
+DEVICE void copy_arrive(u32 barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+DEVICE void load_16(const void* from, u32 (&words)[4]) {
+    asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "l"(from)
+                 : "memory");
+}
+
+DEVICE void store_16(void* to, const u32 (&words)[4]) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
+}
+
 // Orders this thread's stores to shared memory before what the copy engine or the tensor cores read after the next barrier.
 DEVICE void fence_async_shared() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -122,8 +153,35 @@ DEVICE u32 cluster_rank() {
     return rank;
 }
 
+// All threads of the cluster have come here. It orders no memory: barriers are made visible by their own fence.
 DEVICE void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory");
+}
+
+// The same, and what threads of the cluster wrote before is seen after it.
+DEVICE void cluster_sync_memory() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// Four words to the same address of the cluster's block `rank`.
+DEVICE void shared_store_at(u32 address, u32 rank, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile(
+        "{\n.reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %0, %1;\n"
+        "st.shared::cluster.v4.b32 [remote], {%2, %3, %4, %5};\n}" ::"r"(address),
+        "r"(rank), "r"(a), "r"(b), "r"(c), "r"(d)
+        : "memory");
+}
+
+DEVICE void shared_store(u32 address, u32 a, u32 b) {
+    asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(a), "r"(b) : "memory");
+}
+
+DEVICE void shared_load(u32 address, u32 (&words)[4]) {
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(address)
+                 : "memory");
 }
 
 // Waits for the grids before this one in the stream (programmatic dependent launch; returns at once without it).
@@ -136,9 +194,13 @@ DEVICE void grid_dependency_release() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
-// A barrier of `threads` threads; 0 is the block's own.
+// A barrier of `threads` threads; 0 is the block's own. Arriving is counted like waiting.
 DEVICE void named_sync(u32 id, u32 threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+DEVICE void named_arrive(u32 id, u32 threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 template <int REGISTERS>
@@ -173,13 +235,21 @@ DEVICE void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// Descriptor of an operand in shared memory under the 128-byte swizzle, whose atoms are 8 lines of 128 bytes, 1,024-aligned.
+// Descriptors of operands in shared memory under the 128-byte swizzle, whose atoms are 8 lines of 128 bytes, 1,024-aligned: `low` is a
+// matter of the address, and steps of n bytes add n / 16 to it.
 //
-// Lines along k (K-major): line = row, `stride` = bytes from 8 rows to the next 8; `leading` is not used. A step along k within
-// the line adds its bytes to the address: the swizzle works on address bits. Lines along m or n (MN-major): line = one k of 64
-// elements, `stride` = bytes from 8 k to the next 8, `leading` = bytes from 64 elements to the next 64.
-DEVICE u64 swizzled_descriptor(u32 address, u32 leading, u32 stride) {
-    return (u64)(address >> 4 & 0x3fff) | (u64)(leading >> 4) << 16 | (u64)(stride >> 4) << 32 | 1ull << 62;
+// Lines along k (K-major): line = row, STRIDE = bytes from 8 rows to the next 8; LEADING is not used. A step along k within the line
+// adds its bytes to the address: the swizzle works on address bits. Lines along m or n (MN-major): line = one k of 64 elements,
+// STRIDE = bytes from 8 k to the next 8, LEADING = bytes from 64 elements to the next 64.
+template <u32 LEADING>
+DEVICE u32 descriptor_low(u32 address) {
+    // in a cluster, addresses have the block's rank in their upper bits
+    return (address & 0x3ffff) >> 4 | (LEADING >> 4) << 16;
+}
+
+template <u32 STRIDE>
+DEVICE u64 descriptor(u32 low) {
+    return (u64)(1u << 30 | STRIDE >> 4) << 32 | low;
 }
 
 #endif

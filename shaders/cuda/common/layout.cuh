@@ -25,7 +25,11 @@ struct Rows {
     __device__ __forceinline__ u64 start(u64 o, u64 i) const {
         return o * outer_stride + i * inner_stride;
     }
-    // First element of vector `index`, counting inner first.
+    // First element of vector `index`, counting inner first; in 32 bits where there are no more vectors.
+    __device__ __forceinline__ u64 start_of(u32 index) const {
+        const u32 o = inner == 1 ? index : index / (u32)inner;
+        return start(o, index - o * (u32)inner);
+    }
     __device__ __forceinline__ u64 start_of(u64 index) const {
         if (inner == 1) {
             return index * outer_stride;

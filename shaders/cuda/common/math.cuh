@@ -65,8 +65,10 @@ DEVICE float activate(float x, u32 activation) {
 // Sine and cosine of an angle in units of 2^-64 turns: what is a multiple of a turn has overflowed, so that large angles are as
 // exact as small ones. Polynomials of Cephes (sinf.c, cosf.c) for an eighth of a turn to either side.
 DEVICE void sincos_turns(u64 turns, float &sine, float &cosine) {
-    const u64 quarter = (turns + (1ull << 61)) >> 62;
-    const float angle = (float)(i64)(turns - (quarter << 62)) * 3.40612158e-19f;
+    const u32 high = (u32)(turns >> 32), quarter = (high + (1u << 29)) >> 30;
+    // in halves, each of which converts in one instruction
+    const float rest = (float)(u32)turns * 3.40612158e-19f;
+    const float angle = fmaf((float)(i32)(high - (quarter << 30)), 1.462918079e-9f, rest);
     const float square = angle * angle;
     float sin = fmaf(square, -1.9515295891e-4f, 8.3321608736e-3f);
     sin = fmaf(square, sin, -1.6666654611e-1f);

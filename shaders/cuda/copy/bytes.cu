@@ -9,6 +9,7 @@ struct CopyParams {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     copy_bytes(const __grid_constant__ CopyParams p, const u8 *__restrict__ from, u8 *__restrict__ to) {
+    take_turn();
     const u64 first = (u64)blockIdx.x * THREADS + threadIdx.x, step = (u64)gridDim.x * THREADS;
     u64 done = 0;
     if (((u64)from | (u64)to) % 16 == 0) {

@@ -1,5 +1,5 @@
 // Rows of a table by index, scaled; NaN where the table has no such row. Compiled for X, OUT (types of table and output) and
-// RUN (elements of 16 bytes of the narrower) where rows begin at multiples of what a run takes, up to 16 bytes, and have whole
+// RUN (elements of 16 bytes of OUT) where rows begin at multiples of what a run takes, up to 16 bytes, and have whole
 // runs; without them for any types, block formats included.
 #include "common/tile.cuh"
 
@@ -17,6 +17,7 @@ struct EmbedParams {
 #ifdef X
 extern "C" __global__ void embed_rows(const __grid_constant__ EmbedParams p, const i32 *__restrict__ ids,
                                       const X *__restrict__ table, OUT *__restrict__ out) {
+    take_turn();
     const Tile<ITEMS> tile(p.out.outer, p.out.len / RUN, p.parts);
     const i32 id = tile.runs == 0 ? -1 : ids[tile.vector];
     const bool known = id >= 0 && (u64)id < p.vocab;
@@ -45,6 +46,7 @@ extern "C" __global__ void embed_rows(const __grid_constant__ EmbedParams p, con
 #else
 extern "C" __global__ void embed_any(const __grid_constant__ EmbedParams p, const i32 *__restrict__ ids,
                                      const void *__restrict__ table, void *__restrict__ out) {
+    take_turn();
     const Tile<ITEMS> tile(p.out.outer, p.out.len, p.parts);
     const i32 id = tile.runs == 0 ? -1 : ids[tile.vector];
     const bool known = id >= 0 && (u64)id < p.vocab;

@@ -1,6 +1,6 @@
-// Gated activations (arXiv:2002.05202). Compiled for X, OUT (types of inputs and output) and RUN (elements of 16 bytes of the
-// narrower) where all vectors begin at multiples of what a run takes, up to 16 bytes, and have whole runs; without them for any
-// types, an element a run.
+// Gated activations (arXiv:2002.05202). Compiled for X, OUT (types of inputs and output) and RUN (elements of 16 bytes of OUT)
+// where all vectors begin at multiples of what a run takes, up to 16 bytes, and have whole runs; without them for any types, an
+// element a run.
 #include "common/math.cuh"
 #include "common/tile.cuh"
 
@@ -34,6 +34,7 @@ DEVICE float gated(const GatedParams &p, float gate, float up) {
 #ifdef X
 extern "C" __global__ void gated_rows(const __grid_constant__ GatedParams p, const X *__restrict__ gate,
                                       const X *__restrict__ up, OUT *__restrict__ out) {
+    take_turn();
     const Tile<ITEMS> tile(p.out.count(), p.out.len / RUN, p.parts);
     const X *gates = gate + p.gate.start_of(tile.vector), *ups = up + p.up.start_of(tile.vector);
     OUT *to = out + p.out.start_of(tile.vector);
@@ -62,9 +63,10 @@ extern "C" __global__ void gated_rows(const __grid_constant__ GatedParams p, con
 #else
 extern "C" __global__ void gated_any(const __grid_constant__ GatedParams p, const void *__restrict__ gate,
                                      const void *__restrict__ up, void *__restrict__ out) {
+    take_turn();
     const Tile<ITEMS> tile(p.out.count(), p.out.len, p.parts);
     const u64 g = p.gate.start_of(tile.vector), u = p.up.start_of(tile.vector), to = p.out.start_of(tile.vector);
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < ITEMS; i++) {
         if (tile.has(i)) {
             const u64 d = tile.run(i);

@@ -1,12 +1,36 @@
-// Keys and values of new tokens into the caches: a block takes a token, a warp 32 neighbouring elements of a head at a time.
+// Keys and values of new tokens into the caches: a block takes a token. Compiled for X, KV (types of sources and caches) and RUN
+// (elements of 16 bytes of the wider) where vectors begin at multiples of what a run takes and have whole runs; without them for
+// any types, and then a warp takes 32 neighbouring elements of a head at a time.
 #include "kv_append/cache.cuh"
 
 #define THREADS 256
 
+#ifdef X
+extern "C" __global__ void __launch_bounds__(THREADS)
+    kv_append_runs(const __grid_constant__ AppendParams p, const X *__restrict__ k, const X *__restrict__ v,
+                   const i32 *__restrict__ kv_len, const i32 *__restrict__ offsets, const i32 *__restrict__ table,
+                   KV *__restrict__ k_cache, KV *__restrict__ v_cache) {
+    take_turn();
+    const u32 token = blockIdx.x, runs = (u32)p.kv.head_dim / RUN, all = 2 * (u32)p.kv.kv_heads * runs;
+    const u64 place = cache_place(p, token, kv_len, offsets, table);
+    if (place == NOWHERE) {
+        return;
+    }
+    for (u32 task = threadIdx.x; task < all; task += blockDim.x) {
+        const u32 vector = task / runs, d = (task - vector * runs) * RUN;
+        const u32 head = vector / 2;
+        const bool values = vector % 2;
+        float value[RUN];
+        load_vector((values ? v + p.src_v.start(token, head) : k + p.src_k.start(token, head)) + d, value);
+        store_vector((values ? v_cache : k_cache) + place + head * p.kv.head_stride + d, value);
+    }
+}
+#else
 extern "C" __global__ void __launch_bounds__(THREADS)
     kv_append(const __grid_constant__ AppendParams p, const void *__restrict__ k, const void *__restrict__ v,
               const i32 *__restrict__ kv_len, const i32 *__restrict__ offsets, const i32 *__restrict__ table,
               void *__restrict__ k_cache, void *__restrict__ v_cache) {
+    take_turn();
     const u64 token = blockIdx.x;
     const u64 place = cache_place(p, token, kv_len, offsets, table);
     if (place == NOWHERE) {
@@ -26,3 +50,4 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
     }
 }
+#endif

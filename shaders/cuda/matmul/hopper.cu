@@ -10,122 +10,20 @@
 // Edges need no care: copies fill with zeros outside A and B and leave out what lies outside C. Base addresses and the strides of rows
 // and batches are multiples of 16 bytes.
 //
-// Defines: ELEMENT, OUT (Dtype ids; f32 inputs are multiplied as tf32); TILE_M, TILE_N; STAGES; CLUSTER (1 or 2), SHARE_A
-// (the cluster's tiles lie side by side along n and share A, else along m and share B); PINGPONG; DEFER (16-bit OUT); A_MN, B_MN
-// (operand contiguous along m or n, 16-bit types).
+// Gated products (GATE) multiply by two B at once: the left half of a tile's columns are gates, the right half what they gate, so that
+// a thread holds both of each pair, and half as many columns are stored.
+//
+// Few tiles (SPLIT): the blocks of a cluster take a share of k of one tile each, exchange their sums through each other's shared memory, and
+// store a share of its columns each. Sums are added in the order of the shares, whichever is ready first.
+//
+// The last tiles of a grid that does not come out even are shared out among its clusters along k (Params::shares): each stores its sums as
+// they are, and `matmul_rest`, the kernel behind it, adds those of a tile in the order of its shares.
+//
+// Defines: see hopper.cuh. With SPLIT the grid has a cluster for each tile.
 //
 // After CUTLASS's warp-specialised persistent kernels (https://github.com/NVIDIA/cutlass) and Bikshandi & Shah, arXiv:2312.11918.
 
-#include "common/element.cuh"
-
-#ifndef SHARE_A
-#define SHARE_A 0
-#endif
-#ifndef PINGPONG
-#define PINGPONG 0
-#endif
-#ifndef A_MN
-#define A_MN 0
-#endif
-#ifndef B_MN
-#define B_MN 0
-#endif
-#ifndef CLUSTER
-#define CLUSTER 2
-#endif
-#ifndef DEFER
-#define DEFER 1
-#endif
-#ifndef STORE_ROWS
-#define STORE_ROWS 16
-#endif
-#ifndef STORE_BUFFERS
-#define STORE_BUFFERS 2
-#endif
-#ifndef PRODUCER_REGISTERS
-#define PRODUCER_REGISTERS 40
-#endif
-#ifndef CONSUMER_REGISTERS
-#define CONSUMER_REGISTERS 232
-#endif
-
-#define TEXT_OF(x) #x
-#define TEXT(x) TEXT_OF(x)
-
-// ELEMENT as a number, for the preprocessor: 0 f32, 1 f16, 2 bf16, 3 e4m3, 4 i8
-#if ELEMENT == 0
-#define WGMMA_STEP "k8.f32.tf32.tf32"
-#define WGMMA_TAIL ", 1, 1"
-#define ELEMENT_BYTES 4
-#elif ELEMENT == 1
-#define WGMMA_STEP "k16.f32.f16.f16"
-#define WGMMA_TAIL ", 1, 1, " TEXT(A_MN) ", " TEXT(B_MN)
-#define ELEMENT_BYTES 2
-#elif ELEMENT == 2
-#define WGMMA_STEP "k16.f32.bf16.bf16"
-#define WGMMA_TAIL ", 1, 1, " TEXT(A_MN) ", " TEXT(B_MN)
-#define ELEMENT_BYTES 2
-#elif ELEMENT == 3
-#define WGMMA_STEP "k32.f32.e4m3.e4m3"
-#define WGMMA_TAIL ", 1, 1"
-#define ELEMENT_BYTES 1
-#else
-#define WGMMA_STEP "k32.s32.s8.s8"
-#define WGMMA_TAIL ""
-#define ELEMENT_BYTES 1
-#endif
-#if ELEMENT == 4
-typedef i32 Accumulator;
-#define ACCUMULATOR(x) "+r"(x)
-#else
-typedef float Accumulator;
-#define ACCUMULATOR(x) "+f"(x)
-#endif
-
-#include "common/wgmma.cuh"
-
-constexpr int TILE_K = 128 / ELEMENT_BYTES;
-constexpr int CONSUMERS = 2;
-constexpr int THREADS = 128 * (1 + CONSUMERS);
-// rows of a consumer's tile, in wgmma's 64
-constexpr int BLOCKS_M = (PINGPONG ? TILE_M : TILE_M / CONSUMERS) / 64;
-constexpr int A_BYTES = TILE_M * 128;
-constexpr int B_BYTES = TILE_N * 128;
-constexpr int STAGE_BYTES = A_BYTES + B_BYTES;
-constexpr int OUT_BYTES = OUT == DTYPE_F32 || OUT == DTYPE_I32 ? 4 : 2;
-// columns of a store's box: a line of 128 bytes
-constexpr int STORE_N = 128 / OUT_BYTES;
-constexpr int STORE_BYTES = 64 * 128;
-constexpr int STORE_OFFSET = STAGES * STAGE_BYTES;
-constexpr int BARRIER_OFFSET = STORE_OFFSET + CONSUMERS * STORE_BUFFERS * STORE_BYTES;
-constexpr int SHARED_BYTES = BARRIER_OFFSET + 16 * STAGES;
-static_assert(SHARED_BYTES <= 232448, "shared memory of a block");
-// accumulators of a thread, and where the last results wait their packed half
-static_assert(BLOCKS_M * TILE_N / 2 + (DEFER ? BLOCKS_M * TILE_N / 4 : 0) <= 192, "registers");
-// bytes from 64 elements along m or n to the next 64 where that is the contiguous direction
-constexpr int MN_CHUNK = 64 * 128;
-
-struct Params {
-    float scale;
-    i32 m;
-    i32 n;
-    i32 batch;
-    i32 k_slices;
-    // clusters' tiles
-    i32 tiles_m;
-    i32 tiles_n;
-    // tiles along m (negative: along n) that are walked together, for reuse in L2
-    i32 group;
-    // 0 where a matrix is shared by the batch
-    i32 a_batch;
-    i32 b_batch;
-};
-
-struct Tile {
-    i32 m;
-    i32 n;
-    i32 batch;
-};
+#include "matmul/hopper.cuh"
 
 // First row and column of this block's part of the index-th tile.
 DEVICE Tile tile_at(const Params& p, i32 index, u32 rank) {
@@ -144,135 +42,131 @@ DEVICE Tile tile_at(const Params& p, i32 index, u32 rank) {
     const i32 tm = along_m ? along : across;
     const i32 tn = along_m ? across : along;
     if (SHARE_A) {
-        return Tile{tm * TILE_M, (tn * CLUSTER + (i32)rank) * TILE_N, batch};
+        return Tile{tm * TILE_M, (tn * CLUSTER + (i32)rank) * OUT_N, batch};
     }
-    return Tile{(tm * CLUSTER + (i32)rank) * TILE_M, tn * TILE_N, batch};
+    return Tile{(tm * CLUSTER + (i32)rank) * TILE_M, tn * OUT_N, batch};
 }
 
-// A ring's position: stage and the parity of its phase.
-struct Ring {
-    u32 stage;
-    u32 parity;
-
-    __device__ __forceinline__ void advance() {
-        if (++stage == STAGES) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
-
-    __device__ __forceinline__ void skip(u32 slices) {
-        const u32 at = stage + slices;
-        parity ^= (at / STAGES) & 1;
-        stage = at % STAGES;
-    }
+// What a cluster computes at a time: a tile, or a share of its k.
+struct Unit {
+    i32 tile;
+    // slices of k
+    i32 begin;
+    i32 slices;
+    // number among the shares of all tiles; -1 of a whole tile
+    i32 share;
 };
 
-// Copies an operand's slice: LINES rows (K-major) or elements (MN-major) from `at` on, this block's half of it where it is shared.
-template <int EXTENT, bool MN, bool SHARED>
-DEVICE void load(const TensorMap* map, u32 target, u32 barrier, i32 at, i32 k, i32 batch, u32 rank) {
-    constexpr int part = SHARED ? EXTENT / CLUSTER : EXTENT;
-    const i32 first = SHARED ? (i32)rank * part : 0;
+DEVICE i32 unit_count(const Params& p) {
+    return p.whole + (p.tiles_m * p.tiles_n * p.batch - p.whole) * p.shares;
+}
+
+// The index-th unit; `rank` is the block's place in a cluster that shares the k of its tile.
+DEVICE Unit unit_at(const Params& p, i32 index, u32 rank) {
+    if (SPLIT > 1) {
+        const i32 begin = p.k_slices * (i32)rank / SPLIT;
+        return Unit{index, begin, p.k_slices * (i32)(rank + 1) / SPLIT - begin, -1};
+    }
+    if (index < p.whole) {
+        return Unit{index, 0, p.k_slices, -1};
+    }
+    const i32 share = index - p.whole;
+    const i32 tile = share / p.shares;
+    const i32 part = share - tile * p.shares;
+    const i32 begin = p.k_slices * part / p.shares;
+    return Unit{p.whole + tile, begin, p.k_slices * (part + 1) / p.shares - begin, share};
+}
+
+// Where a share's sums are kept: four registers of each thread, those of eight columns, for each 64 rows.
+DEVICE u64 partial_at(u64 share, u32 rank, u32 block, u32 group, u32 thread) {
+    return (((share * CLUSTER + rank) * (TILE_M / 64) + block) * (TILE_N / 8) + group) * 512 + thread * 4;
+}
+
+// Copies LINES rows (K-major) or elements along m or n (MN-major) of an operand, from `at` and k on: to this block or to all of its
+// cluster.
+template <int LINES, bool MN, bool MULTICAST>
+DEVICE void load(const TensorMap* map, u32 target, u32 barrier, i32 at, i32 k, i32 batch) {
+    static_assert(!MN || LINES % 64 == 0, "whole chunks");
     constexpr u16 everyone = (1 << CLUSTER) - 1;
-    if (MN) {
-        static_assert(!MN || part % 64 == 0, "whole chunks");
+    #pragma unroll
+    for (int i = 0; i < LINES; i += MN ? 64 : LINES) {
+        // 64 lines are 8 KiB in either order
+        const u32 to = target + i * 128;
+        const i32 x = MN ? at + i : k;
+        const i32 y = MN ? k : at;
+        if (MULTICAST) {
+            tensor_load_multicast(to, map, barrier, x, y, batch, everyone);
+        } else {
+            tensor_load(to, map, barrier, x, y, batch);
+        }
+    }
+}
+
+// Exchanges the sums of a cluster's shares of k: `d` are this block's, for all columns of the tile; `sums` the whole ones of the columns
+// that it stores. `buffer` lies where the stages were.
+DEVICE void exchange(const Accumulator (&d)[BLOCKS_M][TILE_N / 2], Accumulator (&sums)[SPLIT > 1 ? BLOCKS_M : 1][SUMS], u32 buffer, u32 rank, u32 consumer,
+                     u32 thread) {
+    // four registers, the rows and columns of eight columns, of each thread
+    constexpr int GROUPS = RESULT_N / 8;
+    const auto place = [&](u32 share, int block, int group) {
+        return buffer + (((share * CONSUMERS + consumer) * BLOCKS_M + block) * GROUPS + group) * 2048 + thread * 16;
+    };
+    // no block reads a stage any more
+    cluster_sync();
+    #pragma unroll
+    for (int to = 0; to < SPLIT; to++) {
         #pragma unroll
-        for (int i = 0; i < part; i += 64) {
-            const u32 to = target + (u32)(first + i) / 64 * MN_CHUNK;
-            if (SHARED) {
-                tensor_load_multicast(to, map, barrier, at + first + i, k, batch, everyone);
-            } else {
-                tensor_load(to, map, barrier, at + first + i, k, batch);
+        for (int block = 0; block < BLOCKS_M; block++) {
+            #pragma unroll
+            for (int group = 0; group < GROUPS; group++) {
+                const Accumulator* from = &d[block][to * RESULT_N / 2 + 4 * group];
+                shared_store_at(place(rank, block, group), to, bits(from[0]), bits(from[1]), bits(from[2]), bits(from[3]));
             }
         }
-    } else {
-        const u32 to = target + (u32)first * 128;
-        if (SHARED) {
-            tensor_load_multicast(to, map, barrier, k, at + first, batch, everyone);
-        } else {
-            tensor_load(to, map, barrier, k, at, batch);
-        }
     }
-}
-
-DEVICE u32 pack(float low, float high) {
-    u32 both;
-    if (OUT == DTYPE_BF16) {
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    } else {
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    }
-    return both;
-}
-
-// Results as they are stored: packed pairs of 16-bit elements, or words.
-constexpr int RESULTS = OUT_BYTES == 2 ? TILE_N / 4 : TILE_N / 2;
-
-// Stores a consumer's results. `stage` is the consumer's staging memory.
-DEVICE void store(const TensorMap* map, const u32 (&results)[BLOCKS_M][RESULTS], u32 stage, Tile at, u32 thread, u32 barrier) {
-    const u32 warp = thread / 32;
-    const u32 lane = thread % 32;
-    const bool elected = STORE_ROWS == 16 ? lane == 0 : thread == 0;
+    cluster_sync_memory();
     #pragma unroll
     for (int block = 0; block < BLOCKS_M; block++) {
         #pragma unroll
-        for (int column = 0; column < TILE_N; column += STORE_N) {
-            const int turn = block * (TILE_N / STORE_N) + column / STORE_N;
-            const u32 buffer = stage + turn % STORE_BUFFERS * STORE_BYTES;
-            if (elected) {
-                store_wait_read<STORE_BUFFERS - 1>();
-            }
-            if (STORE_ROWS == 16) {
-                __syncwarp();
-            } else {
-                named_sync(barrier, 128);
-            }
-            if (OUT_BYTES == 2) {
-                const u32 row = warp * 16 + lane % 16;
+        for (int group = 0; group < GROUPS; group++) {
+            #pragma unroll
+            for (int share = 0; share < SPLIT; share++) {
+                u32 part[4];
+                shared_load(place(share, block, group), part);
                 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const u32 unit = 2 * i + lane / 16;
-                    const u32* r = &results[block][column / 4 + 4 * i];
-                    matrix_store(buffer + row * 128 + ((unit ^ row % 8) * 16), r[0], r[1], r[2], r[3]);
+                    Accumulator& sum = sums[block][4 * group + i];
+                    sum = share == 0 ? accumulator_of(part[i]) : sum + accumulator_of(part[i]);
                 }
-            } else {
-                #pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    const u32 row = warp * 16 + lane / 4 + i % 2 * 8;
-                    const u32 unit = i / 2 * 2 + lane % 4 / 2;
-                    const u32* r = &results[block][column / 2 + i * 2];
-                    asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(buffer + row * 128 + (unit ^ row % 8) * 16 + lane % 2 * 8),
-                                 "r"(r[0]), "r"(r[1])
-                                 : "memory");
-                }
-            }
-            fence_async_shared();
-            if (STORE_ROWS == 16) {
-                __syncwarp();
-            } else {
-                named_sync(barrier, 128);
-            }
-            if (elected) {
-                const u32 first = STORE_ROWS == 16 ? warp * 16 : 0;
-                tensor_store(map, buffer + first * 128, at.n + column, at.m + block * 64 + first, at.batch);
-                store_commit();
             }
         }
+    }
+}
+
+// Where the whole sums are.
+template <int N, int COUNT, int BLOCKS>
+DEVICE auto& whole(Accumulator (&d)[BLOCKS_M][N], Accumulator (&shares)[BLOCKS][COUNT]) {
+    if constexpr (SPLIT > 1) {
+        return shares;
+    } else {
+        return d;
     }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     matmul(const __grid_constant__ Params p, const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
-           const __grid_constant__ TensorMap c) {
+           const __grid_constant__ TensorMap b_up, const __grid_constant__ TensorMap c, const float* a_scale,
+           const float* b_scale, const void* bias, const void* up_bias,
+           const void* residual, u32* partials) {
     extern __shared__ __align__(1024) u8 shared[];
     const u32 base = shared_address(shared);
     const u32 full = base + BARRIER_OFFSET;
     const u32 empty = full + 8 * STAGES;
     const u32 warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
-    const u32 rank = CLUSTER > 1 ? cluster_rank() : 0;
-    const i32 first = blockIdx.x / CLUSTER;
-    const i32 step = gridDim.x / CLUSTER;
-    const i32 tiles = p.tiles_m * p.tiles_n * p.batch;
+    const u32 rank = CLUSTER * SPLIT > 1 ? cluster_rank() : 0;
+    const i32 first = blockIdx.x / (CLUSTER * SPLIT);
+    const i32 step = gridDim.x / (CLUSTER * SPLIT);
+    const i32 units = unit_count(p);
 
     if (threadIdx.x == 0) {
         tensor_prefetch(&a);
@@ -296,20 +190,44 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (threadIdx.x == 0) {
             // a fresh barrier counts as having completed the phase before its first
             Ring ring = {0, 1};
-            for (i32 index = first; index < tiles; index += step) {
-                const Tile at = tile_at(p, index, rank);
-                for (i32 slice = 0; slice < p.k_slices; slice++) {
+            for (i32 index = first; index < units; index += step) {
+                const Unit unit = unit_at(p, index, rank);
+                const Tile at = tile_at(p, unit.tile, CLUSTER > 1 ? rank : 0);
+                for (i32 slice = unit.begin; slice < unit.begin + unit.slices; slice++) {
                     barrier_wait(empty + 8 * ring.stage, ring.parity);
                     const u32 done = full + 8 * ring.stage;
                     const u32 target = base + ring.stage * STAGE_BYTES;
                     barrier_expect(done, STAGE_BYTES);
-                    load<TILE_M, A_MN, SHARE_A && CLUSTER == 2>(&a, target, done, at.m, slice * TILE_K, at.batch * p.a_batch, rank);
-                    load<TILE_N, B_MN, !SHARE_A && CLUSTER == 2>(&b, target + A_BYTES, done, at.n, slice * TILE_K,
-                                                                at.batch * p.b_batch, rank);
+                    const i32 k = slice * TILE_K;
+                    const i32 batch_a = at.batch * p.a_batch;
+                    const i32 batch_b = at.batch * p.b_batch;
+                    constexpr int half_a = TILE_M / 2;
+                    constexpr int half_b = TILE_N / 2;
+                    if constexpr (SHARE_A && CLUSTER == 2) {
+                        load<half_a, A_MN, true>(&a, target + rank * half_a * 128, done, at.m + rank * half_a, k, batch_a);
+                    } else {
+                        load<TILE_M, A_MN, false>(&a, target, done, at.m, k, batch_a);
+                    }
+                    const u32 target_b = target + A_BYTES;
+                    if constexpr (!SHARE_A && CLUSTER == 2) {
+                        const i32 skip = GATE ? 0 : rank * half_b;
+                        load<half_b, B_MN, true>(GATE && rank == 1 ? &b_up : &b, target_b + rank * half_b * 128, done, at.n + skip, k,
+                                                 batch_b);
+                    } else if constexpr (GATE) {
+                        load<half_b, B_MN, false>(&b, target_b, done, at.n, k, batch_b);
+                        load<half_b, B_MN, false>(&b_up, target_b + half_b * 128, done, at.n, k, batch_b);
+                    } else {
+                        load<TILE_N, B_MN, false>(&b, target_b, done, at.n, k, batch_b);
+                    }
                     ring.advance();
                 }
             }
             grid_dependency_release();
+        }
+        if (SPLIT > 1) {
+            // the two of the exchange
+            cluster_sync();
+            cluster_sync_memory();
         }
     } else {
         registers_take<CONSUMER_REGISTERS>();
@@ -319,30 +237,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const u32 row = PINGPONG ? 0 : consumer * BLOCKS_M * 64;
         Ring ring = {0, 0};
         if (PINGPONG && consumer == 1) {
-            ring.skip(p.k_slices);
+            ring.skip(unit_at(p, first, rank).slices);
+            named_arrive(TURN, 256);
         }
 
+        const Epilogue extras = {a_scale, b_scale, bias, up_bias, residual};
+        const u32 left_low = descriptor_low<A_MN ? MN_CHUNK : 0>(base + row * 128);
+        const u32 right_low = descriptor_low<B_MN ? MN_CHUNK : 0>(base + A_BYTES);
         Accumulator d[BLOCKS_M][TILE_N / 2];
-        u32 results[BLOCKS_M][RESULTS];
+        Accumulator shares[SPLIT > 1 ? BLOCKS_M : 1][SUMS];
+        u32 results[DEFER ? BOXES : 1][BOX_WORDS];
         Tile pending = {0, 0, -1};
 
         const auto multiply = [&](bool begin) {
             barrier_wait(full + 8 * ring.stage, ring.parity);
-            const u32 source = base + ring.stage * STAGE_BYTES;
-            wgmma_fence();
-            #pragma unroll
-            for (int step = 0; step < 4; step++) {
-                const u32 at_a = source + row * 128 + step * (A_MN ? 128 * TILE_K / 4 : 32);
-                const u32 at_b = source + A_BYTES + step * (B_MN ? 128 * TILE_K / 4 : 32);
-                const u64 right = swizzled_descriptor(at_b, B_MN ? MN_CHUNK : 16, 1024);
-                #pragma unroll
-                for (int block = 0; block < BLOCKS_M; block++) {
-                    // 64 rows are 8 KiB in either order
-                    const u64 left = swizzled_descriptor(at_a + block * 64 * 128, A_MN ? MN_CHUNK : 16, 1024);
-                    Wgmma<TILE_N>::multiply(d[block], left, right, !begin || step > 0);
-                }
-            }
-            wgmma_commit();
+            multiply_slice(d, left_low, right_low, ring.stage, begin);
         };
         const auto release = [&](u32 stage) {
             if (CLUSTER > 1) {
@@ -356,58 +265,146 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
         const i32 mine = PINGPONG ? first + (i32)consumer * step : first;
         const i32 stride = PINGPONG ? CONSUMERS * step : step;
-        for (i32 index = mine; index < tiles; index += stride) {
-            Tile at = tile_at(p, index, rank);
+        for (i32 index = mine; index < units; index += stride) {
+            const Unit unit = unit_at(p, index, rank);
+            const i32 slices = unit.slices;
+            Tile at = tile_at(p, unit.tile, CLUSTER > 1 ? rank : 0);
             at.m += row;
-            multiply(true);
-            if (DEFER && pending.batch >= 0) {
-                store(&c, results, stage_out, pending, thread, 1 + consumer);
-            }
-            u32 previous = ring.stage;
-            ring.advance();
-            for (i32 slice = 1; slice < p.k_slices; slice++) {
-                multiply(false);
-                wgmma_wait<1>();
-                release(previous);
-                previous = ring.stage;
-                ring.advance();
-            }
-            wgmma_wait<0>();
-            release(previous);
             if (PINGPONG) {
-                ring.skip(p.k_slices);
+                named_sync(TURN + consumer, 256);
             }
-
-            #pragma unroll
-            for (int block = 0; block < BLOCKS_M; block++) {
+            u32 previous = 0;
+            i32 slice = 0;
+            if (DEFER && pending.batch >= 0) {
+                // a box of the last tile behind each slice of this one
                 #pragma unroll
-                for (int i = 0; i < TILE_N / 2; i++) {
-                    asm volatile("" : ACCUMULATOR(d[block][i])::"memory");
-                }
-                #pragma unroll
-                for (int i = 0; i < RESULTS; i++) {
-                    if (OUT_BYTES == 2) {
-                        results[block][i] =
-                            pack((float)d[block][2 * i] * p.scale, (float)d[block][2 * i + 1] * p.scale);
-                    } else if (OUT == DTYPE_I32) {
-                        results[block][i] = (u32)(i32)d[block][i];
-                    } else {
-                        results[block][i] = bits_of((float)d[block][i] * p.scale);
+                for (int box = 0; box < BOXES; box++) {
+                    if (slice < slices) {
+                        multiply(slice == 0);
+                    }
+                    store(&c, results[box], box, stage_out, pending, thread, 1 + consumer);
+                    if (slice < slices) {
+                        if (slice > 0) {
+                            wgmma_wait<1>();
+                            release(previous);
+                        }
+                        previous = ring.stage;
+                        ring.advance();
+                        slice++;
                     }
                 }
             }
-            pending = at;
-            if (!DEFER) {
-                store(&c, results, stage_out, at, thread, 1 + consumer);
+            for (; slice < slices; slice++) {
+                multiply(slice == 0);
+                if (slice > 0) {
+                    wgmma_wait<1>();
+                    release(previous);
+                }
+                previous = ring.stage;
+                ring.advance();
             }
+            if (PINGPONG) {
+                if (index + step < units) {
+                    named_arrive(TURN + 1 - consumer, 256);
+                    ring.skip(unit_at(p, index + step, rank).slices);
+                }
+            }
+            wgmma_wait<0>();
+            release(previous);
+
+            settle(d);
+            if (unit.share >= 0) {
+                #pragma unroll
+                for (int block = 0; block < BLOCKS_M; block++) {
+                    #pragma unroll
+                    for (int group = 0; group < TILE_N / 8; group++) {
+                        const Accumulator* from = &d[block][4 * group];
+                        const u32 words[4] = {bits(from[0]), bits(from[1]), bits(from[2]), bits(from[3])};
+                        store_16(partials + partial_at(unit.share, rank, row / 64 + block, group, thread), words);
+                    }
+                }
+                pending.batch = -1;
+                continue;
+            }
+            if (SPLIT > 1) {
+                exchange(d, shares, base, rank, consumer, thread);
+                at.n += rank * RESULT_N;
+            }
+            #pragma unroll
+            for (int box = 0; box < BOXES; box++) {
+                const Tile from = {at.m + box_row(box), at.n + box_column(box), at.batch};
+                u32 (&words)[BOX_WORDS] = results[DEFER ? box : 0];
+                finish(p, extras, whole(d, shares)[box / BOXES_N], box_column(box), words, from, thread);
+                if (!DEFER) {
+                    store(&c, words, box, stage_out, at, thread, 1 + consumer);
+                }
+            }
+            pending = at;
         }
         if (DEFER && pending.batch >= 0) {
-            store(&c, results, stage_out, pending, thread, 1 + consumer);
+            #pragma unroll
+            for (int box = 0; box < BOXES; box++) {
+                store(&c, results[box], box, stage_out, pending, thread, 1 + consumer);
+            }
         }
         store_wait_read<0>();
     }
     // a block that leaves takes its shared memory along, into which its neighbour may still copy or arrive
     if (CLUSTER > 1) {
         cluster_sync();
+    }
+}
+
+// Adds the shares of the tiles that were shared out. A block of 128 threads for each 64 rows and box of columns of each: blockIdx.x counts
+// boxes, then rows, then blocks of the cluster, then tiles. Its shared memory is a box.
+extern "C" __global__ void __launch_bounds__(128)
+    matmul_rest(const __grid_constant__ Params p, const __grid_constant__ TensorMap c, const float* a_scale, const float* b_scale,
+                const void* bias, const void* up_bias, const void* residual, const u32* partials) {
+    extern __shared__ __align__(1024) u8 shared[];
+    const u32 thread = threadIdx.x;
+    const u32 box = blockIdx.x % BOXES_N;
+    const u32 block = blockIdx.x / BOXES_N % (TILE_M / 64);
+    const u32 rank = blockIdx.x / (BOXES_N * (TILE_M / 64)) % CLUSTER;
+    const i32 tile = blockIdx.x / (BOXES_N * (TILE_M / 64) * CLUSTER);
+    grid_dependency_wait();
+
+    // the sums of the box's columns, and those that they gate, in the places that `finish` expects of a first box
+    Accumulator sums[SUMS];
+    constexpr int GROUPS = STORE_N / 8;
+    #pragma unroll
+    for (int i = 0; i < SUMS; i++) {
+        sums[i] = 0;
+    }
+    for (i32 part = 0; part < p.shares; part++) {
+        #pragma unroll
+        for (int side = 0; side < (GATE ? 2 : 1); side++) {
+            #pragma unroll
+            for (int group = 0; group < GROUPS; group++) {
+                const u32 column = box * GROUPS + side * (OUT_N / 8) + group;
+                u32 words[4];
+                load_16(partials + partial_at((u64)tile * p.shares + part, rank, block, column, thread), words);
+                #pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    sums[side * (OUT_N / 2) + 4 * group + i] += accumulator_of(words[i]);
+                }
+            }
+        }
+    }
+    const Epilogue extras = {a_scale, b_scale, bias, up_bias, residual};
+    Tile at = tile_at(p, p.whole + tile, CLUSTER > 1 ? rank : 0);
+    at.m += block * 64;
+    at.n += box * STORE_N;
+    u32 words[BOX_WORDS];
+    finish(p, extras, sums, 0, words, at, thread);
+    const u32 buffer = shared_address(shared);
+    stage_box(words, buffer, thread / 32, thread % 32);
+    fence_async_shared();
+    __syncwarp();
+    if (thread % 32 == 0) {
+        // a store's box is that of a warp
+        const u32 first = thread / 32 * 16;
+        tensor_store(&c, buffer + first * 128, at.n, at.m + first, at.batch);
+        store_commit();
+        store_wait_read<0>();
     }
 }

@@ -13,17 +13,15 @@ struct NormParams {
     u32 layer, has_residual, has_bias;
 };
 
-// Whether sums of squares are to be computed again in f64: they left the range in which f32 rounds relatively.
+// Whether a sum of squares left the range in which f32 rounds relatively: then elements are scaled first.
 DEVICE bool out_of_range(float squares) {
     return !(squares >= 1e-30f && squares <= 3.0e38f);
 }
 
-// 1 / sqrt(squares / len + eps)
-DEVICE float inverse_root(float squares, float len, float eps) {
-    return 1.0f / sqrtf(squares / len + eps);
-}
-DEVICE float inverse_root(double squares, double len, float eps) {
-    return (float)(1.0 / sqrt(squares / len + (double)eps));
+// A power of two that brings numbers up to `most` near 1, so that their squares stay in range.
+DEVICE float down_scale(float most) {
+    const u32 exponent = bits_of(most) >> 23 & 255u;
+    return float_of((254u - (exponent < 1 ? 1 : exponent > 253 ? 253 : exponent)) << 23);
 }
 
 #endif

@@ -9,10 +9,11 @@ DEVICE float input(const NormParams &p, const void *x, const void *residual, u64
     return p.has_residual ? value + load_element(residual, residual_at + d, p.x_dtype) : value;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     norm_rows(const __grid_constant__ NormParams p, const void *__restrict__ x, const void *__restrict__ residual,
               const void *__restrict__ weight, const void *__restrict__ bias, void *__restrict__ sum,
               void *__restrict__ out) {
+    take_turn();
     __shared__ double shared[2][THREADS / WARP_SIZE];
     const u64 vectors = p.x.count(), len = p.x.len;
     for (u64 vector = blockIdx.x; vector < vectors; vector += gridDim.x) {
@@ -38,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             }
             total = reduce_row<Sum>(total, shared[1]);
         }
-        const float inverse = inverse_root(total, (double)len, p.eps);
+        const float inverse = (float)(1.0 / sqrt(total / (double)len + (double)p.eps));
         for (u64 d = threadIdx.x; d < len; d += THREADS) {
             const float value = input(p, x, residual, x_at, residual_at, d);
             const float centred = p.layer ? (float)((double)value - mean) : value;

@@ -36,6 +36,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
              const i32 *__restrict__ positions, const i32 *__restrict__ kv_len, const i32 *__restrict__ offsets,
              const i32 *__restrict__ block_table, const u64 *__restrict__ q_table, const u64 *__restrict__ k_table,
              void *__restrict__ k_cache, void *__restrict__ v_cache, void *__restrict__ out) {
+    take_turn();
     const u64 token = blockIdx.x;
     const u64 place = cache_place(p.append, token, kv_len, offsets, block_table);
     const i32 position = positions[token];
@@ -64,14 +65,19 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             squares += value * value;
         }
         squares = reduce_warp<Sum>(squares);
-        h.inverse = inverse_root(squares, (float)len, params.eps);
+        h.inverse = 1.0f / sqrtf(squares / (float)len + params.eps);
         if (out_of_range(squares)) {
-            double far = 0.0;
+            float most = 0.0f, total = 0.0f;
             for (u32 d = lane; d < len; d += WARP_SIZE) {
-                const double value = load_element(h.x, h.from + d, params.x_dtype);
-                far += value * value;
+                most = fmaxf(most, fabsf(load_element(h.x, h.from + d, params.x_dtype)));
             }
-            h.inverse = inverse_root(reduce_warp<Sum>(far), (double)len, params.eps);
+            const float factor = down_scale(reduce_warp<Max>(most));
+            for (u32 d = lane; d < len; d += WARP_SIZE) {
+                const float value = load_element(h.x, h.from + d, params.x_dtype) * factor;
+                total += value * value;
+            }
+            total = reduce_warp<Sum>(total);
+            h.inverse = 1.0f / hypotf(sqrtf(total / (float)len) / factor, sqrtf(params.eps));
         }
         const u64 to = query ? p.out.start(token, own) : place + own * p.append.kv.head_stride;
         for (u32 d = lane; d < len; d += WARP_SIZE) {

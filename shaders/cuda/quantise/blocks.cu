@@ -90,6 +90,7 @@ DEVICE void put_mxfp4(u8 *block, float value) {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     quantise_warps(const __grid_constant__ BlocksParams p, const void *__restrict__ x, void *__restrict__ out) {
+    take_turn();
     const u64 block = (u64)blockIdx.x * (THREADS / WARP_SIZE) + threadIdx.x / WARP_SIZE;
     if (block >= p.blocks) {
         return;
@@ -254,6 +255,7 @@ DEVICE u32 scale_code(float value, float &scale) {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     quantise_q4_k(const __grid_constant__ BlocksParams p, const void *__restrict__ x, u8 *__restrict__ out) {
+    take_turn();
     constexpr u32 GROUPS = 256 / GROUP_Q4_K, BLOCKS = THREADS / GROUPS;
     __shared__ u8 codes[BLOCKS][256], steps[BLOCKS][2][GROUPS];
     const u32 own = threadIdx.x / GROUPS, g = threadIdx.x % GROUPS;
@@ -304,8 +306,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     quantise_q6_k(const __grid_constant__ BlocksParams p, const void *__restrict__ x, u8 *__restrict__ out) {
+    take_turn();
     constexpr u32 GROUPS = 256 / GROUP_Q6_K, BLOCKS = THREADS / GROUPS;
     __shared__ u8 codes[BLOCKS][256];
     const u32 own = threadIdx.x / GROUPS, g = threadIdx.x % GROUPS;

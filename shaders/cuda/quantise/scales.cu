@@ -23,6 +23,7 @@ DEVICE void store_scaled(const QuantiseParams &p, void *out, u64 at, float value
 extern "C" __global__ void __launch_bounds__(THREADS)
     quantise_groups(const __grid_constant__ QuantiseParams p, const void *__restrict__ x, float *__restrict__ scales,
                     void *__restrict__ out) {
+    take_turn();
     __shared__ float shared[THREADS / WARP_SIZE];
     const u64 task = (u64)blockIdx.x * blockDim.y + threadIdx.y;
     const u64 vectors = p.len == 0 ? 0 : p.elements / p.len;
@@ -45,6 +46,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     quantise_largest(const __grid_constant__ QuantiseParams p, const void *__restrict__ x, float *__restrict__ maxima) {
+    take_turn();
     __shared__ float shared[THREADS / WARP_SIZE];
     float largest = 0.0f;
     for (u64 at = (u64)blockIdx.x * THREADS + threadIdx.x; at < p.elements; at += (u64)p.blocks * THREADS) {
@@ -59,6 +61,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void __launch_bounds__(THREADS)
     quantise_tensor(const __grid_constant__ QuantiseParams p, const void *__restrict__ x,
                     const float *__restrict__ maxima, float *__restrict__ scales, void *__restrict__ out) {
+    take_turn();
     __shared__ float shared[THREADS / WARP_SIZE];
     float largest = 0.0f;
     for (u32 i = threadIdx.x; i < p.blocks; i += THREADS) {

@@ -17,6 +17,7 @@ struct Rotation {
 
     __device__ __forceinline__ void angle(const u64 *__restrict__ table, i32 position, u32 pair, float &sine,
                                           float &cosine) const {
+        // whole turns overflow
         sincos_turns((u64)(i64)position * table[pair], sine, cosine);
         sine *= factor;
         cosine *= factor;
@@ -30,29 +31,24 @@ struct Rotation {
     }
 };
 
-// Rotates N pairs from `pair` on, as `Raw` brought them from memory: halves of pairs, or whole pairs one after the other.
+// Rotates N pairs, as memory has them: halves of pairs in `a` and `b`, or whole pairs one after the other.
 template <int N>
-DEVICE void rotate(const Rotation &r, const u64 *__restrict__ table, i32 position, u32 pair, float (&a)[N],
-                   float (&b)[N]) {
-    if (r.interleaved) {
+DEVICE void rotate(bool interleaved, const float (&sine)[N], const float (&cosine)[N], float (&a)[N], float (&b)[N]) {
+    if (interleaved) {
 #pragma unroll
         for (int j = 0; j < N; j++) {
             float &x = 2 * j < N ? a[2 * j % N] : b[2 * j % N];
             float &y = 2 * j < N ? a[2 * j % N + 1] : b[2 * j % N + 1];
-            float sine, cosine;
-            r.angle(table, position, pair + j, sine, cosine);
-            const float turned = x * cosine - y * sine;
-            y = x * sine + y * cosine;
+            const float turned = x * cosine[j] - y * sine[j];
+            y = x * sine[j] + y * cosine[j];
             x = turned;
         }
         return;
     }
 #pragma unroll
     for (int j = 0; j < N; j++) {
-        float sine, cosine;
-        r.angle(table, position, pair + j, sine, cosine);
-        const float turned = a[j] * cosine - b[j] * sine;
-        b[j] = a[j] * sine + b[j] * cosine;
+        const float turned = a[j] * cosine[j] - b[j] * sine[j];
+        b[j] = a[j] * sine[j] + b[j] * cosine[j];
         a[j] = turned;
     }
 }

@@ -4,6 +4,10 @@
 #include "common/math.cuh"
 
 #define THREADS 256
+// Most threads of the blocks that sort.
+#define SORTING 1024
+// Keys of a lane.
+#define MOST_HELD 8
 
 struct RouteParams {
     u64 tokens, experts, top_k;
@@ -15,21 +19,36 @@ struct RouteParams {
 extern "C" __global__ void __launch_bounds__(THREADS)
     route_choose(const __grid_constant__ RouteParams p, const void *__restrict__ logits, float *__restrict__ weights,
                  i32 *__restrict__ chosen) {
+    take_turn();
     const u64 token = (u64)blockIdx.x * (THREADS / WARP_SIZE) + threadIdx.x / WARP_SIZE;
     if (token >= p.tokens) {
         return;
     }
     const u64 row = token * p.experts, pairs = token * p.top_k;
     const u32 lane = lane_id();
-    // the experts in order, each the largest below the one before
+    // the experts in order, each the largest below the one before; of up to MOST_HELD a lane the keys stay in registers
+    const bool few = p.experts <= MOST_HELD * WARP_SIZE;
+    u64 held[MOST_HELD];
+#pragma unroll
+    for (u32 i = 0; i < MOST_HELD; i++) {
+        const u64 e = lane + i * WARP_SIZE;
+        held[i] = few && e < p.experts ? order_key(load_element(logits, row + e, p.dtype), e) : 0;
+    }
     u64 before = ~0ull;
     u32 top = 0;
     float sum = 0.0f;
     for (u64 j = 0; j < p.top_k; j++) {
         u64 best = 0;
-        for (u64 e = lane; e < p.experts; e += WARP_SIZE) {
-            const u64 key = order_key(load_element(logits, row + e, p.dtype), e);
-            best = key < before && key > best ? key : best;
+        if (few) {
+#pragma unroll
+            for (u32 i = 0; i < MOST_HELD; i++) {
+                best = held[i] < before && held[i] > best ? held[i] : best;
+            }
+        } else {
+            for (u64 e = lane; e < p.experts; e += WARP_SIZE) {
+                const u64 key = order_key(load_element(logits, row + e, p.dtype), e);
+                best = key < before && key > best ? key : best;
+            }
         }
         best = reduce_warp<Max>(best);
         before = best;
@@ -58,15 +77,23 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+// Neighbouring pairs of a thread.
+#define EACH 8
+
+extern "C" __global__ void __launch_bounds__(SORTING)
     route_sort(const __grid_constant__ RouteParams p, const i32 *__restrict__ chosen, i32 *__restrict__ offsets,
                i32 *__restrict__ order) {
-    __shared__ u32 shared[THREADS / WARP_SIZE];
+    take_turn();
+    __shared__ u32 shared[WARP_SIZE];
     const i32 expert = (i32)blockIdx.x;
     const u32 pairs = (u32)(p.tokens * p.top_k);
     u32 below = 0;
-    for (u32 pair = threadIdx.x; pair < pairs; pair += THREADS) {
-        below += chosen[pair] < expert;
+    for (u32 pair = threadIdx.x; pair < pairs; pair += EACH * blockDim.x) {
+#pragma unroll
+        for (u32 i = 0; i < EACH; i++) {
+            const u32 at = pair + i * blockDim.x;
+            below += at < pairs && chosen[at] < expert;
+        }
     }
     u32 at = reduce_row<Sum>(below, shared);
     __syncthreads();
@@ -76,24 +103,25 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             offsets[expert + 1] = (i32)pairs;
         }
     }
-    for (u32 from = 0; from < pairs; from += THREADS) {
-        const u32 pair = from + threadIdx.x;
-        const bool mine = pair < pairs && chosen[pair] == expert;
-        const u32 mask = __ballot_sync(FULL_MASK, mine);
-        const u32 warp = threadIdx.x / WARP_SIZE;
-        if (lane_id() == 0) {
-            shared[warp] = (u32)__popc(mask);
+    for (u32 from = 0; from < pairs; from += EACH * blockDim.x) {
+        const u32 first = from + EACH * threadIdx.x;
+        u32 mine = 0;
+#pragma unroll
+        for (u32 i = 0; i < EACH; i++) {
+            mine |= (u32)(first + i < pairs && chosen[first + i] == expert) << i;
+        }
+        const u32 count = (u32)__popc(mine);
+        const u32 through = scan_block<Sum>(count, shared);
+        u32 to = at + through - count;
+        for (; mine != 0; mine &= mine - 1) {
+            order[to++] = (i32)(first + (u32)__ffs((int)mine) - 1);
+        }
+        // what the whole block found
+        if (threadIdx.x == blockDim.x - 1) {
+            shared[0] = through;
         }
         __syncthreads();
-        u32 before = 0, all = 0;
-        for (u32 w = 0; w < THREADS / WARP_SIZE; w++) {
-            before += w < warp ? shared[w] : 0;
-            all += shared[w];
-        }
-        if (mine) {
-            order[at + before + (u32)__popc(mask & ((1u << lane_id()) - 1))] = (i32)pair;
-        }
-        at += all;
+        at += shared[0];
         __syncthreads();
     }
 }

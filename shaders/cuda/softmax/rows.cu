@@ -10,6 +10,7 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     softmax_rows(const __grid_constant__ SoftmaxParams p, const void *__restrict__ x, void *__restrict__ out) {
+    take_turn();
     __shared__ float shared[2][WARP_SIZE];
     const u64 vectors = p.x.count(), len = p.x.len;
     for (u64 vector = blockIdx.x; vector < vectors; vector += gridDim.x) {

@@ -36,6 +36,14 @@ fn main() -> ExitCode {
         eprintln!("{error}");
         return ExitCode::FAILURE;
     }
+    let most = match std::env::var("PERJOULE_CASES").map(|text| text.parse()) {
+        Ok(Ok(most)) if most > 0 => most,
+        Ok(_) => {
+            eprintln!("PERJOULE_CASES: expected a number above 0");
+            return ExitCode::FAILURE;
+        }
+        Err(_) => usize::MAX,
+    };
     let mut trials = Vec::new();
     let (found, absent) = perjoule::devices();
     let required = std::env::var("PERJOULE_REQUIRE").unwrap_or_default();
@@ -49,7 +57,15 @@ fn main() -> ExitCode {
         let must = required.split(',').any(|r| r.trim() == device.backend);
         trials.push(missing(format!("{}::device", device.backend), text, must));
     }
+    let begins = |label: &str| {
+        let filter = arguments.filter.as_deref().unwrap_or_default();
+        filter.strip_prefix(label).is_some_and(|rest| rest.starts_with("::"))
+    };
+    let only = found.iter().map(|info| info.label.clone()).find(|label| begins(label));
     for info in found {
+        if only.as_ref().is_some_and(|only| *only != info.label) {
+            continue;
+        }
         // an odd number of lanes divides work differently: a part of the cases runs with it, too
         let ways: &[(Option<usize>, &str, usize)] = match info.backend {
             "cpu" => &[(Some(2), "cpu", 1), (Some(3), "cpu-3", 6)],
@@ -65,7 +81,9 @@ fn main() -> ExitCode {
                 continue;
             }
             match perjoule::open_with_threads(&info.label, threads) {
-                Ok(device) => device_trials(&mut trials, label, device.backend(), step, &expectations),
+                Ok(device) => {
+                    device_trials(&mut trials, label, device.backend(), (step, most), &expectations)
+                }
                 Err(error) => trials.push(missing(format!("{label}::device"), error.to_string(), true)),
             }
         }
@@ -85,7 +103,7 @@ fn device_trials(
     trials: &mut Vec<Trial>,
     label: &str,
     device: &Arc<dyn Device>,
-    step: usize,
+    (step, most): (usize, usize),
     expectations: &Arc<Expectations>,
 ) {
     for choice in subjects(&**device) {
@@ -95,8 +113,9 @@ fn device_trials(
         match cases(&**device, &choice, Scope::Sample) {
             Ok(list) => {
                 let list: Vec<Case> = list.into_iter().step_by(step).collect();
+                // of a part of them none may be launched, and the count never gets to its end
                 let left = Arc::new(Left::new(&format!("{row}::none"), list.len()));
-                for case in list {
+                for case in spread(list, most) {
                     trials.push(trial(&row, device, choice, case, expectations, &left));
                 }
             }
@@ -112,6 +131,18 @@ fn device_trials(
                 trials.push(Trial::test(name.clone(), move || Ok(expectations.settle(&name, Err(reason))?)));
             }
         }
+    }
+}
+
+/// At most so many of a list, from its first to its last.
+fn spread<T>(list: Vec<T>, most: usize) -> Vec<T> {
+    let (len, last) = (list.len(), most.saturating_sub(1).max(1));
+    let taken = |index: usize| (0..most).any(|i| i * (len - 1) / last == index);
+    match len > most {
+        true => {
+            list.into_iter().enumerate().filter(|(index, _)| taken(*index)).map(|(_, item)| item).collect()
+        }
+        false => list,
     }
 }
 

@@ -1,13 +1,29 @@
 //! Bodies of the rows, one file an op: what each launches, with which grid, on what.
 
+pub(crate) mod argmax;
+pub(crate) mod attention;
+pub(crate) mod elementwise;
+pub(crate) mod hopper;
+pub(crate) mod kv;
+pub(crate) mod matmul;
+pub(crate) mod norm;
+pub(crate) mod pack;
+pub(crate) mod quantise;
+pub(crate) mod rope;
+pub(crate) mod route;
+pub(crate) mod rows;
+pub(crate) mod sample;
+pub(crate) mod softmax;
+mod steps;
+
 use crate::compile::{Function, Module};
 use crate::device::{CudaDevice, Inner};
 use crate::driver::check;
 use crate::stream::CudaStream;
 use bytemuck::NoUninit;
 use cudarc::driver::sys;
-use perjoule_kernels::op::MAX_OPERANDS;
-use perjoule_kernels::{Arg, Checked, Error, Launch, Request, Result, Stream};
+use perjoule_kernels::op::{MAX_OPERANDS, Op};
+use perjoule_kernels::{Arg, Buffer, Checked, Error, Launch, Request, Result, Stream};
 use perjoule_shaders::Source;
 use std::any::Any;
 use std::ffi::c_void;
@@ -81,6 +97,19 @@ impl Call<'_> {
     /// Address of the scratch; 0 where the body asked for none.
     pub(crate) fn scratch(&self) -> u64 {
         self.scratch
+    }
+
+    /// Address of memory that a row keeps beside its operands.
+    pub(crate) fn touch(&mut self, buffer: &Buffer) -> Result<u64> {
+        let wrong = Error::WrongDevice { kernel: self.kernel, operand: "a table of the row" };
+        self.stream.touch(buffer).map_err(|()| wrong)
+    }
+
+    /// Address of [`COUNTERS`](crate::stream::COUNTERS) numbers of 32 bits by which blocks of a kernel count each other: zeroes, which
+    /// the kernel leaves as it found them.
+    pub(crate) fn counters(&mut self) -> Result<u64> {
+        let counters = self.stream.counters();
+        self.touch(&counters)
     }
 
     /// The driver's handle of the stream, for libraries that launch by themselves.
@@ -226,4 +255,9 @@ pub(crate) fn module(
     defines: &[(&'static str, String)],
 ) -> Result<Arc<Module>> {
     inner(request)?.module(source, defines)
+}
+
+/// The error of a `prepare` that is called for another op: rows are looked up by the op's name, so that it does not happen.
+pub(crate) fn other_op(op: &Op) -> Error {
+    Error::Unsupported { what: "this kernel", why: format!("{op} is another op") }
 }

@@ -4,7 +4,9 @@ use perjoule_meter::{Band, Boundary, Meter, MeterInfo, Sample, Source, Subject};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Gauge;
+use super::{Gauge, Meters};
+use perjoule_kernels::{DeviceClass, DeviceInfo};
+use perjoule_meter::Discovery;
 
 /// A counter that rises by so many watts, or stands still.
 #[derive(Debug)]
@@ -109,4 +111,34 @@ fn a_longer_window_is_worth_it_only_for_better_meters() {
         !slow.is_worth_a_window(&seen, Duration::from_secs(1)),
         "not in any window that there is time for"
     );
+}
+
+#[test]
+fn a_gpu_is_measured_by_the_board_that_bears_its_name() {
+    let board = |uuid: &str| -> Arc<dyn Meter> {
+        let mut info = MeterInfo::new(format!("nvml:{uuid}"), Source::Nvml, Boundary::Board, Subject::Gpu);
+        info.device = Some(uuid.into());
+        Arc::new(Counter { info, watts: 100.0, start: Instant::now() })
+    };
+    let (one, other) =
+        ("GPU-00000000-1111-2222-3333-444444444444", "GPU-aaaaaaaa-1111-2222-3333-444444444444");
+    let mut found = Discovery::default();
+    found.meters = vec![
+        meter(Boundary::Package, 20.0, FAST),
+        board(one),
+        board(other),
+        meter(Boundary::Wall, 500.0, FAST),
+    ];
+    let meters = Meters { found, model: None };
+    let ids = |uuid: Option<&str>| -> Vec<String> {
+        let mut gpu = DeviceInfo::new("cuda:0", "cuda", "a GPU", DeviceClass::DiscreteGpu, Arc::new(()));
+        gpu.uuid = uuid.map(str::to_string);
+        gpu.pci = Some("0000:65:00.0".into());
+        meters.of(&gpu).iter().map(|meter| meter.info().id.clone()).collect()
+    };
+    let wall = "wall of 500 W";
+    assert_eq!(ids(Some(other)), [format!("nvml:{other}"), wall.into()]);
+    // the driver and the library write it differently
+    assert_eq!(ids(Some(&other[4..].to_uppercase())), [format!("nvml:{other}"), wall.into()]);
+    assert_eq!(ids(None), [wall], "another board's joules are not this one's, whatever its index");
 }

@@ -1,0 +1,165 @@
+//! Attention of many queries on Hopper: `shaders/cuda/attention/prefill_sm90.cu`, in FlashAttention-3's design.
+
+use super::map::{Map, Mapped};
+use super::{Params, align, caps_of, is_empty, longest, misaligned, op_of, pointers};
+use super::{refuse_sizes, rounded_weights, type_names};
+use crate::device::CudaCaps;
+use crate::launch::steps::Pointer;
+use crate::launch::{Dims, launch, module};
+use perjoule_kernels::op::{Attention, Op};
+use perjoule_kernels::{Candidate, Config, DType, Kernel, Launch, Reason, Request, Result};
+use perjoule_shaders::cuda;
+
+/// Tiles: rows of a block, keys, and elements of a head for which the tile is meant.
+static CONFIGS: &[Config] = &[
+    Config::tile("128x128", &[ROWS, 128, 128]),
+    Config::tile("128x192", &[ROWS, 192, 64]),
+    Config::tile("128x80", &[ROWS, 80, 256]),
+    Config::tile("128x64", &[ROWS, 64, 256]),
+];
+
+/// Rows of a block: two warpgroups of 64; a third one copies.
+const ROWS: usize = 128;
+const THREADS: u32 = 3 * 128;
+const STAGES: usize = 2;
+
+/// Most blocks that share the keys of a tile of rows.
+const SPLITS: usize = 32;
+
+/// A row for f16 or bf16.
+pub(crate) const fn row<const BF16: bool>(name: &'static str) -> Kernel {
+    Kernel::new(name, "attention", cost, prepare)
+        .with_configs(CONFIGS)
+        .with_reject(reject::<BF16>)
+        .with_numerics(rounded_weights)
+        .with_align(align)
+}
+
+/// Dynamic shared memory: queries, rings of keys and values, barriers, and room to begin at a multiple of 1,024 bytes.
+fn shared(head_dim: usize, keys: usize) -> usize {
+    (ROWS + 2 * STAGES * keys) * head_dim * 2 + 24 * 8 + 1024
+}
+
+/// Heads whose rows make a tile together: those of a group where they fill whole boxes.
+fn pack(op: &Attention) -> usize {
+    let group = op.q.inner / op.kv.kv_heads;
+    if 64usize.is_multiple_of(group) { group } else { 1 }
+}
+
+fn reject<const BF16: bool>(candidate: &Candidate<'_>) -> Option<Reason> {
+    let Op::Attention(op) = candidate.op else { return Some(Reason::new("runs attention")) };
+    let caps = caps_of(candidate.info)?;
+    if caps.sm != 90 {
+        return Some(Reason::new("needs Hopper: compute capability 9.0"));
+    }
+    let dtype = if BF16 { DType::BF16 } else { DType::F16 };
+    if [op.q_dtype, op.kv_dtype, op.out_dtype] != [dtype; 3] {
+        return Some(Reason::new(format!("runs {dtype} throughout")));
+    }
+    if ![64, 128, 256].contains(&op.q.len) {
+        return Some(Reason::new("runs heads of 64, 128 and 256 elements"));
+    }
+    let keys = candidate.config.tile[1];
+    if keys > 128 && op.q.len > 64 || keys > 80 && op.q.len > 128 {
+        return Some(Reason::new("has no registers for heads of that many elements"));
+    }
+    if shared(op.q.len, keys) > caps.shared as usize {
+        return Some(Reason::new("needs more shared memory than a block has"));
+    }
+    if op.kv.paging.is_some_and(|p| !p.block.is_multiple_of(keys)) {
+        return Some(Reason::new(format!("needs blocks of multiples of {keys} tokens")));
+    }
+    let maps = [Map::queries(op, pack(op)), Map::cache(op, keys)];
+    if !is_empty(op) && !maps.iter().all(Map::fits) {
+        return Some(Reason::new(
+            "needs strides that the copy engine can walk, and a cache that is not empty",
+        ));
+    }
+    refuse_sizes(op).or_else(|| misaligned(op))
+}
+
+/// How an op is cut up.
+struct Cut {
+    tiles: usize,
+    units: usize,
+    splits: usize,
+}
+
+impl Cut {
+    fn new(op: &Attention, keys: usize, caps: &CudaCaps) -> Self {
+        let pack = pack(op);
+        let tiles = (longest(op) * pack).div_ceil(ROWS).max(1);
+        let units = op.batch * (op.q.inner / pack);
+        let room = caps.multiprocessors as usize / (tiles * units).max(1);
+        let splits = room.min(op.kv.capacity / (2 * keys)).clamp(1, SPLITS);
+        Cut { tiles, units, splits }
+    }
+
+    fn items(&self) -> usize {
+        self.tiles * self.units * self.splits
+    }
+}
+
+fn cost(candidate: &Candidate<'_>) -> f32 {
+    let Op::Attention(op) = candidate.op else { return f32::INFINITY };
+    let Some(caps) = caps_of(candidate.info) else { return f32::INFINITY };
+    let keys = candidate.config.tile[1];
+    let cut = Cut::new(op, keys, &caps);
+    let blocks = caps.multiprocessors as usize;
+    let rows = cut.tiles * cut.units * ROWS;
+    let padding = rows as f32 / (longest(op) * op.q.inner * op.batch).max(1) as f32;
+    let rate = caps.multiprocessors as f32 * caps.clock_khz as f32 * 1e3 * 2100.0;
+    let waves = cut.items() as f32 / blocks as f32;
+    // long tiles are paired with short ones
+    let share = if waves < 2.0 { waves / waves.ceil() } else { 1.0 };
+    let meant = if candidate.config.tile[2] == op.q.len { 1.0 } else { 1.1 };
+    let busy = padding * candidate.op.flops() as f32 / rate;
+    let read = candidate.op.bytes() as f32 / (0.8 * caps.memory_rate as f32);
+    meant * busy.max(read) / share + if cut.splits > 1 { 8e-6 } else { 5e-6 }
+}
+
+fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    let op = op_of(request)?;
+    let keys = request.config.tile[1];
+    let (name, suffix) = type_names(op.q_dtype).unwrap_or(("bf16", "\"bf16\""));
+    let plain = op.soft_cap.is_none() && op.scale > 0.0;
+    let number = |x: usize| x.to_string();
+    let module = module(
+        request,
+        &cuda::ATTENTION_PREFILL_SM90,
+        &[
+            ("HEAD_DIM", number(op.q.len)),
+            ("BLOCK_N", number(keys)),
+            ("CONSUMERS", number(2)),
+            ("STAGES", number(STAGES)),
+            ("SCORES", number(usize::from(!plain))),
+            ("TYPE", name.to_string()),
+            ("TYPE_NAME", suffix.to_string()),
+        ],
+    )?;
+    let function = module.function("attention_prefill")?;
+    let shared = shared(op.q.len, keys) as u32;
+    function.allow_shared(shared)?;
+    let caps = caps_of(request.info);
+    let (cut, blocks) = match &caps {
+        Some(caps) => (Cut::new(op, keys, caps), caps.multiprocessors as usize),
+        None => (Cut { tiles: 1, units: 0, splits: 1 }, 1),
+    };
+    let (then, scratch) = match cut.splits {
+        1 => (None, 0),
+        _ => {
+            let tiles = cut.tiles * cut.units;
+            let floats = (tiles * cut.splits * ROWS) as u64 * (op.q.len as u64 + 4);
+            let dims = Dims::line((tiles * ROWS / 4) as u32, 128);
+            (Some((module.function("attention_combine")?, dims)), floats * 4)
+        }
+    };
+    let params = Params::new(op).tiled(pack(op), cut.tiles, cut.splits, cut.items());
+    let grid = if is_empty(op) { 0 } else { cut.items().min(blocks) };
+    let dims = Dims { shared, ..Dims::line(grid as u32, THREADS) };
+    let mut pointers = pointers(op);
+    pointers.push(if scratch > 0 { Pointer::Scratch(0) } else { Pointer::Nothing });
+    let cache = Map::cache(op, keys);
+    let maps = vec![(Map::queries(op, pack(op)), 0), (cache, 1), (cache, 2)];
+    launch(Mapped { params, function, maps, pointers, dims, then, scratch })
+}

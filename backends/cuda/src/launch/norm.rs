@@ -1,0 +1,189 @@
+//! Root-mean-square and layer normalisation.
+
+use super::rows::{RowsParam, define, grid, id, multiprocessors, run_of, whole_runs};
+use super::steps::{Pointer, Steps, prepared};
+use super::{module, other_op};
+use bytemuck::{Pod, Zeroable};
+use perjoule_kernels::op::{Op, Residual};
+use perjoule_kernels::{Candidate, DType, Launch, Reason, Request, Result, Rows};
+use perjoule_shaders::cuda;
+
+/// `NormParams`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct NormParams {
+    x: RowsParam,
+    residual: RowsParam,
+    sum: RowsParam,
+    out: RowsParam,
+    eps: f32,
+    weight_offset: f32,
+    x_dtype: u32,
+    weight_dtype: u32,
+    out_dtype: u32,
+    layer: u32,
+    has_residual: u32,
+    has_bias: u32,
+}
+
+/// What the two norms share.
+struct Norm {
+    layer: bool,
+    x: Rows,
+    x_dtype: DType,
+    weight: DType,
+    weight_offset: f32,
+    bias: bool,
+    eps: f32,
+    residual: Option<Residual>,
+    out: Rows,
+    out_dtype: DType,
+}
+
+impl Norm {
+    fn of(op: &Op) -> Option<Norm> {
+        match *op {
+            Op::RmsNorm(op) => Some(Norm {
+                layer: false,
+                x: op.x,
+                x_dtype: op.x_dtype,
+                weight: op.weight,
+                weight_offset: op.weight_offset,
+                bias: false,
+                eps: op.eps,
+                residual: op.residual,
+                out: op.out,
+                out_dtype: op.out_dtype,
+            }),
+            Op::LayerNorm(op) => Some(Norm {
+                layer: true,
+                x: op.x,
+                x_dtype: op.x_dtype,
+                weight: op.weight,
+                weight_offset: 0.0,
+                bias: op.bias,
+                eps: op.eps,
+                residual: op.residual,
+                out: op.out,
+                out_dtype: op.out_dtype,
+            }),
+            _ => None,
+        }
+    }
+
+    fn params(&self) -> NormParams {
+        NormParams {
+            x: self.x.into(),
+            residual: self.residual.map_or(self.x, |r| r.rows).into(),
+            sum: self.residual.map_or(self.x, |r| r.sum).into(),
+            out: self.out.into(),
+            eps: self.eps,
+            weight_offset: self.weight_offset,
+            x_dtype: id(self.x_dtype),
+            weight_dtype: id(self.weight),
+            out_dtype: id(self.out_dtype),
+            layer: self.layer.into(),
+            has_residual: self.residual.is_some().into(),
+            has_bias: self.bias.into(),
+        }
+    }
+
+    /// In the order of the kernels: x, residual, weight, bias, sum, out.
+    fn pointers(&self) -> Vec<Pointer> {
+        let (fused, biased) = (usize::from(self.residual.is_some()), usize::from(self.bias));
+        let last = 2 + 2 * fused + biased;
+        vec![
+            Pointer::Operand(0),
+            Pointer::some(self.residual.map(|_| 1)),
+            Pointer::Operand(1 + fused),
+            Pointer::some(self.bias.then_some(2 + fused)),
+            Pointer::some(self.residual.map(|_| last - 1)),
+            Pointer::Operand(last),
+        ]
+    }
+
+    fn run(&self) -> usize {
+        match self.residual {
+            Some(_) => run_of(&[self.x_dtype, self.out_dtype]),
+            None => run_of(&[self.out_dtype]),
+        }
+    }
+}
+
+/// Most threads of a block.
+const MOST_THREADS: usize = 1024;
+/// Most runs of a thread: registers bound what it holds.
+const MOST_ITEMS: usize = 4;
+/// Most runs that a block holds.
+pub(super) const MOST_RUNS: usize = MOST_ITEMS * MOST_THREADS;
+
+/// How a block holds vectors.
+pub(super) struct Shape {
+    /// Runs of a thread.
+    pub(super) items: usize,
+    /// Threads of a vector, and vectors of a block.
+    pub(super) block: [u32; 2],
+    /// Most threads that it is compiled for: few values, so that few variants are compiled.
+    pub(super) threads: usize,
+    /// Whether there are few vectors: then latency counts.
+    pub(super) few: bool,
+}
+
+/// The shape for `vectors` of so many runs.
+pub(super) fn shape(vectors: usize, runs: usize, multiprocessors: usize) -> Shape {
+    // few vectors: all threads that there are work on each; many: each thread has several loads on its way
+    let few = vectors <= 2 * multiprocessors;
+    let warps = |items: usize| runs.div_ceil(items).div_ceil(32).max(1) * 32;
+    let most = if few { MOST_THREADS } else { 512 };
+    let wanted = if few || runs <= 64 { 1 } else { 2 };
+    let items = [1, 2, 4].into_iter().find(|&i| i >= wanted && warps(i) <= most).unwrap_or(MOST_ITEMS);
+    let along = warps(items);
+    let beside = if along == 32 && !few { 4 } else { 1 };
+    let threads = if along * beside <= 256 { 256 } else { MOST_THREADS };
+    Shape { items, block: [along as u32, beside as u32], threads, few }
+}
+
+/// Why a vector does not fit into the registers of a block.
+pub(crate) fn refuse_registers(candidate: &Candidate<'_>) -> Option<Reason> {
+    let Some(norm) = Norm::of(candidate.op) else {
+        return Some(Reason::new(format!("{} is another op", candidate.op.name())));
+    };
+    let run = norm.run();
+    if norm.x.len > run * MOST_RUNS {
+        return Some(Reason::new("a vector is longer than the registers of a block"));
+    }
+    let residual = norm.residual.iter().flat_map(|r| [r.rows, r.sum]);
+    let mut views =
+        residual.chain([norm.x]).map(|rows| (rows, norm.x_dtype)).chain([(norm.out, norm.out_dtype)]);
+    views.find_map(|(rows, dtype)| whole_runs(rows, dtype, run))
+}
+
+pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    let norm = Norm::of(request.op).ok_or_else(|| other_op(request.op))?;
+    let (run, vectors) = (norm.run(), norm.x.outer * norm.x.inner);
+    let shape = shape(vectors, norm.x.len / run, multiprocessors(request.info));
+    let flag = |on: bool| u32::from(on).to_string();
+    let defines = [
+        define("X", norm.x_dtype),
+        define("W", norm.weight),
+        define("OUT", norm.out_dtype),
+        ("RUN", run.to_string()),
+        ("ITEMS", shape.items.to_string()),
+        ("THREADS", shape.threads.to_string()),
+        ("LAYER", flag(norm.layer)),
+        ("RESIDUAL", flag(norm.residual.is_some())),
+        ("BIAS", flag(norm.bias)),
+        // weights on their way early take registers, and other vectors hide what they would
+        ("EARLY_WEIGHTS", flag(shape.items <= 2 && (shape.few || norm.residual.is_some()))),
+    ];
+    let function = module(request, &cuda::NORM_REGISTERS, &defines)?.function("norm_registers")?;
+    let dims = grid(vectors.div_ceil(shape.block[1] as usize), shape.block)?;
+    prepared(request, Steps::one(function, dims, norm.params(), norm.pointers()))
+}
+
+pub(crate) fn prepare_any(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    let norm = Norm::of(request.op).ok_or_else(|| other_op(request.op))?;
+    let function = module(request, &cuda::NORM_ROWS, &[])?.function("norm_rows")?;
+    let dims = grid((norm.x.outer * norm.x.inner).min(i32::MAX as usize), [256, 1])?;
+    prepared(request, Steps::one(function, dims, norm.params(), norm.pointers()))
+}

@@ -3,10 +3,12 @@
 //! | file | rows |
 //! |---|---|
 //! | [`any`] | everything the ops allow, on every GPU |
+//! | [`panels`] | many rows with packed weights of block formats, by the tensor cores of sm_80 and later |
 //! | [`skinny`] | few rows with weights that stream from memory, by the tensor cores of sm_80 and later |
 //! | [`tensor`] | dense operands of one type, by the tensor cores of sm_80 and later |
 
 pub(crate) mod any;
+pub(crate) mod panels;
 pub(crate) mod skinny;
 pub(crate) mod tensor;
 

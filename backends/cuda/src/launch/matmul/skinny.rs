@@ -16,7 +16,7 @@ static PLAIN: &[Config] = &[Config::tile("32x16", &[32, 16, 128])];
 static PACKED: &[Config] = &[Config::tile("32x16", &[32, 16, 256])];
 
 /// Types of weights.
-const WEIGHTS: [DType; 9] = [
+pub(super) const WEIGHTS: [DType; 9] = [
     DType::BF16,
     DType::F16,
     DType::F8E4M3,
@@ -37,8 +37,8 @@ pub(crate) const Q4_K: usize = 6;
 pub(crate) const Q6_K: usize = 7;
 pub(crate) const MXFP4: usize = 8;
 
-/// Most rows of A beside plain weights: more are for kernels that read B once for a tile of rows.
-const MOST_ROWS: usize = 64;
+/// Most rows of A beside plain weights: many more are for kernels that read B once for a large tile of rows.
+const MOST_ROWS: usize = 1024;
 
 /// No less than the static shared memory of a block.
 const STATIC: u32 = 1024;
@@ -71,17 +71,17 @@ pub(crate) const fn packed<const WEIGHT: usize>(
 
 /// How the tensor cores multiply, and into how many parts A is split for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Math {
+pub(super) struct Math {
     /// `M_BF16`, `M_F16`, `M_TF32`, `M_S8` of the kernel.
-    kind: usize,
-    pieces: usize,
+    pub(super) kind: usize,
+    pub(super) pieces: usize,
     /// Whether elements of A are rounded to bf16, by leave of the policy.
-    rounds: bool,
+    pub(super) rounds: bool,
 }
 
 impl Math {
     /// Exact to f32, unless the policy allows rounding.
-    fn of(a: DType, b: DType, policy: Policy) -> Option<Self> {
+    pub(super) fn of(a: DType, b: DType, policy: Policy) -> Option<Self> {
         let exact = |kind, pieces| Some(Math { kind, pieces, rounds: false });
         match (a, b) {
             (DType::I8, DType::I8) => exact(3, 1),
@@ -104,25 +104,25 @@ impl Math {
 
 /// What the three ops have in common.
 #[derive(Clone, Copy)]
-struct Form {
-    m: usize,
-    n: usize,
-    k: usize,
-    a: Tensor2,
-    b: Tensor2,
-    up: Option<Matrix>,
-    c: Matrix,
-    c_dtype: DType,
-    constant: bool,
-    a_scale: Option<Granularity>,
-    b_scale: Option<Granularity>,
-    policy: Policy,
+pub(super) struct Form {
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) a: Tensor2,
+    pub(super) b: Tensor2,
+    pub(super) up: Option<Matrix>,
+    pub(super) c: Matrix,
+    pub(super) c_dtype: DType,
+    pub(super) constant: bool,
+    pub(super) a_scale: Option<Granularity>,
+    pub(super) b_scale: Option<Granularity>,
+    pub(super) policy: Policy,
     /// Experts and capacity of positions of a grouped product.
-    grouped: Option<(usize, usize)>,
+    pub(super) grouped: Option<(usize, usize)>,
 }
 
 impl Form {
-    fn of(op: &Op) -> Option<Self> {
+    pub(super) fn of(op: &Op) -> Option<Self> {
         let of_matmul = |m: &MatMul| Form {
             m: m.m,
             n: m.n,
@@ -165,7 +165,7 @@ impl Form {
         }
     }
 
-    fn mats(&self) -> usize {
+    pub(super) fn mats(&self) -> usize {
         1 + usize::from(self.up.is_some())
     }
 
@@ -175,7 +175,7 @@ impl Form {
     }
 
     /// Rows of A that multiply one matrix of B, as far as is known.
-    fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         match self.grouped {
             None => self.m,
             Some((experts, rows)) => rows.div_ceil(experts.max(1)),
@@ -193,7 +193,7 @@ impl Form {
     }
 
     /// Bytes of B that are read once.
-    fn bytes(&self, pack: Option<&PackFormat>) -> f32 {
+    pub(super) fn bytes(&self, pack: Option<&PackFormat>) -> f32 {
         let one = match pack {
             Some(pack) => pack.bytes(self.n, self.k).unwrap_or(0) as f32,
             None => self.n as f32 * self.k as f32 * self.b.dtype.block_bytes() as f32,
@@ -205,8 +205,12 @@ impl Form {
 /// How a product is split.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Plan {
-    /// Tiles of eight rows of A that a block takes.
+    /// Tiles of eight columns of the instructions, for rows of A or pieces of them.
     tiles: usize,
+    /// Whether pieces lie side by side.
+    spread: bool,
+    /// Rows of A that a block takes at a time.
+    rows: usize,
     /// Warps of a block that share k.
     k_warps: usize,
     /// Blocks of a cluster, which share k.
@@ -234,7 +238,7 @@ struct Variant {
 }
 
 impl Variant {
-    fn of(form: &Form, tiles: usize) -> Self {
+    fn of(form: &Form, tiles: usize, deep: usize) -> Self {
         let (b, gated) = (form.b.dtype, form.up.is_some());
         let pair = (tiles == 4 || tiles == 8 && !b.is_block()) && !gated;
         let mats = if gated || pair { 2 } else { 1 };
@@ -261,7 +265,7 @@ impl Variant {
             panels: WARPS / k_warps * if pair { 2 } else { 1 },
             k_warps,
             fixed: sums + stage * (ring / stage).clamp(2, 8),
-            two: tiles <= 2 && !(gated && b.is_block()),
+            two: tiles <= 2 && !(b.is_block() && (gated || deep == 3)),
         }
     }
 }
@@ -269,21 +273,32 @@ impl Variant {
 /// The tiles of A that fit, the parts of k by which they do and by which all multiprocessors have work.
 fn plan(form: &Form, math: Math, caps: &CudaCaps) -> Option<Plan> {
     let rows = form.rows().max(1);
-    let few = form.grouped.is_some() || math.pieces == 3 || form.up.is_some() && form.b.dtype.is_block();
+    let spread = |tiles| plan_of(form, math, caps, tiles, true).filter(|_| math.pieces > 1);
+    if rows * math.pieces <= 16
+        && let Some(plan) = spread((rows * math.pieces).div_ceil(8))
+    {
+        return Some(plan);
+    }
+    let few = form.grouped.is_some()
+        || form.group_scales()
+        || math.pieces == 3
+        || form.up.is_some() && form.b.dtype.is_block();
     let most = if few { 2 } else { 8 };
     let wanted = [1, 2, 4, 8].into_iter().find(|t| t * 8 >= rows).unwrap_or(8).min(most);
-    [8, 4, 2, 1]
-        .into_iter()
-        .filter(|tiles| *tiles <= wanted)
-        .find_map(|tiles| plan_of(form, math, caps, tiles))
+    let mut fitting = [8, 4, 2, 1].into_iter().filter(|tiles| *tiles <= wanted);
+    let whole = fitting.find_map(|tiles| plan_of(form, math, caps, tiles, false));
+    // fewer rows at a time than an instruction has columns
+    whole.or_else(|| spread(2)).or_else(|| spread(1))
 }
 
-fn plan_of(form: &Form, math: Math, caps: &CudaCaps, tiles: usize) -> Option<Plan> {
-    let Variant { unit, panels, k_warps, fixed, two } = Variant::of(form, tiles);
+fn plan_of(form: &Form, math: Math, caps: &CudaCaps, tiles: usize, spread: bool) -> Option<Plan> {
+    let Variant { unit, panels, k_warps, fixed, two } =
+        Variant::of(form, tiles, if spread { 1 } else { math.pieces });
     let units = form.k.div_ceil(unit);
+    let rows = if spread { tiles * 8 / math.pieces } else { tiles * 8 };
     let tokens = match form.grouped {
-        None => form.m.min(tiles * 8),
-        Some(_) => tiles * 8,
+        None => form.m.min(rows),
+        Some(_) => rows,
     };
     let across = form.n.div_ceil(PANEL).div_ceil(panels);
     // (dynamic shared memory, bytes of a row of A)
@@ -327,7 +342,17 @@ fn plan_of(form: &Form, math: Math, caps: &CudaCaps, tiles: usize) -> Option<Pla
     let resident = if two && bytes <= half { 2 } else { 1 };
     // blocks of an expert that has no rows end at once, so that the others may take all
     let groups = (multiprocessors * resident / parts).max(1).div_ceil(matrices);
-    Some(Plan { tiles, k_warps, parts, groups: groups.min(across), tokens, pitch, shared: bytes })
+    Some(Plan {
+        tiles,
+        spread,
+        rows,
+        k_warps,
+        parts,
+        groups: groups.min(across),
+        tokens,
+        pitch,
+        shared: bytes,
+    })
 }
 
 fn reject<const WEIGHT: usize>(candidate: &Candidate<'_>) -> Option<Reason> {
@@ -366,7 +391,7 @@ fn reject<const WEIGHT: usize>(candidate: &Candidate<'_>) -> Option<Reason> {
             return Some(Reason::new("scales groups of multiples of 128 of k, beside plain weights"));
         }
     }
-    if form.grouped.is_some_and(|(experts, rows)| experts.min(rows) > 65535) || form.m.div_ceil(8) > 65535 {
+    if form.grouped.is_some_and(|(experts, rows)| experts.min(rows) > 65535) || form.m > 65535 {
         return Some(Reason::new("has no grid for so many rows"));
     }
     plan(&form, math, caps).is_none().then(|| Reason::new("keeps A in shared memory, where it does not fit"))
@@ -400,16 +425,19 @@ fn cost<const WEIGHT: usize>(candidate: &Candidate<'_>) -> f32 {
     let Some(math) = Math::of(form.a.dtype, WEIGHTS[WEIGHT], form.policy) else { return f32::INFINITY };
     let Some(plan) = plan(&form, math, caps) else { return f32::INFINITY };
     let rows = form.rows().max(1);
-    let passes = rows.div_ceil(plan.tiles * 8) as f32;
+    let passes = rows.div_ceil(plan.rows) as f32;
     let matrices = form.grouped.map_or(1, |(experts, rows)| experts.min(rows).max(1)) as f32;
+    let pieces = if plan.spread { 1 } else { math.pieces };
     let padded = passes * (plan.tiles * 8) as f32 * matrices;
     // multiply-adds of mma.sync in a cycle of a multiprocessor: about 600 of 16 bits
-    let instructions = padded * form.n as f32 * form.k as f32 * (math.pieces * form.mats()) as f32;
+    let instructions = padded * form.n as f32 * form.k as f32 * (pieces * form.mats()) as f32;
     let rate = if math.kind == 2 { 300.0 } else { 600.0 };
     let arithmetic = instructions / (rate * speed.multiprocessors * speed.clock);
     // all passes but the first come from the second-level cache, half of them at best
     let memory = form.bytes(candidate.pack) * (1.0 + 0.5 * (passes - 1.0)) / (0.85 * speed.memory);
-    LAUNCH + 1e-6 + memory.max(arithmetic)
+    // barriers of clusters, and a block alone on its multiprocessor
+    let alone = [1.0, 1.1, 1.5, 2.0][plan.tiles.ilog2() as usize];
+    LAUNCH + 1e-6 + memory.max(arithmetic) * alone
 }
 
 /// Laid out as the kernel's.
@@ -476,6 +504,7 @@ fn prepare<const WEIGHT: usize>(request: &Request<'_>) -> Result<Box<dyn Launch>
         ("WEIGHT", define(WEIGHT.saturating_sub(1))),
         ("MATH", define(math.kind)),
         ("PIECES", define(math.pieces)),
+        ("SPREAD", define(plan.spread.into())),
         ("TILES", define(plan.tiles)),
         ("KWARPS", define(plan.k_warps)),
         ("GATED", define(form.mats() - 1)),
@@ -487,7 +516,7 @@ fn prepare<const WEIGHT: usize>(request: &Request<'_>) -> Result<Box<dyn Launch>
     function.allow_shared(caps.shared.saturating_sub(STATIC))?;
     let params = params(request, &form, &plan);
     let y = match form.grouped {
-        None => form.m.div_ceil(plan.tiles * 8),
+        None => form.m.div_ceil(plan.rows),
         Some((experts, rows)) => experts.min(rows),
     };
     let dims = Dims {
@@ -598,5 +627,78 @@ impl Body for Skinny {
                 param(&c),
             ],
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use perjoule_kernels::op::MatMul;
+
+    fn caps(sm: u32, shared: u32, of_multiprocessor: u32) -> CudaCaps {
+        CudaCaps {
+            sm,
+            multiprocessors: 132,
+            shared,
+            shared_of_multiprocessor: of_multiprocessor,
+            threads: 2048,
+            l2: 50 << 20,
+            clock_khz: 1_980_000,
+            memory_rate: 4_800_000_000_000,
+        }
+    }
+
+    fn planned(caps: &CudaCaps, m: usize, n: usize, k: usize, a: DType, b: DType) -> Option<Plan> {
+        let op = Op::MatMul(MatMul::linear(m, n, k, a, b, DType::F32));
+        let form = Form::of(&op)?;
+        plan(&form, Math::of(a, b, form.policy)?, caps)
+    }
+
+    #[test]
+    fn layers_of_llama_fit_on_hopper() {
+        let caps = caps(90, 232_448, 233_472);
+        let layers =
+            [(4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336), (128_256, 4096), (8192, 28672)];
+        for (n, k) in layers {
+            for m in [1, 2, 5, 8, 16, 33, 64] {
+                for b in WEIGHTS.into_iter().filter(|b| *b != DType::I8) {
+                    for a in [DType::F32, DType::BF16] {
+                        let plan = planned(&caps, m, n, k, a, b);
+                        let plan = plan.unwrap_or_else(|| panic!("{m} x {n} x {k}, {a} by {b}"));
+                        assert!(plan.shared + STATIC as usize <= 232_448, "{plan:?}");
+                        assert!((1..=132 * 2).contains(&(plan.groups * plan.parts)), "{plan:?}");
+                        assert!(plan.rows >= 1 && plan.tokens <= m.min(plan.rows), "{plan:?}");
+                        assert_eq!(plan.pitch % 128, 64, "{plan:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_of_few_rows_lie_side_by_side() {
+        let caps = caps(90, 232_448, 233_472);
+        let of = |m, a, b| planned(&caps, m, 4096, 4096, a, b).unwrap();
+        for (m, rows, tiles) in [(1, 2, 1), (2, 2, 1), (3, 5, 2), (5, 5, 2)] {
+            let plan = of(m, DType::F32, DType::BF16);
+            assert_eq!((plan.spread, plan.rows, plan.tiles), (true, rows, tiles), "{m}");
+        }
+        assert!(!of(6, DType::F32, DType::BF16).spread);
+        assert!(of(8, DType::F32, DType::F16).spread, "two pieces of eight rows");
+        assert!(!of(1, DType::BF16, DType::BF16).spread);
+    }
+
+    #[test]
+    fn without_clusters_k_is_not_shared() {
+        let caps = caps(80, 166_912, 167_936);
+        for m in [1, 8, 64] {
+            if let Some(plan) = planned(&caps, m, 4096, 4096, DType::BF16, DType::BF16) {
+                assert_eq!(plan.parts, 1);
+                assert!(plan.shared + STATIC as usize <= 166_912);
+            }
+        }
+        assert!(planned(&caps, 1, 4096, 4096, DType::BF16, DType::Q4K).is_some());
+        // a row of A that no shared memory holds
+        assert_eq!(planned(&caps, 8, 4096, 1 << 20, DType::F32, DType::BF16), None);
     }
 }

@@ -23,6 +23,8 @@ sources! {
     ATTENTION_FRAGMENTS = "cuda/attention/fragments.cuh";
     /// Tiles of rows, and parts of rows put together.
     ATTENTION_PARTS = "cuda/attention/parts.cuh";
+    /// What attention by mma.sync shares.
+    ATTENTION_WARP = "cuda/attention/warp.cuh";
     /// Products of a warpgroup whose left operand may be in registers.
     ATTENTION_PRODUCTS = "cuda/attention/products.cuh";
     /// Reductions of warps and blocks.
@@ -55,6 +57,8 @@ sources! {
     NORM_COMMON = "cuda/norm/common.cuh";
     /// What the kernels of the fused norm, rotation and append share.
     QK_COMMON = "cuda/qk_norm_rope_append/common.cuh";
+    /// What kernels share that quantise with scales beside the codes.
+    QUANTISE_COMMON = "cuda/quantise/common.cuh";
     /// What kernels that rotate share.
     ROPE_COMMON = "cuda/rope/common.cuh";
     /// What the kernels of softmax share.
@@ -104,14 +108,16 @@ sources! {
     MATMUL_HOPPER = "cuda/matmul/hopper.cu";
     /// Products of many rows with packed weights of block formats.
     MATMUL_PANELS = "cuda/matmul/panels.cu";
+    /// Activations rounded to bf16.
+    MATMUL_ROUND = "cuda/matmul/round.cu";
     /// Products of few rows with weights.
     MATMUL_SKINNY = "cuda/matmul/skinny.cu";
+    /// Matrix products by mma.sync.
+    MATMUL_TENSOR = "cuda/matmul/tensor.cu";
     /// Norms, a vector in the registers of a block.
     NORM_REGISTERS = "cuda/norm/registers.cu";
     /// Norms of any vectors.
     NORM_ROWS = "cuda/norm/rows.cu";
-    /// Matrix products by mma.sync.
-    MATMUL_TENSOR = "cuda/matmul/tensor.cu";
     /// Block formats in panels of 16 columns.
     PACK_PANELS = "cuda/pack/panels.cu";
     /// Norm, rotation and append of any heads.
@@ -120,6 +126,8 @@ sources! {
     QK_REGISTERS = "cuda/qk_norm_rope_append/registers.cu";
     /// Quantising to block formats.
     QUANTISE_BLOCKS = "cuda/quantise/blocks.cu";
+    /// Quantising with scales, a group in the registers of a block.
+    QUANTISE_RUNS = "cuda/quantise/runs.cu";
     /// Quantising with scales beside the codes.
     QUANTISE_SCALES = "cuda/quantise/scales.cu";
     /// Rotary positions.

@@ -31,7 +31,8 @@ struct Site {
 
 // What kernels call in the driver.
 struct Runtime {
-    // Waits at a named barrier until `count` threads have come (0: all that have not ended), and returns the vote. Arriving only does not wait.
+    // Waits at a named barrier until `count` threads have come (0: all that have not ended), and returns the vote. Arriving only does not
+    // wait.
     int (*barrier)(unsigned id, unsigned count, bool wait, Vote vote, int value);
     void (*warp)(unsigned mask, Collective collective, void* argument);
     void (*yield)();
@@ -100,4 +101,4 @@ struct Entry {
     const unsigned* bytes;
 };
 
-} // namespace perjoule
+}  // namespace perjoule

@@ -27,20 +27,41 @@ inline void arrive(Mbarrier& b, unsigned count, unsigned bytes) {
     b.pending = b.pending - count;
     settle(b);
 }
-template <class T> inline void op_mbarrier_init_shared(Mem m, Reg count) {
+template <class T>
+inline void op_mbarrier_init_shared(Mem m, Reg count) {
     Mbarrier& b = mbarrier(m);
     b.pending = b.expected = unsigned(count.bits);
     b.phase = 0;
     b.bytes = 0;
 }
-template <class T> inline void op_mbarrier_inval_shared(Mem) {}
-template <class T> inline void op_mbarrier_arrive_shared(Reg, Mem m) { arrive(mbarrier(m), 1, 0); }
-template <class T> inline void op_mbarrier_arrive_shared(Reg, Mem m, Reg count) { arrive(mbarrier(m), unsigned(count.bits), 0); }
-template <class T> inline void op_mbarrier_arrive_shared_cluster(Reg, Mem m) { arrive(mbarrier(m), 1, 0); }
-template <class T> inline void op_mbarrier_arrive_shared_cluster(Mem m) { arrive(mbarrier(m), 1, 0); }
-template <class T> inline void op_mbarrier_arrive_expect_tx_shared(Reg, Mem m, Reg bytes) { arrive(mbarrier(m), 1, unsigned(bytes.bits)); }
-template <class T> inline void op_mbarrier_arrive_expect_tx_shared_cluster(Reg, Mem m, Reg bytes) { arrive(mbarrier(m), 1, unsigned(bytes.bits)); }
-template <class T> inline void op_mbarrier_expect_tx_shared(Mem m, Reg bytes) {
+template <class T>
+inline void op_mbarrier_inval_shared(Mem) {}
+template <class T>
+inline void op_mbarrier_arrive_shared(Reg, Mem m) {
+    arrive(mbarrier(m), 1, 0);
+}
+template <class T>
+inline void op_mbarrier_arrive_shared(Reg, Mem m, Reg count) {
+    arrive(mbarrier(m), unsigned(count.bits), 0);
+}
+template <class T>
+inline void op_mbarrier_arrive_shared_cluster(Reg, Mem m) {
+    arrive(mbarrier(m), 1, 0);
+}
+template <class T>
+inline void op_mbarrier_arrive_shared_cluster(Mem m) {
+    arrive(mbarrier(m), 1, 0);
+}
+template <class T>
+inline void op_mbarrier_arrive_expect_tx_shared(Reg, Mem m, Reg bytes) {
+    arrive(mbarrier(m), 1, unsigned(bytes.bits));
+}
+template <class T>
+inline void op_mbarrier_arrive_expect_tx_shared_cluster(Reg, Mem m, Reg bytes) {
+    arrive(mbarrier(m), 1, unsigned(bytes.bits));
+}
+template <class T>
+inline void op_mbarrier_expect_tx_shared(Mem m, Reg bytes) {
     Mbarrier& b = mbarrier(m);
     b.bytes = b.bytes + int(bytes.bits);
 }
@@ -49,9 +70,18 @@ inline bool passed(Mem m, unsigned parity) {
     waiting();
     return mbarrier(m).phase != (parity & 1);
 }
-template <class T> inline void op_mbarrier_try_wait_parity_shared(Reg& p, Mem m, Reg parity) { p = {passed(m, unsigned(parity.bits))}; }
-template <class T> inline void op_mbarrier_try_wait_parity_shared(Reg& p, Mem m, Reg parity, Reg) { p = {passed(m, unsigned(parity.bits))}; }
-template <class T> inline void op_mbarrier_test_wait_parity_shared(Reg& p, Mem m, Reg parity) { p = {passed(m, unsigned(parity.bits))}; }
+template <class T>
+inline void op_mbarrier_try_wait_parity_shared(Reg& p, Mem m, Reg parity) {
+    p = {passed(m, unsigned(parity.bits))};
+}
+template <class T>
+inline void op_mbarrier_try_wait_parity_shared(Reg& p, Mem m, Reg parity, Reg) {
+    p = {passed(m, unsigned(parity.bits))};
+}
+template <class T>
+inline void op_mbarrier_test_wait_parity_shared(Reg& p, Mem m, Reg parity) {
+    p = {passed(m, unsigned(parity.bits))};
+}
 
 // ---- clusters ----
 
@@ -61,7 +91,10 @@ inline unsigned mapped(unsigned address, unsigned rank) {
     if (rank >= b.cluster_size) self().runtime->fault("no such block in the cluster");
     return unsigned(address + (b.cluster[rank]->dynamic_shared - b.dynamic_shared));
 }
-template <class T> inline void op_mapa_shared_cluster(Reg& d, Reg address, Reg rank) { d = {mapped(unsigned(address.bits), unsigned(rank.bits))}; }
+template <class T>
+inline void op_mapa_shared_cluster(Reg& d, Reg address, Reg rank) {
+    d = {mapped(unsigned(address.bits), unsigned(rank.bits))};
+}
 inline void op_barrier_cluster_arrive() { self().runtime->cluster_arrive(); }
 inline void op_barrier_cluster_wait() { self().runtime->cluster_wait(); }
 
@@ -83,7 +116,8 @@ inline unsigned swizzled(unsigned address, unsigned mode) {
 }
 
 // Copies the box at `at` between the tensor and shared memory. Gives the bytes of the box.
-template <bool LOAD> inline unsigned box(Mem map, const int* at, int rank, unsigned address) {
+template <bool LOAD>
+inline unsigned box(Mem map, const int* at, int rank, unsigned address) {
     const Map& m = *reinterpret_cast<const Map*>(map.address);
     if (m.magic != MAGIC || m.rank != rank) self().runtime->fault("no tensor map of this rank");
     if (address % 128 != 0) self().runtime->fault("a box in shared memory that is not aligned to 128 bytes");
@@ -109,9 +143,12 @@ template <bool LOAD> inline unsigned box(Mem map, const int* at, int rank, unsig
                         unsigned char* there = window(swizzled(address + offset + a * m.bytes, m.swizzle));
                         unsigned char* global = reinterpret_cast<unsigned char*>(from + static_cast<unsigned long long>(x) * m.bytes);
                         const bool valid = inside && x >= 0 && static_cast<unsigned long long>(x) < m.dim[0];
-                        if (LOAD && valid) __builtin_memcpy(there, global, m.bytes);
-                        else if (LOAD) __builtin_memset(there, 0, m.bytes);
-                        else if (valid) __builtin_memcpy(global, there, m.bytes);
+                        if (LOAD && valid)
+                            __builtin_memcpy(there, global, m.bytes);
+                        else if (LOAD)
+                            __builtin_memset(there, 0, m.bytes);
+                        else if (valid)
+                            __builtin_memcpy(global, there, m.bytes);
                     }
                 }
     return offset;
@@ -120,7 +157,8 @@ inline void brought(Mbarrier& b, unsigned bytes) {
     b.bytes = b.bytes - int(bytes);
     settle(b);
 }
-template <class... X> inline void bring(Mem to, Mem map, Mem barrier, unsigned mask, X... x) {
+template <class... X>
+inline void bring(Mem to, Mem map, Mem barrier, unsigned mask, X... x) {
     const int at[] = {int(x.bits)...};
     const Block& block = *self().block;
     for (unsigned rank = 0; rank < block.cluster_size; rank++) {
@@ -130,7 +168,8 @@ template <class... X> inline void bring(Mem to, Mem map, Mem barrier, unsigned m
         brought(mbarrier({mapped(unsigned(barrier.address), rank)}), bytes);
     }
 }
-template <class... X> inline void carry(Mem map, Mem from, X... x) {
+template <class... X>
+inline void carry(Mem map, Mem from, X... x) {
     const int at[] = {int(x.bits)...};
     box<false>(map, at, sizeof...(X), unsigned(from.address));
 }
@@ -145,8 +184,8 @@ template <class... X> inline void carry(Mem map, Mem from, X... x) {
     inline void op_cp_async_bulk_tensor_##n##d_shared_cluster_mbarrier_complete_tx_bytes(Mem to, Mem map, Vec<n> v, Mem barrier) {         \
         bring(to, map, barrier, 0, XS);                                                                                                    \
     }                                                                                                                                      \
-    inline void op_cp_async_bulk_tensor_##n##d_shared_cluster_tile_mbarrier_complete_tx_bytes_multicast_cluster(                           \
-        Mem to, Mem map, Vec<n> v, Mem barrier, Reg mask) {                                                                                \
+    inline void op_cp_async_bulk_tensor_##n##d_shared_cluster_tile_mbarrier_complete_tx_bytes_multicast_cluster(Mem to, Mem map, Vec<n> v, \
+                                                                                                                Mem barrier, Reg mask) {   \
         bring(to, map, barrier, unsigned(mask.bits), XS);                                                                                  \
     }                                                                                                                                      \
     inline void op_cp_async_bulk_tensor_##n##d_shared_tile_bulk_group(Mem map, Vec<n> v, Mem from) { carry(map, from, XS); }               \
@@ -190,7 +229,8 @@ inline unsigned element_address(unsigned long long descriptor, bool lines_along_
         at += line / 8 * stride + line % 8 * span + (mode ? byte : byte / 16 * leading + byte % 16);
     } else {
         const unsigned byte = line * bytes;
-        at += mode ? byte / span * leading + byte % span + k / 8 * stride + k % 8 * span : byte / 16 * stride + byte % 16 + k / 8 * leading + k % 8 * 16;
+        at += mode ? byte / span * leading + byte % span + k / 8 * stride + k % 8 * span
+                   : byte / 16 * stride + byte % 16 + k / 8 * leading + k % 8 * 16;
     }
     return swizzled(at, mode);
 }
@@ -200,7 +240,8 @@ inline unsigned char* described(unsigned address) {
     return window((base & ~0x3ffffu) | (address & 0x3ffff));
 }
 
-template <int N, int K, class D, class A, class B> struct Wgmma {
+template <int N, int K, class D, class A, class B>
+struct Wgmma {
     static constexpr unsigned SIZE = 4 / Element<A>::EACH;
     Reg* const* d;
     unsigned a[4];
@@ -208,7 +249,8 @@ template <int N, int K, class D, class A, class B> struct Wgmma {
     bool a_registers, accumulate, a_mn, b_mn;
     float sign;
 
-    template <class T> static float element(unsigned address) {
+    template <class T>
+    static float element(unsigned address) {
         unsigned word = 0;
         __builtin_memcpy(&word, described(address), SIZE);
         return float(Element<T>::at(word, 0));
@@ -222,10 +264,12 @@ template <int N, int K, class D, class A, class B> struct Wgmma {
             for (int lane = 0; lane < 32; lane++)
                 for (int r = 0; r < 4; r++)
                     for (int i = 0; i < EACH; i++)
-                        x[lane / 4 + 8 * (r & 1)][EACH * (lane % 4) + (r >> 1) * 4 * EACH + i] = float(Element<A>::at(static_cast<Wgmma*>(lanes[lane])->a[r], i));
+                        x[lane / 4 + 8 * (r & 1)][EACH * (lane % 4) + (r >> 1) * 4 * EACH + i] =
+                            float(Element<A>::at(static_cast<Wgmma*>(lanes[lane])->a[r], i));
         } else {
             for (unsigned row = 0; row < 16; row++)
-                for (unsigned k = 0; k < K; k++) x[row][k] = element<A>(element_address(first.a_descriptor, first.a_mn, 16 * warp + row, k, SIZE));
+                for (unsigned k = 0; k < K; k++)
+                    x[row][k] = element<A>(element_address(first.a_descriptor, first.a_mn, 16 * warp + row, k, SIZE));
         }
         for (unsigned k = 0; k < K; k++)
             for (unsigned n = 0; n < N; n++) y[k][n] = element<B>(element_address(first.b_descriptor, first.b_mn, n, k, SIZE));
@@ -237,22 +281,26 @@ template <int N, int K, class D, class A, class B> struct Wgmma {
                 Wgmma& m = *static_cast<Wgmma*>(lanes[row % 8 * 4 + n % 8 / 2]);
                 Reg& r = *m.d[n / 8 * 4 + row / 8 * 2 + n % 2];
                 using C = typename D::C;
-                if constexpr (C(0.5) == 0) r = get((m.accumulate ? int(r.bits) : 0) + int(sum[n]));
-                else r = get(float(double(m.sign) * sum[n] + (m.accumulate ? double(bits<float>(unsigned(r.bits))) : 0.0)));
+                if constexpr (C(0.5) == 0)
+                    r = get((m.accumulate ? int(r.bits) : 0) + int(sum[n]));
+                else
+                    r = get(float(double(m.sign) * sum[n] + (m.accumulate ? double(bits<float>(unsigned(r.bits))) : 0.0)));
             }
         }
     }
 };
-template <int N, int K, class D, class A, class B> inline void op_wgmma_mma_async(Vec<N / 2> d, Reg a, Reg b, Reg p, Reg sa = {1}, Reg sb = {1}, Reg ta = {0}, Reg tb = {0}) {
+template <int N, int K, class D, class A, class B>
+inline void op_wgmma_mma_async(Vec<N / 2> d, Reg a, Reg b, Reg p, Reg sa = {1}, Reg sb = {1}, Reg ta = {0}, Reg tb = {0}) {
     using W = Wgmma<N, K, D, A, B>;
     W w{d.r, {}, a.bits, b.bits, false, truth(p), truth(ta), truth(tb), float(int(sa.bits) * int(sb.bits))};
     self().runtime->warp(0xffffffffu, &W::run, &w);
 }
-template <int N, int K, class D, class A, class B> inline void op_wgmma_mma_async(Vec<N / 2> d, Vec<4> a, Reg b, Reg p, Reg sa = {1}, Reg sb = {1}, Reg tb = {0}) {
+template <int N, int K, class D, class A, class B>
+inline void op_wgmma_mma_async(Vec<N / 2> d, Vec<4> a, Reg b, Reg p, Reg sa = {1}, Reg sb = {1}, Reg tb = {0}) {
     using W = Wgmma<N, K, D, A, B>;
     W w{d.r, {}, 0, b.bits, true, truth(p), false, truth(tb), float(int(sa.bits) * int(sb.bits))};
     for (int i = 0; i < 4; i++) w.a[i] = unsigned(a.r[i]->bits);
     self().runtime->warp(0xffffffffu, &W::run, &w);
 }
 
-} // namespace perjoule::ptx
+}  // namespace perjoule::ptx

@@ -67,8 +67,8 @@ constexpr unsigned char CANARY = 0xFB;
 constexpr int SECONDS_WITHOUT_PROGRESS = 60;
 
 unsigned char* window() {
-    static unsigned char* base = static_cast<unsigned char*>(
-        mmap(nullptr, SLOT * (SLOTS + 1), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    static unsigned char* base =
+        static_cast<unsigned char*>(mmap(nullptr, SLOT * (SLOTS + 1), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     return base;
 }
 std::atomic<size_t> slots_used{1};
@@ -140,14 +140,15 @@ std::string place(const Thread& t) {
         for (unsigned id = 0; id < BARRIERS; id++) {
             Barrier& b = r->barriers[id];
             if (b.arrived == 0) continue;
-            snprintf(part, sizeof part, "%u of %u threads of block (%u, %u, %u) are at barrier %u; ", b.arrived, b.expected ? b.expected : r->live,
-                     r->block.index.x, r->block.index.y, r->block.index.z, id);
+            snprintf(part, sizeof part, "%u of %u threads of block (%u, %u, %u) are at barrier %u; ", b.arrived,
+                     b.expected ? b.expected : r->live, r->block.index.x, r->block.index.y, r->block.index.z, id);
             text += part;
         }
         for (Warp& w : r->warps) {
             if (w.waiting == 0) continue;
             Thread& t = *w.lanes[__builtin_ctz(w.waiting)];
-            snprintf(part, sizeof part, "lanes %08x of warp %u wait for lanes %08x (live %08x); ", w.waiting, t.warp_in_block, t.mask, w.live);
+            snprintf(part, sizeof part, "lanes %08x of warp %u wait for lanes %08x (live %08x); ", w.waiting, t.warp_in_block, t.mask,
+                     w.live);
             text += part;
             if (text.size() > 2000) leave(Outcome::fault, text);
         }
@@ -192,8 +193,10 @@ int barrier(unsigned id, unsigned count, bool wait, Vote vote, int value) {
     b.any |= value != 0;
     b.count += value != 0;
     if (wait) b.waiting.push_back(&t);
-    if (b.arrived >= (count ? count : r.live)) release(b, vote);
-    else t.waits = unsigned(vote);
+    if (b.arrived >= (count ? count : r.live))
+        release(b, vote);
+    else
+        t.waits = unsigned(vote);
     if (!wait) return 0;
     next(&t);
     return t.vote;
@@ -307,7 +310,8 @@ const Runtime* runtime() {
         if ((w.waiting >> lane) & 1) perform(*w.lanes[lane]);
     }
     for (Barrier& b : r.barriers)
-        if (b.arrived && b.expected == 0 && b.arrived >= r.live && r.live) release(b, b.waiting.empty() ? Vote::none : Vote(b.waiting[0]->waits));
+        if (b.arrived && b.expected == 0 && b.arrived >= r.live && r.live)
+            release(b, b.waiting.empty() ? Vote::none : Vote(b.waiting[0]->waits));
     if (m.cluster_arrived && m.live && m.cluster_arrived >= m.live) cluster_release();
     if (m.live == 0) {
         perjoule_switch(&t.stack_pointer, m.main);
@@ -333,7 +337,7 @@ Thread* fiber(unsigned char* stack) {
     t->capacity = capacity;
     uintptr_t top = (reinterpret_cast<uintptr_t>(t) - 256) & ~uintptr_t(63);
     void** sp = reinterpret_cast<void**>(top);
-    *--sp = nullptr; // what begin would return to: keeps the stack aligned as a call leaves it
+    *--sp = nullptr;  // what begin would return to: keeps the stack aligned as a call leaves it
     *--sp = reinterpret_cast<void*>(&begin);
     for (int i = 0; i < 6; i++) *--sp = nullptr;
     t->stack_pointer = sp;
@@ -469,13 +473,18 @@ void on_fault(int number, siginfo_t* info, void* context) {
         for (unsigned char* stack : m->stacks)
             if (reinterpret_cast<uintptr_t>(stack) == base) m->faulty = reinterpret_cast<Thread*>(stack + STACK - sizeof(Thread));
         char text[96];
-        snprintf(text, sizeof text, "%s at address %p", number == SIGFPE ? "division by zero" : number == SIGILL ? "trap" : "access", info->si_addr);
+        snprintf(text, sizeof text, "%s at address %p",
+                 number == SIGFPE   ? "division by zero"
+                 : number == SIGILL ? "trap"
+                                    : "access",
+                 info->si_addr);
         const bool outside = number == SIGSEGV || number == SIGBUS;
         const long slot = static_cast<unsigned char*>(info->si_addr) - window();
         const bool in_shared = slot >= 0 && size_t(slot) < SLOT * (SLOTS + 1);
         if (in_shared && m->faulty) {
             const Block& b = *m->faulty->block;
-            snprintf(text, sizeof text, "byte %ld of %u bytes of dynamic shared memory", long(static_cast<unsigned char*>(info->si_addr) - b.dynamic_shared), b.dynamic_bytes);
+            snprintf(text, sizeof text, "byte %ld of %u bytes of dynamic shared memory",
+                     long(static_cast<unsigned char*>(info->si_addr) - b.dynamic_shared), b.dynamic_bytes);
             leave(Outcome::fault, text);
         }
         leave(number == SIGILL ? Outcome::trap : Outcome::fault, std::string(text) + (outside ? ": " + describe(info->si_addr) : ""));
@@ -495,7 +504,7 @@ void catch_faults() {
     static std::once_flag once;
     std::call_once(once, [] {
         for (int number : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) {
-            struct sigaction action {};
+            struct sigaction action{};
             action.sa_sigaction = on_fault;
             action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
             sigaction(number, &action, &previous[number]);
@@ -598,12 +607,12 @@ struct Pool {
 };
 
 Pool& pool() {
-    static Pool* one = new Pool; // never destroyed: its threads outlive main
+    static Pool* one = new Pool;  // never destroyed: its threads outlive main
     return *one;
 }
 
-} // namespace
+}  // namespace
 
 Outcome run(const Launch& launch, std::string& why) { return pool().run(launch, why); }
 
-} // namespace perjoule
+}  // namespace perjoule

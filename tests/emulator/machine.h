@@ -23,4 +23,4 @@ Outcome run(const Launch& launch, std::string& why);
 // Says which allocation an address is beside; the driver's.
 std::string describe(const void* address);
 
-} // namespace perjoule
+}  // namespace perjoule

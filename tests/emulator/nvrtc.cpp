@@ -22,7 +22,18 @@ namespace {
 using std::string;
 using std::vector;
 
-enum Result { SUCCESS, OUT_OF_MEMORY, CREATION, INVALID_INPUT, INVALID_PROGRAM, INVALID_OPTION, COMPILATION, BUILTIN, NO_NAME = 9, INTERNAL = 11 };
+enum Result {
+    SUCCESS,
+    OUT_OF_MEMORY,
+    CREATION,
+    INVALID_INPUT,
+    INVALID_PROGRAM,
+    INVALID_OPTION,
+    COMPILATION,
+    BUILTIN,
+    NO_NAME = 9,
+    INTERNAL = 11
+};
 
 struct Program {
     string source, name, log, cubin;
@@ -52,7 +63,8 @@ string read(const string& path) {
 }
 
 void write(const string& path, const string& text) {
-    for (size_t slash = path.find('/', 1); slash != string::npos; slash = path.find('/', slash + 1)) mkdir(path.substr(0, slash).c_str(), 0777);
+    for (size_t slash = path.find('/', 1); slash != string::npos; slash = path.find('/', slash + 1))
+        mkdir(path.substr(0, slash).c_str(), 0777);
     std::ofstream(path, std::ios::binary) << text;
 }
 
@@ -85,7 +97,8 @@ bool faulty(const char* which) {
 
 Result compile(Program& p, const vector<string>& options) {
     if (faulty("builtins")) {
-        p.log = "nvrtc: error: failed to open libnvrtc-builtins.so.13.0.\n  Make sure that libnvrtc-builtins.so.13.0 is installed correctly.";
+        p.log =
+            "nvrtc: error: failed to open libnvrtc-builtins.so.13.0.\n  Make sure that libnvrtc-builtins.so.13.0 is installed correctly.";
         return BUILTIN;
     }
     if (faulty("nvrtc")) {
@@ -105,9 +118,12 @@ Result compile(Program& p, const vector<string>& options) {
         string o = options[i], value;
         const auto takes = [&](const char* name) {
             const string n = name;
-            if (o.compare(0, n.size() + 1, n + "=") == 0) value = o.substr(n.size() + 1);
-            else if (o == n && i + 1 < options.size()) value = options[++i];
-            else return false;
+            if (o.compare(0, n.size() + 1, n + "=") == 0)
+                value = o.substr(n.size() + 1);
+            else if (o == n && i + 1 < options.size())
+                value = options[++i];
+            else
+                return false;
             return true;
         };
         if (takes("--gpu-architecture") || takes("-arch")) {
@@ -126,12 +142,13 @@ Result compile(Program& p, const vector<string>& options) {
             define(o.substr(2));
         } else if (o.compare(0, 2, "-I") == 0) {
             given.push_back(o);
-        } else if (takes("--std") || takes("-std") || takes("--ptxas-options") || takes("-Xptxas") || takes("--maxrregcount") || takes("--fmad") ||
-                   takes("--ftz") || takes("--prec-div") || takes("--prec-sqrt") || takes("--diag-suppress") || takes("--extra-device-vectorization") ||
-                   takes("--split-compile") || takes("--minimal")) {
-        } else if (o == "-default-device" || o == "--device-as-default-execution-space" || o == "--extra-device-vectorization" || o == "--use_fast_math" ||
-                   o == "-use_fast_math" || o == "--generate-line-info" || o == "-lineinfo" || o == "--restrict" || o == "-w" || o == "--disable-warnings" ||
-                   o == "--no-source-include" || o == "--minimal" || o == "-minimal" || o == "--display-error-number") {
+        } else if (takes("--std") || takes("-std") || takes("--ptxas-options") || takes("-Xptxas") || takes("--maxrregcount") ||
+                   takes("--fmad") || takes("--ftz") || takes("--prec-div") || takes("--prec-sqrt") || takes("--diag-suppress") ||
+                   takes("--extra-device-vectorization") || takes("--split-compile") || takes("--minimal")) {
+        } else if (o == "-default-device" || o == "--device-as-default-execution-space" || o == "--extra-device-vectorization" ||
+                   o == "--use_fast_math" || o == "-use_fast_math" || o == "--generate-line-info" || o == "-lineinfo" ||
+                   o == "--restrict" || o == "-w" || o == "--disable-warnings" || o == "--no-source-include" || o == "--minimal" ||
+                   o == "-minimal" || o == "--display-error-number") {
         } else {
             p.log = "nvrtc: error: unrecognized option " + o + " found\n";
             return INVALID_OPTION;
@@ -145,7 +162,8 @@ Result compile(Program& p, const vector<string>& options) {
     define("__CUDA_ARCH__=" + std::to_string(arch * 10));
     if (!feature.empty()) define("__CUDA_ARCH_FEAT_SM" + std::to_string(arch) + "_ALL");
     write(folder.path + "/first.h", "#include \"" + emulator + "/simt.h\"\n" + definitions);
-    vector<string> command{"g++", "-E", "-x", "c++", "-std=c++17", "-w", "-I" + folder.path + "/source", "-include", folder.path + "/first.h"};
+    vector<string> command{
+        "g++", "-E", "-x", "c++", "-std=c++17", "-w", "-I" + folder.path + "/source", "-include", folder.path + "/first.h"};
     command.insert(command.end(), given.begin(), given.end());
     for (const char* s : {"-o", "unit.ii"}) command.push_back(s[0] == '-' ? s : folder.path + "/" + s);
     command.push_back(folder.path + "/source/" + p.name);
@@ -161,13 +179,35 @@ Result compile(Program& p, const vector<string>& options) {
         p.log += p.name + ": error: " + error.what() + "\n";
         return COMPILATION;
     }
-    command = {"g++", "-x", "c++-cpp-output", "-std=c++17", "-O2", "-w", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique",
-               "-fno-strict-aliasing", "-fwrapv", "-fno-exceptions", "-fno-rtti", "-fno-asynchronous-unwind-tables", "-fno-stack-protector", "-Wno-psabi",
-               "-fnon-call-exceptions", "-s", "-o", folder.path + "/unit.so", folder.path + "/unit.cpp", "-lm"};
+    command = {"g++",
+               "-x",
+               "c++-cpp-output",
+               "-std=c++17",
+               "-O2",
+               "-w",
+               "-march=native",
+               "-fPIC",
+               "-shared",
+               "-fvisibility=hidden",
+               "-fno-gnu-unique",
+               "-fno-strict-aliasing",
+               "-fwrapv",
+               "-fno-exceptions",
+               "-fno-rtti",
+               "-fno-asynchronous-unwind-tables",
+               "-fno-stack-protector",
+               "-Wno-psabi",
+               "-fnon-call-exceptions",
+               "-s",
+               "-o",
+               folder.path + "/unit.so",
+               folder.path + "/unit.cpp",
+               "-lm"};
     const bool done = execute(command, folder.path, p.log);
     if (const char* keep = getenv("PERJOULE_EMULATED_KEEP")) {
         static int number = 0;
-        const string to = string(keep) + "/" + std::to_string(getpid()) + "-" + std::to_string(number++) + "-" + p.name.substr(p.name.rfind('/') + 1);
+        const string to =
+            string(keep) + "/" + std::to_string(getpid()) + "-" + std::to_string(number++) + "-" + p.name.substr(p.name.rfind('/') + 1);
         write(to + ".cpp", read(folder.path + "/unit.cpp"));
     }
     if (!done) return COMPILATION;
@@ -176,22 +216,32 @@ Result compile(Program& p, const vector<string>& options) {
     return SUCCESS;
 }
 
-} // namespace
+}  // namespace
 
 #define API extern "C" __attribute__((visibility("default")))
 
 API const char* nvrtcGetErrorString(int result) {
     switch (result) {
-    case SUCCESS: return "NVRTC_SUCCESS";
-    case OUT_OF_MEMORY: return "NVRTC_ERROR_OUT_OF_MEMORY";
-    case CREATION: return "NVRTC_ERROR_PROGRAM_CREATION_FAILURE";
-    case INVALID_INPUT: return "NVRTC_ERROR_INVALID_INPUT";
-    case INVALID_PROGRAM: return "NVRTC_ERROR_INVALID_PROGRAM";
-    case INVALID_OPTION: return "NVRTC_ERROR_INVALID_OPTION";
-    case COMPILATION: return "NVRTC_ERROR_COMPILATION";
-    case BUILTIN: return "NVRTC_ERROR_BUILTIN_OPERATION_FAILURE";
-    case NO_NAME: return "NVRTC_ERROR_NO_NAME_EXPRESSIONS_AFTER_COMPILATION";
-    default: return "NVRTC_ERROR_INTERNAL_ERROR";
+        case SUCCESS:
+            return "NVRTC_SUCCESS";
+        case OUT_OF_MEMORY:
+            return "NVRTC_ERROR_OUT_OF_MEMORY";
+        case CREATION:
+            return "NVRTC_ERROR_PROGRAM_CREATION_FAILURE";
+        case INVALID_INPUT:
+            return "NVRTC_ERROR_INVALID_INPUT";
+        case INVALID_PROGRAM:
+            return "NVRTC_ERROR_INVALID_PROGRAM";
+        case INVALID_OPTION:
+            return "NVRTC_ERROR_INVALID_OPTION";
+        case COMPILATION:
+            return "NVRTC_ERROR_COMPILATION";
+        case BUILTIN:
+            return "NVRTC_ERROR_BUILTIN_OPERATION_FAILURE";
+        case NO_NAME:
+            return "NVRTC_ERROR_NO_NAME_EXPRESSIONS_AFTER_COMPILATION";
+        default:
+            return "NVRTC_ERROR_INTERNAL_ERROR";
     }
 }
 
@@ -213,7 +263,8 @@ API int nvrtcGetSupportedArchs(int* list) {
     return SUCCESS;
 }
 
-API int nvrtcCreateProgram(void** program, const char* source, const char* name, int count, const char* const* headers, const char* const* names) {
+API int nvrtcCreateProgram(void** program, const char* source, const char* name, int count, const char* const* headers,
+                           const char* const* names) {
     if (program == nullptr || source == nullptr) return INVALID_INPUT;
     auto* p = new Program;
     p->source = source;

@@ -1,6 +1,7 @@
 // Rewrites preprocessed CUDA C++ into C++ that g++ compiles against simt.h:
 //
-// - `__shared__ T x[N];` becomes a reference into the block's static shared memory, `extern __shared__ T x[];` a pointer to the dynamic one;
+// - `__shared__ T x[N];` becomes a reference into the block's static shared memory, `extern __shared__ T x[];` a pointer to the dynamic
+// one;
 // - `asm("op.mods d, a, b;" : outs : ins)` becomes calls of the functions of ptx.h, which an instruction is named after;
 // - for every `__global__` function that is no template, an entry is appended through which the driver finds it and calls it.
 #pragma once
@@ -58,8 +59,10 @@ inline vector<string> split(const string& s, char separator) {
     size_t from = 0;
     for (size_t i = 0; i < s.size(); i++) {
         const char c = s[i];
-        if (c == '"' || c == '\'') i = literal_end(s, i) - 1;
-        else if (c == '(' || c == '[' || c == '{') i = closed(s, i) - 1;
+        if (c == '"' || c == '\'')
+            i = literal_end(s, i) - 1;
+        else if (c == '(' || c == '[' || c == '{')
+            i = closed(s, i) - 1;
         else if (c == separator) {
             parts.push_back(s.substr(from, i - from));
             from = i + 1;
@@ -92,7 +95,8 @@ class Asm {
         for (size_t i = 0; i < operands.size(); i++) {
             const Operand& o = operands[i];
             if (o.output) {
-                out << "auto&& pj_o" << i << " = (" << o.expression << "); pj::Reg pj_" << i << (o.reads ? " = pj::get(pj_o" + std::to_string(i) + "); " : "{}; ");
+                out << "auto&& pj_o" << i << " = (" << o.expression << "); pj::Reg pj_" << i
+                    << (o.reads ? " = pj::get(pj_o" + std::to_string(i) + "); " : "{}; ");
             } else {
                 out << "const pj::Reg pj_" << i << " = pj::get(" << o.expression << "); ";
             }
@@ -316,16 +320,44 @@ class Asm {
 
     // What does not change the result here.
     static bool noise(const string& part) {
-        static const std::set<string> words{"sync", "aligned", "ftz", "relaxed", "gpu", "cta", "cluster", "sys", "weak", "release", "nc", "global",
-                                            "L1::no_allocate", "L1::evict_last", "L1::evict_first", "L1::evict_normal", "L1::evict_unchanged",
-                                            "L2::64B", "L2::128B", "L2::256B", "ca", "cg", "cs", "lu", "cv", "wb", "wt", "noinc",
-                                            "L2::evict_last", "L2::evict_first", "L2::evict_normal"};
+        static const std::set<string> words{"sync",
+                                            "aligned",
+                                            "ftz",
+                                            "relaxed",
+                                            "gpu",
+                                            "cta",
+                                            "cluster",
+                                            "sys",
+                                            "weak",
+                                            "release",
+                                            "nc",
+                                            "global",
+                                            "L1::no_allocate",
+                                            "L1::evict_last",
+                                            "L1::evict_first",
+                                            "L1::evict_normal",
+                                            "L1::evict_unchanged",
+                                            "L2::64B",
+                                            "L2::128B",
+                                            "L2::256B",
+                                            "ca",
+                                            "cg",
+                                            "cs",
+                                            "lu",
+                                            "cv",
+                                            "wb",
+                                            "wt",
+                                            "noinc",
+                                            "L2::evict_last",
+                                            "L2::evict_first",
+                                            "L2::evict_normal"};
         return words.count(part) != 0;
     }
 
     static bool is_type(const string& part) {
-        static const std::set<string> words{"b8", "b16", "b32", "b64", "b128", "u8", "u16", "u32", "u64", "s8", "s16", "s32", "s64", "f16", "f32",
-                                            "f64", "bf16", "f16x2", "bf16x2", "pred", "tf32", "e4m3", "e5m2", "e4m3x2", "e5m2x2", "f32x2"};
+        static const std::set<string> words{"b8",     "b16",  "b32",  "b64",  "b128", "u8",     "u16",    "u32",  "u64",
+                                            "s8",     "s16",  "s32",  "s64",  "f16",  "f32",    "f64",    "bf16", "f16x2",
+                                            "bf16x2", "pred", "tf32", "e4m3", "e5m2", "e4m3x2", "e5m2x2", "f32x2"};
         return words.count(part) != 0;
     }
 
@@ -353,11 +385,16 @@ class Asm {
         // whole families keep all of their words, but for those that mean nothing here
         for (size_t i = 1; i < parts.size(); i++) {
             string p = parts[i] == "shared::cta" ? "shared" : parts[i];
-            if (memory && starts(p, "shared")) shared = true;
-            else if (p == "acquire" || p == "volatile" || p == "acq_rel") acquire = true;
-            else if (p == "L2::cache_hint" || (noise(p) && !(p == "cluster" && base == "barrier"))) continue;
-            else if (is_type(p) && base != "mov") types += string(types.empty() ? "pj::" : ", pj::") + p;
-            else if (base == "mov" && is_type(p)) types = "pj::" + p;
+            if (memory && starts(p, "shared"))
+                shared = true;
+            else if (p == "acquire" || p == "volatile" || p == "acq_rel")
+                acquire = true;
+            else if (p == "L2::cache_hint" || (noise(p) && !(p == "cluster" && base == "barrier")))
+                continue;
+            else if (is_type(p) && base != "mov")
+                types += string(types.empty() ? "pj::" : ", pj::") + p;
+            else if (base == "mov" && is_type(p))
+                types = "pj::" + p;
             else if (base == "wgmma" && starts(p, "m64n")) {
                 types = p.substr(4, p.find('k') - 4) + ", " + p.substr(p.find('k') + 1);
             } else {
@@ -371,7 +408,8 @@ class Asm {
         if (acquire && memory) out += "pj::waiting(), ";
         out += "pj::op_" + base + values;
         if (!types.empty()) out += "<" + types + ">";
-        out += string("(") + (memory ? (shared ? "pj::Shared{}" : "pj::Global{}") : "") + (memory && !arguments.empty() ? ", " : "") + text_arguments + ")";
+        out += string("(") + (memory ? (shared ? "pj::Shared{}" : "pj::Global{}") : "") + (memory && !arguments.empty() ? ", " : "") +
+               text_arguments + ")";
         return out;
     }
 };
@@ -404,8 +442,8 @@ class Rewriter {
             }
         }
         for (const string& kernel : kernels)
-            out += "\nextern \"C\" __attribute__((visibility(\"default\"))) ::perjoule::Entry perjoule_entry_" + kernel + "() { return ::perjoule::entry<&" +
-                   kernel + ">(); }";
+            out += "\nextern \"C\" __attribute__((visibility(\"default\"))) ::perjoule::Entry perjoule_entry_" + kernel +
+                   "() { return ::perjoule::entry<&" + kernel + ">(); }";
         return out + "\n";
     }
 
@@ -487,12 +525,13 @@ class Rewriter {
             size_t open = in.find('(', end);
             const size_t close = closed(in, open);
             string inside = in.substr(open + 1, close - open - 2);
-            for (size_t at = inside.find("\n#"); at != string::npos; at = inside.find("\n#", at)) inside.erase(at, inside.find('\n', at + 1) - at);
+            for (size_t at = inside.find("\n#"); at != string::npos; at = inside.find("\n#", at))
+                inside.erase(at, inside.find('\n', at + 1) - at);
             out += Asm(inside).translated();
             size_t i = close;
             while (i < in.size() && isspace(static_cast<unsigned char>(in[i]))) i++;
             statement = out.size();
-            return i + 1; // `;`
+            return i + 1;  // `;`
         }
         if (w == "__shared__") return shared(end);
         if (w == "__global__") {
@@ -559,8 +598,10 @@ class Rewriter {
             while (first > 0 && word(head[first - 1])) first--;
             const string name = head.substr(first), type = trimmed(head.substr(0, first));
             out.resize(statement);
-            if (in_function()) out += type + " *const " + name + " = ::perjoule::Dynamic{};";
-            else dynamic[name] = type;
+            if (in_function())
+                out += type + " *const " + name + " = ::perjoule::Dynamic{};";
+            else
+                dynamic[name] = type;
         } else {
             string specifiers = before;
             for (size_t at = specifiers.find("static"); at != string::npos; at = specifiers.find("static")) specifiers.erase(at, 6);
@@ -600,8 +641,10 @@ class Rewriter {
             } else if (c == '(' || c == '{') {
                 i = closed(s, i);
             } else {
-                if (c == '<') angles++;
-                else if (c == '>') angles--;
+                if (c == '<')
+                    angles++;
+                else if (c == '>')
+                    angles--;
                 else if (c == ',' && angles == 0) {
                     names.push_back(last);
                     sized = false;
@@ -614,4 +657,4 @@ class Rewriter {
     }
 };
 
-} // namespace perjoule::translate
+}  // namespace perjoule::translate

@@ -1,5 +1,5 @@
 //! What the workspace's tests share: guard pages for the CPU's operands, rows that are right or wrong on purpose, a device that defers all
-//! work, and known failures.
+//! work, an emulated CUDA, and known failures.
 
 /// Every op by name.
 pub const OPS: [&str; 22] = [
@@ -27,6 +27,7 @@ pub const OPS: [&str; 22] = [
     "pack",
 ];
 
+pub mod emulator;
 pub mod expectations;
 #[cfg(unix)]
 pub mod guard;

@@ -15,23 +15,24 @@ usage: gpu-check.sh [options]
   --device ID         device to try [cuda:0]
   --out DIR           folder to write [gpu-check]
   --budget SECONDS    time for all parts together [1800]
-  --parts LIST        of conformance,check,models,kernels,tune,tokens,sanitizer, in that order [all]
+  --parts LIST        of conformance,check,models,kernels,tune,tokens,sanitizer, in that order [all but check, whose cases are conformance's]
   --filter TEXT       conformance, check and sanitizer: only kernels whose name contains it
-  --shapes REGEX      kernels: only lines "op shape dtypes" that match
+  --shapes REGEX      kernels: only lines "op dtype shape" that match
   --kernel NAME|all   kernels: that row or all, instead of the chosen one
-  --models LIST       tokens: names or folders of models [llama-3.2-1b,llama-3.1-8b]
+  --models LIST       tokens: names or folders of models, each with :dtype or not [llama-3.2-1b:bf16,llama-3.1-8b:bf16,llama-3.1-8b:q4_k]
   --tools LIST        sanitizer: memcheck, racecheck, synccheck, initcheck [memcheck,racecheck]
   --cases N           sanitizer: cases of each kernel [4; of racecheck 2]
-  --jobs N            processes side by side [processors, 8 at most]
+  --jobs N            processes side by side [processors, 16 at most]
   --perjoule FILE, --conformance FILE, --checkpoints DIR   [beside this script]
 TEXT
 }
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 all_parts=conformance,check,models,kernels,tune,tokens,sanitizer
-device=cuda:0 out=gpu-check budget=1800 parts=$all_parts filter='' shapes='' kernel='' models=llama-3.2-1b,llama-3.1-8b
+device=cuda:0 out=gpu-check budget=1800 parts=conformance,models,kernels,tune,tokens,sanitizer filter='' shapes='' kernel=''
+models=llama-3.2-1b:bf16,llama-3.1-8b:bf16,llama-3.1-8b:q4_k
 tools=memcheck,racecheck cases='' perjoule=$here/perjoule conformance=$here/conformance checkpoints=$here/checkpoints
-jobs=$(nproc) && jobs=$((jobs < 8 ? jobs : 8))
+jobs=$(nproc) && jobs=$((jobs < 16 ? jobs : 16))
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -119,7 +120,9 @@ part_conformance() {
             printf '\n| kernel | passed | failed | skipped | ended | s |\n|---|---|---|---|---|---|\n'
             awk -F'[:,}]' '$6 > 0 || $10 == "false" {gsub(/"/, "", $2); print "| " $2 " | " $4 " | " $6 " | " $8 " | " $10 " | " $12 " |"}' "$out/conformance.jsonl"
             printf '\nFirst failures:\n\n```\n'
-            grep -hA 8 '^---- .* ----' "$out"/logs/conformance/*.log | cut -c1-240 | head -90
+            # two of each kernel
+            awk 'FNR == 1 {n = 0; left = 0} /^---- .* ----$/ {left = ++n > 2 ? 0 : 8} /^failures:/ {left = 0} left > 0 && NF {print; left--}' \
+                "$out"/logs/conformance/*.log | cut -c1-240 | head -150
             echo '```'
         fi
         printf '\nSkipped, by reason:\n\n```\n'
@@ -161,108 +164,100 @@ part_models() {
     if [ $wrong -gt 0 ] || [ $late -gt 0 ] || [ $passed -eq 0 ]; then verdict models FAILED "$words"; else verdict models ok "$words"; fi
 }
 
-# What kernels are measured, most telling first: op, shape, dtypes.
+# What kernels are measured, most telling first: op, dtype, shapes. Those of a line share a process.
 shape_list() {
     cat <<'TEXT'
-matmul m=8192,n=8192,k=8192 bf16
-matmul m=4096,n=4096,k=4096 bf16
-matmul m=2048,n=2048,k=2048 bf16
-matmul m=4096,n=14336,k=4096 bf16
-attention b=1,q=8192,kv=8192,h=64,hkv=8,d=128 bf16
-attention b=1,q=1,kv=8192,h=64,hkv=8,d=128 bf16
-matmul m=1,n=4096,k=4096 bf16
-matmul m=1,n=28672,k=4096 bf16
-matmul m=16,n=28672,k=4096 bf16
-matmul m=8192,n=8192,k=8192 f8e4m3
-matmul m=4096,n=4096,k=4096 f8e4m3
-rms_norm rows=8192,len=8192 bf16
-gated rows=8192,len=14336 bf16
-softmax rows=8192,len=8192 bf16
-rope tokens=8192,h=32,d=128 bf16
-attention b=2,q=2048,kv=2048,h=64,hkv=8,d=128 bf16
-attention b=1,q=1,kv=2048,h=64,hkv=8,d=128 bf16
-attention b=1,q=16,kv=8192,h=64,hkv=8,d=128 bf16
-matmul m=1,n=4096,k=14336 bf16
-matmul m=4,n=4096,k=4096 bf16
-matmul m=64,n=28672,k=4096 bf16
-matmul m=1,n=8192,k=28672 bf16
-matmul m=16,n=57344,k=8192 bf16
-matmul m=1,n=28672,k=4096 q4_0,q4_k,q8_0,mxfp4
-matmul m=16,n=28672,k=4096 q4_0,q4_k,q8_0,mxfp4
-matmul m=1,n=28672,k=4096 f8e4m3,i8
-matmul m=4096,n=4096,k=4096 f16,i8
-matmul m=8192,n=8192,k=8192 f16,i8
-matmul m=2048,n=2048,k=2048 f8e4m3,i8
-matmul m=4096,n=14336,k=4096 f8e4m3,i8
-matmul m=4096,n=4096,k=4096 f32
-gated_matmul m=4096,n=14336,k=4096 bf16
-gated_matmul m=1,n=14336,k=4096 bf16
-grouped_matmul e=64,tokens=4096,top_k=8,n=2048,k=2048 bf16
-grouped_matmul e=64,tokens=16,top_k=8,n=2048,k=2048 bf16
-attention b=2,q=4096,kv=4096,h=64,hkv=8,d=128 bf16
-attention b=1,q=16384,kv=16384,h=64,hkv=8,d=128 bf16
-attention b=1,q=4096,kv=4096,h=64,hkv=8,d=64 bf16
-attention b=1,q=4096,kv=4096,h=32,hkv=8,d=256 bf16
-attention b=128,q=1,kv=8192,h=64,hkv=8,d=128 bf16
-layer_norm rows=8192,len=8192 bf16
-add rows=8192,len=8192 bf16
-cast rows=8192,len=8192 bf16
-quantise rows=8192,len=8192 bf16
-qk_norm_rope_append b=1,q=4096,kv=8192,h=32,hkv=8,d=128 bf16
-kv_append b=1,q=4096,kv=8192,hkv=8,d=128 bf16
-embed tokens=8192,vocab=128256,dim=4096 bf16
-route tokens=8192,e=128,top_k=8 f32
-combine tokens=4096,top_k=8,len=4096 bf16
-argmax rows=64,len=128256 f32
-sample rows=64,len=128256,top_k=50 f32
+matmul bf16 m=8192,n=8192,k=8192 m=4096,n=4096,k=4096 m=2048,n=2048,k=2048 m=4096,n=14336,k=4096
+attention bf16 b=1,q=8192,kv=8192,h=64,hkv=8,d=128 b=1,q=1,kv=8192,h=64,hkv=8,d=128 b=1,q=1,kv=2048,h=64,hkv=8,d=128
+matmul bf16 m=1,n=4096,k=4096 m=1,n=28672,k=4096 m=16,n=28672,k=4096 m=64,n=28672,k=4096
+matmul f8e4m3 m=8192,n=8192,k=8192 m=4096,n=4096,k=4096 m=4096,n=14336,k=4096
+rms_norm bf16 rows=8192,len=8192
+gated bf16 rows=8192,len=14336
+softmax bf16 rows=8192,len=8192
+rope bf16 tokens=8192,h=32,d=128
+matmul q4_k m=1,n=28672,k=4096 m=16,n=28672,k=4096
+matmul i8 m=8192,n=8192,k=8192 m=4096,n=4096,k=4096
+attention bf16 b=2,q=2048,kv=2048,h=64,hkv=8,d=128 b=2,q=4096,kv=4096,h=64,hkv=8,d=128 b=1,q=16384,kv=16384,h=64,hkv=8,d=128 b=1,q=16,kv=8192,h=64,hkv=8,d=128
+matmul bf16 m=1,n=4096,k=14336 m=4,n=4096,k=4096 m=1,n=8192,k=28672 m=16,n=57344,k=8192
+gated_matmul bf16 m=4096,n=14336,k=4096 m=1,n=14336,k=4096
+grouped_matmul bf16 e=64,tokens=4096,top_k=8,n=2048,k=2048 e=64,tokens=16,top_k=8,n=2048,k=2048
+matmul q4_0 m=1,n=28672,k=4096 m=16,n=28672,k=4096
+matmul q8_0 m=1,n=28672,k=4096 m=16,n=28672,k=4096
+matmul mxfp4 m=1,n=28672,k=4096 m=16,n=28672,k=4096
+matmul f8e4m3 m=1,n=28672,k=4096 m=16,n=28672,k=4096
+matmul i8 m=1,n=28672,k=4096 m=16,n=28672,k=4096
+matmul f16 m=8192,n=8192,k=8192 m=4096,n=4096,k=4096
+matmul f32 m=4096,n=4096,k=4096
+attention bf16 b=1,q=4096,kv=4096,h=64,hkv=8,d=64 b=1,q=4096,kv=4096,h=32,hkv=8,d=256 b=128,q=1,kv=8192,h=64,hkv=8,d=128
+layer_norm bf16 rows=8192,len=8192
+add bf16 rows=8192,len=8192
+cast bf16 rows=8192,len=8192
+quantise bf16 rows=8192,len=8192
+qk_norm_rope_append bf16 b=1,q=4096,kv=8192,h=32,hkv=8,d=128
+kv_append bf16 b=1,q=4096,kv=8192,hkv=8,d=128
+embed bf16 tokens=8192,vocab=128256,dim=4096
+route f32 tokens=8192,e=128,top_k=8
+combine bf16 tokens=4096,top_k=8,len=4096
+argmax f32 rows=64,len=128256
+sample f32 rows=64,len=128256,top_k=50
 TEXT
 }
 
 # The vendor's row that runs an op on a type, if the table has one: a name that holds both and `library`.
 vendor_of() { grep -F library "$out/logs/rows.txt" | grep "^${1}_${2}_" | head -1; }
 
+# measured LIMIT BUDGET OP DTYPE VENDOR SHAPE..: measures one line's kernels, in turn with the vendor's.
+measured() {
+    local limit=$1 seconds=$2 op=$3 dtype=$4 vendor=$5 arguments=() shape
+    shift 5
+    for shape in "$@"; do arguments+=(--shape "$shape"); done
+    limited "$limit" "$perjoule" run --device "$device" --op "$op" --dtype "$dtype" "${arguments[@]}" ${kernel:+--kernel "$kernel"} \
+        ${vendor:+--versus "$vendor"} --budget "$seconds" -o "$records" --format md --quiet >"$log" 2>&1 </dev/null
+}
+
 part_kernels() {
-    local stop=$((SECONDS + $1)) count=0 done=0 wrong=0 op shape dtype rc log each vendor
+    local stop=$((SECONDS + $1)) count=0 left=0 done=0 wrong=0 op dtype list rc log each most vendor shapes_of
     limited 60 "$perjoule" kernels --device "$device" --json 2>"$out/logs/rows.err" | sed -n 's/.*"kernel": "\(.*\)".*/\1/p' >"$out/logs/rows.txt"
-    shape_list | grep -E -e "${shapes:-.}" | awk '{n = split($3, t, ","); for (i = 1; i <= n; i++) print $1, $2, t[i]}' >"$out/logs/shapes.txt"
-    count=$(wc -l <"$out/logs/shapes.txt")
+    shape_list | awk -v keep="${shapes:-.}" '{line = ""; for (i = 3; i <= NF; i++) if ($1 " " $2 " " $i ~ keep) line = line " " $i; if (line != "") print $1, $2 line}' \
+        >"$out/logs/shapes.txt"
+    count=$(awk '{n += NF - 2} END{print n+0}' "$out/logs/shapes.txt") left=$count
     local before=0 index=0
     [ ! -f "$records" ] || before=$(wc -l <"$records")
-    while read -r op shape dtype; do
-        index=$((index + 1))
-        each=$(((stop - SECONDS) / (count - index + 1)))
-        each=$((each < 4 ? 4 : each > 20 ? 20 : each))
-        [ $((SECONDS + each)) -le $stop ] || break
-        log=$out/logs/kernel-$op-${shape//,/-}-$dtype.txt
+    while read -r op dtype list; do
+        read -r -a shapes_of <<<"$list"
         vendor=$(vendor_of "$op" "$dtype")
-        # half of it for samples: starting, checking and the power at rest come on top
-        limited $((3 * each)) "$perjoule" run --device "$device" --op "$op" --shape "$shape" --dtype "$dtype" ${kernel:+--kernel "$kernel"} \
-            ${vendor:+--versus "$vendor"} --budget $(((each + 1) / 2)) -o "$records" --format md --quiet >"$log" 2>&1 </dev/null
+        # starting, checking, power at rest and energy come on top of a shape's samples, of the vendor's as well
+        each=$(((stop - SECONDS) / left)) && each=$((each < 3 ? 3 : each > 12 ? 12 : each))
+        each=$((each * ${#shapes_of[@]}))
+        [ $((SECONDS + each)) -le $stop ] || break
+        index=$((index + 1)) left=$((left - ${#shapes_of[@]})) log=$out/logs/kernels-$index-$op-$dtype.txt
+        most=$((stop - SECONDS + 10)) && most=$((most < 2 * each + 20 ? most : 2 * each + 20))
+        measured $most $(((each + 1) / 2)) "$op" "$dtype" "$vendor" "${shapes_of[@]}"
         rc=$?
         if [ $rc -eq 2 ] && [ -n "$vendor" ]; then
-            echo "- $op $shape $dtype, alone: $(grep -E '^error' "$log" | head -1 | cut -c1-300)" >>"$section"
+            echo "- $op $dtype, without $vendor: $(grep -E '^error' "$log" | head -1 | cut -c1-300)" >>"$section"
             vendor=''
-            limited $((3 * each)) "$perjoule" run --device "$device" --op "$op" --shape "$shape" --dtype "$dtype" ${kernel:+--kernel "$kernel"} \
-                --budget $(((each + 1) / 2)) -o "$records" --format md --quiet >"$log" 2>&1 </dev/null
+            measured $most $(((each + 1) / 2)) "$op" "$dtype" '' "${shapes_of[@]}"
             rc=$?
         fi
-        done=$((done + 1))
+        done=$((done + ${#shapes_of[@]}))
         if [ $rc -ne 0 ]; then
             wrong=$((wrong + 1))
-            echo "- $op $shape $dtype: $(ended $rc): $(grep -E '^error|wrong result' "$log" | head -1 | cut -c1-300)" >>"$section"
+            echo "- $op $dtype $list: $(ended $rc): $(grep -E '^error|wrong result' "$log" | head -1 | cut -c1-300)" >>"$section"
         fi
-        say "$op $shape $dtype${vendor:+ versus $vendor}: $([ $rc -eq 0 ] && echo ok || ended $rc)"
+        say "$op $dtype $list${vendor:+ versus $vendor}: $([ $rc -eq 0 ] && echo ok || ended $rc)"
     done <"$out/logs/shapes.txt"
     [ ! -f "$records" ] || tail -n +$((before + 1)) "$records" >"$out/logs/kernels.jsonl"
     [ ! -s "$out/logs/kernels.jsonl" ] || limited 60 "$perjoule" report "$out/logs/kernels.jsonl" --format md --quiet 2>/dev/null | sed '/^# /d; s/^## /#### /' >>"$section"
-    { printf '\n' && cat "$out"/logs/kernel-*.txt 2>/dev/null | awk '/^## Versus/{on=1; next} /^## /{on=0} on && /^\|/ && !/^\|-/ && !seen[$0]++'; } >>"$section"
-    local words="$done of $count shapes measured, $wrong of them failed"
+    { printf '\n' && cat "$out"/logs/kernels-*.txt 2>/dev/null | awk '/^## Versus/{on=1; next} /^## /{on=0} on && /^\|/ && !/^\|-/ && !seen[$0]++ {print} on && /^\|-/ && !ruled++ {print}'; } >>"$section"
+    local words="$done of $count shapes measured, $wrong runs of them failed"
     [ $done -eq "$count" ] || words="$words; the rest was left out for time"
     if [ $wrong -gt 0 ] || [ $done -eq 0 ]; then verdict kernels FAILED "$words"; else verdict kernels ok "$words"; fi
 }
 
 part_tune() {
-    local log=$out/logs/tune.txt rc model=${models%%,*} half=$(($1 / 2))
+    local log=$out/logs/tune.txt rc model half=$(($1 / 2))
+    model=${models%%,*} && model=${model%%:*}
     export PERJOULE_TUNING=$out/tuning.json
     limited "$half" "$perjoule" tune --device "$device" --vendor --budget $((half / 2 + 1)) --quiet >"$log" 2>&1
     rc=$?
@@ -282,20 +277,21 @@ part_tune() {
 }
 
 part_tokens() {
-    local stop=$((SECONDS + $1)) model rc log wrong=0 done=0 count each list
+    local stop=$((SECONDS + $1)) model dtype rc log wrong=0 done=0 count each list
     IFS=, read -r -a list <<<"$models"
     count=${#list[@]}
     for model in "${list[@]}"; do
         each=$(((stop - SECONDS) / (count - done)))
         [ $each -ge 10 ] || break
-        log=$out/logs/tokens-$(basename "$model").txt
+        dtype='' && case $model in *:*) dtype=${model##*:} model=${model%:*} ;; esac
+        log=$out/logs/tokens-$(basename "$model")${dtype:+-$dtype}.txt
         # loading, and drawing random weights, comes on top of what is measured
-        limited "$each" "$perjoule" run --only tokens --device "$device" --model "$model" -p 512 -n 128 --budget $((each / 3 + 1)) -o "$records" --format md --quiet >"$log" 2>&1
+        limited "$each" "$perjoule" run --only tokens --device "$device" --model "$model" ${dtype:+--dtype "$dtype"} -p 512 -n 64 --budget $((each / 3 + 1)) -o "$records" --format md --quiet >"$log" 2>&1
         rc=$?
         done=$((done + 1))
         [ $rc -eq 0 ] || wrong=$((wrong + 1))
-        { awk '/^## Tokens/{on=1; next} /^## /{on=0} on' "$log" && [ $rc -eq 0 ] || echo "- $model: $(ended $rc): $(tail -1 "$log" | cut -c1-300)"; } >>"$section"
-        say "$model: $([ $rc -eq 0 ] && echo ok || ended $rc)"
+        { awk '/^## Tokens/{on=1; next} /^## /{on=0} on' "$log" && [ $rc -eq 0 ] || echo "- $model $dtype: $(ended $rc): $(tail -1 "$log" | cut -c1-300)"; } >>"$section"
+        say "$model $dtype: $([ $rc -eq 0 ] && echo ok || ended $rc)"
     done
     local words="$done of $count models measured, $wrong of them failed"
     if [ $wrong -gt 0 ] || [ $done -lt "$count" ]; then verdict tokens FAILED "$words"; else verdict tokens ok "$words"; fi
@@ -380,7 +376,8 @@ machine() {
 
 records=$out/records.jsonl
 
-weight() { case $1 in conformance | kernels) echo 6 ;; sanitizer) echo 5 ;; tokens) echo 4 ;; models | tune) echo 2 ;; *) echo 1 ;; esac }
+# Shares of the budget; what a part leaves is shared by those after it.
+weight() { case $1 in conformance | kernels) echo 30 ;; tokens) echo 20 ;; sanitizer) echo 14 ;; models) echo 8 ;; *) echo 6 ;; esac }
 
 finish() {
     {

@@ -143,8 +143,15 @@ fn run(test: &Test, cpu: &str, arguments: &[impl AsRef<str>]) -> Result<Outcome>
     let mut command = Command::new(QEMU);
     command.args(["-cpu", cpu, "-L", LIBRARIES]).arg(&test.executable);
     command.args(["--color", "never", "--quiet"]).args(arguments);
-    command.env("PERJOULE_REQUIRE", "cpu").stdout(Stdio::piped());
-    let mut child = command.spawn().with_context(|| format!("{QEMU} could not be started"))?;
+    command.env("PERJOULE_REQUIRE", "cpu");
+    let (success, counts) = watch(&mut command).with_context(|| format!("{QEMU} could not be started"))?;
+    let (cpu, seconds) = (cpu.to_string(), started.elapsed().as_secs());
+    Ok(Outcome { cpu, name, seconds, counts, success, sampled: false })
+}
+
+/// Runs tests, showing what they write. Gives whether they succeeded, and how many passed, failed and were ignored.
+pub(crate) fn watch(command: &mut Command) -> Result<(bool, Option<[usize; 3]>)> {
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
     let mut pipe = child.stdout.take().context("a pipe was asked for")?;
     let (mut log, mut bytes) = (Vec::new(), [0; 4096]);
     loop {
@@ -156,10 +163,7 @@ fn run(test: &Test, cpu: &str, arguments: &[impl AsRef<str>]) -> Result<Outcome>
         std::io::stdout().flush()?;
         log.extend_from_slice(&bytes[..count]);
     }
-    let success = child.wait()?.success();
-    let counts = counts(&String::from_utf8_lossy(&log));
-    let (cpu, seconds) = (cpu.to_string(), started.elapsed().as_secs());
-    Ok(Outcome { cpu, name, seconds, counts, success, sampled: false })
+    Ok((child.wait()?.success(), counts(&String::from_utf8_lossy(&log))))
 }
 
 /// Out of `test result: ok. 4 passed; 0 failed; 0 ignored; ...`.

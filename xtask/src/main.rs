@@ -1,6 +1,7 @@
 //! What a developer or CI types: `cargo xtask test`, `cargo xtask ci`.
 
 mod arm;
+mod cuda;
 mod dist;
 mod emulate;
 #[cfg(unix)]
@@ -49,6 +50,10 @@ enum Task {
     /// It launches every such row, with and without the extensions of the instruction set. Needs Linux with a cross linker, qemu and
     /// Rust's library for Arm, and fails without them, saying how to install them; as root with `CI=true` it installs them.
     Arm(arm::Options),
+    /// Runs a sample of the conformance cases of the CUDA backend's rows on an emulated GPU (tests/emulator), without CUDA.
+    ///
+    /// Kernels are compiled by g++ and run as they are, with their inline PTX. Needs g++ on x86-64 Linux.
+    Cuda(cuda::Options),
     /// Tries the GPU of this machine with everything there is; no part of `test` or `ci`.
     ///
     /// Conformance, golden models, kernels against vendors' rows, tuning, tokens and joules, compute-sanitizer: records and a summary
@@ -72,12 +77,14 @@ fn main() -> Result<()> {
             setup::setup(&setup::Options::all())?;
             test(&[])?;
             lint()?;
-            arm::arm(&arm::Options::default())
+            arm::arm(&arm::Options::default())?;
+            cuda::cuda(&cuda::Options::default())
         }
         Task::Emulate(options) => emulate::emulate(&options),
         #[cfg(unix)]
         Task::Peers(options) => peers::peers(&options),
         Task::Arm(options) => arm::arm(&options),
+        Task::Cuda(options) => cuda::cuda(&options),
         Task::Gpu(options) => dist::gpu(&options),
         Task::Dist => dist::dist(),
         Task::Setup(options) => setup::setup(&options),

@@ -5,6 +5,7 @@
 
 use crate::device::{CpuCaps, CpuDevice};
 use crate::features::Features;
+use crate::launch::matmul::amx::{self, Kind};
 use crate::memory::HostMemory;
 use crate::simd::{self, Kernel, Portable, Simd};
 use crate::simd::{Avx2, Avx512, Avx512Bf16, Avx512Vnni, Neon, NeonBf16, NeonDot, NeonI8mm};
@@ -42,11 +43,21 @@ pub enum Arithmetic {
     DotPairs,
     /// Dot products of four bytes in i32, where the processor has an instruction for them.
     DotQuads,
+    /// Tiles of bf16, summed in f32, where the processor has AMX.
+    TilesBf16,
+    /// Tiles of bytes, summed in i32, where the processor has AMX.
+    TilesI8,
 }
 
 impl Arithmetic {
     /// All of it.
-    pub const ALL: [Arithmetic; 3] = [Arithmetic::MultiplyAdd, Arithmetic::DotPairs, Arithmetic::DotQuads];
+    pub const ALL: [Arithmetic; 5] = [
+        Arithmetic::MultiplyAdd,
+        Arithmetic::DotPairs,
+        Arithmetic::DotQuads,
+        Arithmetic::TilesBf16,
+        Arithmetic::TilesI8,
+    ];
 
     /// Its name in records.
     pub fn name(self) -> &'static str {
@@ -54,15 +65,8 @@ impl Arithmetic {
             Arithmetic::MultiplyAdd => "multiply_add",
             Arithmetic::DotPairs => "dot_pairs",
             Arithmetic::DotQuads => "dot_quads",
-        }
-    }
-
-    /// Multiplications of a lane of a vector.
-    fn products(self) -> usize {
-        match self {
-            Arithmetic::MultiplyAdd => 1,
-            Arithmetic::DotPairs => 2,
-            Arithmetic::DotQuads => 4,
+            Arithmetic::TilesBf16 => "tiles_bf16",
+            Arithmetic::TilesI8 => "tiles_i8",
         }
     }
 
@@ -77,29 +81,40 @@ impl Arithmetic {
             Arithmetic::MultiplyAdd => MULTIPLY_ADD_SETS,
             Arithmetic::DotPairs => DOT_PAIRS_SETS,
             Arithmetic::DotQuads => DOT_QUADS_SETS,
+            Arithmetic::TilesBf16 => TILES_BF16_SETS,
+            Arithmetic::TilesI8 => TILES_I8_SETS,
         };
         sets.iter().find(|set| (set.allowed)(features))
     }
 }
 
-/// An instruction set, and how it is driven to its limit: the lanes of its vectors come back.
+/// An instruction set, and how it is driven to its limit: the multiplications that each lane of the team has done come back.
 struct Set {
     name: &'static str,
     allowed: fn(Features) -> bool,
-    run: fn(&CpuDevice, Arithmetic, u64) -> Result<usize>,
+    run: fn(&CpuDevice, Arithmetic, u64) -> Result<u64>,
 }
 
 const fn set<S: Simd>() -> Set {
     Set { name: S::NAME, allowed: S::allowed, run: in_registers::<S> }
 }
 
+const fn tiles<K: Kind>(name: &'static str) -> Set {
+    Set { name, allowed: K::allowed, run: in_tiles::<K> }
+}
+
 // fastest first
 static MULTIPLY_ADD_SETS: &[Set] = &[set::<Avx512>(), set::<Avx2>(), set::<Neon>(), set::<Portable>()];
 static DOT_PAIRS_SETS: &[Set] = &[set::<Avx512Bf16>(), set::<NeonBf16>()];
 static DOT_QUADS_SETS: &[Set] = &[set::<Avx512Vnni>(), set::<NeonI8mm>(), set::<NeonDot>()];
+static TILES_BF16_SETS: &[Set] = &[tiles::<amx::Bf16>("amx-bf16")];
+static TILES_I8_SETS: &[Set] = &[tiles::<amx::Bytes8>("amx-int8")];
 
-/// `rounds` rounds of arithmetic in registers on every lane. Returns the operations done, a multiplication and an addition counted as
-/// two.
+/// Rounds of vectors that take about as long as one of tiles.
+const VECTORS: u64 = 8;
+
+/// `rounds` rounds of arithmetic in registers on every lane, or the fewer rounds of tiles that take about as long. Returns the operations
+/// done, a multiplication and an addition counted as two.
 ///
 /// # Errors
 /// [`Error::Unsupported`] where [`Arithmetic::instruction_set`] is `None`, [`Error::Fault`] when a lane panics, [`Error::Lost`] after
@@ -111,19 +126,26 @@ pub fn arithmetic(device: &CpuDevice, which: Arithmetic, rounds: u64) -> Result<
             why: format!("the device has no instruction set for {}", which.name()),
         });
     };
-    let lanes = (set.run)(device, which, rounds)?;
-    Ok(2 * rounds * (CHAINS * lanes * which.products() * device.threads()) as u64)
+    Ok(2 * (set.run)(device, which, rounds)? * device.threads() as u64)
 }
 
-fn in_registers<S: Simd>(device: &CpuDevice, which: Arithmetic, rounds: u64) -> Result<usize> {
+fn in_tiles<K: Kind>(device: &CpuDevice, _: Arithmetic, rounds: u64) -> Result<u64> {
+    let rounds = rounds.div_ceil(VECTORS);
+    // SAFETY: the device's features, which `Arithmetic::set` has asked, allow them.
+    device.region(&|_| unsafe { K::in_registers(black_box(rounds)) })?;
+    Ok(rounds * amx::ROUND * K::PER as u64)
+}
+
+fn in_registers<S: Simd>(device: &CpuDevice, which: Arithmetic, rounds: u64) -> Result<u64> {
     let s = simd::token::<S>()?;
+    let products = match which {
+        Arithmetic::DotPairs => 2,
+        Arithmetic::DotQuads => 4,
+        _ => 1,
+    };
     device.region(&|_| {
         let start = black_box(1.0);
         match which {
-            Arithmetic::MultiplyAdd => {
-                let factor = black_box(0.999_9);
-                black_box(s.vectorise(Chains::<{ MULTIPLY_ADD }> { rounds, start, factor }));
-            }
             // two bf16, and four bytes, that are no zeros
             Arithmetic::DotPairs => {
                 let factor = black_box(f32::from_bits(0x3f9d_bf13));
@@ -133,9 +155,13 @@ fn in_registers<S: Simd>(device: &CpuDevice, which: Arithmetic, rounds: u64) -> 
                 let factor = black_box(f32::from_bits(0x2f9d_5f13));
                 black_box(s.vectorise(Chains::<{ DOT_QUADS }> { rounds, start, factor }));
             }
+            _ => {
+                let factor = black_box(0.999_9);
+                black_box(s.vectorise(Chains::<{ MULTIPLY_ADD }> { rounds, start, factor }));
+            }
         }
     })?;
-    Ok(S::LANES)
+    Ok(rounds * (CHAINS * S::LANES * products) as u64)
 }
 
 const MULTIPLY_ADD: u8 = 0;
@@ -336,6 +362,14 @@ mod tests {
             let done = arithmetic(&device, which, 1000);
             match which.instruction_set(&device) {
                 Some(_) => assert_eq!(done.unwrap(), 1000 * 2 * (CHAINS * lanes * products) as u64 * 2),
+                None => assert!(matches!(done, Err(Error::Unsupported { .. }))),
+            }
+        }
+        for (which, products) in [(Arithmetic::TilesBf16, 2), (Arithmetic::TilesI8, 4)] {
+            let done = arithmetic(&device, which, 8 * 1000);
+            match which.instruction_set(&device) {
+                // four products of tiles of 16 by 16 words
+                Some(_) => assert_eq!(done.unwrap(), 1000 * 2 * 4 * 16 * 16 * 16 * products * 2),
                 None => assert!(matches!(done, Err(Error::Unsupported { .. }))),
             }
         }

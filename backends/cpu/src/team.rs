@@ -6,6 +6,7 @@
 use perjoule_kernels::Error;
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -443,6 +444,13 @@ impl Lane<'_> {
         (task < tasks).then_some(task)
     }
 
+    /// The items of `0..items` that this lane is to do: claimed one by one where there are many for each lane, since lanes are not
+    /// equally fast, and split beforehand where there are few. Takes the place of [`Lane::claim`] in a phase.
+    pub(crate) fn share(&self, items: usize) -> Share<'_, '_> {
+        let claims = self.count > 1 && items >= 4 * self.count;
+        Share { lane: self, items, own: self.split(items, 1), claims }
+    }
+
     /// This lane's share of `0..n`, in whole multiples of `granule` (but for the end).
     pub fn split(&self, n: usize, granule: usize) -> std::ops::Range<usize> {
         let granule = granule.max(1);
@@ -451,6 +459,23 @@ impl Lane<'_> {
         let first = self.index * share + self.index.min(more);
         let last = first + share + usize::from(self.index < more);
         (first * granule).min(n)..(last * granule).min(n)
+    }
+}
+
+/// The items of a lane: see [`Lane::share`].
+pub(crate) struct Share<'l, 'a> {
+    lane: &'l Lane<'a>,
+    items: usize,
+    /// Those that are this lane's from the outset.
+    own: Range<usize>,
+    claims: bool,
+}
+
+impl Iterator for Share<'_, '_> {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        if self.claims { self.lane.claim(self.items) } else { self.own.next() }
     }
 }
 

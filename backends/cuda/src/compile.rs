@@ -105,11 +105,6 @@ impl Function {
         self.set(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes)
     }
 
-    /// Lets its launches have clusters of more than 8 blocks, which not every GPU can place.
-    pub(crate) fn allow_large_clusters(&self) -> Result<()> {
-        self.set(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)
-    }
-
     fn set(&self, attribute: sys::CUfunction_attribute, value: u32) -> Result<()> {
         // SAFETY: a function of a module that is kept; the context was made current when it was looked up on this thread.
         check(unsafe { sys::cuFuncSetAttribute(self.function, attribute, value as i32) }).map_err(|e| {

@@ -179,9 +179,9 @@ pub(crate) struct RunArgs {
     /// Measure this op (implies --only kernels)
     #[arg(long, help_heading = "What")]
     pub(crate) op: Option<String>,
-    /// Sizes of the op, such as m=1,n=4096,k=4096; `perjoule kernels --op OP` names them
+    /// Sizes of the op, such as m=1,n=4096,k=4096; `perjoule kernels --op OP` names them; may be given several times
     #[arg(long, value_name = "NAME=N,..", help_heading = "What")]
-    pub(crate) shape: Option<String>,
+    pub(crate) shape: Vec<String>,
     /// Element type: of inputs and output of kernels, of the weights of a model
     #[arg(long, value_name = "TYPE,..", value_delimiter = ',', help_heading = "What")]
     pub(crate) dtype: Vec<DType>,

@@ -160,7 +160,8 @@ fn warn_of_shared_processors(threads: usize) {
 }
 
 fn parts(args: &RunArgs) -> Vec<Part> {
-    let kernels = args.op.is_some() || args.shape.is_some() || args.kernel.is_some() || args.versus.is_some();
+    let kernels =
+        args.op.is_some() || !args.shape.is_empty() || args.kernel.is_some() || args.versus.is_some();
     match args.only.as_slice() {
         [] if kernels => vec![Part::Kernels],
         [] => vec![Part::Ceilings, Part::Kernels, Part::Tokens],
@@ -172,7 +173,7 @@ fn parts(args: &RunArgs) -> Vec<Part> {
 fn refuse_unused(args: &RunArgs, parts: &[Part]) -> Result<()> {
     let of_kernels = [
         ("--op", args.op.is_some()),
-        ("--shape", args.shape.is_some()),
+        ("--shape", !args.shape.is_empty()),
         ("--kernel", args.kernel.is_some()),
         ("--versus", args.versus.is_some()),
         ("--cache", args.cache.is_some()),
@@ -204,20 +205,25 @@ fn wanted(args: &RunArgs) -> Result<Vec<Wanted>> {
         [] => &[DType::F32, DType::BF16][..],
         list => list,
     };
-    let shape = args.shape.as_deref().unwrap_or("");
+    let of = |op: &'static Entry| -> Vec<(&str, &str)> {
+        match args.shape.as_slice() {
+            [] => vec![(op.name, "")],
+            shapes => shapes.iter().map(|shape| (op.name, shape.as_str())).collect(),
+        }
+    };
     // a row by its name alone: the op is what it runs
     let row = args.kernel.as_deref().filter(|name| *name != "all").or(args.versus.as_deref());
     let selected: Vec<(&str, &str)> = match (&args.op, row) {
-        (Some(op), _) => vec![(op.as_str(), shape)],
+        (Some(op), _) => of(ops::find(op)?),
         (None, Some(name)) => {
             let device = open(args.device.first().map_or("cpu", String::as_str), None)?;
             let rows = device.kernels();
             let Some(row) = rows.iter().find(|row| row.name == name) else {
                 bail!("no kernel {name:?} on this device; `perjoule kernels` lists them");
             };
-            vec![(row.op, shape)]
+            of(ops::find(row.op)?)
         }
-        (None, None) if args.shape.is_some() => vec![("matmul", shape)],
+        (None, None) if !args.shape.is_empty() => of(ops::find("matmul")?),
         (None, None) => DEFAULTS.to_vec(),
     };
     let mut list = Vec::new();

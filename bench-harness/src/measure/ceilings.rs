@@ -99,8 +99,9 @@ impl Ceilings {
     /// Holds `record`, whose work is on `dtype`, against the roof: what is unknown stays null. Memory is none for operands that stay in
     /// the caches. Products of f32 that were allowed to use tf32 are held against that.
     pub(crate) fn hold(&self, record: &mut Record, dtype: DType, in_cache: bool) {
-        let listed = self.list.iter().find(|c| c.dtype == Some(dtype) && c.op != cuda::TF32);
-        let arithmetic = listed.and_then(|c| self.best(c.op, c.measured_on));
+        // vectors and tiles of one type are both listed
+        let listed = self.list.iter().filter(|c| c.dtype == Some(dtype) && c.op != cuda::TF32);
+        let arithmetic = listed.filter_map(|c| self.best(c.op, c.measured_on)).reduce(f64::max);
         let (roof, timing) = (&mut record.roof, &record.timing);
         *roof = Roof { roof_gflops: arithmetic, roof_gbps: self.best("read", None), roof_fraction: None };
         roof.derive_fraction(timing);
@@ -206,6 +207,8 @@ impl Probes {
                         Arithmetic::MultiplyAdd => (DType::F32, &[DType::F16, DType::F8E4M3, DType::BF16]),
                         Arithmetic::DotPairs => (DType::BF16, &[]),
                         Arithmetic::DotQuads => (DType::I8, &[]),
+                        Arithmetic::TilesBf16 => (DType::BF16, &[]),
+                        Arithmetic::TilesI8 => (DType::I8, &[]),
                     };
                     let by = format!("{}, {} threads", which.instruction_set(cpu)?, cpu.threads());
                     Some(Unit { op: which.name(), dtype, widened, by, which: Which::Cpu(which) })

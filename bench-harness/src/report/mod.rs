@@ -285,13 +285,21 @@ pub(crate) fn energy_notes(records: &[Record]) -> Vec<String> {
             }
         }
         for note in meter_notes(record) {
-            if !notes.contains(&note) {
+            // a meter that tells nothing says so once, however long each window was
+            let told = |other: &String| match (note.split_once(": "), other.split_once(": ")) {
+                (Some((who, _)), Some((other, _))) if who.starts_with(SILENT) => who == other,
+                _ => note == *other,
+            };
+            if !notes.iter().any(told) {
                 notes.push(note);
             }
         }
     }
     notes
 }
+
+/// How a line about a meter that tells nothing begins.
+const SILENT: &str = "no joules of ";
 
 /// What to know of the measured figures of a record, meter by meter, and which meters could tell nothing. The words of a model stand in its
 /// source.
@@ -311,7 +319,7 @@ pub(crate) fn silent_meters(record: &Record) -> Vec<String> {
     let other = |silent: &&NoReading| e.energy_unknown.as_ref() != Some(&silent.reason);
     let line = |NoReading { source, boundary, meter, reason }: &NoReading| {
         let what = format!("{}, {}, {}", printable(meter), printable(source), printable(boundary));
-        format!("no joules of {what}: {}", printable(reason))
+        format!("{SILENT}{what}: {}", printable(reason))
     };
     e.energies_unknown.iter().flatten().filter(other).map(line).collect()
 }

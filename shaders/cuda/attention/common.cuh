@@ -77,10 +77,10 @@ DEVICE Sequence sequence_of(const Attention &p, const i32 *kv_len, const i32 *q_
 
 // The first key that query `i` of a sequence sees, and the one behind the last.
 DEVICE void visible(const Attention &p, const Sequence &s, i32 i, i32 &start, i32 &end) {
-    const i64 upto = max((i64)s.length + i + 1 - s.n, (i64)0);
-    const i64 first = p.window > 0 ? max(upto - p.window, (i64)0) : 0;
-    end = p.causal ? (i32)min(upto, (i64)s.length) : s.length;
-    start = (i32)min(first, (i64)end);
+    // rows and keys are fewer than 2^29, and windows than 2^31
+    const i32 upto = max(s.length + i + 1 - s.n, 0);
+    end = p.causal ? min(upto, s.length) : s.length;
+    start = p.window > 0 ? min(max(upto - (i32)p.window, 0), end) : 0;
 }
 
 // First element of `token`'s vector in key/value head `head`.
@@ -105,6 +105,12 @@ DEVICE bool lacks_blocks(const Attention &p, const i32 *table, i32 b, i32 start,
         }
     }
     return __any_sync(0xffffffffu, lacks);
+}
+
+// What lane `from` has.
+DEVICE u64 shuffle(u64 x, i32 from) {
+    const u32 low = __shfl_sync(0xffffffffu, (u32)x, from), high = __shfl_sync(0xffffffffu, (u32)(x >> 32), from);
+    return (u64)high << 32 | low;
 }
 
 DEVICE float warp_max(float x) {
@@ -180,7 +186,7 @@ static __device__ __forceinline__ void attend(const Attention &p, const Operands
         }
         for (i32 i = 0; i < count; i++) {
             const float w = __shfl_sync(0xffffffffu, weight, i);
-            const i64 from = __shfl_sync(0xffffffffu, at, i);
+            const i64 from = (i64)shuffle((u64)at, i);
 #pragma unroll
             for (int j = 0; j < DIMS; j++) {
                 const i32 d = base + lane + 32 * j;

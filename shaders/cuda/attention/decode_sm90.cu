@@ -1,6 +1,6 @@
 // Attention of few queries on Hopper, at the speed of memory: FlashDecoding over packed rows.
 //
-// A block computes up to TILE_ROWS rows (queries and the heads that share keys and values) over its part of the keys: one warp fills a ring
+// A block computes up to 16 rows (queries and the heads that share keys and values) over its part of the keys: one warp fills a ring
 // of STAGES tiles by tensor copies (128-byte swizzle), and WARPS warps have 16 keys of each tile, whose products are mma.sync with sums
 // of their own. At the end the warps' results are put together in shared memory. Where `splits` blocks share a tile of rows, block s has the
 // tiles s, s + splits, ... of the keys, so that the first one can be asked for before the length of the sequence is known; parts go to
@@ -12,13 +12,13 @@
 // of 64 elements of BOX tokens: (element, token, head, sequence), or blocks in the place of sequences where the cache is paged: these are
 // then a multiple of BOX tokens. Each tile of rows has a counter.
 //
-// Defines: HEAD_DIM, TILE_ROWS (16 or 32), WARPS, STAGES, BOX, TYPE (f16 or bf16) and TYPE_NAME ("f16" or "bf16"); SCORES = 1 where scores
+// Defines: HEAD_DIM, WARPS, STAGES, BOX, TYPE (f16 or bf16) and TYPE_NAME ("f16" or "bf16"); SCORES = 1 where scores
 // are more than scaled by a positive number.
-#include "attention/fragments.cuh"
-#include "attention/parts.cuh"
+#define TILE_ROWS 16
+#include "attention/warp.cuh"
 #include "common/hopper.cuh"
 
-static constexpr int MT = ROWS / 16, THREADS = 32 * WARPS;
+static constexpr int THREADS = 32 * WARPS;
 // keys of a tile
 static constexpr int KEYS = 16 * WARPS, SLABS = D / 64;
 static constexpr u32 HALF_BYTES = KEYS * D * 2, STAGE_BYTES = 2 * HALF_BYTES;
@@ -84,102 +84,33 @@ DEVICE void load_tile(const Attention &p, const Unit &u, const TensorMap *k_map,
     }
 }
 
-// A warp's rows and their running sums.
-struct Sums {
-    float values[MT][D / 8][4];
-    float tops[MT][2], sums[MT][2];
-};
-
-// One step of 16 keys, the first of which is `key`, at shared address `keys` of its slabs.
-DEVICE void step(const Attention &p, const u32 (&queries)[MT][D / 16][4], Sums &r, u32 keys, u32 v_full, u32 parity, i32 key, i32 length,
-                 bool masked, const i32 (&starts)[MT][2], const i32 (&ends)[MT][2]) {
+// A warp's 16 keys of a tile, the first of which is `key`, at shared address `keys` of their slabs.
+DEVICE void step(const Attention &p, const Unit &u, const Queries &queries, Sums &r, u32 keys, u32 v_full, u32 parity, i32 key, bool masked) {
     const u32 lane = threadIdx.x % 32;
-    float scores[MT][2][4];
+    float scores[2][4];
 #pragma unroll
-    for (int m = 0; m < MT; m++) {
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            scores[m][i / 4][i % 4] = 0.0f;
-        }
+    for (int i = 0; i < 8; i++) {
+        scores[i / 4][i % 4] = 0.0f;
     }
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {
         // keys 0..8 and 8..16, each with elements 0..8 and 8..16 of the step
-        u32 b[4];
+        u32 a[4], b[4];
         const u32 row = lane % 8 + lane / 16 * 8, chunk = (u32)(i % 4) * 2 + lane / 8 % 2;
         load_matrices(b, keys + i / 4 * KEYS * 128 + row * 128 + (chunk ^ lane % 8) * 16);
-#pragma unroll
-        for (int m = 0; m < MT; m++) {
-            multiply(scores[m][0], queries[m][i], b[0], b[1]);
-            multiply(scores[m][1], queries[m][i], b[2], b[3]);
-        }
+        queries.get(i, a);
+        multiply(scores[0], a, b[0], b[1]);
+        multiply(scores[1], a, b[2], b[3]);
     }
-    const float factor = SCORES ? LOG2E : p.scale * LOG2E;
-    u32 weights[MT][4];
-    bool scaled = false;
-    float keep[MT][2];
-#pragma unroll
-    for (int m = 0; m < MT; m++) {
-#if SCORES
-        const float inner = p.soft_cap != 0.0f ? p.scale / p.soft_cap : p.scale;
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            float &x = scores[m][i / 4][i % 4];
-            x *= inner;
-            x = p.soft_cap != 0.0f ? p.soft_cap * tanh_approximate(x) : x;
-        }
-#endif
-        if (masked) {
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                const i32 column = key + i / 4 * 8 + (i32)lane % 4 * 2 + i % 2;
-                float &x = scores[m][i / 4][i % 4];
-                x = column >= starts[m][i / 2 % 2] && column < ends[m][i / 2 % 2] ? x : -INFINITE;
-            }
-        }
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float *s = scores[m][0] + 2 * half, *t = scores[m][1] + 2 * half;
-            float top = fmaxf(fmaxf(fmaxf(s[0], s[1]), fmaxf(t[0], t[1])), r.tops[m][half]);
-            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
-            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-            const float less = subtrahend(top) * factor;
-            keep[m][half] = exp2_approximate(fmaf(r.tops[m][half], factor, -less));
-            scaled |= keep[m][half] != 1.0f;
-            r.tops[m][half] = top;
-            float sum = 0.0f;
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                s[i] = exp2_approximate(fmaf(s[i], factor, -less));
-                t[i] = exp2_approximate(fmaf(t[i], factor, -less));
-                sum += s[i] + t[i];
-            }
-            r.sums[m][half] = fmaf(r.sums[m][half], keep[m][half], sum);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const float pair[2] = {scores[m][i / 2][i % 2 * 2], scores[m][i / 2][i % 2 * 2 + 1]};
-            weights[m][i] = pack(pair, Tag<TYPE>{});
-        }
-    }
-    if (__any_sync(0xffffffffu, scaled)) {
-#pragma unroll
-        for (int m = 0; m < MT; m++) {
-#pragma unroll
-            for (int j = 0; j < D / 8; j++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    r.values[m][j][i] *= keep[m][i / 2];
-                }
-            }
-        }
-    }
+    soften<16>(p, u, scores, r, key, 0, masked);
+    u32 weights[4];
+    pack_weights(scores[0], scores[1], weights);
     barrier_wait(v_full, parity);
     const u32 v = keys + HALF_BYTES;
-    if (key + 16 > length) {
+    if (key + 16 > u.s.length) {
         // values of tokens that the sequence does not have may be anything: a weight of 0 does not hide NaN
         for (u32 i = lane; i < 16 * D / 8; i += 32) {
-            if (key + (i32)(i / 8 % 16) >= length) {
+            if (key + (i32)(i / 8 % 16) >= u.s.length) {
                 asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(v + i / 128 * KEYS * 128 + i % 128 * 16), "r"(0) : "memory");
             }
         }
@@ -190,11 +121,8 @@ DEVICE void step(const Attention &p, const u32 (&queries)[MT][D / 16][4], Sums &
         u32 b[4];
         const u32 chunk = (u32)(j % 4) * 2 + lane / 16;
         load_transposed(b, v + j / 4 * KEYS * 128 + lane % 16 * 128 + (chunk ^ lane % 8) * 16);
-#pragma unroll
-        for (int m = 0; m < MT; m++) {
-            multiply(r.values[m][2 * j], weights[m], b[0], b[1]);
-            multiply(r.values[m][2 * j + 1], weights[m], b[2], b[3]);
-        }
+        multiply(r.values[2 * j], weights, b[0], b[1]);
+        multiply(r.values[2 * j + 1], weights, b[2], b[3]);
     }
 }
 
@@ -257,36 +185,11 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1)
     look_up(p, u, kv_len, q_offsets);
     const Range range = range_of(p, u);
     const Operands o = {q, k, v, kv_len, q_offsets, table, sinks, out};
-    // queries as fragments: rows lane / 4 and that plus 8
-    u32 queries[MT][D / 16][4];
-    i32 starts[MT][2], ends[MT][2];
-    i32 common_start = 0, common_end = 0;
+    Queries queries(barriers + (8 * BARRIERS + 15) / 16 * 16);
+    load_queries(p, u, q, 0, queries);
     Sums r;
-#pragma unroll
-    for (int m = 0; m < MT; m++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const i32 row = 16 * m + 8 * half + lane / 4, known = max(min(row, u.rows - 1), 0);
-            const i32 query = query_of(p, u, known), head = head_of(p, u, known);
-            visible(p, u.s, query, starts[m][half], ends[m][half]);
-            const u8 *from = static_cast<const u8 *>(q) + ((i64)(u.s.first + query) * p.q_outer + head * p.q_inner + lane % 4 * 2) * 2;
-#pragma unroll
-            for (int i = 0; i < D / 16; i++) {
-                queries[m][i][half] = row < u.rows ? *reinterpret_cast<const u32 *>(from + 32 * i) : 0;
-                queries[m][i][2 + half] = row < u.rows ? *reinterpret_cast<const u32 *>(from + 32 * i + 16) : 0;
-            }
-            r.tops[m][half] = -INFINITE;
-            r.sums[m][half] = 0.0f;
-        }
-#pragma unroll
-        for (int j = 0; j < D / 8; j++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                r.values[m][j][i] = 0.0f;
-            }
-        }
-    }
-    i32 start, end;
+    r.clear();
+    i32 start, end, common_start, common_end;
     visible(p, u.s, query_of(p, u, 0), start, common_end);
     visible(p, u.s, query_of(p, u, max(u.rows - 1, 0)), common_start, end);
     __syncthreads();
@@ -296,8 +199,8 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1)
         const i32 key = (range.first + i * p.splits) * KEYS + 16 * warp;
         if (key < end && key + 16 > start) {
             barrier_wait(barriers + 8 * (K_FULL + stage), parity);
-            step(p, queries, r, ring + stage * STAGE_BYTES + (u32)warp * 16 * 128, barriers + 8 * (V_FULL + stage), parity, key, u.s.length,
-                 key < common_start || key + 16 > common_end, starts, ends);
+            step(p, u, queries, r, ring + stage * STAGE_BYTES + (u32)warp * 16 * 128, barriers + 8 * (V_FULL + stage), parity, key,
+                 key < common_start || key + 16 > common_end);
         }
         __syncwarp();
         if (lane == 0) {
@@ -310,42 +213,15 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1)
         return;
     }
 
-    // the warps' results to shared memory; tops in the units of exp2
-    const float factor = SCORES ? LOG2E : p.scale * LOG2E;
     float *const results = reinterpret_cast<float *>(aligned), *const tops_sums = results + WARPS * ROWS * PITCH;
-#pragma unroll
-    for (int m = 0; m < MT; m++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const i32 row = 16 * m + 8 * half + lane / 4, at = warp * ROWS + row;
-            float sum = r.sums[m][half];
-            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-            if (row < u.rows) {
-                if (lane % 4 == 0) {
-                    tops_sums[2 * at] = r.tops[m][half] == -INFINITE ? -INFINITE : r.tops[m][half] * factor;
-                    tops_sums[2 * at + 1] = sum;
-                }
-#pragma unroll
-                for (int j = 0; j < D / 8; j++) {
-                    const float pair[2] = {r.values[m][j][2 * half], r.values[m][j][2 * half + 1]};
-                    store_vector<2>(results + at * PITCH + 8 * j + lane % 4 * 2, pair);
-                }
-            }
-        }
-    }
+    store_sums(p, u, r, results, tops_sums, PITCH, warp * ROWS, 0);
     consumers_sync();
     for (i32 at = (i32)threadIdx.x; at < u.rows * (D / 4); at += THREADS) {
         const i32 row = at / (D / 4), d = at % (D / 4) * 4;
         Part part = merge(
             WARPS, [&](int w) { return tops_sums + 2 * (w * ROWS + row); }, [&](int w) { return results + (w * ROWS + row) * PITCH + d; });
         if (p.splits > 1) {
-            float *to = part_at(p, parts, u, row);
-            store_vector<4>(to + d, part.x);
-            if (d == 0) {
-                const float pair[2] = {part.top, part.sum};
-                store_vector<2>(to + D, pair);
-            }
+            store_four(p, parts, u, row, d, part);
         } else if (finish(p, o, u, row, d, part.x, part.top, part.sum)) {
             atomicOr(&broken_rows, 1u << row);
         }

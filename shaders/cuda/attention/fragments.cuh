@@ -30,4 +30,42 @@ DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// STEPS fragments of A: in registers, or, where these are few, in shared memory as they are, 16 bytes a lane.
+template <int STEPS, bool SHARED> struct Fragments {
+    u32 x[STEPS][4];
+
+    static constexpr u32 BYTES = 0;
+
+    __device__ __forceinline__ explicit Fragments(u32) {
+    }
+    __device__ __forceinline__ void put(int i, const u32 (&from)[4]) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            x[i][j] = from[j];
+        }
+    }
+    __device__ __forceinline__ void get(int i, u32 (&to)[4]) const {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            to[j] = x[i][j];
+        }
+    }
+};
+
+template <int STEPS> struct Fragments<STEPS, true> {
+    u32 at;
+
+    static constexpr u32 BYTES = STEPS * 512;
+
+    __device__ __forceinline__ explicit Fragments(u32 base) : at(base + threadIdx.x % 32 * 16) {
+    }
+    __device__ __forceinline__ void put(int i, const u32 (&from)[4]) {
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at + i * 512), "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+                     : "memory");
+    }
+    __device__ __forceinline__ void get(int i, u32 (&to)[4]) const {
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at + i * 512));
+    }
+};
+
 #endif

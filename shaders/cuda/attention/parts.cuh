@@ -3,14 +3,11 @@
 // Rows of a unit are pairs of a query and one of the `pack` heads that share its keys and values, queries outermost. Parts of a row, from
 // groups of warps or from blocks that share the keys, are sums relative to a top, in the units of exp2.
 //
-// Before inclusion: HEAD_DIM, TILE_ROWS, TYPE, EARLY.
+// Before inclusion: HEAD_DIM, TILE_ROWS, TYPE.
 #ifndef PERJOULE_ATTENTION_PARTS_CUH
 #define PERJOULE_ATTENTION_PARTS_CUH
 
 #include "attention/common.cuh"
-#if EARLY
-#include "common/hopper.cuh"
-#endif
 
 static constexpr int D = HEAD_DIM, ROWS = TILE_ROWS;
 static constexpr float LOG2E = 1.4426950408889634f;
@@ -70,40 +67,6 @@ DEVICE i32 query_of(const Attention &p, const Unit &u, i32 row) {
     return (i32)((u32)(u.row + row) / (u32)p.pack);
 }
 
-#if EARLY
-// A slot as it is now, which may be about to change: good for hints only.
-DEVICE i32 glance(const i32 *from) {
-    i32 value;
-    asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
-    return value;
-}
-
-DEVICE void prefetch(const void *from) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "n"(D * 2) : "memory");
-}
-
-// While the kernel before this one ends, brings keys and values of a part into the second-level cache, where they are read from once it
-// has: the first `most` keys of the part in tiles of `keys`.
-DEVICE void bring(const Attention &p, const Unit &u, const TYPE *k, const TYPE *v, const i32 *kv_len, const i32 *table, i32 keys, i32 most,
-                  i32 thread, i32 threads) {
-    const i32 length = min(max(glance(kv_len + u.b), 0), p.capacity), kv_head = u.head / p.group;
-    const i32 start = p.window > 0 ? (i32)max((i64)length - p.q_len - p.window, (i64)0) : 0;
-    const i32 tiles = (length - start + keys - 1) / keys;
-    const i32 first = start + (i32)((i64)tiles * u.split / p.splits) * keys;
-    const i32 last = min(start + (i32)((i64)tiles * (u.split + 1) / p.splits) * keys, length);
-    for (i32 key = first + thread; key < min(last, first + most); key += threads) {
-        i64 at = u.b * p.kv_batch + key * p.kv_token;
-        if (table) {
-            const i32 block = glance(table + (i64)u.b * p.table_width + key / p.block);
-            at = block < 0 || block >= p.blocks ? 0 : block * p.kv_batch + key % p.block * p.kv_token;
-        }
-        at += kv_head * p.kv_head;
-        prefetch(k + at);
-        prefetch(v + at);
-    }
-}
-#endif
-
 // The rest of a row: the sink, the division and the store, four elements a thread. Whether an element is NaN.
 DEVICE bool finish(const Attention &p, const Operands &o, const Unit &u, i32 row, i32 d, float (&x)[4], float top, float sum) {
     const i32 head = head_of(p, u, row), query = query_of(p, u, row);
@@ -158,15 +121,21 @@ DEVICE float *part_at(const Attention &p, float *parts, const Unit &u, i32 row) 
     return parts + (((i64)u.tile * p.splits + u.split) * ROWS + row) * PART;
 }
 
+// Four elements of a part to scratch; the first also brings top and sum.
+DEVICE void store_four(const Attention &p, float *parts, const Unit &u, i32 row, i32 d, const Part &part) {
+    float *to = part_at(p, parts, u, row);
+    store_vector<4>(to + d, part.x);
+    if (d == 0) {
+        const float pair[2] = {part.top, part.sum};
+        store_vector<2>(to + D, pair);
+    }
+}
+
 // Puts the parts in scratch together: a warp for each row of each tile. Grid: tiles x ROWS / 4.
 extern "C" __global__ void __launch_bounds__(128, 1)
     attention_combine(const __grid_constant__ Attention p, const void *__restrict__ q, const void *__restrict__ k, const void *__restrict__ v,
                       const i32 *__restrict__ kv_len, const i32 *__restrict__ q_offsets, const i32 *__restrict__ table,
                       const float *__restrict__ sinks, void *__restrict__ out, float *__restrict__ parts) {
-#if EARLY
-    grid_dependency_release();
-    grid_dependency_wait();
-#endif
     const Operands o = {q, k, v, kv_len, q_offsets, table, sinks, out};
     const i32 row = (i32)(blockIdx.x % (ROWS / 4) * 4 + threadIdx.x / 32);
     Unit u = unit_of(p, blockIdx.x / (ROWS / 4) * (u32)p.splits, true);

@@ -21,7 +21,10 @@
 static constexpr int N = BLOCK_N, SLABS = D / 64;
 static constexpr u32 Q_BYTES = 64 * D * 2, TILE_BYTES = N * D * 2;
 
-// Shared memory behind the tiles.
+// Where things are in shared memory, from its beginning.
+static constexpr u32 K_AT = CONSUMERS * Q_BYTES, V_AT = K_AT + STAGES * TILE_BYTES, BARRIERS_AT = V_AT + STAGES * TILE_BYTES;
+
+// Barriers behind the tiles.
 enum Barrier : u32 { Q_FULL = 0, Q_EMPTY = 4, K_FULL = 8, K_EMPTY = 12, V_FULL = 16, V_EMPTY = 20, BARRIERS = 24 };
 
 // Keeps reads of accumulators behind a wait.
@@ -87,8 +90,8 @@ DEVICE void load_tile(const Attention &p, const TensorMap *map, u32 at, u32 full
 }
 
 DEVICE void produce(const Attention &p, const TensorMap *q_map, const TensorMap *k_map, const TensorMap *v_map, const i32 *kv_len,
-                    const i32 *q_offsets, const i32 *table, u32 q_at, u32 barriers) {
-    const u32 k_at = q_at + CONSUMERS * Q_BYTES, v_at = k_at + STAGES * TILE_BYTES;
+                    const i32 *q_offsets, const i32 *table, u32 base) {
+    const u32 k_at = base + K_AT, v_at = base + V_AT, barriers = base + BARRIERS_AT;
     // tiles of keys and of items before
     u32 count = 0, q_count = 0;
     for (i32 round = 0; round * (i32)gridDim.x < p.items; round++) {
@@ -108,7 +111,7 @@ DEVICE void produce(const Attention &p, const TensorMap *q_map, const TensorMap 
                 barrier_expect(full, Q_BYTES);
 #pragma unroll
                 for (int slab = 0; slab < SLABS; slab++) {
-                    tensor_load_4d(q_at + group * Q_BYTES + slab * 64 * 128, q_map, full, 64 * slab, 0,
+                    tensor_load_4d(base + group * Q_BYTES + slab * 64 * 128, q_map, full, 64 * slab, 0,
                                    item.u.s.first + query_of(p, item.u, 64 * group), item.u.head / p.pack);
                 }
             }
@@ -130,27 +133,20 @@ DEVICE void produce(const Attention &p, const TensorMap *q_map, const TensorMap 
     }
 }
 
-// The consumer's side.
-struct Consumer {
-    u32 q_at, k_at, v_at, barriers;
-    u32 group;
-    u32 k_count, v_count, q_count;
-};
-
-DEVICE void wait_full(const Consumer &c, u32 full, u32 count) {
-    barrier_wait(c.barriers + 8 * (full + count % STAGES), count / STAGES & 1);
+DEVICE void wait_full(u32 base, u32 full, u32 count) {
+    barrier_wait(base + BARRIERS_AT + 8 * (full + count % STAGES), count / STAGES & 1);
 }
 
-DEVICE void release(const Consumer &c, u32 empty, u32 &count) {
+DEVICE void release(u32 base, u32 empty, u32 count) {
     if (threadIdx.x % 32 == 0) {
-        barrier_arrive(c.barriers + 8 * (empty + count % STAGES));
+        barrier_arrive(base + BARRIERS_AT + 8 * (empty + count % STAGES));
     }
-    count++;
 }
 
-DEVICE void multiply_keys(const Consumer &c, float (&scores)[N / 2]) {
+DEVICE void multiply_keys(u32 base, u32 group, u32 count, float (&scores)[N / 2]) {
     wgmma_fence();
-    const u32 q = descriptor_low<16>(c.q_at), k = descriptor_low<16>(c.k_at + c.k_count % STAGES * TILE_BYTES);
+    const u32 q = descriptor_low<16>(base + group * Q_BYTES);
+    const u32 k = descriptor_low<16>(base + K_AT + count % STAGES * TILE_BYTES);
 #pragma unroll
     for (int step = 0; step < D / 16; step++) {
         const u32 slab = step / 4, within = step % 4 * 32;
@@ -160,9 +156,9 @@ DEVICE void multiply_keys(const Consumer &c, float (&scores)[N / 2]) {
     wgmma_commit();
 }
 
-DEVICE void multiply_values(const Consumer &c, float (&values)[D / 2], const u32 (&weights)[N / 4]) {
+DEVICE void multiply_values(u32 base, u32 count, float (&values)[D / 2], const u32 (&weights)[N / 4]) {
     wgmma_fence();
-    const u32 v = descriptor_low<N * 128>(c.v_at + c.v_count % STAGES * TILE_BYTES);
+    const u32 v = descriptor_low<N * 128>(base + V_AT + count % STAGES * TILE_BYTES);
 #pragma unroll
     for (int step = 0; step < N / 16; step++) {
         const u32 *w = weights + 4 * step;
@@ -199,7 +195,7 @@ DEVICE void soften(float (&s)[N / 2], Softmax &r, float factor) {
         // a maximum that is a little too small does as well, and then nothing needs to be scaled
         top = (top - r.top[half]) * factor <= 8.0f ? r.top[half] : top;
         less[half] = subtrahend(top) * factor;
-        r.keep[half] = exp2_approximate(fmaf(r.top[half], factor, -less[half]));
+        r.keep[half] = top == r.top[half] ? 1.0f : exp2_approximate(fmaf(r.top[half], factor, -less[half]));
         r.top[half] = top;
     }
 #pragma unroll
@@ -230,13 +226,15 @@ DEVICE void transform(const Attention &p, float (&s)[N / 2]) {
 #endif
 }
 
-// Hides keys of the tile at `first` that the two rows do not see.
-DEVICE void hide(const Attention &p, const Unit &u, float (&s)[N / 2], i32 first, i32 row) {
+// Hides keys of the tile at `first` that the two rows do not see. What is known of the item is looked up again: tiles with hidden keys are
+// few, and registers are, too.
+DEVICE void hide(const Attention &p, const i32 *kv_len, const i32 *q_offsets, i32 number, float (&s)[N / 2], i32 first, i32 row) {
+    const Item item = item_of(p, kv_len, q_offsets, number);
     const i32 column = first + 2 * (i32)(threadIdx.x % 4);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         i32 low, high;
-        visible(p, u.s, query_of(p, u, row + 8 * half), low, high);
+        visible(p, item.u.s, query_of(p, item.u, row + 8 * half), low, high);
         low -= column;
         high -= column;
 #pragma unroll
@@ -259,8 +257,8 @@ DEVICE void pack_weights(const float (&s)[N / 2], u32 (&weights)[N / 4]) {
 }
 
 // Zeroes the values of tokens that the sequence does not have, which may be anything: a weight of 0 does not hide NaN.
-DEVICE void clear_tail(const Consumer &c, i32 valid) {
-    const u32 thread = threadIdx.x % 128, tile = c.v_at + c.v_count % STAGES * TILE_BYTES;
+DEVICE void clear_tail(u32 base, u32 group, u32 count, i32 valid) {
+    const u32 thread = threadIdx.x % 128, tile = base + V_AT + count % STAGES * TILE_BYTES;
     for (u32 i = (u32)valid * 8 + thread; i < N * 8; i += 128) {
 #pragma unroll
         for (int slab = 0; slab < SLABS; slab++) {
@@ -268,7 +266,7 @@ DEVICE void clear_tail(const Consumer &c, i32 valid) {
         }
     }
     fence_async_shared();
-    named_sync(4 + c.group, 128);
+    named_sync(4 + group, 128);
 }
 
 DEVICE u32 exchange(u32 x, int lanes) {
@@ -339,75 +337,124 @@ DEVICE void store_part(const Attention &p, float *parts, const Unit &u, const fl
     }
 }
 
-DEVICE void consume(const Attention &p, const Operands &o, float *parts, Consumer &c) {
-    const i32 warp = (i32)(threadIdx.x % 128 / 32), lane = (i32)(threadIdx.x % 32);
-    const float factor = SCORES ? LOG2E : p.scale * LOG2E;
-    for (i32 round = 0;; round++) {
-        const i32 number = number_of(round);
-        if (round * (i32)gridDim.x >= p.items) {
-            break;
+// The row of a thread within a tile: its first one.
+DEVICE i32 row_of(u32 group) {
+    return (i32)(64 * group + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4);
+}
+
+// Keys of an item that all rows of a warpgroup see.
+DEVICE void common_keys(const Attention &p, const Unit &u, u32 group, i32 &from, i32 &to) {
+    i32 unused;
+    visible(p, u.s, query_of(p, u, (i32)(64 * group)), unused, to);
+    visible(p, u.s, query_of(p, u, (i32)(64 * group + 63)), from, unused);
+}
+
+// What remains of an item behind its products.
+DEVICE void finish_rows(const Attention &p, const Operands &o, float *parts, const Item &item, const float (&values)[D / 2], Softmax &r,
+                        float factor, u32 group) {
+    const i32 row = row_of(group);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        r.sum[half] += __shfl_xor_sync(0xffffffffu, r.sum[half], 1);
+        r.sum[half] += __shfl_xor_sync(0xffffffffu, r.sum[half], 2);
+        r.top[half] = r.top[half] == -INFINITE ? -INFINITE : r.top[half] * factor;
+    }
+    if (p.splits > 1) {
+        store_part(p, parts, item.u, values, r.top, r.sum, row);
+        return;
+    }
+    float scale[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        i32 start, end;
+        visible(p, item.u.s, query_of(p, item.u, row + 8 * half), start, end);
+        if (o.sinks) {
+            const float sink = o.sinks[head_of(p, item.u, row + 8 * half)] * LOG2E;
+            r.sum[half] += exp2_approximate(sink - (r.top[half] == -INFINITE ? sink : r.top[half]));
         }
+        scale[half] = start < end ? 1.0f / r.sum[half] : 0.0f;
+    }
+    u32 broken = store_rows(p, o.out, item.u, values, scale, row);
+    const i32 first = row - (i32)(threadIdx.x % 32 / 4);
+    if (lacks_blocks(p, o.table, item.u.b, item.low * N, min(item.high * N, item.u.s.length))) {
+        broken = 0xffffu >> max(0, 16 - max(0, item.u.rows - first));
+    }
+    // by definition, where a weight of 0 may have met a value that the row does not see, or a block does not exist
+    while (broken != 0) {
+        const i32 at = first + __ffs((int)broken) - 1;
+        broken &= broken - 1;
+        exact_row<TYPE, D / 32>(p, o, item.u.s, query_of(p, item.u, at), head_of(p, item.u, at), 0, D);
+    }
+}
+
+DEVICE void consume(const Attention &p, const Operands &o, float *parts, u32 base, u32 group) {
+    const float factor = SCORES ? LOG2E : p.scale * LOG2E;
+    // tiles of keys and items so far
+    u32 count = 0, items = 0;
+    for (i32 round = 0; round * (i32)gridDim.x < p.items; round++) {
+        const i32 number = number_of(round);
         if (number >= p.items) {
             continue;
         }
-        const Item item = item_of(p, o.kv_len, o.q_offsets, number);
-        if (item.u.rows <= 0) {
-            continue;
+        i32 tile, low, from, to;
+        {
+            const Item item = item_of(p, o.kv_len, o.q_offsets, number);
+            if (item.u.rows <= 0) {
+                continue;
+            }
+            tile = item.high - 1;
+            low = item.low;
+            common_keys(p, item.u, group, from, to);
         }
-        const i32 first_row = 64 * (i32)c.group, row = first_row + 16 * warp + lane / 4;
-        // keys that all rows see
-        i32 from, to, unused;
-        visible(p, item.u.s, query_of(p, item.u, first_row), unused, to);
-        visible(p, item.u.s, query_of(p, item.u, first_row + 63), from, unused);
         float values[D / 2];
 #pragma unroll
         for (int i = 0; i < D / 2; i++) {
             values[i] = 0.0f;
         }
         Softmax r = {{-INFINITE, -INFINITE}, {0.0f, 0.0f}, {0.0f, 0.0f}};
-        if (item.low < item.high) {
+        if (low <= tile) {
             float scores[N / 2];
             u32 weights[N / 4];
-            i32 tile = item.high - 1;
-            const i32 valid = item.u.s.length - tile * N;
-            barrier_wait(c.barriers + 8 * (Q_FULL + c.group), c.q_count & 1);
-            c.q_count++;
-            wait_full(c, K_FULL, c.k_count);
-            multiply_keys(c, scores);
+            barrier_wait(base + BARRIERS_AT + 8 * (Q_FULL + group), items & 1);
+            items++;
+            wait_full(base, K_FULL, count);
+            multiply_keys(base, group, count, scores);
             wgmma_wait<0>();
             settle(scores);
-            release(c, K_EMPTY, c.k_count);
+            release(base, K_EMPTY, count);
             transform(p, scores);
             if (tile * N < from || tile * N + N > to) {
-                hide(p, item.u, scores, tile * N, row);
+                hide(p, o.kv_len, o.q_offsets, number, scores, tile * N, row_of(group));
+                const i32 valid = item_of(p, o.kv_len, o.q_offsets, number).u.s.length - tile * N;
+                if (valid < N) {
+                    wait_full(base, V_FULL, count);
+                    clear_tail(base, group, count, valid);
+                }
             }
             soften(scores, r, factor);
             pack_weights(scores, weights);
-            if (valid < N) {
-                wait_full(c, V_FULL, c.v_count);
-                clear_tail(c, valid);
-            }
-            for (; tile > item.low; tile--) {
-                wait_full(c, K_FULL, c.k_count);
-                named_sync(1 + c.group, 256);
-                multiply_keys(c, scores);
-                wait_full(c, V_FULL, c.v_count);
-                multiply_values(c, values, weights);
-                named_arrive(1 + (c.group ^ 1), 256);
+            while (tile > low) {
+                tile--;
+                wait_full(base, K_FULL, count + 1);
+                named_sync(1 + group, 256);
+                multiply_keys(base, group, count + 1, scores);
+                wait_full(base, V_FULL, count);
+                multiply_values(base, count, values, weights);
+                named_arrive(1 + (group + 1) % CONSUMERS, 256);
                 wgmma_wait<1>();
                 settle(scores);
-                release(c, K_EMPTY, c.k_count);
-                const i32 first = (tile - 1) * N;
+                release(base, K_EMPTY, count + 1);
                 transform(p, scores);
-                if (first < from || first + N > to) {
-                    hide(p, item.u, scores, first, row);
+                if (tile * N < from || tile * N + N > to) {
+                    hide(p, o.kv_len, o.q_offsets, number, scores, tile * N, row_of(group));
                 }
                 soften(scores, r, factor);
                 // while values are multiplied
                 stay_above(r.sum[0] + r.sum[1]);
                 wgmma_wait<0>();
                 settle(values);
-                release(c, V_EMPTY, c.v_count);
+                release(base, V_EMPTY, count);
+                count++;
                 pack_weights(scores, weights);
                 if (__any_sync(0xffffffffu, r.keep[0] != 1.0f || r.keep[1] != 1.0f)) {
 #pragma unroll
@@ -416,46 +463,17 @@ DEVICE void consume(const Attention &p, const Operands &o, float *parts, Consume
                     }
                 }
             }
-            if (lane == 0) {
-                barrier_arrive(c.barriers + 8 * (Q_EMPTY + c.group));
+            if (threadIdx.x % 32 == 0) {
+                barrier_arrive(base + BARRIERS_AT + 8 * (Q_EMPTY + group));
             }
-            wait_full(c, V_FULL, c.v_count);
-            multiply_values(c, values, weights);
+            wait_full(base, V_FULL, count);
+            multiply_values(base, count, values, weights);
             wgmma_wait<0>();
             settle(values);
-            release(c, V_EMPTY, c.v_count);
+            release(base, V_EMPTY, count);
+            count++;
         }
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            r.sum[half] += __shfl_xor_sync(0xffffffffu, r.sum[half], 1);
-            r.sum[half] += __shfl_xor_sync(0xffffffffu, r.sum[half], 2);
-            r.top[half] = r.top[half] == -INFINITE ? -INFINITE : r.top[half] * factor;
-        }
-        if (p.splits > 1) {
-            store_part(p, parts, item.u, values, r.top, r.sum, row);
-            continue;
-        }
-        float scale[2];
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            i32 start, end;
-            visible(p, item.u.s, query_of(p, item.u, row + 8 * half), start, end);
-            if (o.sinks) {
-                const float sink = o.sinks[head_of(p, item.u, row + 8 * half)] * LOG2E;
-                r.sum[half] += exp2_approximate(sink - (r.top[half] == -INFINITE ? sink : r.top[half]));
-            }
-            scale[half] = start < end ? 1.0f / r.sum[half] : 0.0f;
-        }
-        u32 broken = store_rows(p, o.out, item.u, values, scale, row);
-        if (lacks_blocks(p, o.table, item.u.b, item.low * N, min(item.high * N, item.u.s.length))) {
-            broken = 0xffffu >> max(0, 16 - max(0, item.u.rows - first_row - 16 * warp));
-        }
-        // by definition, where a weight of 0 may have met a value that the row does not see, or a block does not exist
-        while (broken != 0) {
-            const i32 at = first_row + 16 * warp + __ffs((int)broken) - 1;
-            broken &= broken - 1;
-            exact_row<TYPE, D / 32>(p, o, item.u.s, query_of(p, item.u, at), head_of(p, item.u, at), 0, D);
-        }
+        finish_rows(p, o, parts, item_of(p, o.kv_len, o.q_offsets, number), values, r, factor, group);
     }
 }
 
@@ -465,8 +483,7 @@ extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
                       const void *__restrict__ v, const i32 *__restrict__ kv_len, const i32 *__restrict__ q_offsets,
                       const i32 *__restrict__ table, const float *__restrict__ sinks, void *__restrict__ out, float *__restrict__ parts) {
     extern __shared__ __align__(1024) u8 memory[];
-    const u32 base = (shared_address(memory) + 1023) & ~1023u;
-    const u32 q_at = base, k_at = q_at + CONSUMERS * Q_BYTES, v_at = k_at + STAGES * TILE_BYTES, barriers = v_at + STAGES * TILE_BYTES;
+    const u32 base = (shared_address(memory) + 1023) & ~1023u, barriers = base + BARRIERS_AT;
     if (threadIdx.x == 0) {
         for (u32 i = 0; i < 4; i++) {
             barrier_init(barriers + 8 * (Q_FULL + i), 1);
@@ -479,19 +496,11 @@ extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
         barrier_init_fence();
     }
     __syncthreads();
-#if EARLY
-    grid_dependency_release();
-    if (threadIdx.x < 128 && p.splits > 1) {
-        bring(p, unit_of(p, blockIdx.x, false), static_cast<const TYPE *>(k), static_cast<const TYPE *>(v), kv_len, table, N, AHEAD * N,
-              (i32)threadIdx.x, 128);
-    }
-    grid_dependency_wait();
-#endif
     const u32 warpgroup = threadIdx.x / 128;
     if (warpgroup == 0) {
         registers_give<CONSUMERS == 2 ? 32 : 32>();
         if (threadIdx.x < 32) {
-            produce(p, &q_map, &k_map, &v_map, kv_len, q_offsets, table, q_at, barriers);
+            produce(p, &q_map, &k_map, &v_map, kv_len, q_offsets, table, base);
         }
     } else {
         registers_take<CONSUMERS == 2 ? 232 : 160>();
@@ -499,8 +508,7 @@ extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
         if (group == CONSUMERS - 1) {
             named_arrive(1, 256);
         }
-        Consumer c = {q_at + group * Q_BYTES, k_at, v_at, barriers, group, 0, 0, 0};
         const Operands o = {q, k, v, kv_len, q_offsets, table, sinks, out};
-        consume(p, o, parts, c);
+        consume(p, o, parts, base, group);
     }
 }

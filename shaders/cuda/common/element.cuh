@@ -144,9 +144,17 @@ DEVICE bf16 to_bf16(float value) {
 
 DEVICE f16 to_f16(float value) {
 #if PERJOULE_ARCH
+    // by way of a 32-bit register: ptxas 13.0 stores the lower byte of a 16-bit one that this conversion wrote as if its value
+    // were to be converted to u8 (F2I.U8.F16)
+    u32 pair;
+#if PERJOULE_ARCH >= 800
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(0.0f), "f"(value));
+#else
     u16 bits;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-    return f16{bits};
+    asm("mov.b32 %0, {%1, %1};" : "=r"(pair) : "h"(bits));
+#endif
+    return f16{(u16)pair};
 #else
     const u32 sign = bits_of(value) >> 16 & 0x8000u;
     const u32 rest = bits_of(value) & 0x7fffffffu;

@@ -8,11 +8,11 @@
 // Slots may hold anything: offsets count as perjoule_kernels::op::slots says, and positions whose row lies outside A or C are skipped.
 // Rows of A and C begin at multiples of 16 bytes; n is a multiple of 16 bytes of C.
 //
-// Defines: see matmul/hopper.cuh; CLUSTER 1, SPLIT 1, DEFER 0, PINGPONG 1, TILE_M 128, A_MN 0.
+// Defines: see matmul/hopper.cuh; CLUSTER 1, SPLIT 1, PINGPONG 1, TILE_M 128, A_MN 0.
 
 #include "matmul/hopper.cuh"
 
-static_assert(CLUSTER == 1 && SPLIT == 1 && !DEFER && PINGPONG && TILE_M == 128 && !A_MN && !GATE, "what grouped products are");
+static_assert(CLUSTER == 1 && SPLIT == 1 && PINGPONG && TILE_M == 128 && !A_MN && !GATE, "what grouped products are");
 
 constexpr int TABLE_OFFSET = BARRIER_OFFSET + 16 * STAGES;
 // rows of A that a thread of the producer copies a 16-byte piece of

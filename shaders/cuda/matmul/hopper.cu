@@ -5,7 +5,7 @@
 // each its half of the tile's rows (or, in ping-pong, whole tiles in turn), and store through shared memory by tensor copies. In a
 // cluster of two the blocks' tiles are neighbours that share an operand: each copies one half of it to both. Stages are handed
 // over by transaction barriers: `full` counts bytes, `empty` counts the consumers of every block that the producer writes to.
-// Results of a tile are stored while the next one is multiplied (DEFER).
+// In ping-pong one consumer stores while the other multiplies.
 //
 // Edges need no care: copies fill with zeros outside A and B and leave out what lies outside C. Base addresses and the strides of rows
 // and batches are multiples of 16 bytes.
@@ -246,8 +246,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const u32 right_low = descriptor_low<B_MN ? MN_CHUNK : 0>(base + A_BYTES);
         Accumulator d[BLOCKS_M][TILE_N / 2];
         Accumulator shares[SPLIT > 1 ? BLOCKS_M : 1][SUMS];
-        u32 results[DEFER ? BOXES : 1][BOX_WORDS];
-        Tile pending = {0, 0, -1};
 
         const auto multiply = [&](bool begin) {
             barrier_wait(full + 8 * ring.stage, ring.parity);
@@ -274,27 +272,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 named_sync(TURN + consumer, 256);
             }
             u32 previous = 0;
-            i32 slice = 0;
-            if (DEFER && pending.batch >= 0) {
-                // a box of the last tile behind each slice of this one
-                #pragma unroll
-                for (int box = 0; box < BOXES; box++) {
-                    if (slice < slices) {
-                        multiply(slice == 0);
-                    }
-                    store(&c, results[box], box, stage_out, pending, thread, 1 + consumer);
-                    if (slice < slices) {
-                        if (slice > 0) {
-                            wgmma_wait<1>();
-                            release(previous);
-                        }
-                        previous = ring.stage;
-                        ring.advance();
-                        slice++;
-                    }
-                }
-            }
-            for (; slice < slices; slice++) {
+            for (i32 slice = 0; slice < slices; slice++) {
                 multiply(slice == 0);
                 if (slice > 0) {
                     wgmma_wait<1>();
@@ -310,9 +288,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 }
             }
             wgmma_wait<0>();
-            release(previous);
-
+            if (SPLIT == 1 || slices > 0) {
+                release(previous);
+            }
             settle(d);
+            if (SPLIT > 1 && slices == 0) {
+                // fewer slices than shares
+                #pragma unroll
+                for (int block = 0; block < BLOCKS_M; block++) {
+                    #pragma unroll
+                    for (int i = 0; i < TILE_N / 2; i++) {
+                        d[block][i] = 0;
+                    }
+                }
+            }
             if (unit.share >= 0) {
                 #pragma unroll
                 for (int block = 0; block < BLOCKS_M; block++) {
@@ -323,7 +312,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                         store_16(partials + partial_at(unit.share, rank, row / 64 + block, group, thread), words);
                     }
                 }
-                pending.batch = -1;
                 continue;
             }
             if (SPLIT > 1) {
@@ -333,18 +321,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             #pragma unroll
             for (int box = 0; box < BOXES; box++) {
                 const Tile from = {at.m + box_row(box), at.n + box_column(box), at.batch};
-                u32 (&words)[BOX_WORDS] = results[DEFER ? box : 0];
+                u32 words[BOX_WORDS];
                 finish(p, extras, whole(d, shares)[box / BOXES_N], box_column(box), words, from, thread);
-                if (!DEFER) {
-                    store(&c, words, box, stage_out, at, thread, 1 + consumer);
-                }
-            }
-            pending = at;
-        }
-        if (DEFER && pending.batch >= 0) {
-            #pragma unroll
-            for (int box = 0; box < BOXES; box++) {
-                store(&c, results[box], box, stage_out, pending, thread, 1 + consumer);
+                store(&c, words, box, stage_out, at, thread);
             }
         }
         store_wait_read<0>();

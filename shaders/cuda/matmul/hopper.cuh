@@ -1,9 +1,9 @@
 // What the matrix products for Hopper share: configuration, ring of stages, epilogue.
 //
 // Defines: ELEMENT, OUT (Dtype ids; f32 inputs are multiplied as tf32); TILE_M, TILE_N; STAGES; CLUSTER (1 or 2), SHARE_A
-// (the cluster's tiles lie side by side along n and share A, else along m and share B); PINGPONG; DEFER (16-bit OUT); A_MN, B_MN
-// (operand contiguous along m or n, 16-bit types); SPLIT (blocks of a cluster that share the k of a tile; without CLUSTER, PINGPONG,
-// DEFER and GATE). Epilogue, where there is one: A_SCALE, B_SCALE (1 one of each matrix, 2 one of each row or column), BIAS, RESIDUAL
+// (the cluster's tiles lie side by side along n and share A, else along m and share B); PINGPONG; A_MN, B_MN
+// (operand contiguous along m or n, 16-bit types); SPLIT (blocks of a cluster that share the k of a tile; without CLUSTER, PINGPONG
+// and GATE). Epilogue, where there is one: A_SCALE, B_SCALE (1 one of each matrix, 2 one of each row or column), BIAS, RESIDUAL
 // (Dtype ids), BIAS_ALONG_M, ACTIVATION, GATE (see math.cuh and product.cuh; GATE counts from 1).
 #ifndef PERJOULE_MATMUL_HOPPER_CUH
 #define PERJOULE_MATMUL_HOPPER_CUH
@@ -28,12 +28,6 @@
 #endif
 #ifndef SPLIT
 #define SPLIT 1
-#endif
-#ifndef DEFER
-#define DEFER 1
-#endif
-#ifndef STORE_ROWS
-#define STORE_ROWS 16
 #endif
 #ifndef STORE_BUFFERS
 #define STORE_BUFFERS 2
@@ -129,8 +123,7 @@ constexpr int STORE_OFFSET = STAGES * STAGE_BYTES;
 constexpr int BARRIER_OFFSET = STORE_OFFSET + CONSUMERS * STORE_BUFFERS * STORE_BYTES;
 constexpr int SHARED_BYTES = BARRIER_OFFSET + 16 * STAGES;
 static_assert(SHARED_BYTES <= 232448, "shared memory of a block");
-// accumulators of a thread, and where the last results wait their packed half
-static_assert(BLOCKS_M * TILE_N / 2 + (DEFER ? BLOCKS_M * TILE_N / 4 : 0) <= 192, "registers");
+static_assert(BLOCKS_M * TILE_N / 2 <= 128, "accumulators of a thread");
 // Named barriers by which the consumers of a ping-pong take turns: the first waits at TURN. A wait for a phase by its parity may be at
 // most one phase early, so that neither may begin before the other has seen all its slices.
 constexpr u32 TURN = 4;
@@ -140,7 +133,7 @@ constexpr int MN_CHUNK = 64 * 128;
 // columns of C that a tile covers, and that this block stores
 constexpr int OUT_N = GATE ? TILE_N / 2 : TILE_N;
 constexpr int RESULT_N = OUT_N / SPLIT;
-static_assert(SPLIT == 1 || (CLUSTER == 1 && !PINGPONG && !DEFER && !GATE), "shares of k");
+static_assert(SPLIT == 1 || (CLUSTER == 1 && !PINGPONG && !GATE), "shares of k");
 static_assert(RESULT_N % STORE_N == 0, "whole boxes");
 static_assert(SPLIT == 1 || TILE_M * TILE_N * 4 <= STORE_OFFSET, "sums in the place of the stages");
 
@@ -361,29 +354,20 @@ DEVICE void stage_box(const u32 (&words)[BOX_WORDS], u32 buffer, u32 warp, u32 l
     }
 }
 
-// Stores the index-th box of a consumer's results. `stage` is the consumer's staging memory.
-DEVICE void store(const TensorMap* map, const u32 (&words)[BOX_WORDS], int index, u32 stage, Tile at, u32 thread, u32 barrier) {
+// Stores the index-th box of a consumer's results, each warp its lines. `stage` is the consumer's staging memory.
+DEVICE void store(const TensorMap* map, const u32 (&words)[BOX_WORDS], int index, u32 stage, Tile at, u32 thread) {
     const u32 warp = thread / 32;
     const u32 lane = thread % 32;
-    const bool elected = STORE_ROWS == 16 ? lane == 0 : thread == 0;
     const u32 buffer = stage + index % STORE_BUFFERS * STORE_BYTES;
-    if (elected) {
+    if (lane == 0) {
         store_wait_read<STORE_BUFFERS - 1>();
     }
-    if (STORE_ROWS == 16) {
-        __syncwarp();
-    } else {
-        named_sync(barrier, 128);
-    }
+    __syncwarp();
     stage_box(words, buffer, warp, lane);
     fence_async_shared();
-    if (STORE_ROWS == 16) {
-        __syncwarp();
-    } else {
-        named_sync(barrier, 128);
-    }
-    if (elected) {
-        const u32 first = STORE_ROWS == 16 ? warp * 16 : 0;
+    __syncwarp();
+    if (lane == 0) {
+        const u32 first = warp * 16;
         tensor_store(map, buffer + first * 128, at.n + box_column(index), at.m + box_row(index) + first, at.batch);
         store_commit();
     }

@@ -1,24 +1,11 @@
-// To i8 and e4m3 with f32 scales: scale = max|x| / limit over a group, out = round(x / scale).
+// To i8 and e4m3 with f32 scales, of any tensors: scale = max|x| / limit over a group, out = round(x / scale).
 //
 // blockDim.x threads take a group of a vector, blockDim.y groups share a block. A scale of the whole tensor takes two launches:
 // the first leaves the maxima of blocks in scratch, in the second one every block compares them. Every operation is rounded once,
 // as the reference has it.
-#include "common/block.cuh"
+#include "quantise/common.cuh"
 
 #define THREADS 256
-
-struct QuantiseParams {
-    // Elements of the tensor, of a vector, and of a group; groups of a vector.
-    u64 elements, len, group, each;
-    float limit;
-    u32 from, to, blocks;
-};
-
-// What is stored for `value` under `scale`.
-DEVICE void store_scaled(const QuantiseParams &p, void *out, u64 at, float value, float scale) {
-    const float scaled = scale == 0.0f && !is_nan(value) ? 0.0f : value / scale;
-    store_element(out, at, p.to, scaled);
-}
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     quantise_groups(const __grid_constant__ QuantiseParams p, const void *__restrict__ x, float *__restrict__ scales,
@@ -40,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         scales[task] = scale;
     }
     for (u64 at = from + threadIdx.x; at < end; at += blockDim.x) {
-        store_scaled(p, out, at, load_element(x, at, p.from), scale);
+        store_element(out, at, p.to, scaled(load_element(x, at, p.from), scale));
     }
 }
 
@@ -72,6 +59,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         scales[0] = scale;
     }
     for (u64 at = (u64)blockIdx.x * THREADS + threadIdx.x; at < p.elements; at += (u64)p.blocks * THREADS) {
-        store_scaled(p, out, at, load_element(x, at, p.from), scale);
+        store_element(out, at, p.to, scaled(load_element(x, at, p.from), scale));
     }
 }

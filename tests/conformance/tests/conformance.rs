@@ -3,20 +3,33 @@
 //! Devices that are absent appear as one ignored test each; `PERJOULE_REQUIRE=webgpu,cuda` turns that into failure. Rows that need what
 //! a device lacks appear as ignored with the reason. A row of which no case was launched for another reason fails, as
 //! `device::kernel::config::none`. Known failures are listed in `expectations.toml`.
+//!
+//! `PERJOULE_EMULATE=90` runs it on an emulated CUDA device of that compute capability; `PERJOULE_EVERY=6` keeps every sixth case of a row.
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use perjoule_kernels::{Choice, Device};
 use perjoule_suite::{Buffers, Case, Outcome, Place, Scope, cases, run, subjects};
+use perjoule_tests::emulator::{self, Emulator};
 use perjoule_tests::expectations::Expectations;
 #[cfg(unix)]
 use perjoule_tests::guard::{GuardPages, Side, report_traps};
 use perjoule_tests::left::Left;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
 const EXPECTATIONS: &str = include_str!("../expectations.toml");
 
+/// Environment variable: of the cases of a row, only each so-manieth.
+const EVERY: &str = "PERJOULE_EVERY";
+
 fn main() -> ExitCode {
+    if let Some(capability) = std::env::var_os(emulator::VARIABLE) {
+        return emulated(&capability.to_string_lossy()).unwrap_or_else(|error| {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        });
+    }
+    let every = std::env::var(EVERY).ok().and_then(|value| value.parse().ok()).map_or(1, |n: usize| n.max(1));
     let mut arguments = Arguments::from_args();
     if arguments.test_threads.is_none() {
         // launches on the CPU exclude each other; a second thread computes references meanwhile
@@ -89,6 +102,19 @@ fn main() -> ExitCode {
         }
     }
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Runs this again, with the same arguments, where it finds the emulated CUDA.
+fn emulated(capability: &str) -> Result<ExitCode, String> {
+    let sm = capability.parse().map_err(|_| format!("{}: {capability} is no number", emulator::VARIABLE))?;
+    let mut again = Command::new(std::env::current_exe().map_err(|e| e.to_string())?);
+    Emulator::build()?.apply(&mut again, sm);
+    again.args(std::env::args_os().skip(1)).env_remove(emulator::VARIABLE);
+    let status = again.status().map_err(|e| e.to_string())?;
+    if status.code().is_none() {
+        return Err(format!("the run on the emulated device ended by {status}"));
+    }
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// A test that is ignored with a reason, or fails with it.

@@ -15,8 +15,9 @@
 //! Where there are fewer units than lanes, the keys of each are *split*: partial results go to scratch, and after a barrier each unit
 //! is put together in a fixed order. The number of splits depends on the shapes and the number of lanes, never on who was faster.
 
-use super::attention_block::{Block, KEYS, Keys};
+use super::attention_block::{Block, KEYS, Keys, Pairs, Products, Singles};
 use super::body::{Body, on, other_op, speed};
+use super::matmul::amx::{self, Kind};
 use super::matmul::{refuse_rounding, rounding};
 use super::run::{Run, Source, Target, read, write};
 use crate::device::lanes;
@@ -25,6 +26,7 @@ use crate::spmd::{Args, Out};
 use crate::team::Lane;
 use perjoule_kernels::op::{Attention, Op, slots};
 use perjoule_kernels::{Candidate, Config, DType, Kernel, Launch, Numerics, Reason, Request, Result};
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Rows that a unit aims at: its queries, results and scores then stay in the second-level cache.
@@ -40,7 +42,7 @@ static CONFIGS: &[Config] = &[Config { name: "128x96", tile: &[ROWS, KEYS, 16], 
 
 /// An attention row for `S`, whose register tiles have `MR` keys (or rows).
 pub(crate) const fn row<S: Simd, const MR: usize>(name: &'static str) -> Kernel {
-    Kernel::new(name, "attention", cost::<S>, prepare::<S, MR, false>)
+    Kernel::new(name, "attention", cost::<S>, prepare::<S, MR, Singles>)
         .with_configs(CONFIGS)
         .with_reject(reject::<S>)
 }
@@ -48,10 +50,22 @@ pub(crate) const fn row<S: Simd, const MR: usize>(name: &'static str) -> Kernel 
 /// The same with dot products of pairs of bf16: scores from queries and keys that are bf16, or may be rounded to it; and values, where
 /// the policy allows weights to be rounded.
 pub(crate) const fn pairs<S: Simd, const MR: usize>(name: &'static str) -> Kernel {
-    Kernel::new(name, "attention", cost_pairs::<S>, prepare::<S, MR, true>)
+    Kernel::new(name, "attention", cost_pairs::<S>, prepare::<S, MR, Pairs>)
         .with_configs(CONFIGS)
         .with_reject(reject_pairs::<S>)
         .with_numerics(numerics_pairs::<S>)
+}
+
+/// The same with tiles of AMX.
+pub(crate) const fn tiles<S: Simd, const MR: usize, K: Kind>(name: &'static str) -> Kernel {
+    Kernel::new(name, "attention", cost_tiles::<S>, prepare::<S, MR, K>)
+        .with_configs(CONFIGS)
+        .with_reject(reject_tiles::<S, K>)
+        .with_numerics(numerics_pairs::<S>)
+}
+
+fn reject_tiles<S: Simd, K: Kind>(candidate: &Candidate<'_>) -> Option<Reason> {
+    reject_pairs::<S>(candidate).or_else(|| amx::refusal::<K>(candidate.info))
 }
 
 fn reject<S: Simd>(candidate: &Candidate<'_>) -> Option<Reason> {
@@ -82,14 +96,21 @@ fn cost_pairs<S: Simd>(Candidate { op, .. }: &Candidate<'_>) -> f32 {
     2e-6 + op.bytes() as f32 / 20e9 + share * op.flops() as f32 / (3e9 * speed::<S>())
 }
 
-fn prepare<S: Simd, const MR: usize, const WORDS: bool>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+fn cost_tiles<S: Simd>(Candidate { op, .. }: &Candidate<'_>) -> f32 {
+    let rounds = matches!(op, Op::Attention(op) if op.policy.quantised_activations);
+    // of the softmax, beside which the products of tiles are short
+    let share = if rounds { 0.3 } else { 0.6 };
+    2e-6 + op.bytes() as f32 / 20e9 + share * op.flops() as f32 / (3e9 * speed::<S>())
+}
+
+fn prepare<S: Simd, const MR: usize, P: Products>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::Attention(op) = request.op else { return Err(other_op(request.op)) };
     let lanes = lanes(request.info);
-    on::<S>(request, Flash::<MR, WORDS>::new(*op, lanes, S::LANES))
+    on::<S>(request, Flash::<MR, P>::new(*op, lanes, S::LANES))
 }
 
 /// What is settled when a row is prepared.
-struct Flash<const MR: usize, const WORDS: bool> {
+struct Flash<const MR: usize, P> {
     op: Attention,
     /// Query heads of a key/value head.
     group: usize,
@@ -106,6 +127,7 @@ struct Flash<const MR: usize, const WORDS: bool> {
     table: Option<usize>,
     sinks: Option<usize>,
     out: usize,
+    products: PhantomData<fn() -> P>,
 }
 
 /// The slots and operands of a launch.
@@ -153,7 +175,7 @@ struct Unit {
     length: usize,
 }
 
-impl<const MR: usize, const WORDS: bool> Flash<MR, WORDS> {
+impl<const MR: usize, P: Products> Flash<MR, P> {
     fn new(op: Attention, lanes: usize, vector: usize) -> Self {
         let group = op.q.inner / op.kv.kv_heads;
         // no sequence has more rows than there are, whatever a ragged op allows
@@ -173,7 +195,8 @@ impl<const MR: usize, const WORDS: bool> Flash<MR, WORDS> {
         let (offsets, table, sinks) = (next(op.ragged), next(op.kv.paging.is_some()), next(op.sinks));
         let out = operand + 1;
         let block = Block::new(queries * group, op.q.len, vector, MR, op.policy.quantised_activations);
-        Flash { op, group, queries, blocks, splits, block, lanes, offsets, table, sinks, out }
+        let products = PhantomData;
+        Flash { op, group, queries, blocks, splits, block, lanes, offsets, table, sinks, out, products }
     }
 
     fn units(&self) -> usize {
@@ -288,7 +311,11 @@ impl<const MR: usize, const WORDS: bool> Flash<MR, WORDS> {
             let (from, _) = self.place(unit, row);
             read(s, l.q, from, work.query(row));
         }
-        work.start::<S, WORDS>(s, self.op.kv_dtype);
+        if P::WORDS {
+            work.start::<S, true>(s, self.op.kv_dtype);
+        } else {
+            work.start::<S, false>(s, self.op.kv_dtype);
+        }
         let keys = self.keys(unit, split);
         // of this block and of the next one
         let mut places = [[0usize; KEYS]; 2];
@@ -309,7 +336,7 @@ impl<const MR: usize, const WORDS: bool> Flash<MR, WORDS> {
             let Attention { scale, soft_cap, .. } = self.op;
             let (at, next) = (&at[..n], &next[..behind]);
             let block = Keys { k: l.k, v: l.v, at, next, masked, scale, soft_cap };
-            work.add::<S, MR, WORDS>(s, &block);
+            work.add::<S, MR, P>(s, &block);
         }
     }
 
@@ -357,7 +384,7 @@ impl<const MR: usize, const WORDS: bool> Flash<MR, WORDS> {
     }
 }
 
-impl<const MR: usize, const WORDS: bool> Body for Flash<MR, WORDS> {
+impl<const MR: usize, P: Products> Body for Flash<MR, P> {
     fn scratch(&self) -> u64 {
         let parts = self.part_len().saturating_mul(self.units().saturating_mul(self.splits));
         let table = self.offsets.map_or(0, |_| Cuts::len(self.op.batch));

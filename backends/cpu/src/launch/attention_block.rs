@@ -1,14 +1,62 @@
 //! A lane's working memory of an attention unit, and what is done with one block of keys: scores, the running softmax, values.
 //! [`super::attention`] says how units and blocks come about.
 
+use super::matmul::amx::{self, Kind};
 use super::run::{self, Source, read};
-use crate::simd::{Simd, math};
+use crate::simd::{MAX_LANES, Simd, math};
 use half::{bf16, f16};
 use perjoule_kernels::DType;
 use std::ops::Range;
 
-/// Keys of a block: a multiple of every register tile.
+/// Keys of a block: a multiple of every register tile, and of what tiles of AMX multiply at a time.
 pub(crate) const KEYS: usize = 96;
+
+/// What multiplies where there are rows enough.
+pub(crate) trait Products: Send + Sync + 'static {
+    /// Whether words of two bf16 are multiplied: of queries and keys, and of weights and values where those may be rounded.
+    const WORDS: bool;
+    /// Whether tiles of AMX multiply them, by [`Products::blocks`].
+    const TILES: bool;
+
+    /// See [`Kind::blocks`].
+    ///
+    /// # Safety
+    /// That of [`Kind::blocks`].
+    unsafe fn blocks(_: &mut amx::Blocks) {}
+}
+
+/// Multiply-adds of vectors.
+pub(crate) struct Singles;
+
+/// Dot products of words of vectors.
+pub(crate) struct Pairs;
+
+impl Products for Singles {
+    const WORDS: bool = false;
+    const TILES: bool = false;
+}
+
+impl Products for Pairs {
+    const WORDS: bool = true;
+    const TILES: bool = false;
+}
+
+impl<K: Kind> Products for K {
+    const WORDS: bool = true;
+    const TILES: bool = true;
+
+    unsafe fn blocks(blocks: &mut amx::Blocks) {
+        // SAFETY: the same contract.
+        unsafe { K::blocks(blocks) }
+    }
+}
+
+/// Rows and columns that tiles of AMX multiply at a time.
+const TILE: usize = 32;
+
+/// Words of the weights of some rows, as tiles read them.
+#[repr(align(64))]
+struct Weights([f32; TILE * KEYS / 2]);
 
 /// Sizes of the working memory, in floats.
 #[derive(Clone, Copy)]
@@ -301,24 +349,27 @@ impl Work<'_> {
         self.seen[2 * row] as usize..self.seen[2 * row + 1] as usize
     }
 
-    /// Adds a block of keys and values. `WORDS`: whether scores are sums over words of two bf16; where weights may be rounded,
-    /// values are, too.
+    /// Adds a block of keys and values.
     #[inline(always)]
-    pub(crate) fn add<S: Simd, const MR: usize, const WORDS: bool>(&mut self, s: S, keys: &Keys<'_>) {
+    pub(crate) fn add<S: Simd, const MR: usize, P: Products>(&mut self, s: S, keys: &Keys<'_>) {
         if self.tiled::<S>() {
-            self.tiled_scores::<S, MR, WORDS>(s, keys);
-            if WORDS && self.block.rounds {
+            if P::WORDS {
+                self.tiled_scores::<S, MR, P, true>(s, keys);
+            } else {
+                self.tiled_scores::<S, MR, P, false>(s, keys);
+            }
+            if P::WORDS && self.block.rounds {
                 self.tiled_softmax::<S, true>(s, keys);
-                self.tiled_values::<S, MR, true>(s, keys);
+                self.tiled_values::<S, MR, P, true>(s, keys);
             } else {
                 self.tiled_softmax::<S, false>(s, keys);
-                self.tiled_values::<S, MR, false>(s, keys);
+                self.tiled_values::<S, MR, Singles, false>(s, keys);
             }
             return;
         }
         let straight = self.block.depth.is_multiple_of(S::LANES);
         match keys.k.dtype {
-            DType::BF16 if WORDS && self.straight_words::<S>(DType::BF16) => {
+            DType::BF16 if P::WORDS && self.straight_words::<S>(DType::BF16) => {
                 self.few::<S, bf16, true>(s, keys)
             }
             DType::F32 if straight => self.few::<S, f32, false>(s, keys),
@@ -329,7 +380,11 @@ impl Work<'_> {
     }
 
     #[inline(always)]
-    fn tiled_scores<S: Simd, const MR: usize, const WORDS: bool>(&mut self, s: S, keys: &Keys<'_>) {
+    fn tiled_scores<S: Simd, const MR: usize, P: Products, const WORDS: bool>(
+        &mut self,
+        s: S,
+        keys: &Keys<'_>,
+    ) {
         let Block { depth, padded, rows, .. } = self.block;
         let (n, panel) = (keys.at.len(), 2 * S::LANES);
         let (steps, stride) = if WORDS { (depth.div_ceil(2), padded / 2) } else { (depth, padded) };
@@ -342,7 +397,19 @@ impl Work<'_> {
             }
         }
         // what a register tile reads behind the last key
-        self.k[n * stride..n.next_multiple_of(MR) * stride].fill(0.0);
+        let whole = if P::TILES { TILE } else { MR };
+        self.k[n * stride..n.next_multiple_of(whole) * stride].fill(0.0);
+        if P::TILES {
+            bring(s, keys.v, keys.at, depth);
+            self.multiply_scores::<P>(n, steps.div_ceil(amx::WORDS));
+            for scores in self.scores.chunks_exact_mut(rows).take(n) {
+                for x in scores[..self.count.next_multiple_of(S::LANES)].chunks_exact_mut(S::LANES) {
+                    let scaled = s.mul(s.load(x), s.splat(keys.scale));
+                    s.store(x, scaled);
+                }
+            }
+            return;
+        }
         let (k, q, scores) = (self.k.as_ptr(), self.q.as_ptr(), self.scores.as_mut_ptr());
         for first in (0..self.count).step_by(panel) {
             for key in (0..n).step_by(MR) {
@@ -357,6 +424,68 @@ impl Work<'_> {
                     tile::<S, MR, WORDS>(s, steps, k, (stride, 1), q, c, rows, Some(keys.scale));
                 }
             }
+        }
+    }
+
+    /// Products of the keys of the block and all queries, by tiles.
+    #[inline(always)]
+    fn multiply_scores<P: Products>(&mut self, keys: usize, steps: usize) {
+        let Block { padded, rows, .. } = self.block;
+        let (k, q, scores) = (self.k.as_ptr(), self.q.as_ptr(), self.scores.as_mut_ptr());
+        let float = size_of::<f32>();
+        for first in (0..self.count).step_by(TILE) {
+            let mut blocks = amx::Blocks {
+                a_row: float * padded / 2,
+                a_step: float * amx::WORDS,
+                a_next: float * TILE * padded / 2,
+                c_row: float * rows,
+                c_next: float * TILE * rows,
+                steps,
+                count: keys.div_ceil(TILE),
+                ..amx::Blocks::new(k, q.wrapping_add(first * padded), scores.wrapping_add(first))
+            };
+            // SAFETY: rows of the table that use tiles refuse devices without AMX. `k` has rows of `padded` elements for KEYS keys,
+            // `q` panels of as many words at least, scores whole panels of rows for KEYS keys.
+            unsafe { P::blocks(&mut blocks) }
+        }
+    }
+
+    /// Adds the products of words of weights and of values, by tiles: `steps` words of each row.
+    #[inline(always)]
+    fn multiply_values<S: Simd, P: Products>(&mut self, s: S, steps: usize) {
+        let Block { padded, rows, .. } = self.block;
+        let (panel, whole) = (2 * S::LANES, steps.next_multiple_of(amx::WORDS));
+        for v in self.v.chunks_exact_mut(KEYS * panel) {
+            v[steps * panel..whole * panel].fill(0.0);
+        }
+        let float = size_of::<f32>();
+        for first in (0..self.count).step_by(TILE) {
+            // tiles have a row's words side by side
+            let mut weights = Weights([0.0; TILE * KEYS / 2]);
+            for (index, half) in (0..whole).step_by(amx::WORDS).flat_map(|i| [(i, 0), (i, S::LANES)]) {
+                let mut square = [s.splat(0.0); MAX_LANES];
+                for (step, words) in (index..steps).zip(&mut square[..S::LANES]) {
+                    *words = s.load(&self.scores[step * rows + first + half..]);
+                }
+                s.transpose(&mut square);
+                for (i, words) in square[..S::LANES].iter().enumerate() {
+                    s.store(&mut weights.0[index * TILE + (half + i) * amx::WORDS..], *words);
+                }
+            }
+            let (v, values) = (self.v.as_ptr(), self.values.as_mut_ptr());
+            let mut blocks = amx::Blocks {
+                a_row: float * amx::WORDS,
+                a_step: float * TILE * amx::WORDS,
+                b_next: float * KEYS * panel,
+                c_row: float * padded,
+                c_next: float * panel,
+                steps: whole / amx::WORDS,
+                count: padded / panel,
+                add: 1,
+                ..amx::Blocks::new(weights.0.as_ptr(), v, values.wrapping_add(first * padded))
+            };
+            // SAFETY: as for scores; `v` has panels of KEYS values, and values have whole panels of rows.
+            unsafe { P::blocks(&mut blocks) }
         }
     }
 
@@ -420,7 +549,11 @@ impl Work<'_> {
 
     /// Adds the weighted values; `WORDS`: weights and values are words of two keys.
     #[inline(always)]
-    fn tiled_values<S: Simd, const MR: usize, const WORDS: bool>(&mut self, s: S, keys: &Keys<'_>) {
+    fn tiled_values<S: Simd, const MR: usize, P: Products, const WORDS: bool>(
+        &mut self,
+        s: S,
+        keys: &Keys<'_>,
+    ) {
         let Block { depth, padded, rows, .. } = self.block;
         let (n, panel) = (keys.at.len(), 2 * S::LANES);
         let (per, steps) = if WORDS { (2, n.div_ceil(2)) } else { (1, n) };
@@ -452,6 +585,11 @@ impl Work<'_> {
         }
         // 0 times what is not finite is NaN: where a row does not see such a value, it must not meet it
         let apart = keys.masked && s.reduce_add(nothing) != 0.0;
+        if P::TILES && !apart {
+            bring(s, keys.k, keys.next, depth);
+            self.multiply_values::<S, P>(s, steps);
+            return;
+        }
         let (scores, v, values) = (self.scores.as_ptr(), self.v.as_ptr(), self.values.as_mut_ptr());
         for first in (0..padded).step_by(panel) {
             let v = v.wrapping_add(first * KEYS);

@@ -6,7 +6,7 @@
 
 use crate::device::lanes;
 use crate::launch::body::{Body, on, other_op};
-use crate::launch::matmul::amx::{self, Kind, PackedTiles};
+use crate::launch::matmul::amx::{self, Kind, PackedTiles, PlainTiles};
 use crate::launch::matmul::driver::{BLOCK_ROWS, DEPTH, Finish, Plan, RowAt, Scales, Tiles, block};
 use crate::launch::matmul::operand::{Floats, FloatsOut, PackFloats, Singles, Words};
 use crate::launch::matmul::pairs::{PackedPairs, PlainPairs, Rounded};
@@ -73,6 +73,21 @@ pub(crate) const fn tiles<S: Simd, K: Kind<A: PackFloats>>(
         .with_reject(reject_tiles::<S, K>)
 }
 
+/// A row that multiplies tiles of AMX and reads B as the op lays it out.
+pub(crate) const fn plain_tiles<S: Simd, K: Kind<A: PackFloats>>(
+    name: &'static str,
+    configs: &'static [Config],
+) -> Kernel {
+    Kernel::new(name, "grouped_matmul", cost_plain_tiles::<S>, prepare::<S, PlainTiles<K, PlainPairs>>)
+        .with_configs(configs)
+        .with_numerics(numerics_pairs::<S>)
+        .with_reject(reject_plain_tiles::<S, K>)
+}
+
+fn reject_plain_tiles<S: Simd, K: Kind>(candidate: &Candidate<'_>) -> Option<Reason> {
+    reject_plain_pairs::<S>(candidate).or_else(|| amx::refusal::<K>(candidate.info))
+}
+
 fn reject_tiles<S: Simd, K: Kind>(candidate: &Candidate<'_>) -> Option<Reason> {
     reject_pairs::<S>(candidate).or_else(|| amx::refusal::<K>(candidate.info))
 }
@@ -81,6 +96,11 @@ fn cost_tiles<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
     let Op::GroupedMatMul(g) = op else { return f32::INFINITY };
     let each = g.rows.div_ceil(experts(g).max(1)).next_multiple_of(16);
     blocked_in::<S>(op, [experts(g), each, g.n, g.k], TILES, false, lanes(info))
+}
+
+fn cost_plain_tiles<S: Simd>(candidate: &Candidate<'_>) -> f32 {
+    let Op::GroupedMatMul(g) = candidate.op else { return f32::INFINITY };
+    cost_tiles::<S>(candidate) + rounding_plain::<S>(g, candidate)
 }
 
 /// A row that reads B packed in blocks of `Q`, and quantises A to 8 bits.
@@ -176,8 +196,13 @@ fn cost_pairs<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
 
 fn cost_plain_pairs<S: Simd>(candidate: &Candidate<'_>) -> f32 {
     let Op::GroupedMatMul(g) = candidate.op else { return f32::INFINITY };
+    cost_pairs::<S>(candidate) + rounding_plain::<S>(g, candidate)
+}
+
+/// Seconds to bring plain matrices into panels of bf16.
+fn rounding_plain<S: Simd>(g: &GroupedMatMul, candidate: &Candidate<'_>) -> f32 {
     let elements = experts(g) as f32 * g.n.next_multiple_of(columns::<S>()) as f32 * g.k as f32;
-    cost_pairs::<S>(candidate) + elements * (widening(&g.b) + ROUNDING) / lanes(candidate.info) as f32
+    elements * (widening(&g.b) + ROUNDING) / lanes(candidate.info) as f32
 }
 
 fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
@@ -294,7 +319,7 @@ impl<F: Format<A: PackFloats>> Grouped<F> {
         // SAFETY: the lane's own part.
         let own = unsafe { scratch.slice(plan.own(plan.round, lane.index())) };
         let panels = op.n.div_ceil(nr);
-        let per_task = plan.chunk::<S>(window.len().min(BLOCK_ROWS), panels, 1);
+        let per_task = plan.chunk::<S>(window.len(), panels, 1);
         while let Some(task) = lane.claim(panels.div_ceil(per_task)) {
             let chunk = task * per_task..((task + 1) * per_task).min(panels);
             for (expert, positions) in Segments::new(offsets, op.rows) {

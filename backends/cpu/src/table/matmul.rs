@@ -32,7 +32,9 @@ static PANELS: &[Config] = &[Config::tile("panel", &[16])];
 #[rustfmt::skip]
 pub(super) static ROWS: &[Kernel] = &[
     matmul::tiles::<Avx512Bf16, amx::Bf16>("matmul_bf16_32x32_cpu_amx_packed", TILE_32X32, &[&PAIRS32_BF16]),
+    matmul::plain_tiles::<Avx512Bf16, amx::Bf16>("matmul_bf16_32x32_cpu_amx", TILE_32X32),
     integers::tiles::<Avx512Bf16, amx::Bytes8>("matmul_i8_32x32_cpu_amx_packed", TILE_32X32, &[&QUADS32_U8]),
+    integers::plain_tiles::<Avx512Bf16, amx::Bytes8>("matmul_i8_32x32_cpu_amx", TILE_32X32),
     matmul::quantised::<Avx512Vnni, Q8_0>("matmul_q8_0_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&BLOCKS32_Q8_0]),
     matmul::quantised::<Avx512Vnni, Q4_0>("matmul_q4_0_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&BLOCKS32_Q4_0]),
     matmul::quantised::<Avx512Vnni, Q4K>("matmul_q4_k_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&BLOCKS32_Q4_K]),
@@ -97,6 +99,7 @@ pub(super) static ROWS: &[Kernel] = &[
     integers::plain::<Portable>("matmul_i8_6x8_cpu_portable", TILE_6X8),
     Kernel::new("matmul_any_1x1_cpu_portable", "matmul", any::cost, any::prepare).with_configs(any::CONFIGS),
     grouped::tiles::<Avx512Bf16, amx::Bf16>("grouped_matmul_bf16_32x32_cpu_amx_packed", TILE_32X32, &[&PAIRS32_BF16]),
+    grouped::plain_tiles::<Avx512Bf16, amx::Bf16>("grouped_matmul_bf16_32x32_cpu_amx", TILE_32X32),
     grouped::quantised::<Avx512Vnni, Q8_0>("grouped_matmul_q8_0_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&BLOCKS32_Q8_0]),
     grouped::quantised::<Avx512Vnni, Q4_0>("grouped_matmul_q4_0_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&BLOCKS32_Q4_0]),
     grouped::quantised::<Avx512Vnni, Q4K>("grouped_matmul_q4_k_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&BLOCKS32_Q4_K]),
@@ -144,6 +147,7 @@ pub(super) static ROWS: &[Kernel] = &[
     grouped::plain::<Portable>("grouped_matmul_mixed_6x8_cpu_portable", TILE_6X8),
     Kernel::new("grouped_matmul_any_1x1_cpu_portable", "grouped_matmul", any::cost, any::prepare_grouped).with_configs(any::CONFIGS),
     gated::tiles::<Avx512Bf16, amx::Bf16>("gated_matmul_bf16_32x32_cpu_amx_packed", TILE_32X32, &[&PAIRS32_BF16]),
+    gated::plain_tiles::<Avx512Bf16, amx::Bf16>("gated_matmul_bf16_32x32_cpu_amx", TILE_32X32),
     gated::quantised::<Avx512Vnni, Q8_0>("gated_matmul_q8_0_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&BLOCKS32_Q8_0]),
     gated::quantised::<Avx512Vnni, Q4_0>("gated_matmul_q4_0_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&BLOCKS32_Q4_0]),
     gated::quantised::<Avx512Vnni, Q4K>("gated_matmul_q4_k_14x32_cpu_avx512vnni_packed", TILE_14X32, &[&BLOCKS32_Q4_K]),

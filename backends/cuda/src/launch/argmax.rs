@@ -23,9 +23,9 @@ struct ArgmaxParams {
     dtype: u32,
 }
 
-/// Blocks that share a vector, so that all multiprocessors have some.
-pub(super) fn parts(x: Rows, multiprocessors: usize) -> usize {
-    let wanted = (4 * multiprocessors).div_ceil((x.outer * x.inner).max(1));
+/// Blocks that share a vector, so that there are about so many.
+pub(super) fn parts(x: Rows, blocks: usize) -> usize {
+    let wanted = blocks.div_ceil((x.outer * x.inner).max(1));
     wanted.min(x.len.div_ceil(PART)).clamp(1, MOST_PARTS)
 }
 
@@ -69,7 +69,7 @@ fn prepare(
     op: &Argmax,
     defines: &[(&'static str, String)],
 ) -> Result<Box<dyn Launch>> {
-    let (vectors, parts) = (op.x.outer * op.x.inner, parts(op.x, multiprocessors(request.info)));
+    let (vectors, parts) = (op.x.outer * op.x.inner, parts(op.x, 4 * multiprocessors(request.info)));
     let params = ArgmaxParams { x: op.x.into(), parts: blocks(parts)?, dtype: id(op.dtype) };
     let module = module(request, &cuda::ARGMAX_PARTS, defines)?;
     let (x, best, ids) = (Pointer::Operand(0), Pointer::Scratch(0), Pointer::Operand(1));

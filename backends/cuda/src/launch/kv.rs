@@ -208,7 +208,7 @@ pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>
     // whole warps; few tokens have a block's threads for every head, of many more blocks share a multiprocessor
     let (along, heads) = (lanes(op), op.q_norm.x.inner + 2 * op.k_norm.x.inner);
     let few = op.q_norm.x.outer <= 2 * multiprocessors(request.info);
-    let beside = heads.clamp(1, if few { 512 } else { 128 } / along).next_multiple_of(32 / along);
+    let beside = heads.clamp(1, if few { 512 } else { 64 } / along).next_multiple_of(32 / along);
     qk(request, op, function, [along as u32, beside as u32])
 }
 

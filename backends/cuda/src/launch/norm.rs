@@ -162,6 +162,9 @@ pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>
     let norm = Norm::of(request.op).ok_or_else(|| other_op(request.op))?;
     let (run, vectors) = (norm.run(), norm.x.outer * norm.x.inner);
     let shape = shape(vectors, norm.x.len / run, multiprocessors(request.info));
+    // weights on their way early take registers: where other vectors do not hide that they are waited for, or bytes are moved besides
+    let wide = norm.x_dtype.block_bytes() > norm.out_dtype.block_bytes();
+    let early = shape.items <= 2 && (shape.few || wide || norm.residual.is_some());
     let flag = |on: bool| u32::from(on).to_string();
     let defines = [
         define("X", norm.x_dtype),
@@ -173,8 +176,7 @@ pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>
         ("LAYER", flag(norm.layer)),
         ("RESIDUAL", flag(norm.residual.is_some())),
         ("BIAS", flag(norm.bias)),
-        // weights on their way early take registers, and other vectors hide what they would
-        ("EARLY_WEIGHTS", flag(shape.items <= 2 && (shape.few || norm.residual.is_some()))),
+        ("EARLY_WEIGHTS", flag(early)),
     ];
     let function = module(request, &cuda::NORM_REGISTERS, &defines)?.function("norm_registers")?;
     let dims = grid(vectors.div_ceil(shape.block[1] as usize), shape.block)?;

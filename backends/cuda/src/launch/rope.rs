@@ -9,7 +9,7 @@ use perjoule_kernels::{Buffer, Candidate, Launch, Reason, Request, Result};
 use perjoule_shaders::cuda;
 use std::f64::consts::TAU;
 
-const THREADS: usize = 128;
+const THREADS: usize = 64;
 
 /// Heads that share a thread's angles: `HEADS` of the kernels.
 const HEADS: usize = 4;

@@ -114,6 +114,11 @@ pub(super) static ROWS: &[Kernel] = &[
     Kernel::new("advance_i32_1_cuda_any", "advance", any, kv::prepare_advance).with_numerics(EXACT),
 
     Kernel::new("route_any_1_cuda_any", "route", |c| stream_cost(c, 2.0, 0.3), route::prepare),
+    Kernel::new("quantise_any_256_cuda_any_runs", "quantise", fast, quantise::prepare_runs)
+        .with_configs(RUNS)
+        .with_numerics(EXACT)
+        .with_reject(quantise::refuse_runs)
+        .with_align(quantise::align_runs),
     Kernel::new("quantise_any_32_cuda_any", "quantise", any, quantise::prepare)
         .with_configs(ELEMENTS)
         .with_numerics(EXACT),

@@ -70,8 +70,11 @@ struct Results {
 }
 
 impl Results {
-    fn note(&self, name: &str, entry: Entry) {
+    fn note(&self, name: &str, entry: Entry, bless: bool) -> Result<(), String> {
+        let changed = self.old.variants.get(name) != Some(&entry);
         self.new.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into(), entry);
+        // at once: all of them take long, and an end by Ctrl-C keeps what is finished
+        if bless && changed { self.write(false) } else { Ok(()) }
     }
 
     /// Writes the ratchet: what was not looked at stays, unless `all` were.
@@ -124,7 +127,7 @@ fn trials((compiler, tools): (Compiler, Tools)) -> Result<(Vec<Trial>, Arc<Resul
             let (hash, known) = (asked.hash(), results.old.variants.get(&name));
             match known {
                 Some(entry) if entry.hash == hash && !all && (same || !bless) => {
-                    results.note(&name, entry.clone());
+                    results.note(&name, entry.clone(), bless)?;
                     return Ok(Completion::ignored_with("as in the ratchet"));
                 }
                 _ => {}
@@ -149,7 +152,7 @@ fn trials((compiler, tools): (Compiler, Tools)) -> Result<(Vec<Trial>, Arc<Resul
             if !faults.is_empty() {
                 return Err(Failed::from(faults.join("\n")));
             }
-            results.note(&name, entry);
+            results.note(&name, entry, bless)?;
             Ok(Completion::Completed)
         }));
     }

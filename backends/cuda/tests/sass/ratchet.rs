@@ -58,7 +58,7 @@ pub(super) struct Ratchet {
 impl Ratchet {
     pub(super) fn load(path: &Path) -> Result<Self, String> {
         match std::fs::read_to_string(path) {
-            Ok(text) => toml::from_str(&text).map_err(|e| format!("{}: {e}", path.display())),
+            Ok(text) => toml::from_str(&once_each(&text)).map_err(|e| format!("{}: {e}", path.display())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Ratchet::default()),
             Err(error) => Err(format!("{}: {error}", path.display())),
         }
@@ -78,6 +78,16 @@ impl Ratchet {
         }
         std::fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))
     }
+}
+
+/// The text without all but the last line of a variant: git keeps the lines of both sides when it merges (`.gitattributes`).
+fn once_each(text: &str) -> String {
+    let key = |line: &str| line.split_once("' = ").map(|(key, _)| key.to_string());
+    let lines: Vec<&str> = text.lines().collect();
+    let last: BTreeMap<String, usize> =
+        lines.iter().enumerate().filter_map(|(at, line)| Some((key(line)?, at))).collect();
+    let kept = lines.iter().enumerate().filter(|(at, line)| key(line).is_none_or(|key| last[&key] == *at));
+    kept.flat_map(|(_, line)| [*line, "\n"]).collect()
 }
 
 /// What variants of a source must have.

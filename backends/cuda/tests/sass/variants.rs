@@ -53,9 +53,11 @@ impl Asked {
     }
 }
 
+/// Target, path and definitions.
+type Key = (String, &'static str, Vec<(&'static str, String)>);
+
 /// What was asked for so far.
-static ASKED: Mutex<BTreeSet<(String, &'static str, Vec<(&'static str, String)>)>> =
-    Mutex::new(BTreeSet::new());
+static ASKED: Mutex<BTreeSet<Key>> = Mutex::new(BTreeSet::new());
 
 fn note(variant: &Variant, target: &str) -> Vec<u8> {
     let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);

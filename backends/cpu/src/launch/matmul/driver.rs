@@ -6,7 +6,7 @@
 
 use super::operand::{Floats, FloatsOut, Words, words};
 use super::source::Source;
-use super::tile::{Steps, columns};
+use super::tile::{Span, Steps, columns};
 use crate::simd::{Kernel, Simd, math};
 use crate::spmd::Out;
 use perjoule_kernels::Matrix;
@@ -17,24 +17,33 @@ use std::ops::Range;
 pub(crate) const DEPTH: usize = 256;
 
 /// f32 results of a block, which share L2 with the block of A.
-const BLOCK: usize = 32 << 10;
+pub(crate) const BLOCK: usize = 32 << 10;
 
 /// Rows of a block of A.
 pub(crate) const BLOCK_ROWS: usize = 192;
 
+/// Tasks of a lane, where a product has enough: lanes are not equally fast.
+const TASKS: usize = 4;
+
 /// f32 of packed A at a time: larger products are done in rounds.
 const PACKED: usize = 4 << 20;
 
-/// `m` rows cut into tiles whose heights differ by at most one.
+/// `m` rows cut into tiles: of heights that differ by at most one, or whole ones and a rest.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tiles {
     m: usize,
     count: usize,
+    /// Rows of all tiles but the last one; 0 where heights are even.
+    whole: usize,
+    /// Most rows of a block.
+    block_rows: usize,
 }
 
 impl Tiles {
     pub(crate) fn new<S: Simd, A: Words>(m: usize) -> Self {
-        Tiles { m, count: m.div_ceil(A::max_rows::<S>()) }
+        let most = A::max_rows::<S>();
+        let whole = if A::WHOLE { most } else { 0 };
+        Tiles { m, count: m.div_ceil(most), whole, block_rows: A::BLOCK_ROWS }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -43,7 +52,11 @@ impl Tiles {
 
     /// First row of a tile.
     pub(crate) fn start(&self, tile: usize) -> usize {
-        if self.count == 0 { 0 } else { (tile as u128 * self.m as u128 / self.count as u128) as usize }
+        match (self.whole, self.count) {
+            (_, 0) => 0,
+            (0, count) => (tile as u128 * self.m as u128 / count as u128) as usize,
+            (whole, _) => (tile * whole).min(self.m),
+        }
     }
 
     /// Rows of a tile.
@@ -51,11 +64,12 @@ impl Tiles {
         self.start(tile)..self.start(tile + 1)
     }
 
-    /// Blocks of whole tiles with at most [`BLOCK_ROWS`] rows.
+    /// Blocks of whole tiles with at most [`Words::BLOCK_ROWS`] rows.
     pub(crate) fn blocks(&self) -> usize {
-        match self.count {
-            0 => 0,
-            count => count.div_ceil(BLOCK_ROWS / self.m.div_ceil(count)),
+        match (self.whole, self.count) {
+            (_, 0) => 0,
+            (0, count) => count.div_ceil(self.block_rows / self.m.div_ceil(count)),
+            (whole, count) => count.div_ceil(self.block_rows / whole),
         }
     }
 
@@ -77,15 +91,22 @@ pub(crate) struct Plan {
     pub(crate) lanes: usize,
     /// f32 of a lane's own scratch.
     own: usize,
+    /// Most rows of a block of A, and f32 of its results.
+    block: [usize; 2],
 }
 
 impl Plan {
     /// For products over `rows` rows in all.
     pub(crate) fn new<S: Simd, A: Words>(rows: usize, k: usize, lanes: usize) -> Self {
         let words = words::<A>(k);
-        let round = (PACKED / words.max(1)).max(BLOCK_ROWS).min(rows);
-        let own = DEPTH * columns::<S>() + BLOCK.max(BLOCK_ROWS * columns::<S>());
-        Plan { words, round, lanes, own }
+        let round = (PACKED / words.max(1)).max(A::BLOCK_ROWS).min(rows);
+        let own = DEPTH * columns::<S>() + A::BLOCK.max(A::BLOCK_ROWS * columns::<S>());
+        Plan { words, round, lanes, own, block: [A::BLOCK_ROWS, A::BLOCK] }
+    }
+
+    /// How many of `blocks` blocks of `m` rows a round takes.
+    pub(crate) fn at_once(&self, m: usize, blocks: usize) -> usize {
+        if m <= self.round { blocks } else { (self.round / self.block[0]).max(1) }
     }
 
     /// f32 of scratch, `packed` rows of A included.
@@ -101,10 +122,11 @@ impl Plan {
         first..first + self.own
     }
 
-    /// How many of `panels` panels a task takes at a time where blocks have `rows` rows and `others` independent blocks exist.
+    /// How many of `panels` panels a task takes at a time where `others` independent blocks of at most `rows` rows exist.
     pub(crate) fn chunk<S: Simd>(&self, rows: usize, panels: usize, others: usize) -> usize {
-        let fits = BLOCK / (rows.max(1) * columns::<S>());
-        let balanced = panels.saturating_mul(others.max(1)) / (self.lanes * 4);
+        let [most_rows, results] = self.block;
+        let fits = results / (rows.clamp(1, most_rows) * columns::<S>());
+        let balanced = panels.saturating_mul(others.max(1)) / (self.lanes * TASKS);
         fits.min(balanced).clamp(1, panels.max(1))
     }
 }
@@ -274,41 +296,44 @@ pub(crate) fn block<'o, S: Simd, B: Source>(
         c.fill(0.0);
         return c;
     }
-    let (per, words, each) = (B::A::PER, words::<B::A>(k), B::A::WORDS);
+    let (per, words) = (B::A::PER, words::<B::A>(k));
     let all_steps = k.div_ceil(per);
-    assert!(a.len() >= rows * words);
+    assert!(a.len() >= rows * words && tiles.clone().all(|t| all.rows(t).len() <= B::A::max_rows::<S>()));
     // a panel that serves few tiles is widened in registers; a single tile keeps its sums there for all of k
     let direct = B::PACKED && (tiles.len() <= 2 || !B::WIDENS);
     let depth = match direct {
         true if tiles.len() == 1 => all_steps,
         true => B::Direct::DEPTH,
-        false => DEPTH,
+        false => DEPTH / B::Widened::stored(1, 1).max(1),
     };
     let mut done = 0;
     while done < all_steps {
         let steps = depth.min(all_steps - done);
         let ks = done * per..k.min((done + steps) * per);
-        for (index, panel) in panels.clone().enumerate() {
-            if !direct {
-                b.widen(s, matrix, panel, ks.clone(), widened);
-            }
-            let stored = if direct { b.panel(nr, matrix, panel, ks.clone()) } else { &[] };
-            for tile in tiles.clone() {
-                let at = all.rows(tile);
-                let height = at.len();
-                let a = &a[(at.start - first) * words + done * each * height..];
-                let c = &mut c[(index * rows + at.start - first) * nr..][..height * nr];
-                assert!(a.len() >= steps * each * height && height <= B::A::max_rows::<S>());
-                let (a, c, add) = (a.as_ptr(), c.as_mut_ptr(), done > 0);
-                // SAFETY: A was just checked, as were the height and C; `stored` and `widened` hold the rows of `steps` steps.
-                unsafe {
-                    if direct {
-                        assert!(stored.len() >= B::Direct::stored(steps, nr));
-                        B::Direct::product(s, height, steps, a, stored.as_ptr(), c, add);
-                    } else {
-                        assert!(widened.len() >= B::Widened::stored(steps, nr));
-                        B::Widened::product(s, height, steps, a, widened.as_ptr(), c, add);
-                    }
+        let at_once = if direct && B::Direct::SPANS { panels.len() } else { 1 };
+        for (index, panel) in panels.clone().enumerate().step_by(at_once.max(1)) {
+            let span = Span {
+                all,
+                tiles: tiles.clone(),
+                words,
+                each: B::A::WORDS,
+                done,
+                steps,
+                a: a.as_ptr(),
+                c: c[index * rows * nr..][..at_once * rows * nr].as_mut_ptr(),
+                panels: at_once,
+                apart: 0,
+            };
+            // SAFETY: A has the words of all rows, C those of all panels; `stored` and `widened` hold the rows of `steps` steps.
+            unsafe {
+                if direct {
+                    let (stored, apart) = b.panels(nr, matrix, panel..panel + at_once, ks.clone());
+                    assert!(stored.len() >= (at_once - 1) * apart + B::Direct::stored(steps, nr));
+                    B::Direct::span(s, &Span { apart, ..span }, stored.as_ptr());
+                } else {
+                    b.widen(s, matrix, panel, ks.clone(), widened);
+                    assert!(widened.len() >= B::Widened::stored(steps, nr));
+                    B::Widened::span(s, &span, widened.as_ptr());
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! `kind(x Wg + bg, x Wu + bu)`: the blocked loop over the panels of both weights. A task computes the same columns of both products
 //! into the lane's scratch and applies the activation to them there, so that neither product is stored.
 
-use super::amx::{self, Kind, PackedTiles};
+use super::amx::{self, Kind, PackedTiles, PlainTiles};
 use super::driver::{BLOCK_ROWS, DEPTH, Plan, Tiles, block};
 use super::operand::{Floats, FloatsOut, PackFloats, Singles, Words};
 use super::pairs::{PackedPairs, PlainPairs, Rounded};
@@ -9,7 +9,7 @@ use super::quantised::{Blocks, PackedBlocks};
 use super::source::{Format, Packed, Plain, Source};
 use super::tile::columns;
 use super::{
-    QUANTISED, ROUNDING, TILES, blocked, blocked_in, in_place, pack, quantised_in, refuse_a, refuse_b,
+    Packing, QUANTISED, ROUNDING, TILES, blocked, blocked_in, in_place, quantised_in, refuse_a, refuse_b,
     refuse_quantising, refuse_rounding, rounding, widening,
 };
 use crate::device::lanes;
@@ -68,6 +68,27 @@ pub(crate) const fn tiles<S: Simd, K: Kind<A: PackFloats>>(
         .with_packs(packs)
         .with_numerics(numerics_pairs::<S>)
         .with_reject(reject_tiles::<S, K>)
+}
+
+/// A row that multiplies tiles of AMX and reads both B as the op lays them out.
+pub(crate) const fn plain_tiles<S: Simd, K: Kind<A: PackFloats>>(
+    name: &'static str,
+    configs: &'static [Config],
+) -> perjoule_kernels::Kernel {
+    let prepare = prepare::<S, PlainTiles<K, PlainPairs>>;
+    perjoule_kernels::Kernel::new(name, "gated_matmul", cost_plain_tiles::<S>, prepare)
+        .with_configs(configs)
+        .with_numerics(numerics_pairs::<S>)
+        .with_reject(reject_plain_tiles::<S, K>)
+}
+
+fn reject_plain_tiles<S: Simd, K: Kind>(candidate: &Candidate<'_>) -> Option<Reason> {
+    reject_plain_pairs::<S>(candidate).or_else(|| amx::refusal::<K>(candidate.info))
+}
+
+fn cost_plain_tiles<S: Simd>(candidate: &Candidate<'_>) -> f32 {
+    let Op::GatedMatMul(g) = candidate.op else { return f32::INFINITY };
+    cost_tiles::<S>(candidate) + rounding_plain::<S>(g, candidate)
 }
 
 fn reject_tiles<S: Simd, K: Kind>(candidate: &Candidate<'_>) -> Option<Reason> {
@@ -165,10 +186,15 @@ fn cost_pairs<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
 
 fn cost_plain_pairs<S: Simd>(candidate: &Candidate<'_>) -> f32 {
     let Op::GatedMatMul(g) = candidate.op else { return f32::INFINITY };
+    cost_pairs::<S>(candidate) + rounding_plain::<S>(g, candidate)
+}
+
+/// Seconds to bring two plain B into panels of bf16, for each block of rows.
+fn rounding_plain<S: Simd>(g: &GatedMatMul, candidate: &Candidate<'_>) -> f32 {
     let padded = g.gate.n.next_multiple_of(columns::<S>()) as f32;
     let elements = g.gate.m.div_ceil(BLOCK_ROWS) as f32 * padded * g.gate.k as f32;
     let each = widening(&g.gate.b) + widening(&g.up.b) + 2.0 * ROUNDING;
-    cost_pairs::<S>(candidate) + elements * each / lanes(candidate.info) as f32
+    elements * each / lanes(candidate.info) as f32
 }
 
 fn cost<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
@@ -253,7 +279,8 @@ impl<F: Format<A: PackFloats>> Products<F> {
         let first_row = all.start(tiles.start);
         let rows = all.start(tiles.end) - first_row;
         if self.packed > 0 {
-            pack::<S, F::A>(s, lane, op, a, all, 0..1, tiles, scratch);
+            let packing = Packing { op, a, all, batch: 0..1, tiles, scratch };
+            lane.share(packing.items()).for_each(|item| packing.item::<S, F::A>(s, item));
             lane.barrier();
         }
         // SAFETY: the lane's own part.
@@ -261,7 +288,7 @@ impl<F: Format<A: PackFloats>> Products<F> {
         let (widened, sums) = own.split_at_mut(DEPTH * nr);
         // two panels of the highest block fit: the results of both products share the room
         let panels = op.n.div_ceil(nr);
-        let per_task = (plan.chunk::<S>(rows.min(BLOCK_ROWS), panels, 2 * blocks.len()) / 2).max(1);
+        let per_task = (plan.chunk::<S>(rows, panels, 2 * blocks.len()) / 2).max(1);
         let (gates, ups) = sums.split_at_mut(sums.len() / 2);
         while let Some(task) = lane.claim(blocks.len() * panels.div_ceil(per_task)) {
             // neighbouring tasks share the panels
@@ -311,7 +338,7 @@ impl<F: Format<A: PackFloats>> Body for Products<F> {
         };
         let all = Tiles::new::<S, F::A>(op.m);
         let blocks = all.blocks();
-        let at_once = if op.m <= self.plan.round { blocks } else { (self.plan.round / BLOCK_ROWS).max(1) };
+        let at_once = self.plan.at_once(op.m, blocks);
         for first in (0..blocks).step_by(at_once) {
             let last = (first + at_once).min(blocks);
             self.round(s, lane, args, (&a, &gate, &up, &finish), all, first..last);

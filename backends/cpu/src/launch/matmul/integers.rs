@@ -2,8 +2,8 @@
 //! instructions multiply a signed by an unsigned byte. What that adds to a result is 128 times the sum of its row of A, which is
 //! known when A has been packed.
 
-use super::amx::{self, Kind, PackedTiles};
-use super::driver::{BLOCK_ROWS, DEPTH, Finish, Plan, Tiles, block};
+use super::amx::{self, Kind, PackedTiles, PlainTiles};
+use super::driver::{BLOCK, BLOCK_ROWS, DEPTH, Finish, Plan, Tiles, block};
 use super::interleave::{Rows, interleave, load_words};
 use super::operand::{Words, words};
 use super::slab::Slabs;
@@ -57,6 +57,13 @@ pub(crate) const fn tiles<S: Simd, K: Kind>(
         .with_reject(reject_tiles::<S, K>)
 }
 
+/// A row that multiplies tiles of AMX and reads B as the op lays it out.
+pub(crate) const fn plain_tiles<S: Simd, K: Kind>(name: &'static str, configs: &'static [Config]) -> Kernel {
+    Kernel::new(name, "matmul", cost_plain_tiles::<S>, prepare::<S, PlainTiles<K, PlainQuads>>)
+        .with_configs(configs)
+        .with_reject(reject_tiles::<S, K>)
+}
+
 fn reject_tiles<S: Simd, K: Kind>(candidate: &Candidate<'_>) -> Option<Reason> {
     reject::<S>(candidate).or_else(|| amx::refusal::<K>(candidate.info))
 }
@@ -64,6 +71,11 @@ fn reject_tiles<S: Simd, K: Kind>(candidate: &Candidate<'_>) -> Option<Reason> {
 fn cost_tiles<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
     let Op::MatMul(m) = op else { return f32::INFINITY };
     blocked_in::<S>(op, [m.batch, m.m.next_multiple_of(16), m.n, m.k], 2 * TILES, false, lanes(info))
+}
+
+fn cost_plain_tiles<S: Simd>(candidate: &Candidate<'_>) -> f32 {
+    let Op::MatMul(m) = candidate.op else { return f32::INFINITY };
+    cost_tiles::<S>(candidate) + bytes_plain::<S>(m, candidate)
 }
 
 fn reject<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> Option<Reason> {
@@ -87,9 +99,14 @@ fn cost<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
 
 fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
     let Op::MatMul(m) = candidate.op else { return f32::INFINITY };
+    cost::<S>(candidate) + bytes_plain::<S>(m, candidate)
+}
+
+/// Seconds to bring a plain B into panels, once for all blocks.
+fn bytes_plain<S: Simd>(m: &MatMul, candidate: &Candidate<'_>) -> f32 {
     let blocks = m.batch as f32 * m.m.div_ceil(BLOCK_ROWS) as f32;
     let busy = (blocks * m.n.div_ceil(columns::<S>()) as f32).clamp(1.0, lanes(candidate.info) as f32);
-    cost::<S>(candidate) + blocks * m.n as f32 * m.k as f32 * (widening(&m.b) + 6e-10) / busy
+    m.batch as f32 * m.n as f32 * m.k as f32 * (widening(&m.b) + 6e-10) / busy
 }
 
 /// Bytes as they are, four in a word, `WORDS` words in a step.
@@ -99,6 +116,9 @@ pub(crate) struct Bytes<const WORDS: usize>;
 impl<const WORDS: usize> Words for Bytes<WORDS> {
     const PER: usize = 4 * WORDS;
     const WORDS: usize = WORDS;
+    const WHOLE: bool = WORDS == amx::WORDS;
+    const BLOCK_ROWS: usize = if WORDS == amx::WORDS { amx::BLOCK_ROWS } else { BLOCK_ROWS };
+    const BLOCK: usize = if WORDS == amx::WORDS { amx::BLOCK } else { BLOCK };
 
     fn max_rows<S: Simd>() -> usize {
         if WORDS == amx::WORDS { MOST_ROWS } else { max_rows::<S>() }
@@ -391,7 +411,7 @@ impl<F: Format> Body for Integers<F> {
         let blocks = tiles.blocks();
         // a round is as many whole matrices as fit, or else a part of one
         let matrices = (self.plan.round / op.m).clamp(1, op.batch);
-        let at_once = if op.m <= self.plan.round { blocks } else { (self.plan.round / BLOCK_ROWS).max(1) };
+        let at_once = self.plan.at_once(op.m, blocks);
         for first in (0..op.batch).step_by(matrices) {
             let batch = first..(first + matrices).min(op.batch);
             for block0 in (0..blocks).step_by(at_once) {
@@ -411,43 +431,41 @@ impl<F: Format> Integers<F> {
         self.plan.round * words::<F::A>(self.op.k)
     }
 
-    /// Packs the rows of `tiles` of each matrix in `batch`, and adds up each of them.
+    /// Packs the rows of a tile of `tiles` of a matrix of `batch`, the item `item` of them all, and adds up each of its rows.
     fn pack<S: Simd>(
         &self,
         s: S,
-        lane: &Lane<'_>,
         args: &Args,
         all: Tiles,
-        batch: Range<usize>,
-        tiles: Range<usize>,
+        batch: &Range<usize>,
+        tiles: &Range<usize>,
+        item: usize,
     ) {
         let op = &self.op;
         let (a, scratch) = (args.read::<u8>(0), args.scratch::<f32>());
         let first_row = all.start(tiles.start);
         let rows = all.start(tiles.end) - first_row;
         let words = words::<F::A>(op.k);
-        for item in lane.split(batch.len() * tiles.len(), 1) {
-            let (matrix, tile) = (item / tiles.len(), all.rows(tiles.start + item % tiles.len()));
-            let (at, height) = (matrix * rows + tile.start - first_row, tile.len());
-            // SAFETY: tiles and their sums are disjoint, and every item is one lane's.
-            let (out, sums) = unsafe {
-                (
-                    scratch.slice(at * words..(at + height) * words),
-                    scratch.slice(self.sums() + at..self.sums() + at + height),
-                )
-            };
-            let mut starts = [0; MOST_ROWS];
-            for (start, row) in starts.iter_mut().zip(tile) {
-                *start = op.a.strides.at(batch.start + matrix, row, 0);
-            }
-            let sums = bytemuck::cast_slice_mut(sums);
-            let (starts, stride, each) = (&starts[..height], op.a.strides.col, F::A::WORDS);
-            if op.k == 0 {
-                sums.fill(0);
-                continue;
-            }
-            s.vectorise(PackTile { bytes: a, starts, stride, k: op.k, out, each, sums });
+        let (matrix, tile) = (item / tiles.len(), all.rows(tiles.start + item % tiles.len()));
+        let (at, height) = (matrix * rows + tile.start - first_row, tile.len());
+        // SAFETY: tiles and their sums are disjoint, and every item is one lane's.
+        let (out, sums) = unsafe {
+            (
+                scratch.slice(at * words..(at + height) * words),
+                scratch.slice(self.sums() + at..self.sums() + at + height),
+            )
+        };
+        let mut starts = [0; MOST_ROWS];
+        for (start, row) in starts.iter_mut().zip(tile) {
+            *start = op.a.strides.at(batch.start + matrix, row, 0);
         }
+        let sums = bytemuck::cast_slice_mut(sums);
+        let (starts, stride, each) = (&starts[..height], op.a.strides.col, F::A::WORDS);
+        if op.k == 0 {
+            sums.fill(0);
+            return;
+        }
+        s.vectorise(PackTile { bytes: a, starts, stride, k: op.k, out, each, sums });
     }
 
     /// The blocks `blocks` of each matrix in `batch`.
@@ -464,10 +482,12 @@ impl<F: Format> Integers<F> {
     ) {
         let (op, nr) = (&self.op, columns::<S>());
         let tiles = all.block(blocks.start).start..all.block(blocks.end - 1).end;
-        self.pack(s, lane, args, all, batch.clone(), tiles);
         let panels = op.n.div_ceil(nr);
         let part = Part { to, all, batch, blocks };
+        let items = part.batch.len() * tiles.len();
+        let pack = |item: usize| self.pack(s, args, all, &part.batch, &tiles, item);
         if self.slabs.len() == 0 {
+            lane.share(items).for_each(pack);
             lane.barrier();
             self.panels(s, lane, args, &part, b, part.batch.clone(), 0..panels);
             return;
@@ -484,7 +504,8 @@ impl<F: Format> Integers<F> {
                 if index > 0 || panels.start > 0 {
                     lane.barrier(); // the last slab has been read
                 }
-                let slab = self.slabs.widen(s, lane, b, matrix, panels.clone(), op.k, scratch, at);
+                let beside = (if index > 0 || panels.start > 0 { 0 } else { items }, pack);
+                let slab = self.slabs.widen(s, lane, b, matrix, panels.clone(), op.k, scratch, at, beside);
                 self.panels(s, lane, args, &part, &slab, batch.clone(), panels);
             }
         }
@@ -511,7 +532,7 @@ impl<F: Format> Integers<F> {
         // SAFETY: the lane's own part.
         let own = unsafe { scratch.slice(plan.own(plan.round, lane.index())) };
         let independent = of.len() * blocks.len();
-        let per_task = plan.chunk::<S>(rows.min(BLOCK_ROWS), panels.len(), independent);
+        let per_task = plan.chunk::<S>(rows, panels.len(), independent);
         let words = words::<F::A>(op.k);
         while let Some(task) = lane.claim(independent * panels.len().div_ceil(per_task)) {
             // neighbouring tasks share the panels of B

@@ -39,7 +39,7 @@ use crate::launch::body::{Body, on, other_op};
 use crate::simd::{self, Element, Simd};
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
-use amx::{Kind, PackedTiles};
+use amx::{Kind, PackedTiles, PlainTiles};
 use driver::{BLOCK_ROWS, DEPTH, Finish, Plan, RowAt, Scales, Tiles, block};
 use half::bf16;
 use operand::{Floats, FloatsOut, PackFloats, Singles, Words, words};
@@ -123,6 +123,21 @@ pub(crate) const fn tiles<S: Simd, K: Kind<A: PackFloats>>(
         .with_reject(reject_tiles::<S, K>)
 }
 
+/// A row that multiplies tiles of AMX and reads B as the op lays it out.
+pub(crate) const fn plain_tiles<S: Simd, K: Kind<A: PackFloats>>(
+    name: &'static str,
+    configs: &'static [Config],
+) -> Kernel {
+    Kernel::new(name, "matmul", cost_plain_tiles::<S>, prepare::<S, PlainTiles<K, PlainPairs>>)
+        .with_configs(configs)
+        .with_numerics(numerics_pairs::<S>)
+        .with_reject(reject_plain_tiles::<S, K>)
+}
+
+fn reject_plain_tiles<S: Simd, K: Kind>(candidate: &Candidate<'_>) -> Option<Reason> {
+    reject_plain_pairs::<S>(candidate).or_else(|| amx::refusal::<K>(candidate.info))
+}
+
 fn reject_tiles<S: Simd, K: Kind>(candidate: &Candidate<'_>) -> Option<Reason> {
     reject_pairs::<S>(candidate).or_else(|| amx::refusal::<K>(candidate.info))
 }
@@ -133,6 +148,11 @@ pub(crate) const TILES: usize = 16;
 fn cost_tiles<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
     let Op::MatMul(m) = op else { return f32::INFINITY };
     blocked_in::<S>(op, [m.batch, m.m.next_multiple_of(16), m.n, m.k], TILES, false, lanes(info))
+}
+
+fn cost_plain_tiles<S: Simd>(candidate: &Candidate<'_>) -> f32 {
+    let Op::MatMul(m) = candidate.op else { return f32::INFINITY };
+    cost_tiles::<S>(candidate) + rounding_plain::<S>(m, candidate)
 }
 
 /// A row that reads B packed in blocks of `Q`, and quantises A to 8 bits.
@@ -333,12 +353,16 @@ fn cost_pairs<S: Simd>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
 
 fn cost_plain_pairs<S: Simd>(candidate: &Candidate<'_>) -> f32 {
     let Op::MatMul(m) = candidate.op else { return f32::INFINITY };
+    cost_pairs::<S>(candidate) + rounding_plain::<S>(m, candidate)
+}
+
+/// Seconds to bring a plain B into panels of bf16, once for all blocks.
+fn rounding_plain<S: Simd>(m: &MatMul, candidate: &Candidate<'_>) -> f32 {
     let panels = m.n.div_ceil(columns::<S>());
     let blocks = m.batch as f32 * m.m.div_ceil(BLOCK_ROWS) as f32;
-    // once for all blocks
     let elements = m.batch as f32 * m.n as f32 * m.k as f32;
     let busy = (blocks * panels as f32).clamp(1.0, lanes(candidate.info) as f32);
-    cost_pairs::<S>(candidate) + elements * (widening(&m.b) + ROUNDING) / busy
+    elements * (widening(&m.b) + ROUNDING) / busy
 }
 
 fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
@@ -403,23 +427,30 @@ fn row_at(op: &MatMul, finish: &Finish<'_>, batch: usize, row: usize) -> RowAt {
     }
 }
 
-/// Packs the rows of the tiles `tiles` of each matrix in `batch` into the beginning of the scratch, one tile after the other.
-#[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "the operand, its tiles and where they go")]
-fn pack<S: Simd, A: PackFloats>(
-    s: S,
-    lane: &Lane<'_>,
-    op: &MatMul,
-    a: &Floats<'_>,
+/// Packs the rows of the tiles `tiles` of each matrix in `batch` into the beginning of the scratch, one tile after the other, in items
+/// that lanes share.
+struct Packing<'p, 'a> {
+    op: &'p MatMul,
+    a: &'p Floats<'a>,
     all: Tiles,
     batch: Range<usize>,
     tiles: Range<usize>,
-    scratch: Out<'_, f32>,
-) {
-    let slices = op.k.div_ceil(PACK_DEPTH);
-    let first_row = all.start(tiles.start);
-    let rows = all.start(tiles.end) - first_row;
-    for item in lane.split(batch.len() * tiles.len() * slices, 1) {
+    scratch: Out<'p, f32>,
+}
+
+impl Packing<'_, '_> {
+    /// How many items there are.
+    fn items(&self) -> usize {
+        self.batch.len() * self.tiles.len() * self.op.k.div_ceil(PACK_DEPTH)
+    }
+
+    /// Packs one of them, which must be one lane's.
+    #[inline(always)]
+    fn item<S: Simd, A: PackFloats>(&self, s: S, item: usize) {
+        let Packing { op, a, all, batch, tiles, scratch } = self;
+        let slices = op.k.div_ceil(PACK_DEPTH);
+        let first_row = all.start(tiles.start);
+        let rows = all.start(tiles.end) - first_row;
         let (index, k0) = (item / slices, item % slices * PACK_DEPTH);
         let (matrix, tile) = (index / tiles.len(), all.rows(tiles.start + index % tiles.len()));
         let ks = k0..(k0 + PACK_DEPTH).min(op.k);
@@ -476,7 +507,7 @@ impl<F: Format<A: PackFloats>> Body for Product<F> {
         let blocks = tiles.blocks();
         // a round is as many whole matrices as fit, or else a part of one
         let matrices = (self.plan.round / op.m).clamp(1, op.batch);
-        let at_once = if op.m <= self.plan.round { blocks } else { (self.plan.round / BLOCK_ROWS).max(1) };
+        let at_once = self.plan.at_once(op.m, blocks);
         for first in (0..op.batch).step_by(matrices) {
             let batch = first..(first + matrices).min(op.batch);
             for block0 in (0..blocks).step_by(at_once) {
@@ -513,12 +544,12 @@ impl<F: Format<A: PackFloats>> Product<F> {
         let (op, plan, all) = (&self.op, &self.plan, round.tiles);
         let tiles = all.block(blocks.start).start..all.block(blocks.end - 1).end;
         let scratch = args.scratch::<f32>();
-        if self.packed > 0 {
-            pack::<S, F::A>(s, lane, op, round.a, all, round.batch.clone(), tiles, scratch);
-        }
+        let packing = Packing { op, a: round.a, all, batch: round.batch.clone(), tiles, scratch };
+        let items = if self.packed > 0 { packing.items() } else { 0 };
         let panels = op.n.div_ceil(columns::<S>());
         if self.slabs.len() == 0 {
             if self.packed > 0 {
+                lane.share(items).for_each(|item| packing.item::<S, F::A>(s, item));
                 lane.barrier();
             }
             self.panels(s, lane, args, &round, round.b, round.batch.clone(), blocks, 0..panels);
@@ -536,7 +567,10 @@ impl<F: Format<A: PackFloats>> Product<F> {
                 if index > 0 || panels.start > 0 {
                     lane.barrier(); // the last slab has been read
                 }
-                let slab = self.slabs.widen(s, lane, round.b, matrix, panels.clone(), op.k, scratch, at);
+                let items = if index > 0 || panels.start > 0 { 0 } else { items };
+                let beside = (items, |item: usize| packing.item::<S, F::A>(s, item));
+                let slab =
+                    self.slabs.widen(s, lane, round.b, matrix, panels.clone(), op.k, scratch, at, beside);
                 self.panels(s, lane, args, &round, &slab, batch.clone(), blocks.clone(), panels);
             }
         }
@@ -563,7 +597,7 @@ impl<F: Format<A: PackFloats>> Product<F> {
         // SAFETY: the lane's own part.
         let own = unsafe { scratch.slice(plan.own(self.packed, lane.index())) };
         let independent = batch.len() * blocks.len();
-        let per_task = plan.chunk::<S>(rows.min(BLOCK_ROWS), panels.len(), independent);
+        let per_task = plan.chunk::<S>(rows, panels.len(), independent);
         while let Some(task) = lane.claim(independent * panels.len().div_ceil(per_task)) {
             // neighbouring tasks share the panels of B
             let (chunk, index) = (task / independent, task % independent);

@@ -224,6 +224,13 @@ pub(crate) trait Words: Copy + Send + Sync + 'static {
     /// Whether words are f32: a row of f32 is then packed as it is.
     const IN_PLACE: bool = false;
 
+    /// Whether all tiles but the last one are as high as they can be; they are about equally high otherwise.
+    const WHOLE: bool = false;
+    /// Most rows of a block of A: whole tiles.
+    const BLOCK_ROWS: usize = super::driver::BLOCK_ROWS;
+    /// Most f32 results of a block.
+    const BLOCK: usize = super::driver::BLOCK;
+
     /// Rows of the largest tile; at most [`super::tile::MOST_ROWS`].
     fn max_rows<S: Simd>() -> usize {
         super::tile::max_rows::<S>()

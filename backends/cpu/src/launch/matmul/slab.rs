@@ -44,7 +44,7 @@ impl Slabs {
         starts.map(move |first| first..(first + each).min(panels))
     }
 
-    /// Widens the slab of `panels` of a matrix with all lanes, and waits for them.
+    /// Widens the slab of `panels` of a matrix with all lanes, and waits for them. They share `others` items of other work with it.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "the operand, its panels and where they go")]
     pub(crate) fn widen<'a, S: Simd, B: Source>(
@@ -57,12 +57,18 @@ impl Slabs {
         k: usize,
         scratch: Out<'a, f32>,
         at: usize,
+        (others, other): (usize, impl Fn(usize)),
     ) -> Slab<'a, B> {
-        let slices = k.div_ceil(DEPTH * <B::A as Words>::PER);
+        let depth = DEPTH / B::Widened::stored(1, 1).max(1) * <B::A as Words>::PER;
+        let slices = k.div_ceil(depth);
         let stored = |k: usize| B::Widened::stored(k.div_ceil(<B::A as Words>::PER), columns::<S>());
-        for item in lane.split(panels.len() * slices, 1) {
-            let (index, k0) = (item / slices, item % slices * DEPTH * <B::A as Words>::PER);
-            let ks = k0..(k0 + DEPTH * <B::A as Words>::PER).min(k);
+        for item in lane.share(others + panels.len() * slices) {
+            let Some(item) = item.checked_sub(others) else {
+                other(item);
+                continue;
+            };
+            let (index, k0) = (item / slices, item % slices * depth);
+            let ks = k0..(k0 + depth).min(k);
             let at = at + index * self.each;
             // SAFETY: slices of panels are apart, and every item is one lane's.
             let out = unsafe { scratch.slice(at + stored(ks.start)..at + stored(ks.end)) };
@@ -107,6 +113,13 @@ impl<B: Source> Source for Slab<'_, B> {
         let at = (panel - self.first) * self.each;
         let stored = |k: usize| B::Widened::stored(k.div_ceil(<B::A as Words>::PER), nr);
         &self.words[at + stored(ks.start)..at + stored(ks.end)]
+    }
+
+    #[inline(always)]
+    fn panels(&self, nr: usize, _: usize, panels: Range<usize>, ks: Range<usize>) -> (&[f32], usize) {
+        let [first, last] = [panels.start, panels.end - 1].map(|panel| (panel - self.first) * self.each);
+        let stored = |k: usize| B::Widened::stored(k.div_ceil(<B::A as Words>::PER), nr);
+        (&self.words[first + stored(ks.start)..last + stored(ks.end)], self.each)
     }
 
     fn widen<S: Simd>(&self, _: S, _: usize, _: usize, _: Range<usize>, _: &mut [f32]) {}

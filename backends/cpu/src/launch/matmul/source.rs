@@ -29,6 +29,18 @@ pub(crate) trait Source: Copy {
 
     /// The part `ks` of a panel as it lies in memory.
     fn panel(&self, nr: usize, matrix: usize, panel: usize, ks: Range<usize>) -> &[Stored<Self>];
+    /// The part `ks` of several panels, and how far each is from the next; of one panel, but for sources whose steps have
+    /// [`Steps::SPANS`].
+    fn panels(
+        &self,
+        nr: usize,
+        matrix: usize,
+        panels: Range<usize>,
+        ks: Range<usize>,
+    ) -> (&[Stored<Self>], usize) {
+        debug_assert_eq!(panels.len(), 1);
+        (self.panel(nr, matrix, panels.start, ks), 0)
+    }
     /// The same as [`Source::Widened`] reads it, written to `out`.
     fn widen<S: Simd>(&self, s: S, matrix: usize, panel: usize, ks: Range<usize>, out: &mut [f32]);
 }

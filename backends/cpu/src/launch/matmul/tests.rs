@@ -85,13 +85,17 @@ fn inputs(op: &Op, random: &mut Random, integers: bool) -> Vec<(Vec<u8>, Values)
 }
 
 /// Rows of tiles whose arithmetic is plain code: they show what the rows of AMX read and write, on processors with AVX-512 BF16.
-static MODELS: [Kernel; 4] = {
+static MODELS: [Kernel; 8] = {
     const TILE: &[Config] = &[Config::tile("32x32", &[32, 32, 1])];
     [
         matmul::tiles::<Avx512Bf16, ModelBf16>("matmul_bf16_model", TILE, &[&PAIRS32_BF16]),
         matmul::integers::tiles::<Avx512Bf16, ModelBytes8>("matmul_i8_model", TILE, &[&QUADS32_U8]),
         grouped::tiles::<Avx512Bf16, ModelBf16>("grouped_matmul_bf16_model", TILE, &[&PAIRS32_BF16]),
         matmul::gated::tiles::<Avx512Bf16, ModelBf16>("gated_matmul_bf16_model", TILE, &[&PAIRS32_BF16]),
+        matmul::plain_tiles::<Avx512Bf16, ModelBf16>("matmul_bf16_model_plain", TILE),
+        matmul::integers::plain_tiles::<Avx512Bf16, ModelBytes8>("matmul_i8_model_plain", TILE),
+        grouped::plain_tiles::<Avx512Bf16, ModelBf16>("grouped_matmul_bf16_model_plain", TILE),
+        matmul::gated::plain_tiles::<Avx512Bf16, ModelBf16>("gated_matmul_bf16_model_plain", TILE),
     ]
 };
 

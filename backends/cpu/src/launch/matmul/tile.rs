@@ -5,8 +5,10 @@
 //! below [`max_rows`] are the edge tiles, and 1 is the matrix-vector product. A tile of few rows has too few accumulators to hide the
 //! latency of FMA, so it keeps several sets of them, which take turns along k.
 
+use super::driver::Tiles;
 use crate::simd::{Element, Kernel, Simd};
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Columns of a panel.
 pub(crate) const fn columns<S: Simd>() -> usize {
@@ -33,9 +35,26 @@ pub(crate) trait Steps: Copy {
     type Stored: Copy;
     /// Steps of a panel that several tiles are multiplied by before its next steps are read.
     const DEPTH: usize;
+    /// Whether several panels are multiplied at once, which [`super::source::Source::panels`] gives.
+    const SPANS: bool = false;
 
     /// What `steps` steps of a panel of `nr` columns consist of; a panel begins at whole blocks.
     fn stored(steps: usize, nr: usize) -> usize;
+    /// Multiplies tiles and panels, each by each.
+    ///
+    /// # Safety
+    /// What [`Span`] says of A and C holds; `b` has what [`Steps::stored`] says for every panel, `span.apart` from the one before.
+    unsafe fn span<S: Simd>(s: S, span: &Span, b: *const Self::Stored) {
+        let nr = columns::<S>();
+        for (panel, tile) in (0..span.panels).flat_map(|p| span.tiles.clone().map(move |t| (p, t))) {
+            let part = span.tile(tile, nr);
+            // SAFETY: the same contract.
+            unsafe {
+                let (b, c) = (b.add(panel * span.apart), part.c.add(panel * span.rows() * nr));
+                Self::product(s, part.rows, span.steps, part.a, b, c, span.done > 0)
+            }
+        }
+    }
     /// `c = a b`, or `c += a b` where `add`; `c` is `rows x NR`, dense.
     ///
     /// # Safety
@@ -50,6 +69,52 @@ pub(crate) trait Steps: Copy {
         c: *mut f32,
         add: bool,
     );
+}
+
+/// Tiles of packed A and panels of B, of which some steps are multiplied: what several products have in common.
+#[derive(Clone)]
+pub(crate) struct Span {
+    pub(crate) all: Tiles,
+    pub(crate) tiles: Range<usize>,
+    /// Words of a row of A.
+    pub(crate) words: usize,
+    /// Words of a step of A.
+    pub(crate) each: usize,
+    /// Steps before these: where there are any, C is added to.
+    pub(crate) done: usize,
+    pub(crate) steps: usize,
+    /// The packed words of `tiles`, tile after tile.
+    pub(crate) a: *const f32,
+    /// `[panel][row][NR]`, to which nothing else refers.
+    pub(crate) c: *mut f32,
+    pub(crate) panels: usize,
+    /// How far a panel is from the next one.
+    pub(crate) apart: usize,
+}
+
+/// A tile of a [`Span`], and its results in the first panel.
+pub(crate) struct Part {
+    pub(crate) rows: usize,
+    pub(crate) a: *const f32,
+    pub(crate) c: *mut f32,
+}
+
+impl Span {
+    /// Rows of all tiles.
+    pub(crate) fn rows(&self) -> usize {
+        self.all.start(self.tiles.end) - self.all.start(self.tiles.start)
+    }
+
+    /// One of the tiles.
+    pub(crate) fn tile(&self, tile: usize, nr: usize) -> Part {
+        let at = self.all.rows(tile);
+        let (first, rows) = (at.start - self.all.start(self.tiles.start), at.len());
+        Part {
+            rows,
+            a: self.a.wrapping_add(first * self.words + self.done * self.each * rows),
+            c: self.c.wrapping_add(first * nr),
+        }
+    }
 }
 
 /// [`Steps`] whose products are register tiles of a fixed number of rows.

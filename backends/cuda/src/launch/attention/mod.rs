@@ -128,9 +128,19 @@ fn op_of<'a>(request: &Request<'a>) -> Result<&'a Attention> {
     }
 }
 
-/// What rows know of the GPU.
+/// What rows know of the GPU; `None` where it is none of this backend.
 fn caps_of(info: &DeviceInfo) -> Option<CudaCaps> {
     info.caps::<CudaCaps>().copied()
+}
+
+/// The same where a row was accepted, so that it is one.
+fn caps(request: &Request<'_>) -> Result<CudaCaps> {
+    caps_of(request.info).ok_or_else(|| refused(request))
+}
+
+/// What nobody sees: rows refuse before they are prepared.
+fn refused(request: &Request<'_>) -> Error {
+    Error::Unsupported { what: "this attention", why: format!("{} was not asked first", request.op.name()) }
 }
 
 /// The operands that every kernel of attention takes, in its order: q, k, v, kv_len, q_offsets, block_table, sinks, out.
@@ -152,13 +162,28 @@ fn out_of(op: &Attention) -> usize {
     4 + optional.iter().filter(|present| **present).count()
 }
 
-/// Types that tensor cores multiply as they are, with their names in the kernels: the type, and the suffix of instructions.
-fn type_names(dtype: DType) -> Option<(&'static str, &'static str)> {
-    match dtype {
-        DType::F16 => Some(("f16", "\"f16\"")),
-        DType::BF16 => Some(("bf16", "\"bf16\"")),
-        _ => None,
+/// What tensor cores do not do: other types than one of 16 bits throughout, other lengths of heads, vectors that lie anywhere.
+fn refuse_tensor_cores<const BF16: bool>(op: &Attention) -> Option<Reason> {
+    let dtype = if BF16 { DType::BF16 } else { DType::F16 };
+    if [op.q_dtype, op.kv_dtype, op.out_dtype] != [dtype; 3] {
+        return Some(Reason::new(format!("runs {dtype} throughout")));
     }
+    if ![64, 128, 256].contains(&op.q.len) {
+        return Some(Reason::new("runs heads of 64, 128 and 256 elements"));
+    }
+    refuse_sizes(op).or_else(|| misaligned(op))
+}
+
+/// Definitions of kernels for one 16-bit type: its name as a type and in instructions, and whether scores are more than scaled by a
+/// positive number.
+fn type_definitions(op: &Attention) -> [(&'static str, String); 3] {
+    let name = if op.q_dtype == DType::F16 { "f16" } else { "bf16" };
+    let plain = op.soft_cap.is_none() && op.scale > 0.0;
+    [
+        ("SCORES", u8::from(!plain).to_string()),
+        ("TYPE", name.to_string()),
+        ("TYPE_NAME", format!("\"{name}\"")),
+    ]
 }
 
 /// Rows that round weights to the type of the values: half a unit in its last place, of each.

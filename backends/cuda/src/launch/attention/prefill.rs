@@ -1,13 +1,15 @@
 //! Attention of many queries on Hopper: `shaders/cuda/attention/prefill_sm90.cu`, in FlashAttention-3's design.
 
 use super::map::{Map, Mapped};
-use super::{Params, align, caps_of, is_empty, longest, misaligned, op_of, pointers};
-use super::{refuse_sizes, rounded_weights, type_names};
+use super::{
+    Params, align, caps, caps_of, is_empty, longest, op_of, pointers, refuse_tensor_cores, rounded_weights,
+    type_definitions,
+};
 use crate::device::CudaCaps;
 use crate::launch::steps::Pointer;
 use crate::launch::{Dims, launch, module};
-use perjoule_kernels::op::{Attention, Op};
-use perjoule_kernels::{Candidate, Config, DType, Kernel, Launch, Reason, Request, Result};
+use perjoule_kernels::op::{Attention, Op, Spec};
+use perjoule_kernels::{Candidate, Config, Kernel, Launch, Reason, Request, Result};
 use perjoule_shaders::cuda;
 
 /// Tiles: rows of a block, keys, and elements of a head for which the tile is meant.
@@ -48,16 +50,13 @@ fn pack(op: &Attention) -> usize {
 
 fn reject<const BF16: bool>(candidate: &Candidate<'_>) -> Option<Reason> {
     let Op::Attention(op) = candidate.op else { return Some(Reason::new("runs attention")) };
-    let caps = caps_of(candidate.info)?;
-    if caps.sm != 90 {
-        return Some(Reason::new("needs Hopper: compute capability 9.0"));
-    }
-    let dtype = if BF16 { DType::BF16 } else { DType::F16 };
-    if [op.q_dtype, op.kv_dtype, op.out_dtype] != [dtype; 3] {
-        return Some(Reason::new(format!("runs {dtype} throughout")));
-    }
-    if ![64, 128, 256].contains(&op.q.len) {
-        return Some(Reason::new("runs heads of 64, 128 and 256 elements"));
+    let caps = match caps_of(candidate.info) {
+        Some(caps) if caps.sm == 90 => caps,
+        _ => return Some(Reason::lacking("needs compute capability 9.0")),
+    };
+    let refusal = refuse_tensor_cores::<BF16>(op);
+    if refusal.is_some() {
+        return refusal;
     }
     let keys = candidate.config.tile[1];
     if keys > 128 && op.q.len > 64 || keys > 80 && op.q.len > 128 {
@@ -75,7 +74,7 @@ fn reject<const BF16: bool>(candidate: &Candidate<'_>) -> Option<Reason> {
             "needs strides that the copy engine can walk, and a cache that is not empty",
         ));
     }
-    refuse_sizes(op).or_else(|| misaligned(op))
+    None
 }
 
 /// How an op is cut up.
@@ -113,38 +112,28 @@ fn cost(candidate: &Candidate<'_>) -> f32 {
     // long tiles are paired with short ones
     let share = if waves < 2.0 { waves / waves.ceil() } else { 1.0 };
     let meant = if candidate.config.tile[2] == op.q.len { 1.0 } else { 1.1 };
-    let busy = padding * candidate.op.flops() as f32 / rate;
-    let read = candidate.op.bytes() as f32 / (0.8 * caps.memory_rate as f32);
+    let busy = padding * op.flops() as f32 / rate;
+    let read = op.bytes() as f32 / (0.8 * caps.memory_rate as f32);
     meant * busy.max(read) / share + if cut.splits > 1 { 8e-6 } else { 5e-6 }
 }
 
 fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let op = op_of(request)?;
     let keys = request.config.tile[1];
-    let (name, suffix) = type_names(op.q_dtype).unwrap_or(("bf16", "\"bf16\""));
-    let plain = op.soft_cap.is_none() && op.scale > 0.0;
     let number = |x: usize| x.to_string();
-    let module = module(
-        request,
-        &cuda::ATTENTION_PREFILL_SM90,
-        &[
-            ("HEAD_DIM", number(op.q.len)),
-            ("BLOCK_N", number(keys)),
-            ("CONSUMERS", number(2)),
-            ("STAGES", number(STAGES)),
-            ("SCORES", number(usize::from(!plain))),
-            ("TYPE", name.to_string()),
-            ("TYPE_NAME", suffix.to_string()),
-        ],
-    )?;
+    let mut definitions = vec![
+        ("HEAD_DIM", number(op.q.len)),
+        ("BLOCK_N", number(keys)),
+        ("CONSUMERS", number(ROWS / 64)),
+        ("STAGES", number(STAGES)),
+    ];
+    definitions.extend(type_definitions(op));
+    let module = module(request, &cuda::ATTENTION_PREFILL_SM90, &definitions)?;
     let function = module.function("attention_prefill")?;
     let shared = shared(op.q.len, keys) as u32;
     function.allow_shared(shared)?;
-    let caps = caps_of(request.info);
-    let (cut, blocks) = match &caps {
-        Some(caps) => (Cut::new(op, keys, caps), caps.multiprocessors as usize),
-        None => (Cut { tiles: 1, units: 0, splits: 1 }, 1),
-    };
+    let caps = caps(request)?;
+    let cut = Cut::new(op, keys, &caps);
     let (then, scratch) = match cut.splits {
         1 => (None, 0),
         _ => {
@@ -155,7 +144,7 @@ fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
         }
     };
     let params = Params::new(op).tiled(pack(op), cut.tiles, cut.splits, cut.items());
-    let grid = if is_empty(op) { 0 } else { cut.items().min(blocks) };
+    let grid = if is_empty(op) { 0 } else { cut.items().min(caps.multiprocessors as usize) };
     let dims = Dims { shared, ..Dims::line(grid as u32, THREADS) };
     let mut pointers = pointers(op);
     pointers.push(if scratch > 0 { Pointer::Scratch(0) } else { Pointer::Nothing });

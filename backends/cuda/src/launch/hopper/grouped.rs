@@ -1,6 +1,7 @@
 //! Products of experts: `shaders/cuda/grouped_matmul/hopper.cu`.
 
 use super::map::Lines;
+use super::round::{self, Round, rounds};
 use super::{ELEMENTS, Params, THREADS};
 use crate::compile::Function;
 use crate::device::CudaCaps;
@@ -64,8 +65,11 @@ fn along_n(op: &GroupedMatMul) -> bool {
 
 fn refuse(op: &GroupedMatMul, element: DType) -> Option<Reason> {
     let (a, b, c) = (op.a, op.b, op.c);
-    if a.dtype != element || b.dtype != element {
-        return Some(Reason::new(format!("multiplies {element}")));
+    let rounds = rounds(a.dtype, b.dtype, op.policy);
+    if b.dtype != element || (a.dtype != element && !rounds) {
+        return Some(Reason::new(format!(
+            "multiplies {element}, to which it rounds f32 as bf16 where the policy allows it"
+        )));
     }
     let out = match element {
         DType::I8 => matches!(c.dtype, DType::I32 | DType::F32 | DType::F16 | DType::BF16),
@@ -90,7 +94,7 @@ fn refuse(op: &GroupedMatMul, element: DType) -> Option<Reason> {
     if along_n(op) && (element.block_bytes() != 2 || (b.strides.col != 1 && op.n > 1)) {
         return Some(Reason::new("reads B contiguous along k, or of 16 bits along n"));
     }
-    let lies = (op.a_rows <= 1 || whole(a.strides.row, element))
+    let lies = (op.a_rows <= 1 || rounds || whole(a.strides.row, element))
         && (op.c_rows <= 1 || whole(c.strides.row, c.dtype))
         && whole(op.n, c.dtype)
         && b_lines(op, along_n(op)).fits();
@@ -118,23 +122,28 @@ pub(crate) fn cost(candidate: &Candidate<'_>) -> f32 {
     let along_m = op.rows as f32 / TILE_M as f32 + 0.5 * op.experts.min(op.rows) as f32;
     let tiles = along_m.max(1.0) * op.n.div_ceil(TILE_N) as f32;
     let waves = (tiles / caps.multiprocessors.max(1) as f32).max(1.0);
-    let rate = 4096.0 / op.a.dtype.block_bytes() as f32 * 0.7;
+    let rate = 4096.0 / op.b.dtype.block_bytes() as f32 * 0.7;
     let cycles = (TILE_M * TILE_N * op.k) as f32 / rate + 1000.0;
     let clock = caps.clock_khz.max(1) as f32 * 1e3;
     let moved = candidate.op.bytes() as f32 / (0.7 * caps.memory_rate.max(1) as f32);
-    6e-6 + (waves * cycles / clock).max(moved)
+    let round = if op.a.dtype == op.b.dtype { 0.0 } else { 3e-6 };
+    6e-6 + round + (waves * cycles / clock).max(moved)
 }
 
 /// Roundings by element type.
 pub(crate) fn numerics(candidate: &Candidate<'_>) -> Numerics {
     let Op::GroupedMatMul(op) = candidate.op else { return Numerics::F32 };
-    super::numerics_of(op.a.dtype, op.c.dtype)
+    super::numerics_of(op.a.dtype != op.b.dtype, op.b.dtype, op.c.dtype)
 }
 
 /// Rows are copied in pieces of 16 bytes.
 pub(crate) fn align(candidate: &Candidate<'_>, operand: usize) -> u32 {
     let last = candidate.op.operands().len() - 1;
-    if operand < 2 || operand == last { 16 } else { 1 }
+    let rounded = match candidate.op {
+        Op::GroupedMatMul(op) => operand == 0 && op.a.dtype != op.b.dtype,
+        _ => false,
+    };
+    if (operand < 2 && !rounded) || operand == last { 16 } else { 1 }
 }
 
 /// Prepares products of experts.
@@ -144,7 +153,11 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let caps = request.info.caps::<CudaCaps>().ok_or_else(|| unsupported("no CUDA device".into()))?;
     let function = module(request, &GROUPED_MATMUL_HOPPER, &defines(&op))?.function("grouped_matmul")?;
     function.allow_shared(shared(op.experts))?;
-    let slice = 128 / op.a.dtype.block_bytes();
+    let slice = 128 / op.b.dtype.block_bytes();
+    let round = match op.a.dtype == op.b.dtype {
+        true => None,
+        false => Some(Round::new(request, op.a, 1, op.a_rows, op.k)?),
+    };
     let tiles_n = op.n.div_ceil(TILE_N);
     let params = Params {
         scale: 1.0,
@@ -157,7 +170,7 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
         ..Params::zeroed()
     };
     let groups = Groups {
-        a_row: op.a.strides.row as u64,
+        a_row: if round.is_some() { round::row(op.k) } else { op.a.strides.row } as u64,
         c_row: op.c.strides.row as u64,
         experts: op.experts as i32,
         rows: op.rows as i32,
@@ -171,13 +184,13 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let mut dims = Dims::line(most.min(caps.multiprocessors as usize) as u32, THREADS);
     dims.shared = shared(op.experts);
     dims.early = true;
-    launch(Experts { op, function, params, groups, dims })
+    launch(Experts { op, function, params, groups, dims, round })
 }
 
 fn defines(op: &GroupedMatMul) -> Vec<(&'static str, String)> {
     let id = |dtype: DType| (dtype as u32).to_string();
     vec![
-        ("ELEMENT", id(op.a.dtype)),
+        ("ELEMENT", id(op.b.dtype)),
         ("OUT", id(op.c.dtype)),
         ("TILE_M", TILE_M.to_string()),
         ("TILE_N", TILE_N.to_string()),
@@ -185,13 +198,9 @@ fn defines(op: &GroupedMatMul) -> Vec<(&'static str, String)> {
         ("STORE_BUFFERS", "1".into()),
         ("CLUSTER", "1".into()),
         ("PINGPONG", "1".into()),
-        ("DEFER", "0".into()),
         ("B_MN", u32::from(along_n(op)).to_string()),
         ("BIAS", op.bias.map_or("-1".into(), id)),
         ("ACTIVATION", (op.activation as u32).to_string()),
-        // the producers gather, with a pointer for each of their rows
-        ("PRODUCER_REGISTERS", "56".into()),
-        ("CONSUMER_REGISTERS", "224".into()),
     ]
 }
 
@@ -201,13 +210,25 @@ struct Experts {
     params: Params,
     groups: Groups,
     dims: Dims,
+    round: Option<Round>,
 }
 
 impl Body for Experts {
+    fn scratch(&self) -> u64 {
+        self.round.as_ref().map_or(0, Round::bytes)
+    }
+
     fn run(&self, call: &mut Call<'_>) -> Result<()> {
         let op = &self.op;
         let b = b_lines(op, along_n(op)).encode(call.operand(1))?;
-        let (a, offsets, order) = (call.operand(0), call.operand(2), call.operand(3));
+        let a = match &self.round {
+            None => call.operand(0),
+            Some(round) => {
+                round.run(call, call.operand(0), call.scratch())?;
+                call.scratch()
+            }
+        };
+        let (offsets, order) = (call.operand(2), call.operand(3));
         let (bias, c) = match op.bias {
             Some(_) => (call.operand(4), call.operand(5)),
             None => (0, call.operand(4)),

@@ -3,6 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | [`problem`] | what of the ops the kernel can run |
+//! | [`round`] | activations rounded to bf16 |
 //! | [`grouped`] | products of experts |
 //! | [`map`] | tensor maps |
 //! | `model` | its layouts and its order of tiles, modelled and tested |
@@ -12,24 +13,27 @@ mod map;
 #[cfg(test)]
 mod model;
 mod problem;
+mod round;
 
 use super::{Body, Call, Dims, map_param, module, param};
 use crate::compile::Function;
 use crate::device::CudaCaps;
 use bytemuck::{Pod, Zeroable};
-use perjoule_kernels::op::{Activation, Granularity, Op};
+use perjoule_kernels::op::{Granularity, Op};
 use perjoule_kernels::{Candidate, Config, DType, Error, Launch, Numerics, Reason, Request, Result};
 use perjoule_shaders::cuda::MATMUL_HOPPER;
 use problem::Problem;
+use round::Round;
 
 /// Tiles: `[m, n, k of 16-bit elements]`, and [`Tile`]'s further fields.
 pub(crate) static CONFIGS: &[Config] = &[
-    Config { name: "128x128_pingpong", tile: &[128, 128, 64], params: &[6, 2, 0, 1, 1] },
-    Config { name: "128x256", tile: &[128, 256, 64], params: &[4, 2, 0, 0, 1] },
-    Config { name: "256x128", tile: &[256, 128, 64], params: &[4, 2, 1, 0, 1] },
-    Config { name: "128x128_split2", tile: &[128, 128, 64], params: &[6, 1, 0, 0, 2] },
-    Config { name: "128x256_split4", tile: &[128, 256, 64], params: &[4, 1, 0, 0, 4] },
+    Config { name: "128x128", tile: &[128, 128, 64], params: &[6, 2, 1, 0] },
+    Config { name: "128x128_rest", tile: &[128, 128, 64], params: &[6, 2, 1, 1] },
+    Config { name: "128x128_split2", tile: &[128, 128, 64], params: &[6, 1, 2, 0] },
 ];
+
+/// Those of gated products.
+pub(crate) static GATED_CONFIGS: &[Config] = CONFIGS.first_chunk::<2>().expect("two");
 
 /// Element types of the rows.
 const ELEMENTS: [DType; 5] = [DType::BF16, DType::F16, DType::F32, DType::F8E4M3, DType::I8];
@@ -44,51 +48,83 @@ struct Tile {
     n: usize,
     /// Slices of 128 bytes along k that shared memory holds.
     stages: usize,
-    /// Blocks that share an operand: A where `share_a`, else B.
+    /// Blocks beside each other along m that share B.
     cluster: usize,
-    share_a: bool,
-    /// Whether the consumers take whole tiles in turn.
-    pingpong: bool,
     /// Blocks that share the k of a tile, instead of an operand.
     split: usize,
+    /// Whether the last tiles of a grid that does not come out even are shared out along k.
+    rest: bool,
 }
+
+/// How the tiles of a product are shared out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Schedule {
+    /// Clusters' tiles along m and n.
+    tiles_m: usize,
+    tiles_n: usize,
+    tiles: usize,
+    /// Tiles that are computed whole, and clusters that share the k of each of the others.
+    whole: usize,
+    shares: usize,
+    /// Clusters of the grid.
+    clusters: usize,
+}
+
+/// Most clusters that share a tile of the rest.
+const MOST_SHARES: usize = 16;
 
 impl Tile {
     fn of(config: &Config) -> Option<Self> {
-        let (&[m, n, _], &[stages, cluster, share_a, pingpong, split]) = (config.tile, config.params) else {
+        let (&[m, n, _], &[stages, cluster, split, rest]) = (config.tile, config.params) else {
             return None;
         };
-        Some(Tile { m, n, stages, cluster, share_a: share_a != 0, pingpong: pingpong != 0, split })
+        Some(Tile { m, n, stages, cluster, split, rest: rest != 0 })
     }
 
     /// Dynamic shared memory: stages, two boxes of 64 lines for each consumer, and two barriers a stage.
     fn shared(&self) -> u32 {
-        (self.stages * ((self.m + self.n) * 128 + 16) + 2 * 2 * 64 * 128) as u32
+        (self.stages * ((self.m + self.n) * 128 + 16) + 2 * 2 * BOX as usize) as u32
     }
 
-    /// Why the tile does not do for a problem.
-    fn refuse(&self, problem: &Problem) -> Option<Reason> {
-        let slices = problem.k.div_ceil(128 / problem.element.block_bytes());
-        match self.split {
-            1 => None,
-            _ if problem.gate.is_some() => Some(Reason::new("shares the k of one product, not of two")),
-            split if slices < split => Some(Reason::new("has more shares of k than slices")),
-            _ => None,
+    /// Columns of C that a block computes.
+    fn columns(&self, problem: &Problem) -> usize {
+        if problem.gate.is_some() { self.n / 2 } else { self.n }
+    }
+
+    fn schedule(&self, problem: &Problem, caps: &CudaCaps) -> Schedule {
+        let tiles_m = problem.m.div_ceil(self.m * self.cluster);
+        let tiles_n = problem.n.div_ceil(self.columns(problem));
+        let tiles = tiles_m * tiles_n * problem.batch;
+        let at_once = (caps.multiprocessors as usize / (self.cluster * self.split)).max(1);
+        let mut schedule =
+            Schedule { tiles_m, tiles_n, tiles, whole: tiles, shares: 1, clusters: tiles.min(at_once) };
+        if self.split > 1 {
+            // clusters that exchange their sums do so once
+            schedule.clusters = tiles;
         }
-    }
-
-    /// Clusters of a grid: as many as run at once, or one for each tile where they share its k.
-    fn clusters(&self, tiles: usize, caps: &CudaCaps) -> usize {
-        let most = (caps.multiprocessors as usize / self.cluster).max(1);
-        if self.split > 1 { tiles } else { tiles.min(most) }
-    }
-
-    /// Rows and columns of C that a cluster computes.
-    fn of_cluster(&self, problem: &Problem) -> (usize, usize) {
-        let n = if problem.gate.is_some() { self.n / 2 } else { self.n };
-        if self.share_a { (self.m, n * self.cluster) } else { (self.m * self.cluster, n) }
+        let left = tiles % at_once;
+        if self.rest && left > 0 {
+            // at least two slices each
+            let shares = (at_once / left).min(MOST_SHARES).min(slices(problem) / 2);
+            if shares > 1 {
+                let units = tiles - left + left * shares;
+                schedule = Schedule { whole: tiles - left, shares, clusters: units.min(at_once), ..schedule };
+            }
+        }
+        schedule
     }
 }
+
+/// Slices along k.
+fn slices(problem: &Problem) -> usize {
+    problem.k.div_ceil(128 / problem.element.block_bytes())
+}
+
+/// Bytes of a box of 64 lines.
+const BOX: u32 = 64 * 128;
+
+/// Parts of the scratch begin at multiples of it.
+const SCRATCH_ALIGN: u64 = 1024;
 
 /// Laid out as the kernel's.
 #[repr(C)]
@@ -108,6 +144,8 @@ struct Params {
     group: i32,
     a_batch: i32,
     b_batch: i32,
+    whole: i32,
+    shares: i32,
 }
 
 fn problem(candidate: &Candidate<'_>) -> Result<Problem, Reason> {
@@ -125,10 +163,7 @@ pub(crate) fn reject<const ELEMENT: usize>(candidate: &Candidate<'_>) -> Option<
         Err(reason) => return Some(reason),
     };
     let element = ELEMENTS[ELEMENT];
-    if problem.element != element {
-        return Some(Reason::new(format!("multiplies {element}")));
-    }
-    Tile::of(candidate.config)?.refuse(&problem)
+    (problem.element != element).then(|| Reason::new(format!("multiplies {element}")))
 }
 
 /// Seconds by the multiplications of the tiles that the busiest multiprocessor gets, or by the bytes.
@@ -138,28 +173,35 @@ pub(crate) fn cost(candidate: &Candidate<'_>) -> f32 {
     else {
         return f32::MAX;
     };
-    let (m, n) = tile.of_cluster(&problem);
+    let schedule = tile.schedule(&problem, caps);
     let at_once = (caps.multiprocessors as usize / (tile.cluster * tile.split)).max(1);
-    let tiles = problem.m.div_ceil(m) * problem.n.div_ceil(n) * problem.batch;
-    let waves = tiles.div_ceil(at_once) as f32;
+    let left = schedule.tiles - schedule.whole;
+    let waves = schedule.whole.div_ceil(at_once) as f32 + (left > 0) as u8 as f32 / schedule.shares as f32;
     // multiplications of a multiprocessor in a cycle
     let rate = 4096.0 / problem.element.block_bytes() as f32;
-    let efficiency = if tile.pingpong || tile.m * tile.n >= 128 * 256 { 0.85 } else { 0.75 };
+    let efficiency = if tile.split > 1 { 0.75 } else { 0.85 };
     // what no multiplication hides: the ends of a tile, and the exchange of shares
-    let ends = if tile.pingpong { 500.0 } else { 1500.0 } + 1500.0 * (tile.split - 1) as f32;
+    let ends = 500.0 + 2500.0 * (tile.split - 1) as f32;
     let cycles = (tile.m * tile.n * problem.k / tile.split) as f32 / (rate * efficiency) + ends;
     let clock = caps.clock_khz.max(1) as f32 * 1e3;
-    let moved = candidate.op.bytes() as f32 / (0.8 * caps.memory_rate.max(1) as f32);
-    4e-6 + (waves * cycles / clock).max(moved)
+    let memory = 0.8 * caps.memory_rate.max(1) as f32;
+    let moved = candidate.op.bytes() as f32 / memory;
+    // another kernel takes its time to start, and so do its bytes
+    let rest = if left > 0 { 6e-6 } else { 0.0 };
+    let round =
+        problem.rounds.map_or(0.0, |_| 3e-6 + (problem.batch * problem.m * problem.k * 6) as f32 / memory);
+    4e-6 + rest + round + (waves * cycles / clock).max(moved)
 }
 
 /// Roundings by element type.
 pub(crate) fn numerics(candidate: &Candidate<'_>) -> Numerics {
-    problem(candidate).map_or(Numerics::F32, |problem| numerics_of(problem.element, problem.out))
+    let Ok(problem) = problem(candidate) else { return Numerics::F32 };
+    numerics_of(problem.rounds.is_some(), problem.element, problem.out)
 }
 
-fn numerics_of(element: DType, out: DType) -> Numerics {
+fn numerics_of(rounds: bool, element: DType, out: DType) -> Numerics {
     match (element, out) {
+        _ if rounds => Numerics::F32.with_unit(2f64.powi(-9)),
         // both factors lose 13 bits
         (DType::F32, _) => Numerics::F32.with_unit(2f64.powi(-11)),
         // the tensor cores add products of 8 bits with 13 bits behind the point of the largest
@@ -169,14 +211,15 @@ fn numerics_of(element: DType, out: DType) -> Numerics {
     }
 }
 
-/// Tensor maps begin at multiples of 16 bytes; vectors of the epilogue anywhere.
+/// Tensor maps begin at multiples of 16 bytes; vectors of the epilogue, and what is rounded first, anywhere.
 pub(crate) fn align(candidate: &Candidate<'_>, operand: usize) -> u32 {
     let first = match candidate.op {
         Op::GatedMatMul(_) => 3,
         _ => 2,
     };
     let last = candidate.op.operands().len() - 1;
-    if operand < first || operand == last { 16 } else { 1 }
+    let rounded = operand == 0 && problem(candidate).is_ok_and(|problem| problem.rounds.is_some());
+    if (operand < first && !rounded) || operand == last { 16 } else { 1 }
 }
 
 /// Prepares a product.
@@ -188,8 +231,7 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let module = module(request, &MATMUL_HOPPER, &defines(&problem, &tile))?;
     let function = module.function("matmul")?;
     function.allow_shared(tile.shared())?;
-    let (m, n) = tile.of_cluster(&problem);
-    let slice = 128 / problem.element.block_bytes();
+    let schedule = tile.schedule(&problem, caps);
     let params = Params {
         residual_row: problem.residual.map_or(0, |r| r.strides.row as u64),
         residual_batch: problem.residual.map_or(0, |r| r.strides.batch as u64),
@@ -199,20 +241,51 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
         m: problem.m as i32,
         n: problem.n as i32,
         batch: problem.batch as i32,
-        k_slices: problem.k.div_ceil(slice) as i32,
-        tiles_m: problem.m.div_ceil(m) as i32,
-        tiles_n: problem.n.div_ceil(n) as i32,
+        k_slices: slices(&problem) as i32,
+        tiles_m: schedule.tiles_m as i32,
+        tiles_n: schedule.tiles_n as i32,
         group: 8,
         a_batch: i32::from(problem.a.batch != 0),
         b_batch: i32::from(problem.b.batch != 0),
+        whole: schedule.whole as i32,
+        shares: schedule.shares as i32,
     };
-    let tiles = problem.m.div_ceil(m) * problem.n.div_ceil(n) * problem.batch;
     let blocks = tile.cluster * tile.split;
-    let mut dims = Dims::line((tile.clusters(tiles, caps) * blocks) as u32, THREADS);
+    let mut dims = Dims::line((schedule.clusters * blocks) as u32, THREADS);
     dims.shared = tile.shared();
     dims.cluster = blocks as u32;
     dims.early = true;
-    super::launch(Product { problem, tile, function, params, dims })
+    let left = schedule.tiles - schedule.whole;
+    let rest = match left {
+        0 => None,
+        _ => {
+            let boxes = tile.m / 64 * (tile.columns(&problem) * problem.out.block_bytes() / 128);
+            let mut dims = Dims::line((left * tile.cluster * boxes) as u32, 128);
+            dims.shared = BOX;
+            dims.early = true;
+            Some((module.function("matmul_rest")?, dims))
+        }
+    };
+    let round = match problem.rounds {
+        None => None,
+        Some(a) => {
+            let (rows, matrices) = problem.rounded_rows();
+            Some(Round::new(request, a, matrices, rows, problem.k)?)
+        }
+    };
+    let partials = (left * schedule.shares * tile.cluster * tile.m * tile.n * 4) as u64;
+    let rounded = round.as_ref().map_or(0, |round| round.bytes().next_multiple_of(SCRATCH_ALIGN));
+    super::launch(Product {
+        problem,
+        tile,
+        function,
+        params,
+        dims,
+        rest,
+        round,
+        partials_at: rounded,
+        scratch: rounded + partials,
+    })
 }
 
 fn defines(problem: &Problem, tile: &Tile) -> Vec<(&'static str, String)> {
@@ -224,13 +297,6 @@ fn defines(problem: &Problem, tile: &Tile) -> Vec<(&'static str, String)> {
         Some(Granularity::Tensor) => "1".to_string(),
         Some(_) => "2".to_string(),
     };
-    let plain = problem.a_scale.is_none()
-        && problem.b_scale.is_none()
-        && problem.bias.is_none()
-        && problem.residual.is_none()
-        && problem.activation == Activation::None;
-    // consumers that take turns hide the stores of each other's results; what an epilogue reads takes the registers of waiting results
-    let defer = problem.out.block_bytes() == 2 && !tile.pingpong && tile.split == 1 && plain;
     vec![
         ("ELEMENT", id(problem.element)),
         ("OUT", id(problem.out)),
@@ -238,10 +304,8 @@ fn defines(problem: &Problem, tile: &Tile) -> Vec<(&'static str, String)> {
         ("TILE_N", tile.n.to_string()),
         ("STAGES", tile.stages.to_string()),
         ("CLUSTER", tile.cluster.to_string()),
-        ("SHARE_A", flag(tile.share_a)),
-        ("PINGPONG", flag(tile.pingpong)),
+        ("PINGPONG", flag(tile.split == 1)),
         ("SPLIT", tile.split.to_string()),
-        ("DEFER", flag(defer)),
         ("A_MN", flag(problem.a_mn)),
         ("B_MN", flag(problem.b_mn)),
         ("A_SCALE", scales(problem.a_scale)),
@@ -260,38 +324,52 @@ struct Product {
     function: Function,
     params: Params,
     dims: Dims,
+    /// The kernel that adds the shares of the rest.
+    rest: Option<(Function, Dims)>,
+    round: Option<Round>,
+    /// Where in the scratch, behind what was rounded, the shares of the rest lie.
+    partials_at: u64,
+    scratch: u64,
 }
 
 impl Body for Product {
+    fn scratch(&self) -> u64 {
+        self.scratch
+    }
+
     fn run(&self, call: &mut Call<'_>) -> Result<()> {
         let (p, tile) = (&self.problem, &self.tile);
         let at = p.operands();
-        let half = |side: usize, shared: bool| if shared { side / tile.cluster } else { side };
+        let (mut a, mut b) = (call.operand(at.a), call.operand(at.b));
+        if let Some(round) = &self.round {
+            // the op's A, which is B where the product is turned round
+            let side = if p.swapped { &mut b } else { &mut a };
+            let from = std::mem::replace(side, call.scratch());
+            round.run(call, from, call.scratch())?;
+        }
+        let half = |side: usize| side / tile.cluster;
         // a gated product copies its two B in halves
-        let b_side = if p.gate.is_some() { tile.n / 2 } else { half(tile.n, !tile.share_a) };
-        let a = p.a_lines(half(tile.m, tile.share_a)).encode(call.operand(at.a))?;
-        let b_lines = |up| p.b_lines(up, b_side);
-        let b = b_lines(false).encode(call.operand(at.b))?;
+        let b_side = if p.gate.is_some() { tile.n / 2 } else { half(tile.n) };
+        let a = p.a_lines(tile.m).encode(a)?;
+        let b = p.b_lines(false, b_side).encode(b)?;
         let b_up = match at.b_up {
-            Some(operand) => b_lines(true).encode(call.operand(operand))?,
+            Some(operand) => p.b_lines(true, b_side).encode(call.operand(operand))?,
             None => b,
         };
         let c = p.c_lines().encode(call.operand(at.c))?;
         let address = |operand: Option<usize>| operand.map_or(0, |index| call.operand(index));
         let extras = [at.a_scale, at.b_scale, at.bias, at.up_bias, at.residual].map(address);
-        let [a_scale, b_scale, bias, up_bias, residual] = &extras;
-        let params = [
-            param(&self.params),
-            map_param(&a),
-            map_param(&b),
-            map_param(&b_up),
-            map_param(&c),
-            param(a_scale),
-            param(b_scale),
-            param(bias),
-            param(up_bias),
-            param(residual),
-        ];
-        call.start(&self.function, self.dims, &params)
+        let [a_scale, b_scale, bias, up_bias, residual] = extras.each_ref().map(param);
+        let partials = call.scratch() + self.partials_at;
+        let (values, c, partials) = (param(&self.params), map_param(&c), param(&partials));
+        let maps = [map_param(&a), map_param(&b), map_param(&b_up)];
+        let [a, b, b_up] = maps;
+        let params = [values, a, b, b_up, c, a_scale, b_scale, bias, up_bias, residual, partials];
+        call.start(&self.function, self.dims, &params)?;
+        if let Some((rest, dims)) = &self.rest {
+            let params = [values, c, a_scale, b_scale, bias, up_bias, residual, partials];
+            call.start(rest, *dims, &params)?;
+        }
+        Ok(())
     }
 }

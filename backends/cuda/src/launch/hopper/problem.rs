@@ -1,6 +1,7 @@
 //! The ops as the kernel sees them: C row-major, every operand in lines that the copy engine can walk.
 
 use super::map::Lines;
+use super::round::{self, rounds};
 use perjoule_kernels::op::{Activation, GatedKind, GatedMatMul, Granularity, MatMul, Op, Tensor2};
 use perjoule_kernels::{DType, Matrix, Reason};
 
@@ -17,6 +18,8 @@ pub(super) struct Problem {
     pub(super) element: DType,
     pub(super) out: DType,
     pub(super) a: Matrix,
+    /// The op's A where it is rounded into scratch, which `a` (or `b`, turned round) then describes.
+    pub(super) rounds: Option<Tensor2>,
     pub(super) b: Matrix,
     /// The other B of a gated product.
     b_up: Matrix,
@@ -57,6 +60,13 @@ pub(super) struct Operands {
     pub(super) c: usize,
 }
 
+/// Strides of A rounded into scratch.
+fn rounded(op: &MatMul) -> Matrix {
+    let row = round::row(op.k);
+    let batch = if op.a.strides.batch == 0 { 0 } else { op.m.wrapping_mul(row) };
+    Matrix { row, col: 1, batch }
+}
+
 /// Sizes are counted in i32, with room for a tile beyond the last one.
 const MOST: usize = i32::MAX as usize - 1024;
 
@@ -71,9 +81,12 @@ impl Problem {
     }
 
     fn product(op: &MatMul) -> Result<Self, Reason> {
-        let element = op.a.dtype;
-        if op.b.dtype != element {
-            return Err(Reason::new("multiplies elements of one type"));
+        let element = op.b.dtype;
+        let rounds = rounds(op.a.dtype, element, op.policy);
+        if op.a.dtype != element && !rounds {
+            return Err(Reason::new(
+                "multiplies elements of one type, or f32 rounded to bf16 where the policy allows it",
+            ));
         }
         if element == DType::F32 && !op.policy.tf32 {
             return Err(Reason::new("rounds f32 to tf32, which the policy does not allow"));
@@ -89,7 +102,8 @@ impl Problem {
             k: op.k,
             element,
             out: op.c.dtype,
-            a: op.a.strides,
+            a: if rounds { rounded(op) } else { op.a.strides },
+            rounds: rounds.then_some(op.a),
             b: op.b.strides,
             b_up: op.b.strides,
             c: op.c.strides,
@@ -104,6 +118,9 @@ impl Problem {
             residual: op.epilogue.residual,
             gate: None,
         };
+        if rounds && op.a.strides.col != 1 && op.k > 1 {
+            return Err(Reason::new("rounds contiguous rows"));
+        }
         // rows of one element, and a single row, are both
         let row_major = op.c.strides.col == 1 || op.n == 1;
         Ok(if row_major { straight } else { straight.turned() })
@@ -216,6 +233,12 @@ impl Problem {
             batch_stride: strides.batch,
             box_lines,
         }
+    }
+
+    /// Rows and matrices of the op's A, where it is rounded.
+    pub(super) fn rounded_rows(&self) -> (usize, usize) {
+        let (rows, strides) = if self.swapped { (self.n, self.b) } else { (self.m, self.a) };
+        (rows, if strides.batch == 0 { 1 } else { self.batch })
     }
 
     /// A, in boxes of `side` rows.

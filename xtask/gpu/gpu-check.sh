@@ -249,7 +249,8 @@ part_kernels() {
     done <"$out/logs/shapes.txt"
     [ ! -f "$records" ] || tail -n +$((before + 1)) "$records" >"$out/logs/kernels.jsonl"
     [ ! -s "$out/logs/kernels.jsonl" ] || limited 60 "$perjoule" report "$out/logs/kernels.jsonl" --format md --quiet 2>/dev/null | sed '/^# /d; s/^## /#### /' >>"$section"
-    { printf '\n' && cat "$out"/logs/kernels-*.txt 2>/dev/null | awk '/^## Versus/{on=1; next} /^## /{on=0} on && /^\|/ && !/^\|-/ && !seen[$0]++ {print} on && /^\|-/ && !ruled++ {print}'; } >>"$section"
+    # one table of all comparisons: those of each run have columns of their own width
+    { printf '\n' && cat "$out"/logs/kernels-*.txt 2>/dev/null | awk '/^## /{on = /^## Versus/; next} on && /^\|-/ {if (!ruled++) print "|---|---|---|---|---|---|"; next} on && /^\|/ {gsub(/ +/, " "); if (!seen[$0]++) print}'; } >>"$section"
     local words="$done of $count shapes measured, $wrong runs of them failed"
     [ $done -eq "$count" ] || words="$words; the rest was left out for time"
     if [ $wrong -gt 0 ] || [ $done -eq 0 ]; then verdict kernels FAILED "$words"; else verdict kernels ok "$words"; fi

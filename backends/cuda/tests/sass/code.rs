@@ -90,7 +90,9 @@ impl Code {
                 code.spilled.max(before(line, "bytes spill stores")).max(before(line, "bytes spill loads"));
             code.registers = code.registers.max(before(line, "registers"));
             code.shared = code.shared.max(before(line, "bytes smem"));
+            // variants leave functions unused and loops without a turn
             let unused = line.contains("#177-D")
+                || line.contains("#128-D")
                 || line.contains("pilled to local memory")
                 || line.contains("The warnings can");
             if line.contains("(C7") || line.contains("warning") && !unused {

@@ -302,8 +302,10 @@ part_tokens() {
 sanitize() {
     local tool=${1%% *} kernel=${1#* } log rc errors
     log=$out/logs/sanitizer/$tool-$kernel.log
+    # what the driver refuses is told by the program itself
+    local quiet=() && [ "$tool" != memcheck ] || quiet=(--report-api-errors no)
     PERJOULE_CASES=$(case $tool in racecheck) echo "${cases:-2}" ;; *) echo "${cases:-4}" ;; esac) \
-        limited "$2" compute-sanitizer --tool "$tool" $([ "$tool" != memcheck ] || echo --report-api-errors no) --error-exitcode 86 --print-limit 20 \
+        limited "$2" compute-sanitizer --tool "$tool" "${quiet[@]}" --error-exitcode 86 --print-limit 20 \
         "$conformance" --color never --test-threads 1 "$device::$kernel::" >"$log" 2>&1
     rc=$?
     # the end of the part is no fault of the kernel

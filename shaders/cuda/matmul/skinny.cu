@@ -272,7 +272,7 @@ DEVICE void fetch_unit(const Params &p, u32 to, const Source (&from)[MEETING], u
 // ---- the kernel ----
 
 // Two kernels of a stream share a multiprocessor where their shared memory fits.
-constexpr int MIN_BLOCKS = TILES <= 2 && !(PACKED && (GATED || DEEP == 3)) ? 2 : 1;
+constexpr int MIN_BLOCKS = TILES <= 2 && !GROUP_SCALES && !(PACKED && (GATED || DEEP == 3)) ? 2 : 1;
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *__restrict__ b, const u8 *__restrict__ up, const float *__restrict__ a_scale,

@@ -95,7 +95,7 @@ fn main() -> ExitCode {
             }
             match perjoule::open_with_threads(&info.label, threads) {
                 Ok(device) => {
-                    device_trials(&mut trials, label, device.backend(), (step, most), &expectations)
+                    device_trials(&mut trials, label, device.backend(), (step * every, most), &expectations)
                 }
                 Err(error) => trials.push(missing(format!("{label}::device"), error.to_string(), true)),
             }

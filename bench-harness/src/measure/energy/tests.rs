@@ -122,13 +122,13 @@ fn a_gpu_is_measured_by_the_board_that_bears_its_name() {
     };
     let (one, other) =
         ("GPU-00000000-1111-2222-3333-444444444444", "GPU-aaaaaaaa-1111-2222-3333-444444444444");
-    let mut found = Discovery::default();
-    found.meters = vec![
+    let meters = vec![
         meter(Boundary::Package, 20.0, FAST),
         board(one),
         board(other),
         meter(Boundary::Wall, 500.0, FAST),
     ];
+    let found = Discovery { meters, ..Discovery::default() };
     let meters = Meters { found, model: None };
     let ids = |uuid: Option<&str>| -> Vec<String> {
         let mut gpu = DeviceInfo::new("cuda:0", "cuda", "a GPU", DeviceClass::DiscreteGpu, Arc::new(()));

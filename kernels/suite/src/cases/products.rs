@@ -142,6 +142,11 @@ fn shapes(maker: &mut Maker<'_>, tile: [usize; 3]) -> Vec<[usize; 3]> {
     list
 }
 
+/// The shape for rows that move lines in pieces of 16 bytes.
+fn whole([m, n, k]: [usize; 3]) -> [usize; 3] {
+    [m, n.next_multiple_of(16), k.next_multiple_of(16)]
+}
+
 fn tile3(tile: &[usize]) -> [usize; 3] {
     [side(tile, 0, 4), side(tile, 1, 16), side(tile, 2, 32)]
 }
@@ -159,15 +164,18 @@ pub(super) fn matmul(maker: &mut Maker<'_>, tile: &[usize]) {
     for i in 0..shapes.len().max(3 * bases.len()) {
         let (shape, base) = (shapes[i % shapes.len()], bases[i % bases.len()]);
         // the first layout in turn that the row runs
-        for l in 0..LAYOUTS.len() {
-            let layout = LAYOUTS[(i + i / LAYOUTS.len() + l) % LAYOUTS.len()];
-            if maker.push(layout, product(base, shape, layout), turn(i)) {
-                break;
-            }
-        }
+        let mut push = |shape: [usize; 3]| {
+            (0..LAYOUTS.len()).any(|l| {
+                let layout = LAYOUTS[(i + i / LAYOUTS.len() + l) % LAYOUTS.len()];
+                maker.push(layout, product(base, shape, layout), turn(i))
+            })
+        };
+        let _ = push(shape) || push(whole(shape));
     }
     let picked = |i: usize| bases[i * 7 % bases.len()];
     let shape = tile.map(|t| (t + 1).min(70));
+    let accepted = bases.iter().any(|&base| maker.accepts(&Op::MatMul(product(base, shape, "nt"))));
+    let shape = if accepted { shape } else { whole(shape) };
     for (i, layout) in LAYOUTS.into_iter().enumerate() {
         for (j, fill) in [Fill::Integers, Fill::Random].into_iter().enumerate() {
             maker.push(layout, product(picked(i + 3 * j), shape, layout), fill);

@@ -150,7 +150,7 @@ fn a_ring_that_skips_stays_in_step() {
                     (stage, parity) = (0, parity ^ 1);
                 }
             }
-            assert_eq!((slices % stages, slices / stages & 1), (stage, parity));
+            assert_eq!((slices % stages, (slices / stages) & 1), (stage, parity));
         }
     }
 }

@@ -265,7 +265,7 @@ impl Variant {
             panels: WARPS / k_warps * if pair { 2 } else { 1 },
             k_warps,
             fixed: sums + stage * (ring / stage).clamp(2, 8),
-            two: tiles <= 2 && !(b.is_block() && (gated || deep == 3)),
+            two: tiles <= 2 && !form.group_scales() && !(b.is_block() && (gated || deep == 3)),
         }
     }
 }

@@ -36,7 +36,7 @@ constexpr int ELEMENT = MATH == M_TF32 ? 4 : MATH == M_S8 ? 1 : 2;
 // A step is what a panel holds contiguously; a unit is what a warp loads at once.
 constexpr int CHUNKS = 2;
 constexpr int STEP = WEIGHT == W_Q4_K || WEIGHT == W_Q6_K ? 256 : 128;
-constexpr int STEPS = WEIGHT == W_Q8_0 || STEP == 256 || MATS == 2 ? 1 : 2;
+constexpr int STEPS = WEIGHT == W_Q8_0 || STEP == 256 || MATS == 2 || TILES == 8 ? 1 : 2;
 constexpr int UNIT = PACKED ? STEP * STEPS : CHUNKS * (WEIGHT == W_PLAIN16 ? 32 : 64);
 constexpr int CODE_LOADS = WEIGHT == W_Q8_0 || STEP == 256 ? 4 : 2;
 constexpr int STEP_BYTES = !PACKED ? 16 * CHUNKS * 64 : WEIGHT == W_Q8_0 ? 2176 : WEIGHT == W_Q4_0 ? 1152 : WEIGHT == W_MXFP4 ? 1088 : WEIGHT == W_Q4_K ? 2304 : 3360;
@@ -214,9 +214,9 @@ DEVICE float half_float(u32 bits) {
 }
 
 // Byte `i` of a word as a number, plus 2^23.
-template <int I> DEVICE float byte_float(u32 word) {
+DEVICE float byte_float(u32 word, u32 i) {
     u32 out;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(word), "r"(0x4b000000u), "n"(0x7440 + I));
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(word), "r"(0x4b000000u), "r"(0x7440u + i));
     return float_of(out);
 }
 template <int I> DEVICE float signed_float(u32 word) {
@@ -306,6 +306,9 @@ DEVICE void multiply_plain(Sum (&sum)[MATS][TILES], const u8 *unit, const Activa
     }
 }
 
+// Blocks of 32 that are scheduled together: few where many sums take the registers.
+constexpr int UNROLL = TILES < 8 ? STEP / 32 : WEIGHT == W_Q6_K ? 4 : 2;
+
 DEVICE void multiply_packed(Sum (&sum)[MATS][TILES], const u8 *unit, const Activations &act, u32 k, u32 lane) {
     const u32 g = lane / 4;
     // what a step has for all of it: scales, and the upper bits of q6_k
@@ -338,7 +341,7 @@ DEVICE void multiply_packed(Sum (&sum)[MATS][TILES], const u8 *unit, const Activ
                 }
             }
         }
-#pragma unroll
+#pragma unroll UNROLL
         for (int i = 0; i < STEP / 32; i++) {
             Fragment first[MATS], second[MATS];
             float scale[MATS][2], scale2[MATS][2], minimum[MATS][2];
@@ -357,7 +360,7 @@ DEVICE void multiply_packed(Sum (&sum)[MATS][TILES], const u8 *unit, const Activ
                     const Word4 w = word4(unit + mat * UNIT_BYTES + step * STEP_BYTES + i / 2 * 512 + lane * 16);
                     const u32 one = word_of(w, i % 2 * 2), two = word_of(w, i % 2 * 2 + 1);
                     if (WEIGHT == W_Q6_K) {
-                        const u32 h = word_of(upper[mat][i / 4], i % 4);
+                        const u32 h = word_of(i < 4 ? upper[mat][0] : upper[mat][1], i % 4);
                         first[mat] = from_six<HALF, false>(one, h);
                         second[mat] = from_six<HALF, true>(two, h);
                     } else if (WEIGHT == W_MXFP4) {
@@ -384,8 +387,7 @@ DEVICE void multiply_packed(Sum (&sum)[MATS][TILES], const u8 *unit, const Activ
                         const u32 six = i < 4 ? s.y & 0x3f3f3f3fu : (s.w & 0x0f0f0f0fu) | (s.y >> 2 & 0x30303030u);
                         const u32 low = i < 4 ? s.z & 0x3f3f3f3fu : (s.w >> 4 & 0x0f0f0f0fu) | (s.z >> 2 & 0x30303030u);
                         // `scale * (2^23 + code) - scale * 2^23` is exact
-                        const float q = i % 4 == 0 ? byte_float<0>(six) : i % 4 == 1 ? byte_float<1>(six) : i % 4 == 2 ? byte_float<2>(six) : byte_float<3>(six);
-                        const float o = i % 4 == 0 ? byte_float<0>(low) : i % 4 == 1 ? byte_float<1>(low) : i % 4 == 2 ? byte_float<2>(low) : byte_float<3>(low);
+                        const float q = byte_float(six, i % 4), o = byte_float(low, i % 4);
                         scale[mat][side] = __fmaf_rn(d, q, -8388608.0f * d);
                         minimum[mat][side] = __fmaf_rn(dmin, o, -8388608.0f * dmin);
                     } else {

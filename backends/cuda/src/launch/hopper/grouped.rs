@@ -152,7 +152,8 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::GroupedMatMul(op) = *request.op else { return Err(unsupported(request.op.to_string())) };
     let caps = request.info.caps::<CudaCaps>().ok_or_else(|| unsupported("no CUDA device".into()))?;
     let function = module(request, &GROUPED_MATMUL_HOPPER, &defines(&op))?.function("grouped_matmul")?;
-    function.allow_shared(shared(op.experts))?;
+    // a limit of the function, which ops with fewer experts use as well
+    function.allow_shared(shared(MOST_EXPERTS))?;
     let slice = 128 / op.b.dtype.block_bytes();
     let round = match op.a.dtype == op.b.dtype {
         true => None,

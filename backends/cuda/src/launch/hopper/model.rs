@@ -2,6 +2,8 @@
 //! C, and the order of tiles. They check indices, not races.
 
 use super::problem::Problem;
+use super::{CONFIGS, Tile, slices};
+use crate::device::CudaCaps;
 use perjoule_kernels::op::{Epilogue, Granularity, MatMul, Op, Spec, Tensor2};
 use perjoule_kernels::{DType, Matrix};
 use std::collections::HashSet;
@@ -229,4 +231,58 @@ fn operands_are_where_the_op_has_them() {
     assert_eq!(of(at.b_scale), Some("b_scale"));
     assert_eq!(of(at.bias), Some("bias"));
     assert_eq!(of(at.residual), Some("residual"));
+}
+
+fn caps(multiprocessors: u32) -> CudaCaps {
+    CudaCaps {
+        sm: 90,
+        multiprocessors,
+        shared: 232_448,
+        shared_of_multiprocessor: 233_472,
+        threads: 2048,
+        l2: 60 << 20,
+        clock_khz: 1_980_000,
+        memory_rate: 4_900_000_000_000,
+    }
+}
+
+#[test]
+fn the_rest_of_a_grid_is_shared_out() {
+    let tile = Tile::of(&CONFIGS[1]).expect("a tile");
+    assert!(tile.rest);
+    for multiprocessors in [20, 132] {
+        for (m, n, k) in [(256, 512, 1024), (8192, 8192, 8192), (4096, 14336, 4096), (304, 520, 64)] {
+            let mut problem = of(linear()).expect("a product");
+            (problem.m, problem.n, problem.k) = (m, n, k);
+            let s = tile.schedule(&problem, &caps(multiprocessors));
+            let left = s.tiles - s.whole;
+            let at_once = multiprocessors as usize / 2;
+            assert_eq!(s.tiles, m.div_ceil(256) * n.div_ceil(128));
+            assert!(s.clusters <= at_once && s.clusters <= s.whole + left * s.shares);
+            if left > 0 {
+                // the whole tiles are full turns, and what is left is one more at most
+                assert!(s.shares > 1 && s.whole.is_multiple_of(at_once) && left * s.shares <= at_once);
+                // shares cover the slices without gaps, and none is empty
+                let slices = slices(&problem);
+                let ends: Vec<_> = (0..=s.shares).map(|share| slices * share / s.shares).collect();
+                assert!(ends.windows(2).all(|pair| pair[0] < pair[1]) && ends[s.shares] == slices);
+            } else {
+                assert_eq!(s.shares, 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn f32_is_rounded_where_the_policy_allows_it() {
+    let mut op = MatMul::linear(100, 512, 100, DType::F32, DType::BF16, DType::F32);
+    op.b.strides = Matrix { row: 1, col: 104, batch: 0 };
+    assert!(of(op).is_err());
+    op.policy.quantised_activations = true;
+    let problem = of(op).expect("rounded");
+    assert_eq!((problem.element, problem.a.row, problem.rounded_rows()), (DType::BF16, 104, (100, 1)));
+    op.c.strides = Matrix::col_major(104, 512);
+    let turned = of(op).expect("turned");
+    assert!(turned.swapped);
+    assert_eq!((turned.b.col, turned.b.row, turned.rounded_rows()), (104, 1, (100, 1)));
 }

@@ -244,7 +244,7 @@ impl Variant {
         let mats = if gated || pair { 2 } else { 1 };
         let (unit, bytes) = if b.is_block() {
             let (len, bytes) = step(b);
-            let steps = if matches!(b, DType::Q4_0 | DType::MxFp4) && mats == 1 { 2 } else { 1 };
+            let steps = if matches!(b, DType::Q4_0 | DType::MxFp4) && mats == 1 && tiles < 8 { 2 } else { 1 };
             (len * steps, bytes * steps)
         } else {
             (128 / b.block_bytes(), PANEL * 128)

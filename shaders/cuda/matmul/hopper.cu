@@ -326,6 +326,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
 }
 
+#if SPLIT == 1
 // Adds the shares of the tiles that were shared out. A block of 128 threads for each 64 rows and box of columns of each: blockIdx.x counts
 // boxes, then rows, then blocks of the cluster, then tiles. Its shared memory is a box.
 extern "C" __global__ void __launch_bounds__(128)
@@ -379,3 +380,4 @@ extern "C" __global__ void __launch_bounds__(128)
         store_wait_read<0>();
     }
 }
+#endif

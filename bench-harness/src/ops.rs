@@ -6,7 +6,7 @@ use perjoule_kernels::op::{
     GatedMatMul, GroupedMatMul, KvAppend, LayerNorm, MatMul, Pack, Policy, QkNormRopeAppend, Quantise,
     RmsNorm, Rope, Route, RouteOrder, Sample, Softmax, Tensor2,
 };
-use perjoule_kernels::{DType, Device, KvLayout, Matrix, Op, PackFormat};
+use perjoule_kernels::{Alignment, DType, Device, KvLayout, Matrix, Op, PackFormat, Query};
 use std::fmt;
 
 /// One op: its name, its sizes with defaults, and how it is built from them.
@@ -264,7 +264,8 @@ pub(crate) const OPS: &[Entry] = &[
 ];
 
 fn pack_format(device: &dyn Device, op: &Op) -> Result<Option<&'static PackFormat>> {
-    Ok(perjoule_kernels::select(device, op, &[])?.pack)
+    let query = Query { op, alignment: Alignment::uniform(device.info().arena.align) };
+    Ok(perjoule_kernels::select(device, query, &[])?.pack)
 }
 
 /// The entry of an op, or an error that lists them all.

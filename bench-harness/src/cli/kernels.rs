@@ -7,6 +7,7 @@ use std::io::Write;
 
 use super::args::KernelsArgs;
 use super::{Ended, open};
+use crate::measure::kernel::fresh;
 use crate::ops;
 use crate::report::{Align, Style, Table, units};
 
@@ -47,8 +48,8 @@ pub(crate) fn run(args: &KernelsArgs) -> Result<Ended> {
     let sizes = entry.sizes(args.shape.as_deref().unwrap_or(""))?;
     let dtype = args.dtype.unwrap_or(DType::F32);
     let op = entry.build(&sizes, dtype, &**device.backend())?;
-    let verdicts = device.explain(&op)?;
-    let chosen = device.select(&op, &[]).ok();
+    let verdicts = device.explain(fresh(&device, &op))?;
+    let chosen = device.select(fresh(&device, &op), &[]).ok();
     let is_chosen = |v: &perjoule::kernels::Verdict| {
         chosen.is_some_and(|c| {
             c.kernel.name == v.choice.kernel.name && c.config == v.choice.config && c.pack == v.choice.pack

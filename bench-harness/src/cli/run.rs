@@ -13,6 +13,7 @@ use super::{Ended, devices, environment, open, run_tokens, threads_of};
 use crate::live::sample::{Roots, Sampler};
 use crate::measure::ceilings::{Ceilings, ceilings};
 use crate::measure::energy::{Gauge, Meters};
+use crate::measure::kernel::fresh;
 use crate::measure::{Effort, Interrupted, interrupted, kernel};
 use crate::ops::{self, Entry};
 use crate::report;
@@ -239,13 +240,13 @@ fn wanted(args: &RunArgs) -> Result<Vec<Wanted>> {
 /// The rows to measure: the chosen one, one by name, or all that run the op.
 fn choices(device: &Device, op: &Op, kernel: Option<&str>) -> Result<Vec<Choice>> {
     match kernel {
-        None => Ok(vec![device.select(op, &[])?]),
+        None => Ok(vec![device.select(fresh(device, op), &[])?]),
         Some("all") => {
-            let verdicts = device.explain(op)?;
+            let verdicts = device.explain(fresh(device, op))?;
             let usable: Vec<Choice> =
                 verdicts.into_iter().filter(|v| v.outcome.is_ok()).map(|v| v.choice).collect();
             match usable.is_empty() {
-                true => Ok(vec![device.select(op, &[])?]), // the error with every row's reason
+                true => Ok(vec![device.select(fresh(device, op), &[])?]), // the error with every row's reason
                 false => Ok(usable),
             }
         }
@@ -259,7 +260,7 @@ fn named(device: &Device, op: &Op, name: &str) -> Result<Choice> {
         bail!("no kernel {name:?} on {}; `perjoule kernels` lists them", device.info().label);
     };
     ensure!(row.op == op.name(), "{name} runs {}, not {}", row.op, op.name());
-    Ok(device.select_named(op, name)?)
+    Ok(device.select_named(fresh(device, op), name)?)
 }
 
 /// Refuses an op whose operands cannot be held twice, on the host for the check and on the device, before anything is measured.
@@ -358,6 +359,7 @@ impl Run<'_> {
         record.device.device_name = Some(info.name.clone());
         record.device.device_memory_bytes = info.memory_bytes;
         record.device.device_software = Some(info.software);
+        record.device.driver = info.driver.clone();
         if info.backend == "cpu" {
             record.workload.spin_budget_us = Some(perjoule_cpu::team::SPIN.as_secs_f64() * 1e6);
         }

@@ -2,8 +2,8 @@
 
 use anyhow::{Result, bail};
 use perjoule::{Arg, Buffer, Choice, DType, Device, Op, Prepared, Stream};
-use perjoule_kernels::Access;
 use perjoule_kernels::op::MAX_OPERANDS;
+use perjoule_kernels::{Access, Alignment, Query};
 use perjoule_record::{CacheState, Clock, Kind, Record, stats};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +26,11 @@ pub(super) const DIFFERENCE: f64 = 0.02;
 const PROBED: Duration = Duration::from_millis(50);
 /// Outputs of a large product that are checked one by one.
 pub(super) const CHECKED: usize = 4096;
+
+/// An op on memory that is allocated for it: what fresh allocations have of alignment.
+pub(crate) fn fresh<'a>(device: &Device, op: &'a Op) -> Query<'a> {
+    Query { op, alignment: Alignment::uniform(device.info().arena.align) }
+}
 
 /// What to measure.
 pub(crate) struct Task<'a> {

@@ -52,6 +52,12 @@ template <class T>
 inline void op_mbarrier_arrive_shared_cluster(Mem m) {
     arrive(mbarrier(m), 1, 0);
 }
+// Copies of this thread so far are carried out at once: what must be waited for shows only where a wait would never end.
+template <class T>
+inline void op_cp_async_mbarrier_arrive_shared(Mem m) {
+    op_cp_async_wait_all();
+    arrive(mbarrier(m), 1, 0);
+}
 template <class T>
 inline void op_mbarrier_arrive_expect_tx_shared(Reg, Mem m, Reg bytes) {
     arrive(mbarrier(m), 1, unsigned(bytes.bits));

@@ -76,7 +76,9 @@ impl Ratchet {
                 "'{name}' = {{ hash = \"{hash}\", registers = {registers}, shared = {shared}, instructions = \"{instructions}\" }}"
             );
         }
-        std::fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))
+        let part = path.with_extension("part");
+        let written = std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, path));
+        written.map_err(|e| format!("{}: {e}", path.display()))
     }
 }
 

@@ -359,6 +359,7 @@ impl Run<'_> {
         record.device.device_name = Some(info.name.clone());
         record.device.device_memory_bytes = info.memory_bytes;
         record.device.device_software = Some(info.software);
+        record.device.driver = info.driver.clone();
         if info.backend == "cpu" {
             record.workload.spin_budget_us = Some(perjoule_cpu::team::SPIN.as_secs_f64() * 1e6);
         }

@@ -103,8 +103,8 @@ DEVICE void load(const TensorMap* map, u32 target, u32 barrier, i32 at, i32 k, i
 }
 
 // Exchanges the sums of a cluster's shares of k: `d` are this block's, for all columns of the tile; `sums` the whole ones of the columns
-// that it stores. `buffer` lies where the stages were.
-DEVICE void exchange(const Accumulator (&d)[BLOCKS_M][TILE_N / 2], Accumulator (&sums)[SPLIT > 1 ? BLOCKS_M : 1][SUMS], u32 buffer, u32 rank, u32 consumer,
+// that it stores. Without `any` slices, where there are fewer than shares, it has none. `buffer` lies where the stages were.
+DEVICE void exchange(const Accumulator (&d)[BLOCKS_M][TILE_N / 2], bool any, Accumulator (&sums)[SPLIT > 1 ? BLOCKS_M : 1][SUMS], u32 buffer, u32 rank, u32 consumer,
                      u32 thread) {
     // four registers, the rows and columns of eight columns, of each thread
     constexpr int GROUPS = RESULT_N / 8;
@@ -120,7 +120,9 @@ DEVICE void exchange(const Accumulator (&d)[BLOCKS_M][TILE_N / 2], Accumulator (
             #pragma unroll
             for (int group = 0; group < GROUPS; group++) {
                 const Accumulator* from = &d[block][to * RESULT_N / 2 + 4 * group];
-                shared_store_at(place(rank, block, group), to, bits(from[0]), bits(from[1]), bits(from[2]), bits(from[3]));
+                const u32 keep = any ? 0xffffffffu : 0;
+                shared_store_at(place(rank, block, group), to, bits(from[0]) & keep, bits(from[1]) & keep, bits(from[2]) & keep,
+                                bits(from[3]) & keep);
             }
         }
     }
@@ -292,16 +294,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 release(previous);
             }
             settle(d);
-            if (SPLIT > 1 && slices == 0) {
-                // fewer slices than shares
-                #pragma unroll
-                for (int block = 0; block < BLOCKS_M; block++) {
-                    #pragma unroll
-                    for (int i = 0; i < TILE_N / 2; i++) {
-                        d[block][i] = 0;
-                    }
-                }
-            }
             if (unit.share >= 0) {
                 #pragma unroll
                 for (int block = 0; block < BLOCKS_M; block++) {
@@ -315,7 +307,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 continue;
             }
             if (SPLIT > 1) {
-                exchange(d, shares, base, rank, consumer, thread);
+                exchange(d, slices > 0, shares, base, rank, consumer, thread);
                 at.n += rank * RESULT_N;
             }
             #pragma unroll

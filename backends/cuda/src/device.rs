@@ -272,6 +272,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        crate::vendor::forget(self.id);
         if self.context.bind_to_thread().is_err() {
             return;
         }

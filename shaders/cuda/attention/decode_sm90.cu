@@ -8,12 +8,12 @@
 //
 // Grid: splits x tiles of rows x key/value heads x sequences.
 //
-// Preconditions: q, k and v of one 16-bit type, out of the same; vectors at multiples of 16 bytes; head_dim is HEAD_DIM. Tensor maps of boxes
+// Preconditions: k and v of a 16-bit type, q and out of the same or f32 (queries are rounded); vectors at multiples of 16 bytes; head_dim is HEAD_DIM. Tensor maps of boxes
 // of 64 elements of BOX tokens: (element, token, head, sequence), or blocks in the place of sequences where the cache is paged: these are
 // then a multiple of BOX tokens. Each tile of rows has a counter.
 //
-// Defines: HEAD_DIM, WARPS, STAGES, BOX, TYPE (f16 or bf16) and TYPE_NAME ("f16" or "bf16"); SCORES = 1 where scores
-// are more than scaled by a positive number.
+// Defines: HEAD_DIM, WARPS, STAGES, BOX, TYPE (f16 or bf16) and TYPE_NAME ("f16" or "bf16"), Q_TYPE and OUT_TYPE; SCORES = 1 where
+// scores are more than scaled by a positive number.
 #define TILE_ROWS 16
 #include "attention/warp.cuh"
 #include "common/hopper.cuh"

@@ -3,7 +3,7 @@
 // Rows of a unit are pairs of a query and one of the `pack` heads that share its keys and values, queries outermost. Parts of a row, from
 // groups of warps or from blocks that share the keys, are sums relative to a top, in the units of exp2.
 //
-// Before inclusion: HEAD_DIM, TILE_ROWS, TYPE.
+// Before inclusion: HEAD_DIM, TILE_ROWS, TYPE (of keys and values), OUT_TYPE.
 #ifndef PERJOULE_ATTENTION_PARTS_CUH
 #define PERJOULE_ATTENTION_PARTS_CUH
 
@@ -83,7 +83,7 @@ DEVICE bool finish(const Attention &p, const Operands &o, const Unit &u, i32 row
         x[i] = start < end ? x[i] * scale : 0.0f;
         broken |= is_nan(x[i]);
     }
-    store_vector<4>(static_cast<TYPE *>(o.out) + (i64)(u.s.first + query) * p.out_outer + head * p.out_inner + d, x);
+    store_vector<4>(static_cast<OUT_TYPE *>(o.out) + (i64)(u.s.first + query) * p.out_outer + head * p.out_inner + d, x);
     return broken;
 }
 

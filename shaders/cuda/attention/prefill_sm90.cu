@@ -8,12 +8,12 @@
 //
 // Grid: as many blocks as fit at once; items are dealt out from the longest to the shortest, back and forth.
 //
-// Preconditions: q, k and v of one 16-bit type, out of the same; vectors at multiples of 16 bytes; head_dim is HEAD_DIM; tensor maps of
+// Preconditions: k and v of a 16-bit type, q and out of the same or f32 (queries are rounded); vectors at multiples of 16 bytes; head_dim is HEAD_DIM; tensor maps of
 // boxes of 64 elements: `q_map` (element, row, head) with 64 rows, `k_map` and `v_map` (element, token, head, sequence) with BLOCK_N
 // tokens. Paged caches: blocks are a multiple of BLOCK_N tokens, and the maps' last index is the block.
 //
-// Defines: HEAD_DIM, BLOCK_N, CONSUMERS, STAGES, TYPE (f16 or bf16) and TYPE_NAME ("f16" or "bf16"); SCORES = 1 where scores are more than
-// scaled by a positive number.
+// Defines: HEAD_DIM, BLOCK_N, CONSUMERS, STAGES, TYPE (f16 or bf16) and TYPE_NAME ("f16" or "bf16"), Q_TYPE and OUT_TYPE; SCORES = 1 where
+// scores are more than scaled by a positive number.
 #define TILE_ROWS (64 * CONSUMERS)
 #include "attention/parts.cuh"
 #include "attention/products.cuh"
@@ -273,6 +273,15 @@ DEVICE u32 exchange(u32 x, int lanes) {
     return __shfl_xor_sync(0xffffffffu, x, lanes);
 }
 
+// Two elements of each of four groups of 8 columns, as they are.
+DEVICE void store_floats(float *to, const float *from, float scale) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float pair[2] = {from[4 * i] * scale, from[4 * i + 1] * scale};
+        store_vector<2>(to + 8 * i, pair);
+    }
+}
+
 // Stores the rows of a warpgroup, times `scale`. Four lanes turn four words of 8 columns each into one of 16 bytes each. Gives the rows of
 // the warp, a bit each, that have a NaN.
 DEVICE u32 store_rows(const Attention &p, void *out, const Unit &u, const float (&values)[D / 2], const float (&scale)[2], i32 row) {
@@ -283,7 +292,7 @@ DEVICE u32 store_rows(const Attention &p, void *out, const Unit &u, const float 
     for (int half = 0; half < 2; half++) {
         bool any = false;
         const i32 at = row + 8 * half;
-        TYPE *to = static_cast<TYPE *>(out) + (i64)(u.s.first + query_of(p, u, at)) * p.out_outer + head_of(p, u, at) * p.out_inner;
+        OUT_TYPE *to = static_cast<OUT_TYPE *>(out) + (i64)(u.s.first + query_of(p, u, at)) * p.out_outer + head_of(p, u, at) * p.out_inner;
 #pragma unroll
         for (int j = 0; j < D / 32; j++) {
             u32 x[4];
@@ -293,6 +302,12 @@ DEVICE u32 store_rows(const Attention &p, void *out, const Unit &u, const float 
                 const float pair[2] = {from[0] * scale[half], from[1] * scale[half]};
                 any |= is_nan(pair[0]) || is_nan(pair[1]);
                 x[i] = pack(pair, Tag<TYPE>{});
+            }
+            if (sizeof(OUT_TYPE) == 4) {
+                if (at < u.rows) {
+                    store_floats(reinterpret_cast<float *>(to) + 32 * j + 2 * lane, values + 16 * j + 2 * half, scale[half]);
+                }
+                continue;
             }
             const u32 low = exchange(odd ? x[0] : x[1], 1), high = exchange(odd ? x[2] : x[3], 1);
             const u32 a0 = odd ? low : x[0], a1 = odd ? x[1] : low, b0 = odd ? high : x[2], b1 = odd ? x[3] : high;
@@ -510,5 +525,16 @@ extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
         }
         const Operands o = {q, k, v, kv_len, q_offsets, table, sinks, out};
         consume(p, o, parts, base, group);
+    }
+}
+
+// Rounds queries of f32 into dense rows, from which tensor copies take them. Grid: a thread for each 4 elements.
+extern "C" __global__ void __launch_bounds__(256)
+    attention_round(const __grid_constant__ Attention p, const float *__restrict__ q, TYPE *__restrict__ rounded) {
+    const i64 at = ((i64)blockIdx.x * 256 + threadIdx.x) * 4, vector = at / D;
+    if (vector < (i64)p.tokens * p.heads) {
+        float x[4];
+        load_vector<4>(q + vector / p.heads * p.q_outer + vector % p.heads * p.q_inner + at % D, x);
+        store_vector<4>(rounded + at, x);
     }
 }

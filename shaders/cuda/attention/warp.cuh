@@ -7,18 +7,28 @@
 #include "attention/fragments.cuh"
 #include "attention/parts.cuh"
 
+// Two elements as a word of the type that is multiplied.
+DEVICE u32 load_pair(const TYPE *from) {
+    return *reinterpret_cast<const u32 *>(from);
+}
+DEVICE u32 load_pair(const float *from) {
+    float pair[2];
+    load_vector<2>(from, pair);
+    return pack(pair, Tag<TYPE>{});
+}
+
 // The queries of 16 rows from `first` on, as fragments of A: lane / 4 and that plus 8.
 using Queries = Fragments<D / 16, (D > 128)>;
 
 DEVICE void load_queries(const Attention &p, const Unit &u, const void *q, i32 first, Queries &queries) {
     const i32 lane = (i32)threadIdx.x % 32;
-    const u8 *from[2];
+    const Q_TYPE *from[2];
     bool present[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const i32 row = first + 8 * half + lane / 4, known = max(min(row, u.rows - 1), 0);
         const i64 at = (i64)(u.s.first + query_of(p, u, known)) * p.q_outer + head_of(p, u, known) * p.q_inner + lane % 4 * 2;
-        from[half] = static_cast<const u8 *>(q) + at * 2;
+        from[half] = static_cast<const Q_TYPE *>(q) + at;
         present[half] = row < u.rows;
     }
 #pragma unroll
@@ -26,7 +36,7 @@ DEVICE void load_queries(const Attention &p, const Unit &u, const void *q, i32 f
         u32 x[4];
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            x[j] = present[j % 2] ? *reinterpret_cast<const u32 *>(from[j % 2] + 32 * i + j / 2 * 16) : 0;
+            x[j] = present[j % 2] ? load_pair(from[j % 2] + 16 * i + j / 2 * 8) : 0;
         }
         queries.put(i, x);
     }

@@ -7,7 +7,8 @@
 // eight warps of a block; the others take neighbouring columns. Sums of parts meet in shared memory, after every ROUND tiles, in a fixed
 // order. Weights do not depend on the kernel before: their first units are on the way before it has ended.
 //
-// f32 activations beside 16-bit or coded weights are split into three bf16 (exactly) or two tf32: products stay exact to f32.
+// f32 activations beside 16-bit or coded weights are split into three bf16 (exactly) or two tf32: products stay exact to f32. A piece that is
+// 0 makes NaN of an infinite weight, so a sum that came out as NaN is computed again from whole numbers.
 //
 // Preconditions: k contiguous in B and its columns at multiples of 16 bytes, or B packed in panels of 16 columns (pack/panels.cu).
 //
@@ -271,6 +272,21 @@ DEVICE void fetch_unit(const Params &p, u32 to, const Source (&from)[MEETING], u
 
 // ---- the kernel ----
 
+// One sum from whole elements of A and of a column of B.
+DEVICE float whole_sum(const Params &p, const void *a, i64 a_row, const u8 *column, const float *a_scales, const float *b_scales) {
+    float sum = 0.0f;
+#pragma unroll 1
+    for (u32 k = 0; k < p.k; k++) {
+        const u16 bits = reinterpret_cast<const u16 *>(column)[k];
+        float term = load_element(a, (u64)(a_row * p.a_row + k * p.a_col), p.a_dtype) * (MATH == M_BF16 ? to_float(bf16{bits}) : to_float(f16{bits}));
+        if (GROUP_SCALES) {
+            term *= (a_scales ? a_scales[k / p.a_group] : 1.0f) * (b_scales ? b_scales[k / p.b_group] : 1.0f);
+        }
+        sum += term;
+    }
+    return sum;
+}
+
 // Two kernels of a stream share a multiprocessor where their shared memory fits.
 constexpr int MIN_BLOCKS = TILES <= 2 && !GROUP_SCALES && !(PACKED && (GATED || DEEP == 3)) ? 2 : 1;
 
@@ -437,6 +453,17 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
 #pragma unroll 1
                 for (u32 j = 0; j < 4; j++) {
                     if (n + j < p.n && row >= 0) {
+                        if (PIECES > 1 && WEIGHT == W_PLAIN16) {
+#pragma unroll
+                            for (int mat = 0; mat < MEETING; mat++) {
+                                if (is_nan(value[mat].v[0])) {
+                                    const bool of_a = GROUP_SCALES && p.a_scale == SCALE_GROUP, of_b = GROUP_SCALES && p.b_scale == SCALE_GROUP;
+                                    value[mat].v[0] = whole_sum(p, a, a_rows[token], source[mat].base + (n + j) * source[mat].stride,
+                                                                of_a ? a_scale + a_rows[token] * ((p.k + p.a_group - 1) / p.a_group) : nullptr,
+                                                                of_b ? b_scale + (n + j) * ((p.k + p.b_group - 1) / p.b_group) : nullptr);
+                                }
+                            }
+                        }
                         store_product<GATED, INTEGERS>(p, value[0].v[0], value[MEETING - 1].v[0], expert, row, n + j, a_scale, b_scale, bias, up_bias, residual, c);
                     }
 #pragma unroll

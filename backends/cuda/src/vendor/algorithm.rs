@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Operations and bytes up to which it matters to nobody: the first that runs is taken.
-const SMALL: (u64, u64) = (1 << 24, 1 << 21);
+const SMALL: (u64, u64) = (1 << 28, 1 << 24);
 /// Rows up to which a weight is read once, and so comes from memory.
 const FEW: usize = 64;
 /// Copies of a weight go through so many times the last-level cache.
@@ -37,8 +37,8 @@ struct Stage {
 /// The index of the fastest proposal, and the bytes of workspace that it needs.
 pub(super) fn best(inner: &Arc<Inner>, plan: &mut Plan, op: &MatMul) -> Result<(usize, u64)> {
     let described = Op::from(*op);
-    let mut stage = Stage::new(inner, plan, op)?;
     let small = described.flops() <= SMALL.0 && described.bytes() <= SMALL.1;
+    let mut stage = Stage::new(inner, plan, op, small)?;
     let (mut times, mut why) = (Vec::new(), String::new());
     for index in 0..plan.proposals.len() {
         // the first call loads its code
@@ -79,7 +79,7 @@ pub(super) fn best(inner: &Arc<Inner>, plan: &mut Plan, op: &MatMul) -> Result<(
 }
 
 impl Stage {
-    fn new(inner: &Arc<Inner>, plan: &Plan, op: &MatMul) -> Result<Self> {
+    fn new(inner: &Arc<Inner>, plan: &Plan, op: &MatMul, small: bool) -> Result<Self> {
         let described = Op::from(*op);
         let workspace = plan.proposals.iter().map(|p| p.workspaceSize as u64).max().unwrap_or(0);
         let mut stream = CudaStream::new(inner.clone())?;
@@ -90,9 +90,14 @@ impl Stage {
                 "b" if op.m <= FEW => ROTATED * inner.caps.l2 / operand.bytes.max(1) + 1,
                 _ => 1,
             };
-            for _ in 0..copies.min(1024) {
+            let mut first: Option<Buffer> = None;
+            for _ in 0..if small { 1 } else { copies.min(1024) } {
                 let buffer = Buffer::new(inner.alloc(operand.bytes, false)?);
-                fill(&mut stream, &buffer, operand.dtype)?;
+                match &first {
+                    Some(first) => stream.copy(&buffer, first)?,
+                    None => fill(&mut stream, &buffer, operand.dtype)?,
+                }
+                first.get_or_insert_with(|| buffer.clone());
                 let address = buffer.address();
                 match operand.name {
                     "a" => at.a = address,
@@ -151,7 +156,8 @@ impl Drop for Stage {
 
 /// Fills a buffer with random numbers around 1 and below, which draw as much power as those of a model; scales with 1.
 fn fill(stream: &mut CudaStream, buffer: &Buffer, dtype: DType) -> Result<()> {
-    const ELEMENTS: usize = 1 << 19;
+    const MOST: u64 = 1 << 19;
+    let elements = (buffer.bytes() / dtype.block_bytes() as u64).clamp(1, MOST) as usize;
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut random = || {
         state ^= state << 13;
@@ -163,16 +169,16 @@ fn fill(stream: &mut CudaStream, buffer: &Buffer, dtype: DType) -> Result<()> {
     let float = |bits: u32| bits as f32 / 8_388_608.0 - 1.0;
     let bytes: Vec<u8> = match dtype {
         DType::F32 if buffer.bytes() <= 4 => 1f32.to_ne_bytes().to_vec(),
-        DType::F32 => (0..ELEMENTS).flat_map(|_| float(random()).to_ne_bytes()).collect(),
+        DType::F32 => (0..elements).flat_map(|_| float(random()).to_ne_bytes()).collect(),
         DType::F16 => {
-            (0..ELEMENTS).flat_map(|_| half::f16::from_f32(float(random())).to_ne_bytes()).collect()
+            (0..elements).flat_map(|_| half::f16::from_f32(float(random())).to_ne_bytes()).collect()
         }
         DType::BF16 => {
-            (0..ELEMENTS).flat_map(|_| half::bf16::from_f32(float(random())).to_ne_bytes()).collect()
+            (0..elements).flat_map(|_| half::bf16::from_f32(float(random())).to_ne_bytes()).collect()
         }
         // below 2 in magnitude, never NaN
-        DType::F8E4M3 => (0..ELEMENTS).map(|_| (random() as u8) & 0xbf).collect(),
-        _ => (0..ELEMENTS).map(|_| random() as u8).collect(),
+        DType::F8E4M3 => (0..elements).map(|_| (random() as u8) & 0xbf).collect(),
+        _ => (0..elements).map(|_| random() as u8).collect(),
     };
     let mut at = 0;
     while at < buffer.bytes() {

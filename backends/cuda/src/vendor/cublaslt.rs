@@ -4,23 +4,21 @@
 //! |---|---|
 //! | f32 | accumulated in f32; as tf32 where the policy allows it |
 //! | bf16, f16 | to themselves or f32, accumulated in f32 |
-//! | f8e4m3 | a weight stored n x k, scales of whole matrices; to bf16, f16, f32 or itself |
+//! | f8e4m3 | a weight stored n x k, scales of whole matrices; to bf16, f16 or f32 |
 //! | i8 | to i32 |
 //!
 //! With a factor, a bias of the result's type, or a residual of it; activations of the library are other functions (its GELU is
 //! computed by an approximation of tanh), so it runs none.
 
 use super::algorithm::best;
-use super::plan::{Plan, check, lies, operand};
+use super::plan::{Handle, Plan, check, lies, operand};
 use crate::device::CudaCaps;
 use crate::launch::{Body, Call, inner, launch};
 use cudarc::cublaslt::sys::{
     self as lt, cublasLtMatmulAlgo_t as Algorithm, cublasLtMatmulDescAttributes_t as Attribute,
 };
 use perjoule_kernels::op::{Activation, Epilogue, Granularity, MatMul, Op};
-use perjoule_kernels::{
-    Candidate, Config, DType, DeviceInfo, Error, Launch, Matrix, Numerics, Reason, Request, Result,
-};
+use perjoule_kernels::{Candidate, Config, DType, Error, Launch, Matrix, Numerics, Reason, Request, Result};
 use std::sync::{Mutex, PoisonError};
 
 /// The only configuration: the fastest of all algorithms that the library proposes, measured when it is prepared.
@@ -60,19 +58,10 @@ pub(crate) fn reject<const DTYPE: usize>(candidate: &Candidate<'_>) -> Option<Re
     if op.a.dtype == DType::F8E4M3 && sm < 89 {
         return Some(Reason::lacking("needs tensor cores for f8e4m3: compute capability 8.9"));
     }
-    let ordinal = match ordinal(candidate.info) {
-        Some(ordinal) => ordinal,
-        None => return Some(Reason::new("runs on devices of the CUDA backend")),
-    };
-    if let Err(why) = super::plan::Handle::of(ordinal) {
+    if let Err(why) = Handle::of(candidate.info) {
         return Some(Reason::lacking(why));
     }
-    Plan::new(ordinal, op, candidate.alignment).err().map(Reason::new)
-}
-
-/// Number of a device, out of its label.
-fn ordinal(info: &DeviceInfo) -> Option<usize> {
-    info.label.strip_prefix("cuda:")?.parse().ok()
+    Plan::new(candidate.info, op, candidate.alignment).err().map(Reason::new)
 }
 
 /// Why it does not run a product of that form on any device.
@@ -82,7 +71,7 @@ fn form(op: &MatMul, dtype: DType) -> Option<String> {
         DType::I8 => &[DType::I32],
         DType::BF16 => &[DType::BF16, DType::F32],
         DType::F16 => &[DType::F16, DType::F32],
-        DType::F8E4M3 => &[DType::BF16, DType::F16, DType::F32, DType::F8E4M3],
+        DType::F8E4M3 => &[DType::BF16, DType::F16, DType::F32],
         _ => &[DType::F32],
     };
     let names = out.iter().map(|d| d.to_string()).collect::<Vec<_>>().join(", ");
@@ -120,8 +109,7 @@ pub(crate) fn align(candidate: &Candidate<'_>, operand: usize) -> u32 {
 pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let unsupported = |why: String| Error::Unsupported { what: "cuBLASLt", why };
     let Op::MatMul(op) = request.op else { return Err(unsupported("runs matmul".into())) };
-    let ordinal = ordinal(request.info).ok_or_else(|| unsupported("runs on CUDA devices".into()))?;
-    let mut plan = Plan::new(ordinal, op, request.alignment).map_err(unsupported)?;
+    let mut plan = Plan::new(request.info, op, request.alignment).map_err(unsupported)?;
     let (index, workspace) = best(inner(request)?, &mut plan, op)?;
     let algorithm = plan.proposals[index].algo;
     plan.proposals.clear();
@@ -250,7 +238,6 @@ mod tests {
             (nn(F16, F16), F16),
             (nn(F32, F32), F32),
             (nt(F8E4M3, BF16), F8E4M3),
-            (nt(F8E4M3, F8E4M3), F8E4M3),
             (nt(I8, I32), I8),
         ] {
             assert_eq!(form(&op, dtype), None, "{op:?}");
@@ -260,6 +247,7 @@ mod tests {
         let vector = Some(Granularity::Vector);
         for (op, dtype, part) in [
             (nt(BF16, F16), BF16, "writes"),
+            (nt(F8E4M3, F8E4M3), F8E4M3, "writes"),
             (nt(BF16, BF16), F16, "multiplies"),
             (nn(F8E4M3, BF16), F8E4M3, "k contiguous"),
             (MatMul { epilogue: silu, ..nt(BF16, BF16) }, BF16, "function"),

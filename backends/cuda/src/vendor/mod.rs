@@ -9,3 +9,8 @@ mod cublaslt;
 mod plan;
 
 pub(crate) use cublaslt::{BYTES, CONFIGS, align, cost, numerics, prepare, reject};
+
+/// A device goes.
+pub(crate) fn forget(device: perjoule_kernels::DeviceId) {
+    plan::forget(device);
+}

@@ -11,10 +11,10 @@ use cudarc::cublaslt::sys::{
 };
 use cudarc::driver::CudaContext;
 use perjoule_kernels::op::MatMul;
-use perjoule_kernels::{Alignment, DType, Matrix};
+use perjoule_kernels::{Alignment, DType, DeviceId, DeviceInfo, Matrix};
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// NVIDIA's matrix products.
 const CUBLASLT: Wanted = Wanted {
@@ -33,9 +33,8 @@ static WANTED: Wanted = CUBLASLT;
 const PROPOSALS: usize = 64;
 /// Bytes of scratch that an algorithm may use.
 const WORKSPACE: usize = 64 << 20;
-/// Sums of parts are added in place or in the type of accumulation, never in that of the result.
-const REDUCTIONS: u32 = lt::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_INPLACE as u32
-    | lt::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+/// Sums of parts are added in the type of accumulation, never in that of the result, as they are "in place".
+const REDUCTIONS: u32 = lt::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
 
 /// The library's answer as an error that names the call.
 pub(super) fn check(call: &str, status: Status) -> Result<(), String> {
@@ -65,11 +64,19 @@ impl Drop for Handle {
     }
 }
 
+/// Handles of opened devices: making one takes a second.
+static KNOWN: Mutex<Option<HashMap<DeviceId, Arc<Handle>>>> = Mutex::new(None);
+
+/// A device goes: what was kept for it goes with its last product, so that a lost context is not held.
+pub(super) fn forget(device: DeviceId) {
+    let handle =
+        KNOWN.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(|k| k.remove(&device));
+    drop(handle);
+}
+
 impl Handle {
-    /// The one of the GPU with that number, in its primary context, which is made current. It lives as long as something uses it: a
-    /// context that was lost must be able to go.
-    pub(super) fn of(ordinal: usize) -> Result<Arc<Self>, String> {
-        static KNOWN: Mutex<Option<HashMap<usize, Weak<Handle>>>> = Mutex::new(None);
+    /// That of an opened device, in its GPU's primary context, which is made current.
+    pub(super) fn of(device: &DeviceInfo) -> Result<Arc<Self>, String> {
         library::open(&WANTED)?;
         // SAFETY: looks for the library by its names; one that is open already is found by its own.
         if !unsafe { lt::is_culib_present() } {
@@ -80,10 +87,12 @@ impl Handle {
         }
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         let known = known.get_or_insert_default();
-        if let Some(handle) = known.get(&ordinal).and_then(Weak::upgrade) {
+        if let Some(handle) = known.get(&device.id) {
             handle.bind()?;
-            return Ok(handle);
+            return Ok(handle.clone());
         }
+        let ordinal = device.label.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+        let ordinal = ordinal.ok_or("runs on devices of the CUDA backend")?;
         let context =
             CudaContext::new(ordinal).map_err(|e| format!("no context of GPU {ordinal}: {:?}", e.0))?;
         context.bind_to_thread().map_err(|e| format!("cuCtxSetCurrent gives {:?}", e.0))?;
@@ -91,7 +100,7 @@ impl Handle {
         // SAFETY: writes a handle; the context is current.
         check("cublasLtCreate", unsafe { lt::cublasLtCreate(&mut handle) })?;
         let handle = Arc::new(Handle { context, lt: handle });
-        known.insert(ordinal, Arc::downgrade(&handle));
+        known.insert(device.id, handle.clone());
         Ok(handle)
     }
 
@@ -238,8 +247,8 @@ impl Plan {
     ///
     /// # Errors
     /// Why the library cannot run it.
-    pub(super) fn new(ordinal: usize, op: &MatMul, alignment: Alignment) -> Result<Self, String> {
-        let handle = Handle::of(ordinal)?;
+    pub(super) fn new(device: &DeviceInfo, op: &MatMul, alignment: Alignment) -> Result<Self, String> {
+        let handle = Handle::of(device)?;
         let integers = op.a.dtype == DType::I8;
         let (compute, scale) = match op.a.dtype {
             DType::I8 => (Compute::CUBLAS_COMPUTE_32I, Type::CUDA_R_32I),
@@ -276,11 +285,7 @@ impl Plan {
             let (_, ld) = lies(&tensor.strides, op.m, op.n).ok_or_else(strided)?;
             matrix(tensor.dtype, false, op.m, op.n, ld, tensor.strides.batch)
         };
-        // sums of fp8 products are added to in bf16
-        let between = match (op.epilogue.residual, op.c.dtype) {
-            (None, DType::F8E4M3) => perjoule_kernels::op::Tensor2 { dtype: DType::BF16, ..op.c },
-            (residual, _) => residual.unwrap_or(op.c),
-        };
+        let between = op.epilogue.residual.unwrap_or(op.c);
         let layouts = [
             matrix(op.b.dtype, b_by_columns, op.k, op.n, b_ld, op.b.strides.batch)?,
             matrix(op.a.dtype, a_by_columns, op.m, op.k, a_ld, op.a.strides.batch)?,

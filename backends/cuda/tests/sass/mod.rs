@@ -133,7 +133,7 @@ fn trials((compiler, tools): (Compiler, Tools)) -> Result<(Vec<Trial>, Arc<Resul
                 _ => {}
             }
             let code = compiled(compiler, &tools, &asked)?;
-            let mut faults = code.faults();
+            let mut faults = code.faults(expected.spills(&asked));
             faults.extend(expected.missing(&asked, &code));
             let entry = Entry::of(hash, &code);
             if let (Some(known), false) = (known, bless) {

@@ -76,7 +76,9 @@ impl Ratchet {
                 "'{name}' = {{ hash = \"{hash}\", registers = {registers}, shared = {shared}, instructions = \"{instructions}\" }}"
             );
         }
-        std::fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))
+        let part = path.with_extension("part");
+        let written = std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, path));
+        written.map_err(|e| format!("{}: {e}", path.display()))
     }
 }
 
@@ -114,6 +116,12 @@ struct Rule {
     /// Most registers; 0 for any number.
     #[serde(default)]
     registers: u32,
+    /// Bytes that may be spilled, or be a stack: for portable rows alone, with the reason.
+    #[serde(default)]
+    spills: u32,
+    /// That reason.
+    #[serde(default)]
+    why: String,
 }
 
 /// `expected.toml`.
@@ -145,6 +153,12 @@ impl Expected {
     pub(super) fn unused(&self, asked: &[Asked]) -> Vec<String> {
         let unused = self.rule.iter().filter(|rule| !asked.iter().any(|asked| rule.is_of(asked)));
         unused.map(|rule| format!("{} {} {:?}", rule.source, rule.target, rule.defines)).collect()
+    }
+
+    /// Bytes that a variant may spill.
+    pub(super) fn spills(&self, asked: &Asked) -> u32 {
+        let reasoned = self.rule.iter().filter(|rule| rule.is_of(asked) && !rule.why.trim().is_empty());
+        reasoned.map(|rule| rule.spills).max().unwrap_or(0)
     }
 
     /// What a variant lacks, or has too much of.

@@ -124,7 +124,10 @@ pub(super) fn asked() -> Result<(Vec<Asked>, BTreeMap<String, String>), String> 
             source(path).ok_or_else(|| format!("{path} is not among perjoule_shaders::cuda::SOURCES"))?;
         Ok(Asked { source, variant: Variant::new(source, defines), target: target.clone() })
     });
-    let list = list.collect::<Result<Vec<_>, String>>()?;
+    let mut list = list.collect::<Result<Vec<_>, String>>()?;
+    // no row is made for it yet: that each source compiles is enough
+    let mut seen = BTreeSet::new();
+    list.retain(|asked| asked.target != target(100) || seen.insert(asked.variant.path));
     let unasked: Vec<&str> = cuda::SOURCES
         .iter()
         .map(|s| s.path)

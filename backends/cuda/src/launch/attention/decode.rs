@@ -174,6 +174,6 @@ fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
         _ => [Pointer::Scratch(0), Pointer::Counters],
     });
     let cache = Map::cache(op, tokens);
-    let maps = vec![(cache, 1), (cache, 2)];
-    launch(Mapped { params, function, maps, pointers, dims, then: None, scratch })
+    let maps = vec![(cache, Pointer::Operand(1)), (cache, Pointer::Operand(2))];
+    launch(Mapped { params, function, maps, pointers, dims, first: None, then: None, scratch })
 }

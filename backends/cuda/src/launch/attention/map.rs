@@ -7,7 +7,7 @@ use crate::launch::steps::Pointer;
 use crate::launch::{Body, Call, Dims, Param, map_param, param};
 use cudarc::driver::sys;
 use perjoule_kernels::op::Attention;
-use perjoule_kernels::{DType, Error, Result};
+use perjoule_kernels::{DType, Error, Result, Rows};
 
 /// A 16-bit operand as the copy engine walks it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,11 +28,14 @@ const STEP: usize = 16;
 const FAR: usize = 1 << 40;
 
 impl Map {
-    /// Queries as `(element, head of a pack, row, pack)`, in boxes of 64 pairs of a row and a head.
+    /// Queries as `(element, head of a pack, row, pack)`, in boxes of 64 pairs of a row and a head; those of f32 as they are when rounded.
     pub(super) fn queries(op: &Attention, pack: usize) -> Self {
-        let q = op.q;
+        let q = match op.q_dtype {
+            DType::F32 => Rows::grid(op.q.outer, op.q.inner, op.q.len),
+            _ => op.q,
+        };
         Map {
-            dtype: op.q_dtype,
+            dtype: op.kv_dtype,
             dims: [q.len, pack, q.outer, q.inner / pack],
             strides: [q.inner_stride, q.outer_stride, q.inner_stride.saturating_mul(pack)],
             sides: [pack, 64 / pack, 1],
@@ -105,10 +108,12 @@ impl Map {
 pub(super) struct Mapped {
     pub(super) params: Params,
     pub(super) function: Function,
-    /// Maps, and the operands that they describe.
-    pub(super) maps: Vec<(Map, usize)>,
+    /// Maps, and what they describe.
+    pub(super) maps: Vec<(Map, Pointer)>,
     pub(super) pointers: Vec<Pointer>,
     pub(super) dims: Dims,
+    /// Rounds the queries into scratch first, where they are of f32.
+    pub(super) first: Option<(Function, Dims)>,
     pub(super) then: Option<(Function, Dims)>,
     pub(super) scratch: u64,
 }
@@ -127,8 +132,12 @@ impl Body for Mapped {
             return Ok(());
         }
         let mut maps = [sys::CUtensorMap { opaque: [0; 16] }; MAPS];
-        for (to, (map, operand)) in maps.iter_mut().zip(&self.maps) {
-            *to = map.encode(call.operand(*operand))?;
+        for (to, (map, pointer)) in maps.iter_mut().zip(&self.maps) {
+            *to = map.encode(pointer.address(call)?)?;
+        }
+        if let (Some((function, dims)), Some((_, rounded))) = (&self.first, self.maps.first()) {
+            let (from, to) = (call.operand(0), rounded.address(call)?);
+            call.start(function, *dims, &[param(&self.params), param(&from), param(&to)])?;
         }
         let mut addresses = [0u64; POINTERS];
         for (address, pointer) in addresses.iter_mut().zip(&self.pointers) {

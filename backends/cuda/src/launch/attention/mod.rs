@@ -162,11 +162,17 @@ fn out_of(op: &Attention) -> usize {
     4 + optional.iter().filter(|present| **present).count()
 }
 
-/// What tensor cores do not do: other types than one of 16 bits throughout, other lengths of heads, vectors that lie anywhere.
+/// What tensor cores do not do: other types than one of 16 bits, to which queries may have to be rounded, other lengths of heads, vectors that lie anywhere.
 fn refuse_tensor_cores<const BF16: bool>(op: &Attention) -> Option<Reason> {
     let dtype = if BF16 { DType::BF16 } else { DType::F16 };
-    if [op.q_dtype, op.kv_dtype, op.out_dtype] != [dtype; 3] {
-        return Some(Reason::new(format!("runs {dtype} throughout")));
+    let others = [op.q_dtype, op.out_dtype];
+    if op.kv_dtype != dtype || others.iter().any(|&other| other != dtype && other != DType::F32) {
+        return Some(Reason::new(format!(
+            "runs caches of {dtype} with queries and results of {dtype} or f32"
+        )));
+    }
+    if op.q_dtype == DType::F32 && !op.policy.quantised_activations {
+        return Some(Reason::new("rounds queries, which the policy does not allow (quantised_activations)"));
     }
     if ![64, 128, 256].contains(&op.q.len) {
         return Some(Reason::new("runs heads of 64, 128 and 256 elements"));
@@ -176,12 +182,19 @@ fn refuse_tensor_cores<const BF16: bool>(op: &Attention) -> Option<Reason> {
 
 /// Definitions of kernels for one 16-bit type: its name as a type and in instructions, and whether scores are more than scaled by a
 /// positive number.
-fn type_definitions(op: &Attention) -> [(&'static str, String); 3] {
-    let name = if op.q_dtype == DType::F16 { "f16" } else { "bf16" };
+fn type_definitions(op: &Attention) -> [(&'static str, String); 5] {
+    let name_of = |dtype| match dtype {
+        DType::F16 => "f16",
+        DType::BF16 => "bf16",
+        _ => "float",
+    };
+    let name = name_of(op.kv_dtype);
     let plain = op.soft_cap.is_none() && op.scale > 0.0;
     [
         ("SCORES", u8::from(!plain).to_string()),
         ("TYPE", name.to_string()),
+        ("Q_TYPE", name_of(op.q_dtype).to_string()),
+        ("OUT_TYPE", name_of(op.out_dtype).to_string()),
         ("TYPE_NAME", format!("\"{name}\"")),
     ]
 }

@@ -9,14 +9,13 @@ use crate::device::CudaCaps;
 use crate::launch::steps::Pointer;
 use crate::launch::{Dims, launch, module};
 use perjoule_kernels::op::{Attention, Op, Spec};
-use perjoule_kernels::{Candidate, Config, Kernel, Launch, Reason, Request, Result};
+use perjoule_kernels::{Candidate, Config, DType, Kernel, Launch, Reason, Request, Result};
 use perjoule_shaders::cuda;
 
 /// Tiles: rows of a block, keys, and elements of a head for which the tile is meant.
 static CONFIGS: &[Config] = &[
     Config::tile("128x128", &[ROWS, 128, 128]),
     Config::tile("128x192", &[ROWS, 192, 64]),
-    Config::tile("128x80", &[ROWS, 80, 256]),
     Config::tile("128x64", &[ROWS, 64, 256]),
 ];
 
@@ -59,7 +58,7 @@ fn reject<const BF16: bool>(candidate: &Candidate<'_>) -> Option<Reason> {
         return refusal;
     }
     let keys = candidate.config.tile[1];
-    if keys > 128 && op.q.len > 64 || keys > 80 && op.q.len > 128 {
+    if keys > 128 && op.q.len > 64 || keys > 64 && op.q.len > 128 {
         return Some(Reason::new("has no registers for heads of that many elements"));
     }
     if shared(op.q.len, keys) > caps.shared as usize {
@@ -134,7 +133,19 @@ fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     function.allow_shared(shared)?;
     let caps = caps(request)?;
     let cut = Cut::new(op, keys, &caps);
-    let (then, scratch) = match cut.splits {
+    // rounded queries, then parts
+    let rounded = match op.q_dtype {
+        DType::F32 => 2 * op.q.outer as u64 * op.q.inner as u64 * op.q.len as u64,
+        _ => 0,
+    };
+    let (first, queries) = match rounded {
+        0 => (None, Pointer::Operand(0)),
+        bytes => {
+            let blocks = bytes.div_ceil(2 * 4 * 256);
+            (Some((module.function("attention_round")?, Dims::line(blocks as u32, 256))), Pointer::Scratch(0))
+        }
+    };
+    let (then, parts) = match cut.splits {
         1 => (None, 0),
         _ => {
             let tiles = cut.tiles * cut.units;
@@ -147,8 +158,12 @@ fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let grid = if is_empty(op) { 0 } else { cut.items().min(caps.multiprocessors as usize) };
     let dims = Dims { shared, ..Dims::line(grid as u32, THREADS) };
     let mut pointers = pointers(op);
-    pointers.push(if scratch > 0 { Pointer::Scratch(0) } else { Pointer::Nothing });
+    pointers.push(if parts > 0 { Pointer::Scratch(rounded) } else { Pointer::Nothing });
     let cache = Map::cache(op, keys);
-    let maps = vec![(Map::queries(op, pack(op)), 0), (cache, 1), (cache, 2)];
-    launch(Mapped { params, function, maps, pointers, dims, then, scratch })
+    let maps = vec![
+        (Map::queries(op, pack(op)), queries),
+        (cache, Pointer::Operand(1)),
+        (cache, Pointer::Operand(2)),
+    ];
+    launch(Mapped { params, function, maps, pointers, dims, first, then, scratch: rounded + parts })
 }

@@ -107,6 +107,8 @@ pub fn devices() -> (Vec<DeviceInfo>, Vec<Absent>) {
                 absent.push(Absent { backend: backend.name, reason: "no device was found".into() });
             }
             Ok(list) => found.extend(list),
+            // no device of that backend is asked for: only why there is none
+            Err(Error::NoDevice { why, .. }) => absent.push(Absent { backend: backend.name, reason: why }),
             Err(error) => absent.push(Absent { backend: backend.name, reason: error.to_string() }),
         }
     }

@@ -9,7 +9,7 @@ use std::process::Command;
 /// Compute capabilities: one without the instructions that rows may ask for, one with mma.sync and cp.async, one with Hopper's.
 const CAPABILITIES: [u32; 3] = [75, 80, 90];
 /// Of the cases of every row, this part.
-const EVERY: u32 = 6;
+const EVERY: u32 = 24;
 
 /// What `cargo xtask cuda` takes.
 #[derive(clap::Args)]

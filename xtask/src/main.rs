@@ -31,7 +31,7 @@ enum Task {
     },
     /// What CI checks beside the tests: formatting, clippy and documentation, warnings denied.
     Lint,
-    /// Everything CI runs: setup, test, lint and arm.
+    /// Everything CI runs: test, lint, arm and cuda.
     Ci,
     /// Runs the CPU backend's tests on an emulated processor with AVX-512, which takes minutes to an hour; no part of `test` or `ci`.
     ///
@@ -74,7 +74,6 @@ fn main() -> Result<()> {
         Task::Test { filter } => test(&filter),
         Task::Lint => lint(),
         Task::Ci => {
-            setup::setup(&setup::Options::all())?;
             test(&[])?;
             lint()?;
             arm::arm(&arm::Options::default())?;

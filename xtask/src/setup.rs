@@ -17,13 +17,6 @@ pub(crate) struct Options {
     nvrtc: bool,
 }
 
-impl Options {
-    /// All that there is to fetch.
-    pub(crate) fn all() -> Self {
-        Options { nvrtc: true }
-    }
-}
-
 /// Whether all of it is there.
 pub(crate) fn is_done() -> Result<bool> {
     Ok(is_complete(&crate::dist::target_folder()?.join("nvrtc")))

@@ -59,7 +59,7 @@ enum Task {
     /// Conformance, golden models, kernels against vendors' rows, tuning, tokens and joules, compute-sanitizer: records and a summary
     /// go to target/gpu-check, or where --out says.
     Gpu(dist::GpuOptions),
-    /// Packs what `gpu` runs for a machine without Rust: target/dist/perjoule-<version>-x86_64-linux-gnu.tar.gz.
+    /// Packs what `gpu` runs for a machine without Rust: `target/dist/perjoule-VERSION-x86_64-linux-gnu.tar.gz`.
     ///
     /// It holds the binary, the conformance runner, the golden checkpoints and gpu-check.sh, and runs on Ubuntu 22.04 or newer.
     Dist,

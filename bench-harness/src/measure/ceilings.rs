@@ -97,7 +97,7 @@ impl Ceilings {
     }
 
     /// Holds `record`, whose work is on `dtype`, against the roof: what is unknown stays null. Memory is none for operands that stay in
-    /// the caches. Products of f32 that were allowed to use tf32 are held against that.
+    /// the caches. What tensor cores make of f32 by rounding it to tf32 is no roof of f32: it takes a leave that nothing here gives.
     pub(crate) fn hold(&self, record: &mut Record, dtype: DType, in_cache: bool) {
         // vectors and tiles of one type are both listed
         let listed = self.list.iter().filter(|c| c.dtype == Some(dtype) && c.op != cuda::TF32);
@@ -171,7 +171,9 @@ struct Unit {
     /// The type that it computes on, and others whose kernels widen to that.
     dtype: DType,
     widened: &'static [DType],
-    /// What does it.
+    /// The instructions that do it.
+    set: &'static str,
+    /// What they work on, and with how many threads.
     by: String,
     which: Which,
 }
@@ -210,8 +212,9 @@ impl Probes {
                         Arithmetic::TilesBf16 => (DType::BF16, &[]),
                         Arithmetic::TilesI8 => (DType::I8, &[]),
                     };
-                    let by = format!("{}, {} threads", which.instruction_set(cpu)?, cpu.threads());
-                    Some(Unit { op: which.name(), dtype, widened, by, which: Which::Cpu(which) })
+                    let set = which.instruction_set(cpu)?;
+                    let by = format!("registers, {set}, {} threads", cpu.threads());
+                    Some(Unit { op: which.name(), dtype, widened, set, by, which: Which::Cpu(which) })
                 })
                 .collect(),
             (Probes::Cuda(probes), _, Some(gpu)) => probes
@@ -223,8 +226,10 @@ impl Probes {
                         }
                         cuda::Arithmetic::Tensor(dtype) => (dtype, &[]),
                     };
-                    let by = which.instruction(gpu.caps().sm)?.to_string();
-                    Some(Unit { op: which.name(), dtype, widened, by, which: Which::Cuda(which) })
+                    let set = which.instruction(gpu.caps().sm)?;
+                    let place = if set == "wgmma" { "shared memory" } else { "registers" };
+                    let by = format!("{place}, {set}");
+                    Some(Unit { op: which.name(), dtype, widened, set, by, which: Which::Cuda(which) })
                 })
                 .collect(),
             _ => Vec::new(),
@@ -322,11 +327,11 @@ fn measured(device: &Device, probes: &Probes, time: Duration) -> Result<Vec<Ceil
         };
         // what computes on a type by itself replaces what widens it
         list.retain(|c| c.dtype != own.dtype || c.provenance == provenance);
-        let by = &unit.by;
+        let set = unit.set;
         let widened = unit.widened.iter().map(|&dtype| Ceiling {
             dtype: Some(dtype),
             how: format!(
-                "that of {}, to which {by} kernels widen {dtype}; {dtype} instructions are not used",
+                "that of {}, to which {set} kernels widen {dtype}; {dtype} instructions are not used",
                 unit.dtype
             ),
             provenance: Provenance::Modelled,
@@ -336,7 +341,8 @@ fn measured(device: &Device, probes: &Probes, time: Duration) -> Result<Vec<Ceil
         list.push(own);
         list.extend(widened);
     }
-    let how = format!("{} MiB, best of {BEST_OF}", probes.bytes() >> 20);
+    let threads = cpu(device).map_or(String::new(), |cpu| format!("{} threads, ", cpu.threads()));
+    let how = format!("{} MiB, {threads}best of {BEST_OF}", probes.bytes() >> 20);
     let streams: [(&'static str, &dyn Fn() -> perjoule::Result<u64>); 2] =
         [("read", &|| probes.read(device)), ("copy", &|| probes.copy(device))];
     for (op, probe) in streams {

@@ -61,6 +61,8 @@ pub(crate) struct Inner {
     allocated: Mutex<sys::CUevent>,
     /// Allocations so far.
     epoch: AtomicU64,
+    /// Launches so far.
+    launches: AtomicU64,
     streams: Mutex<Streams>,
     /// What the driver said when the device was lost.
     lost: OnceLock<String>,
@@ -221,6 +223,16 @@ impl Inner {
     /// Number of allocations so far: see [`Inner::follow_allocations`].
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
+    }
+
+    /// The number of the last launch, of whichever stream.
+    pub(crate) fn launches(&self) -> u64 {
+        self.launches.load(Ordering::Relaxed)
+    }
+
+    /// The number of the next launch, of whichever stream.
+    pub(crate) fn next_launch(&self) -> u64 {
+        self.launches.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Lets later work of the stream wait for every allocation so far. Gives their number.
@@ -472,6 +484,7 @@ impl CudaDevice {
             freeing,
             allocated: Mutex::new(event),
             epoch: AtomicU64::new(0),
+            launches: AtomicU64::new(0),
             streams: Mutex::default(),
             lost: OnceLock::new(),
         };

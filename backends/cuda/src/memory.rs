@@ -23,11 +23,13 @@ pub struct CudaMemory {
     owned: bool,
     /// One bit for each stream that was given it.
     used: AtomicU64,
+    /// Number of the device's launch that was the last to be given it to write.
+    written: AtomicU64,
 }
 
 impl CudaMemory {
     pub(crate) fn new(inner: Arc<Inner>, pointer: sys::CUdeviceptr, bytes: u64, owned: bool) -> Self {
-        CudaMemory { inner, pointer, bytes, owned, used: AtomicU64::new(0) }
+        CudaMemory { inner, pointer, bytes, owned, used: AtomicU64::new(0), written: AtomicU64::new(0) }
     }
 
     /// Address of the first byte on the device.
@@ -44,6 +46,18 @@ impl CudaMemory {
         if self.used.load(Ordering::Relaxed) & bit == 0 {
             self.used.fetch_or(bit, Ordering::Relaxed);
         }
+    }
+}
+
+impl CudaMemory {
+    /// Notes that the device's launch of that number writes it.
+    pub(crate) fn write_by(&self, launch: u64) {
+        self.written.fetch_max(launch, Ordering::Relaxed);
+    }
+
+    /// Number of the last launch that was given it to write; 0 for none.
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 }
 

@@ -95,6 +95,10 @@ pub struct CudaStream {
     seen: u64,
     /// The kernel that was launched last, for the reports of faults.
     last: &'static str,
+    /// Number of the launch in progress, or of the last one.
+    launch: u64,
+    /// Launches up to that number are over when a kernel starts that starts early: one after them did not.
+    settled: u64,
 }
 
 struct CudaGraph {
@@ -259,6 +263,12 @@ const PINNED: u64 = 64 << 20;
 /// Counters of a stream, of 32 bits.
 pub(crate) const COUNTERS: usize = 4096;
 
+/// The memory of a buffer, if it is this backend's.
+fn memory_of(buffer: &Buffer) -> Option<&CudaMemory> {
+    let memory: &dyn Any = &**buffer.memory();
+    memory.downcast_ref()
+}
+
 impl CudaStream {
     pub(crate) fn new(inner: Arc<Inner>) -> Result<Self> {
         inner.bind()?;
@@ -294,7 +304,16 @@ impl CudaStream {
         });
         let core = Arc::new(Core { inner, stream, caller, handle });
         let counters = Buffer::new(core.inner.alloc(4 * COUNTERS as u64, true)?);
-        Ok(CudaStream { core, scratch: None, counters, recording: None, seen: 0, last: "nothing" })
+        Ok(CudaStream {
+            core,
+            scratch: None,
+            counters,
+            recording: None,
+            seen: 0,
+            last: "nothing",
+            launch: 0,
+            settled: 0,
+        })
     }
 
     /// The driver's handle, for CUDA code beside ours.
@@ -321,16 +340,33 @@ impl CudaStream {
     pub(crate) fn begin(&mut self, kernel: &'static str) -> Result<()> {
         self.enter()?;
         self.last = kernel;
+        self.launch = self.core.inner.next_launch();
         if let Some(recording) = &mut self.recording {
             recording.launches += 1;
         }
         Ok(())
     }
 
+    /// Notes that the launch in progress writes the buffer.
+    pub(crate) fn write_by_launch(&self, buffer: &Buffer) {
+        if let Some(memory) = memory_of(buffer) {
+            memory.write_by(self.launch);
+        }
+    }
+
+    /// Whether what launches wrote to the buffer's memory is there even for a kernel that starts before the one before it has ended.
+    pub(crate) fn is_settled(&self, buffer: &Buffer) -> bool {
+        memory_of(buffer).is_some_and(|memory| memory.written() <= self.settled)
+    }
+
+    /// A kernel of the launch in progress starts behind all before it.
+    pub(crate) fn settle(&mut self) {
+        self.settled = self.launch.saturating_sub(1);
+    }
+
     /// The memory of an argument, noted as used by this stream, and kept by what is recorded.
     pub(crate) fn touch(&mut self, buffer: &Buffer) -> Result<u64, ()> {
-        let memory: &dyn Any = &**buffer.memory();
-        let memory = memory.downcast_ref::<CudaMemory>().ok_or(())?;
+        let memory = memory_of(buffer).ok_or(())?;
         memory.use_by(self.core.handle.bit);
         if let Some(recording) = &mut self.recording {
             recording.memory.push(buffer.memory().clone());
@@ -453,8 +489,7 @@ impl Stream for CudaStream {
             return Err(Error::OutOfRange { at: 0, bytes: from.bytes(), have: to.bytes() });
         }
         for (buffer, name) in [(to, "to"), (from, "from")] {
-            let memory: &dyn Any = &**buffer.memory();
-            let memory = memory.downcast_ref::<CudaMemory>().ok_or(wrong(name))?;
+            let memory = memory_of(buffer).ok_or(wrong(name))?;
             if buffer.device() != self.core.inner.id {
                 memory.inner().follow_allocations(self.core.stream)?;
             }
@@ -495,10 +530,15 @@ impl Stream for CudaStream {
         self.not_recording("recording")?;
         self.enter()?;
         /// Ends the recording also where `body` fails or panics: a stream that went on recording would run nothing more.
-        struct Open<'a>(&'a mut CudaStream);
+        struct Open<'a> {
+            stream: &'a mut CudaStream,
+            /// What was settled before. What is recorded has not run, whatever the numbers of its launches.
+            settled: u64,
+        }
         impl Open<'_> {
             fn end(&mut self) -> Result<sys::CUgraph> {
-                let core = &self.0.core;
+                self.stream.settled = self.settled;
+                let core = &self.stream.core;
                 let mut graph = std::ptr::null_mut();
                 // SAFETY: writes a handle; this stream is recording.
                 let ended = check(unsafe { sys::cuStreamEndCapture(core.stream, &mut graph) });
@@ -509,7 +549,7 @@ impl Stream for CudaStream {
         }
         impl Drop for Open<'_> {
             fn drop(&mut self) {
-                if self.0.recording.take().is_some()
+                if self.stream.recording.take().is_some()
                     && let Ok(graph) = self.end()
                     && !graph.is_null()
                 {
@@ -524,9 +564,12 @@ impl Stream for CudaStream {
             .map_err(|e| self.core.inner.refuse("cuStreamBeginCapture", e))?;
         self.core.handle.recording.store(true, Ordering::Release);
         self.recording = Some(Recording::default());
-        let mut open = Open(self);
-        body(open.0)?;
-        let kept = open.0.recording.take().unwrap_or_default();
+        let settled = self.settled;
+        // a replay begins once all before it has ended
+        self.settled = self.core.inner.launches();
+        let mut open = Open { stream: self, settled };
+        body(open.stream)?;
+        let kept = open.stream.recording.take().unwrap_or_default();
         let graph = open.end()?;
         drop(open);
         let mut executable = std::ptr::null_mut();
@@ -550,6 +593,8 @@ impl Stream for CudaStream {
             return Err(Error::WrongStream);
         }
         self.last = "a recorded sequence";
+        // it may write anything that a launch ever wrote
+        self.settled = 0;
         // SAFETY: what the graph works on is kept by it; this stream recorded it, and replays it one after the other.
         check(unsafe { sys::cuGraphLaunch(graph.executable, self.core.stream) })
             .map_err(|e| self.core.inner.refuse("cuGraphLaunch", e))

@@ -37,6 +37,12 @@ pub(crate) trait Body: Send + Sync + 'static {
         0
     }
 
+    /// Operands that a kernel which starts early reads before it waits for the kernels before it: weights, on their way while others end.
+    /// Where one of these may have written them, no kernel of the launch starts early.
+    fn reads_early(&self) -> [Option<usize>; 2] {
+        [None, None]
+    }
+
     /// Starts its kernels. Nothing may be allocated, nothing waited for: it may be recorded.
     fn run(&self, call: &mut Call<'_>) -> Result<()>;
 }
@@ -47,6 +53,8 @@ pub(crate) struct Call<'a> {
     kernel: &'static str,
     operands: [u64; MAX_OPERANDS],
     scratch: u64,
+    /// Whether kernels may start early.
+    early: bool,
 }
 
 /// Grid, block, dynamic shared memory and cluster of a kernel's start.
@@ -119,7 +127,8 @@ impl Call<'_> {
     }
 
     /// Starts a kernel. Empty grids start nothing.
-    pub(crate) fn start(&mut self, function: &Function, dims: Dims, params: &[Param<'_>]) -> Result<()> {
+    pub(crate) fn start(&mut self, function: &Function, mut dims: Dims, params: &[Param<'_>]) -> Result<()> {
+        dims.early &= self.early;
         start(self.stream, self.kernel, function, dims, params)
     }
 }
@@ -134,6 +143,9 @@ pub(crate) fn start(
 ) -> Result<()> {
     if dims.grid.contains(&0) {
         return Ok(());
+    }
+    if !dims.early {
+        stream.settle();
     }
     let mut list = [std::ptr::null_mut(); MAX_PARAMS];
     assert!(params.len() <= MAX_PARAMS, "{}: {} parameters", kernel, params.len());
@@ -219,16 +231,22 @@ impl<B: Body> Launch for Prepared<B> {
         let stream = stream.downcast_mut::<CudaStream>().ok_or(wrong("stream"))?;
         stream.begin(kernel)?;
         let names = checked.operands();
+        let reads_early = self.body.reads_early();
+        let mut early = true;
         let mut operands = [0; MAX_OPERANDS];
-        for ((arg, operand), to) in checked.args().iter().zip(names).zip(&mut operands) {
+        for (index, ((arg, operand), to)) in checked.args().iter().zip(names).zip(&mut operands).enumerate() {
             let Arg::Buf(buffer) = arg else { return Err(wrong(operand.name)) };
             *to = stream.touch(buffer).map_err(|()| wrong(operand.name))?;
+            early &= !reads_early.contains(&Some(index)) || stream.is_settled(buffer);
+            if operand.access.writes() {
+                stream.write_by_launch(buffer);
+            }
         }
         let scratch = match checked.scratch() {
             Some(scratch) => stream.touch(scratch).map_err(|()| wrong("scratch"))?,
             None => 0,
         };
-        self.body.run(&mut Call { stream, kernel, operands, scratch })
+        self.body.run(&mut Call { stream, kernel, operands, scratch, early })
     }
 }
 

@@ -601,6 +601,13 @@ fn params(request: &Request<'_>, form: &Form, plan: &Plan) -> Params {
 }
 
 impl Body for Skinny {
+    fn reads_early(&self) -> [Option<usize>; 2] {
+        match self.params.b_constant != 0 && !self.grouped {
+            true => [Some(1), self.places.up],
+            false => [None, None],
+        }
+    }
+
     fn run(&self, call: &mut Call<'_>) -> Result<()> {
         let places = &self.places;
         let at = |place: Option<usize>| place.map_or(0, |index| call.operand(index));

@@ -22,8 +22,9 @@
 //!   device with an identity of its own, on which buffers, streams and graphs of the old one are refused.
 
 use crate::buffer::Buffer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernel::Kernel;
+use crate::table::Table;
 use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
@@ -193,32 +194,38 @@ impl DeviceInfo {
 pub trait Device: Any + Shared {
     /// What it is.
     fn info(&self) -> &DeviceInfo;
+    /// Its rows, and what was registered and tuned.
+    fn table(&self) -> &Table;
     /// The rows of its table, in order; the last row of an op is a portable one that runs everything. A snapshot: rows may be registered later.
-    fn kernels(&self) -> Arc<[&'static Kernel]>;
+    fn kernels(&self) -> Arc<[&'static Kernel]> {
+        self.table().rows()
+    }
     /// Adds a row from outside. Refused when a row of that name exists.
-    fn register(&self, row: &'static Kernel) -> Result<()>;
+    fn register(&self, row: &'static Kernel) -> Result<()> {
+        self.table().register(row)
+    }
     /// Whether the row is one of the backend's own, which every program that opens this device has, and none that was registered.
-    fn built_in(&self, _row: &'static Kernel) -> bool {
-        false
+    fn built_in(&self, row: &'static Kernel) -> bool {
+        self.table().is_built_in(row)
     }
     /// What a tuner measured on this device, if it was tuned.
     fn tuning(&self) -> Option<Arc<crate::tune::Tuning>> {
-        None
+        self.table().tuning()
     }
-    /// Replaces what a tuner measured, and forgets it with `None`. Refused by devices that keep none.
-    fn set_tuning(&self, _tuning: Option<Arc<crate::tune::Tuning>>) -> Result<()> {
-        Err(crate::Error::Unsupported {
-            what: "a tuning table",
-            why: format!("the device {} keeps none", self.info().label),
-        })
+    /// Replaces what a tuner measured, and forgets it with `None`. Devices may refuse.
+    fn set_tuning(&self, tuning: Option<Arc<crate::tune::Tuning>>) -> Result<()> {
+        self.table().set_tuning(tuning);
+        Ok(())
+    }
+    /// A number that is another one after every change of [`Device::kernels`] or [`Device::tuning`], by which caches of choices notice
+    /// it. Cheap.
+    fn revision(&self) -> u64 {
+        self.table().revision()
     }
     /// Bytes of its memory that are free right now, where that is known.
     fn free_bytes(&self) -> Option<u64> {
         None
     }
-    /// A number that is another one after every change of [`Device::kernels`] or [`Device::tuning`], by which caches of choices notice
-    /// it. Cheap.
-    fn revision(&self) -> u64;
     /// Zeroed memory, aligned to [`Arena::align`] and to 64 bytes at least, freed in stream order when the last [`Buffer`] of it goes.
     /// Every stream sees the zeroes.
     fn alloc(&self, bytes: u64) -> Result<Buffer>;
@@ -247,6 +254,35 @@ pub trait Comm: Any + Shared {
     fn rank(&self) -> u32;
     /// Number of ranks.
     fn world(&self) -> u32;
+}
+
+/// The group of one that a process is by itself: what [`Device::join`] gives where a backend moves nothing between devices.
+///
+/// # Errors
+/// [`Error::Invalid`] for a rank that no group has, [`Error::Unsupported`] for several ranks, with `why` there is only one.
+pub fn alone(rank: u32, world: u32, why: &str) -> Result<Arc<dyn Comm>> {
+    struct Alone;
+    impl Comm for Alone {
+        fn rank(&self) -> u32 {
+            0
+        }
+        fn world(&self) -> u32 {
+            1
+        }
+    }
+    match (rank, world) {
+        (0, 1) => Ok(Arc::new(Alone)),
+        (_, 0 | 1) => Err(Error::Invalid {
+            op: "join",
+            field: "rank and world",
+            got: format!("{rank} of {world}"),
+            expected: "rank 0 of 1".into(),
+        }),
+        _ => Err(Error::Unsupported {
+            what: "a group of several ranks",
+            why: format!("{why}; join a world of 1, not {world}"),
+        }),
+    }
 }
 
 /// A result that native code waits for and a browser awaits; no executor is needed.

@@ -9,6 +9,7 @@
 //! | [`buffer`], [`device`] | memory, devices, streams, graphs, events |
 //! | [`kernel`], [`mod@select`], [`tune`] | rows of the kernel table, how one is chosen, measured choices |
 //! | [`align`] | what is known of the alignment of operands |
+//! | [`table`] | a device's rows, registered ones included, and what was tuned |
 //! | [`mod@plan`] | placing activations into arena pools |
 //! | [`error`] | the one error enum |
 //!
@@ -33,6 +34,7 @@ pub mod layout;
 pub mod op;
 pub mod plan;
 pub mod select;
+pub mod table;
 pub mod tune;
 
 pub use align::Alignment;
@@ -49,3 +51,4 @@ pub use layout::{KvLayout, Matrix, Paging, Rows};
 pub use op::{Op, Operand};
 pub use plan::plan;
 pub use select::{Choice, Query, Verdict, explain, select, select_packed};
+pub use table::Table;

@@ -7,13 +7,13 @@
 #![forbid(unsafe_code)]
 
 use perjoule::{Backend, OpenOptions};
-use perjoule_kernels::device::{Wait, ready};
+use perjoule_kernels::device::{Wait, alone, ready};
 use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::{Pack, Tensor2, Values};
 use perjoule_kernels::{
     Access, Arena, Arg, Buffer, Candidate, Checked, Comm, Config, DType, Device, DeviceClass, DeviceId,
     DeviceInfo, Error, Event, Graph, Kernel, Launch, Matrix, Memory, Op, Operand, PackFormat, Pending,
-    Reason, Result, Stream, block,
+    Reason, Result, Stream, Table, block,
 };
 use std::any::Any;
 use std::collections::VecDeque;
@@ -325,8 +325,7 @@ impl Inner {
 pub struct LazyDevice {
     info: DeviceInfo,
     inner: Arc<Inner>,
-    rows: Mutex<Arc<[&'static Kernel]>>,
-    revision: AtomicU64,
+    table: Table,
 }
 
 impl LazyDevice {
@@ -334,7 +333,7 @@ impl LazyDevice {
     pub fn open() -> Self {
         let info = describe();
         let inner = Arc::new(Inner { id: info.id, next: AtomicU64::new(4096), lost: AtomicBool::new(false) });
-        LazyDevice { info, inner, rows: Mutex::new(ROWS.into()), revision: AtomicU64::new(0) }
+        LazyDevice { info, inner, table: Table::new(ROWS.iter().copied()) }
     }
 
     /// Loses it, as by a reset of the driver.
@@ -348,19 +347,12 @@ impl Device for LazyDevice {
         &self.info
     }
 
-    fn kernels(&self) -> Arc<[&'static Kernel]> {
-        locked(&self.rows).clone()
+    fn table(&self) -> &Table {
+        &self.table
     }
 
-    fn register(&self, row: &'static Kernel) -> Result<()> {
-        let mut rows = locked(&self.rows);
-        *rows = std::iter::once(row).chain(rows.iter().copied()).collect();
-        self.revision.fetch_add(1, Ordering::SeqCst);
-        Ok(())
-    }
-
-    fn revision(&self) -> u64 {
-        self.revision.load(Ordering::SeqCst)
+    fn built_in(&self, _: &'static Kernel) -> bool {
+        false // no other program has this backend
     }
 
     fn alloc(&self, bytes: u64) -> Result<Buffer> {
@@ -378,21 +370,7 @@ impl Device for LazyDevice {
     }
 
     fn join(&self, _: &[u8], rank: u32, world: u32) -> Result<Arc<dyn Comm>> {
-        match (rank, world) {
-            (0, 1) => Ok(Arc::new(Alone)),
-            _ => Err(Error::Unsupported { what: "a group of several ranks", why: "there is one".into() }),
-        }
-    }
-}
-
-struct Alone;
-
-impl Comm for Alone {
-    fn rank(&self) -> u32 {
-        0
-    }
-    fn world(&self) -> u32 {
-        1
+        alone(rank, world, "there is one")
     }
 }
 

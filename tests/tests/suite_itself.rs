@@ -3,7 +3,7 @@
 use perjoule::cpu::{CpuDevice, Options};
 use perjoule_kernels::{
     Buffer, Candidate, Choice, Comm, Device, DeviceInfo, Error, Kernel, Reason, Request,
-    Result as KernelResult, Stream,
+    Result as KernelResult, Stream, Table,
 };
 use perjoule_suite::{Buffers, Failure, Filter, Outcome, Place, Scope, cases, check, run};
 use perjoule_tests::OPS;
@@ -21,14 +21,8 @@ impl Device for Apart {
     fn info(&self) -> &DeviceInfo {
         self.0.info()
     }
-    fn kernels(&self) -> Arc<[&'static Kernel]> {
-        self.0.kernels()
-    }
-    fn register(&self, row: &'static Kernel) -> KernelResult<()> {
-        self.0.register(row)
-    }
-    fn revision(&self) -> u64 {
-        self.0.revision()
+    fn table(&self) -> &Table {
+        self.0.table()
     }
     fn alloc(&self, bytes: u64) -> KernelResult<Buffer> {
         self.0.alloc(bytes)

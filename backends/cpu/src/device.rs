@@ -4,12 +4,11 @@ use crate::features::{Caches, Features, processor_name};
 use crate::memory::{Freed, HostMemory, available_bytes, total_bytes};
 use crate::stream::CpuStream;
 use crate::team::Team;
-use perjoule_kernels::tune::Tuning;
+use perjoule_kernels::device::alone;
 use perjoule_kernels::{
-    Arena, Buffer, Comm, Device, DeviceClass, DeviceId, DeviceInfo, Error, Kernel, Result, Stream,
+    Arena, Buffer, Comm, Device, DeviceClass, DeviceId, DeviceInfo, Error, Result, Stream, Table,
 };
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
 /// How to open the CPU.
 #[derive(Debug, Clone, Default)]
@@ -39,9 +38,7 @@ pub(crate) fn lanes(info: &DeviceInfo) -> usize {
 /// The CPU, with a team of threads of its own.
 pub struct CpuDevice {
     info: DeviceInfo,
-    rows: RwLock<Arc<[&'static Kernel]>>,
-    tuning: RwLock<Option<Arc<Tuning>>>,
-    revision: AtomicU64,
+    table: Table,
     pub(crate) inner: Arc<Inner>,
 }
 
@@ -72,12 +69,9 @@ impl CpuDevice {
             Error::NoDevice { id: "cpu".into(), why }
         })?;
         let id = info.id;
-        let rows: Vec<&'static Kernel> = crate::table::rows().collect();
         Ok(CpuDevice {
             info,
-            rows: RwLock::new(rows.into()),
-            tuning: RwLock::new(None),
-            revision: AtomicU64::new(0),
+            table: Table::new(crate::table::rows()),
             inner: Arc::new(Inner { id, team, freed: Arc::default() }),
         })
     }
@@ -111,11 +105,6 @@ impl CpuDevice {
     pub fn threads(&self) -> usize {
         self.inner.team.lanes()
     }
-
-    /// After the change: who reads the new revision sees it.
-    fn revised(&self) {
-        self.revision.fetch_add(1, Ordering::Release);
-    }
 }
 
 impl Device for CpuDevice {
@@ -123,44 +112,12 @@ impl Device for CpuDevice {
         &self.info
     }
 
-    fn kernels(&self) -> Arc<[&'static Kernel]> {
-        self.rows.read().unwrap_or_else(|e| e.into_inner()).clone()
-    }
-
-    fn register(&self, row: &'static Kernel) -> Result<()> {
-        let mut rows = self.rows.write().unwrap_or_else(|e| e.into_inner());
-        if rows.iter().any(|r| r.name == row.name) {
-            return Err(Error::Unsupported {
-                what: "a second row of the same name",
-                why: format!("{} is in the table", row.name),
-            });
-        }
-        // in front: of equal costs the row from outside wins, and the reference row stays last
-        *rows = std::iter::once(row).chain(rows.iter().copied()).collect();
-        self.revised();
-        Ok(())
-    }
-
-    fn built_in(&self, row: &'static Kernel) -> bool {
-        crate::table::rows().any(|own| std::ptr::eq(own, row))
-    }
-
-    fn tuning(&self) -> Option<Arc<Tuning>> {
-        self.tuning.read().unwrap_or_else(|e| e.into_inner()).clone()
-    }
-
-    fn set_tuning(&self, tuning: Option<Arc<Tuning>>) -> Result<()> {
-        *self.tuning.write().unwrap_or_else(|e| e.into_inner()) = tuning;
-        self.revised();
-        Ok(())
+    fn table(&self) -> &Table {
+        &self.table
     }
 
     fn free_bytes(&self) -> Option<u64> {
         available_bytes()
-    }
-
-    fn revision(&self) -> u64 {
-        self.revision.load(Ordering::Acquire)
     }
 
     fn alloc(&self, bytes: u64) -> Result<Buffer> {
@@ -177,31 +134,6 @@ impl Device for CpuDevice {
     }
 
     fn join(&self, _id: &[u8], rank: u32, world: u32) -> Result<Arc<dyn Comm>> {
-        match (rank, world) {
-            (0, 1) => Ok(Arc::new(Alone)),
-            (_, 0 | 1) => Err(Error::Invalid {
-                op: "join",
-                field: "rank and world",
-                got: format!("{rank} of {world}"),
-                expected: "rank 0 of 1".into(),
-            }),
-            _ => Err(Error::Unsupported {
-                what: "a group of several ranks",
-                why: format!("the CPU backend runs in one process; join a world of 1, not {world}"),
-            }),
-        }
-    }
-}
-
-/// The group of one that a process is by itself.
-struct Alone;
-
-impl Comm for Alone {
-    fn rank(&self) -> u32 {
-        0
-    }
-
-    fn world(&self) -> u32 {
-        1
+        alone(rank, world, "the CPU backend runs in one process")
     }
 }

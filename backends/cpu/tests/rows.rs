@@ -8,7 +8,7 @@ use perjoule_kernels::select::select_named;
 use perjoule_kernels::tune::Tuning;
 use perjoule_kernels::{
     Alignment, Arena, Arg, Buffer, Choice, Comm, DType, Device, DeviceInfo, Error, Kernel, PackFormat,
-    Prepared, Query, Result, Stream, prepare, select,
+    Prepared, Query, Result, Stream, Table, prepare, select,
 };
 use std::sync::Arc;
 
@@ -104,14 +104,8 @@ impl Device for Bound {
     fn info(&self) -> &DeviceInfo {
         &self.info
     }
-    fn kernels(&self) -> Arc<[&'static Kernel]> {
-        self.real.kernels()
-    }
-    fn register(&self, row: &'static Kernel) -> Result<()> {
-        self.real.register(row)
-    }
-    fn revision(&self) -> u64 {
-        self.real.revision()
+    fn table(&self) -> &Table {
+        self.real.table()
     }
     fn alloc(&self, bytes: u64) -> Result<Buffer> {
         self.real.alloc(bytes)

@@ -5,10 +5,9 @@ use perjoule_cpu::spmd::{Args, Spmd, launch};
 use perjoule_cpu::team::Lane;
 use perjoule_cpu::{CpuDevice, Options};
 use perjoule_kernels::op::{Attention, GatedKind, GatedMatMul, MatMul, Op};
-use perjoule_kernels::tune::Tuning;
 use perjoule_kernels::{
     Arg, Buffer, Choice, Comm, DType, Device, DeviceInfo, Error, Kernel, KvLayout, PackFormat, Prepared,
-    Result, Stream, prepare, select,
+    Result, Stream, Table, prepare, select,
 };
 use std::sync::mpsc;
 use std::sync::{Arc, Barrier};
@@ -176,17 +175,8 @@ impl Device for Fake {
     fn info(&self) -> &DeviceInfo {
         &self.info
     }
-    fn kernels(&self) -> Arc<[&'static Kernel]> {
-        self.real.kernels()
-    }
-    fn register(&self, row: &'static Kernel) -> Result<()> {
-        self.real.register(row)
-    }
-    fn tuning(&self) -> Option<Arc<Tuning>> {
-        self.real.tuning()
-    }
-    fn revision(&self) -> u64 {
-        self.real.revision()
+    fn table(&self) -> &Table {
+        self.real.table()
     }
     fn alloc(&self, bytes: u64) -> Result<Buffer> {
         self.real.alloc(bytes)

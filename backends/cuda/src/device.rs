@@ -6,12 +6,12 @@ use crate::memory::{ALIGN, CudaMemory, PinnedPool};
 use crate::stream::{CudaStream, Handle};
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
-use perjoule_kernels::tune::Tuning;
+use perjoule_kernels::device::alone;
 use perjoule_kernels::{
-    Arena, Buffer, Comm, Device, DeviceClass, DeviceId, DeviceInfo, Error, Kernel, Result, Stream,
+    Arena, Buffer, Comm, Device, DeviceClass, DeviceId, DeviceInfo, Error, Result, Stream, Table,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What rows know of a GPU beyond [`DeviceInfo`]: get it with `info.caps::<CudaCaps>()`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,9 +37,7 @@ pub struct CudaCaps {
 /// A GPU, with the primary context that it shares with CUDA code of this process.
 pub struct CudaDevice {
     info: DeviceInfo,
-    rows: RwLock<Arc<[&'static Kernel]>>,
-    tuning: RwLock<Option<Arc<Tuning>>>,
-    revision: AtomicU64,
+    table: Table,
     pub(crate) inner: Arc<Inner>,
 }
 
@@ -471,7 +469,6 @@ impl CudaDevice {
             true => Some(pool(index as i32).map_err(refuse("cuMemPoolCreate"))?),
             false => None,
         };
-        let rows: Vec<&'static Kernel> = crate::table::rows().collect();
         let inner = Inner {
             id: info.id,
             label: info.label.clone(),
@@ -488,13 +485,7 @@ impl CudaDevice {
             streams: Mutex::default(),
             lost: OnceLock::new(),
         };
-        Ok(CudaDevice {
-            info,
-            rows: RwLock::new(rows.into()),
-            tuning: RwLock::new(None),
-            revision: AtomicU64::new(0),
-            inner: Arc::new(inner),
-        })
+        Ok(CudaDevice { info, table: Table::new(crate::table::rows()), inner: Arc::new(inner) })
     }
 
     /// What its rows know of it.
@@ -523,10 +514,6 @@ impl CudaDevice {
     pub fn wrap_stream(&self, stream: Arc<cudarc::driver::CudaStream>) -> Result<CudaStream> {
         CudaStream::of_caller(self.inner.clone(), stream)
     }
-
-    fn revised(&self) {
-        self.revision.fetch_add(1, Ordering::Release);
-    }
 }
 
 /// A pool that keeps what is freed, for later allocations.
@@ -551,44 +538,12 @@ impl Device for CudaDevice {
         &self.info
     }
 
-    fn kernels(&self) -> Arc<[&'static Kernel]> {
-        self.rows.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn register(&self, row: &'static Kernel) -> Result<()> {
-        let mut rows = self.rows.write().unwrap_or_else(PoisonError::into_inner);
-        if rows.iter().any(|r| r.name == row.name) {
-            return Err(Error::Unsupported {
-                what: "a second row of the same name",
-                why: format!("{} is in the table", row.name),
-            });
-        }
-        // in front: of equal costs the row from outside wins, and the generic row stays last
-        *rows = std::iter::once(row).chain(rows.iter().copied()).collect();
-        self.revised();
-        Ok(())
-    }
-
-    fn built_in(&self, row: &'static Kernel) -> bool {
-        crate::table::rows().any(|own| std::ptr::eq(own, row))
-    }
-
-    fn tuning(&self) -> Option<Arc<Tuning>> {
-        self.tuning.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set_tuning(&self, tuning: Option<Arc<Tuning>>) -> Result<()> {
-        *self.tuning.write().unwrap_or_else(PoisonError::into_inner) = tuning;
-        self.revised();
-        Ok(())
+    fn table(&self) -> &Table {
+        &self.table
     }
 
     fn free_bytes(&self) -> Option<u64> {
         self.inner.free_bytes()
-    }
-
-    fn revision(&self) -> u64 {
-        self.revision.load(Ordering::Acquire)
     }
 
     fn alloc(&self, bytes: u64) -> Result<Buffer> {
@@ -605,31 +560,6 @@ impl Device for CudaDevice {
     }
 
     fn join(&self, _id: &[u8], rank: u32, world: u32) -> Result<Arc<dyn Comm>> {
-        match (rank, world) {
-            (0, 1) => Ok(Arc::new(Alone)),
-            (_, 0 | 1) => Err(Error::Invalid {
-                op: "join",
-                field: "rank and world",
-                got: format!("{rank} of {world}"),
-                expected: "rank 0 of 1".into(),
-            }),
-            _ => Err(Error::Unsupported {
-                what: "a group of several ranks",
-                why: format!("the CUDA backend has no NCCL yet; join a world of 1, not {world}"),
-            }),
-        }
-    }
-}
-
-/// The group of one that a process is by itself.
-struct Alone;
-
-impl Comm for Alone {
-    fn rank(&self) -> u32 {
-        0
-    }
-
-    fn world(&self) -> u32 {
-        1
+        alone(rank, world, "the CUDA backend has no NCCL yet")
     }
 }

@@ -41,6 +41,8 @@ const NOT_BUILT: &str = "this build has no such backend";
 const BUILT_IN: &[Backend] = &[
     #[cfg(feature = "cpu")]
     CPU,
+    #[cfg(all(feature = "webgpu", not(target_arch = "wasm32")))]
+    WEBGPU,
     #[cfg(all(feature = "cuda", not(target_arch = "wasm32")))]
     CUDA,
 ];
@@ -56,6 +58,19 @@ const CPU: Backend = Backend {
         }
         let options = perjoule_cpu::Options { threads: options.threads, ..Default::default() };
         Ok(Arc::new(perjoule_cpu::CpuDevice::open(&options)?))
+    },
+};
+
+#[cfg(all(feature = "webgpu", not(target_arch = "wasm32")))]
+const WEBGPU: Backend = Backend {
+    name: "webgpu",
+    enumerate: perjoule_webgpu::WebGpuDevice::enumerate,
+    open: |index, options| {
+        if options.threads.is_some() {
+            let why = "it has no host threads; leave their number out".into();
+            return Err(Error::NoDevice { id: format!("webgpu:{index}"), why });
+        }
+        Ok(Arc::new(perjoule_webgpu::WebGpuDevice::open(index)?))
     },
 };
 

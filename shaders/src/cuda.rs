@@ -1,16 +1,6 @@
 //! Sources in CUDA C++, compiled by NVRTC at first use. Headers are given to the compiler by the part of their path behind `cuda/`.
 
-use crate::Source;
-
-/// Each file once: a static of its name, and the list of all.
-macro_rules! sources {
-    ($(#[$list_doc:meta])* $list:ident: $($(#[$doc:meta])* $name:ident = $path:literal;)*) => {
-        $($(#[$doc])* pub static $name: Source = Source::new($path, include_str!(concat!("../", $path)));)*
-
-        $(#[$list_doc])*
-        pub static $list: &[&Source] = &[$(&$name),*];
-    };
-}
+use crate::{Source, sources};
 
 sources! {
     /// What kernels include.

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cuda;
+pub mod wgsl;
 
 /// One source file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +26,16 @@ impl Source {
     }
 }
 
-/// Sources in WGSL.
-pub const WGSL: &[Source] = &[];
+/// Each file once: a static of its name, and the list of all.
+macro_rules! sources {
+    ($(#[$list_doc:meta])* $list:ident: $($(#[$doc:meta])* $name:ident = $path:literal;)*) => {
+        $($(#[$doc])* pub static $name: Source = Source::new($path, include_str!(concat!("../", $path)));)*
+
+        $(#[$list_doc])*
+        pub static $list: &[&Source] = &[$(&$name),*];
+    };
+}
+pub(crate) use sources;
 
 /// FNV-1a over the bytes, 64 bits (draft-eastlake-fnv): tells versions of a file apart; not a defence against forgery.
 pub const fn hash(text: &str) -> u64 {
@@ -54,12 +63,8 @@ mod tests {
 
     #[test]
     fn paths_are_unique() {
-        let mut paths: Vec<_> = WGSL
-            .iter()
-            .chain(cuda::SOURCES.iter().copied())
-            .chain(cuda::HEADERS.iter().copied())
-            .map(|s| s.path)
-            .collect();
+        let lists = [cuda::SOURCES, cuda::HEADERS, wgsl::SOURCES, wgsl::HEADERS];
+        let mut paths: Vec<_> = lists.into_iter().flatten().map(|s| s.path).collect();
         let count = paths.len();
         paths.sort_unstable();
         paths.dedup();

@@ -1,0 +1,269 @@
+//! From a checked launch to dispatches: what every row's body is made of.
+
+pub(crate) mod elementwise;
+pub(crate) mod rows;
+
+use crate::device::WebGpuDevice;
+use crate::inner::{Inner, OFFSETS_BYTES};
+use crate::memory::memory_of;
+use crate::pipeline::{Checks, Pipeline, Shader};
+use crate::shader::{MAX_BINDINGS, Variant};
+use crate::stream::{Dispatch, WebGpuStream};
+use bytemuck::NoUninit;
+use perjoule_kernels::op::{MAX_OPERANDS, Op};
+use perjoule_kernels::{Arg, Buffer, Checked, Error, Launch, Request, Result, Stream};
+use perjoule_shaders::Source;
+use std::any::Any;
+use std::sync::Arc;
+
+/// Workgroups of a dispatch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Dims(pub(crate) [u32; 3]);
+
+/// Workgroups that a dimension of a grid has on every adapter.
+const MOST: u64 = 65_535;
+
+impl Dims {
+    /// Enough workgroups of `size` invocations for `count` of them, in two dimensions where one does not suffice: kernels number them by
+    /// `workgroup` of `common/layout.wgsl`, and cut off what is too much.
+    pub(crate) fn line(count: u64, size: u64) -> Result<Self> {
+        let groups = count.div_ceil(size);
+        if groups > MOST * MOST || count > u64::from(u32::MAX) {
+            return Err(Error::Unsupported {
+                what: "an op of this size",
+                why: format!("it takes {count} invocations, more than a number of 32 bits counts"),
+            });
+        }
+        let y = groups.div_ceil(MOST).max(1);
+        Ok(Dims([groups.div_ceil(y) as u32, y as u32, 1]))
+    }
+
+    /// A grid as it is.
+    pub(crate) fn grid(x: usize, y: usize, z: usize) -> Result<Self> {
+        let one = |n: usize| {
+            u32::try_from(n).ok().filter(|&n| u64::from(n) <= MOST).ok_or_else(|| Error::Unsupported {
+                what: "an op of this size",
+                why: format!("{n} workgroups are more than a dimension of a grid has"),
+            })
+        };
+        Ok(Dims([one(x)?, one(y)?, one(z)?]))
+    }
+}
+
+/// What a kernel binds.
+#[derive(Debug, Clone)]
+pub(crate) enum Place {
+    /// An operand of the op, by its index.
+    Operand(usize),
+    /// A part of an operand, in bytes from its beginning: of what is too large for a binding.
+    Part(usize, u64, u64),
+    /// The scratch: its bytes from one on, and how many. Beginnings are multiples of 256.
+    Scratch(u64, u64),
+    /// A table that the row made when it was prepared.
+    Table(Buffer),
+}
+
+impl Place {
+    /// An operand where it is present.
+    pub(crate) fn some(index: Option<usize>) -> Option<Self> {
+        index.map(Place::Operand)
+    }
+}
+
+/// One kernel's start: what it binds, in the order of its bindings, and its parameters.
+pub(crate) struct Step {
+    inner: Arc<Inner>,
+    /// A number for its bind groups.
+    id: u64,
+    pipeline: Arc<Pipeline>,
+    dims: Dims,
+    params: wgpu::Buffer,
+    places: Vec<Place>,
+}
+
+impl Step {
+    /// `params`: the bytes of the source's `Params`.
+    pub(crate) fn new(
+        inner: &Arc<Inner>,
+        pipeline: Arc<Pipeline>,
+        dims: Dims,
+        params: &[u8],
+        places: Vec<Place>,
+    ) -> Self {
+        let params = inner.uniform("parameters", params);
+        Step { inner: inner.clone(), id: inner.unique(), pipeline, dims, params, places }
+    }
+
+    /// Starts it.
+    pub(crate) fn start(
+        &self,
+        stream: &mut WebGpuStream,
+        kernel: &'static str,
+        operands: &[&Buffer],
+        scratch: Option<&Buffer>,
+    ) -> Result<()> {
+        if self.dims.0.contains(&0) {
+            return Ok(());
+        }
+        let wrong = |operand| Error::WrongDevice { kernel, operand };
+        let align = u64::from(self.inner.caps.limits.min_storage_buffer_offset_alignment.max(4));
+        let mut bound = Vec::with_capacity(self.places.len());
+        let mut key = vec![self.id];
+        let mut offsets = [0u32; MAX_BINDINGS];
+        for (place, offset) in self.places.iter().zip(&mut offsets) {
+            let (buffer, at, bytes) = match place {
+                Place::Operand(index) => (operands[*index], 0, operands[*index].bytes()),
+                Place::Part(index, at, bytes) => (operands[*index], *at, *bytes),
+                Place::Scratch(at, bytes) => (scratch.ok_or(wrong("scratch"))?, *at, *bytes),
+                Place::Table(buffer) => (buffer, 0, buffer.bytes()),
+            };
+            let memory = stream.touch(buffer).map_err(|()| wrong("an operand"))?;
+            let begin = buffer.offset() + at;
+            let first = begin / align * align;
+            // empty operands are bound all the same, and never touched
+            let end =
+                (begin + bytes).next_multiple_of(4).clamp(first + 4, memory.buffer().size().max(first + 4));
+            *offset = (begin - first) as u32;
+            key.extend([buffer.address() - buffer.offset(), begin, end]);
+            bound.push((memory.buffer(), first, end - first));
+        }
+        let owners = [self.id].into_iter().chain(key[1..].iter().copied().step_by(3));
+        let group = self.inner.groups.get(&key, owners, || self.bind(&bound, &offsets));
+        stream.dispatch(Dispatch { pipeline: self.pipeline.clone(), group, grid: self.dims.0 });
+        Ok(())
+    }
+
+    fn bind(&self, bound: &[(&wgpu::Buffer, u64, u64)], offsets: &[u32; MAX_BINDINGS]) -> wgpu::BindGroup {
+        let inner = &self.inner;
+        let table = match offsets.iter().all(|&offset| offset == 0) {
+            true => inner.no_offsets.clone(),
+            false => inner.uniform("offsets", bytemuck::cast_slice::<u32, u8>(&offsets[..OFFSETS_BYTES / 4])),
+        };
+        let mut entries: Vec<_> = bound
+            .iter()
+            .map(|&(buffer, offset, size)| {
+                wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer,
+                    offset,
+                    size: size.try_into().ok(),
+                })
+            })
+            .collect();
+        entries.extend([self.params.as_entire_binding(), table.as_entire_binding()]);
+        let entries: Vec<_> = entries
+            .into_iter()
+            .enumerate()
+            .map(|(index, resource)| wgpu::BindGroupEntry { binding: index as u32, resource })
+            .collect();
+        inner.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &self.pipeline.layout,
+            entries: &entries,
+        })
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        self.inner.groups.forget(self.id);
+    }
+}
+
+/// What a row is made of while it is prepared.
+pub(crate) struct Builder<'a> {
+    inner: Arc<Inner>,
+    kernel: &'static str,
+    request: &'a Request<'a>,
+    steps: Vec<Step>,
+    scratch: u64,
+}
+
+impl<'a> Builder<'a> {
+    /// For a request to a device of this backend. `kernel` labels pipelines and faults.
+    pub(crate) fn new(request: &'a Request<'a>, kernel: &'static str) -> Result<Self> {
+        let device: &dyn Any = request.device;
+        let device = device.downcast_ref::<WebGpuDevice>();
+        let inner = device.map(|device| device.inner().clone()).ok_or_else(|| Error::Unsupported {
+            what: "this device",
+            why: "the row runs on devices of the WebGPU backend alone".into(),
+        })?;
+        Ok(Builder { inner, kernel, request, steps: Vec::new(), scratch: 0 })
+    }
+
+    /// The request.
+    pub(crate) fn request(&self) -> &'a Request<'a> {
+        self.request
+    }
+
+    /// Takes so many bytes of scratch. Gives where they begin.
+    pub(crate) fn scratch(&mut self, bytes: u64) -> u64 {
+        let at = self.scratch;
+        self.scratch += bytes.next_multiple_of(256);
+        at
+    }
+
+    /// Adds a kernel of a source: its variant's bindings are bound to `places`, one for each that the op has.
+    pub(crate) fn step<P: NoUninit>(
+        &mut self,
+        (source, headers, entry): (&'static Source, &[&'static Source], &'static str),
+        (variant, checks): (&Variant, Checks),
+        dims: Dims,
+        params: &P,
+        places: Vec<Place>,
+    ) -> Result<()> {
+        let bound = variant.bound().count();
+        debug_assert_eq!(bound, places.len(), "{}", source.path);
+        let most = self.inner.caps.limits.max_storage_buffers_per_shader_stage as usize;
+        if bound > most {
+            return Err(Error::Unsupported {
+                what: "an op of this form",
+                why: format!("it takes {bound} operands, and a kernel of this device binds {most}"),
+            });
+        }
+        let shader = Shader { source, headers, entry, variant, checks };
+        let pipeline = self.inner.pipelines.get(&self.inner, self.kernel, &shader)?;
+        let step = Step::new(&self.inner, pipeline, dims, bytemuck::bytes_of(params), places);
+        self.steps.push(step);
+        Ok(())
+    }
+
+    /// The launchable form: the steps, one after the other.
+    pub(crate) fn finish(self) -> Box<dyn Launch> {
+        Box::new(Steps { steps: self.steps, scratch: self.scratch })
+    }
+}
+
+struct Steps {
+    steps: Vec<Step>,
+    scratch: u64,
+}
+
+impl Launch for Steps {
+    fn scratch(&self) -> u64 {
+        self.scratch
+    }
+
+    fn launch(&self, stream: &mut dyn Stream, mut checked: Checked<'_, '_>) -> Result<()> {
+        let kernel = checked.kernel().name;
+        let wrong = |operand| Error::WrongDevice { kernel, operand };
+        let stream: &mut dyn Any = stream;
+        let stream = stream.downcast_mut::<WebGpuStream>().ok_or(wrong("stream"))?;
+        stream.begin(kernel)?;
+        let scratch = checked.scratch().cloned();
+        let names = checked.operands();
+        // no more than the operands of the op: a caller's buffers may be larger
+        let mut views = Vec::with_capacity(MAX_OPERANDS);
+        for (arg, operand) in checked.args().iter().zip(names) {
+            let Arg::Buf(buffer) = arg else { return Err(wrong(operand.name)) };
+            memory_of(buffer).ok_or(wrong(operand.name))?;
+            views.push(buffer.view(0, operand.bytes)?);
+        }
+        let operands: Vec<&Buffer> = views.iter().collect();
+        self.steps.iter().try_for_each(|step| step.start(stream, kernel, &operands, scratch.as_ref()))
+    }
+}
+
+/// The error of a body that was asked for another op.
+pub(crate) fn other_op(op: &Op) -> Error {
+    Error::Unsupported { what: "this op", why: format!("{} is not the row's", op.name()) }
+}

@@ -1,0 +1,30 @@
+//! The WebGPU backend: every GPU that `wgpu` reaches, natively through Vulkan, Metal, DX12 or OpenGL, and in browsers.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`device`] | [`WebGpuDevice`]: adapters, what they can do, devices of the caller's |
+//! | [`memory`] | one `wgpu` buffer a block |
+//! | [`stream`] | launches, copies, events with times, capture and replay |
+//! | [`table`] | every row, as literal lists |
+//! | `launch` | the rows' bodies, one file an op |
+//! | `shader` | from a WGSL source to the text of a variant |
+//! | `pipeline`, `cache` | compiled variants, and the driver's cache of them on disk |
+//! | `groups` | bind groups, kept for launches on the same operands |
+//! | `wait` | results that come when the device says so |
+//! | `inner` | what all of them share |
+
+#[cfg(not(target_arch = "wasm32"))]
+mod cache;
+mod copy;
+pub mod device;
+mod groups;
+mod inner;
+mod launch;
+pub mod memory;
+mod pipeline;
+mod shader;
+pub mod stream;
+pub mod table;
+mod wait;
+
+pub use device::{WebGpuCaps, WebGpuDevice};

@@ -1,0 +1,10 @@
+//! Every row of the backend, as literal lists.
+
+mod ops;
+
+use perjoule_kernels::Kernel;
+
+/// Every row, in order.
+pub fn rows() -> impl Iterator<Item = &'static Kernel> {
+    ops::ROWS.iter()
+}

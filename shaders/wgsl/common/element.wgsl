@@ -1,0 +1,151 @@
+// Elements of every type as f32 and back. Conversions round to nearest even by integer arithmetic: WGSL leaves the rounding of its own to
+// the implementation.
+
+fn is_nan(value: f32) -> bool {
+    return (bitcast<u32>(value) & 0x7fffffffu) > 0x7f800000u;
+}
+
+// A number that no compiler can take for a constant to fold: WGSL has no literal for NaN.
+fn nan() -> f32 {
+    return bitcast<f32>(offsets_zero() | 0x7fc00000u);
+}
+
+fn infinity() -> f32 {
+    return bitcast<f32>(offsets_zero() | 0x7f800000u);
+}
+
+// 0, read from memory. Offsets are below 2^32 - 1.
+fn offsets_zero() -> u32 {
+    return select(0u, 1u, offsets[0].x == 0xffffffffu);
+}
+
+fn sign_extend(byte: u32) -> i32 {
+    return bitcast<i32>(byte << 24u) >> 24u;
+}
+
+fn f16_to_f32(bits: u32) -> f32 {
+    let sign = (bits & 0x8000u) << 16u;
+    let rest = bits & 0x7fffu;
+    if rest >= 0x7c00u {
+        return bitcast<f32>(sign | 0x7f800000u | (rest << 13u));
+    }
+    // the exponent's bias by a multiplication, which is exact; subnormals by their integer, since f32 may flush what is on the way
+    let normal = bitcast<f32>((rest << 13u) + (112u << 23u));
+    let magnitude = select(normal, f32(rest) * 5.9604644775390625e-8, rest < 0x400u);
+    return bitcast<f32>(bitcast<u32>(magnitude) | sign);
+}
+
+fn f32_to_f16(value: f32) -> u32 {
+    let bits = bitcast<u32>(value);
+    let sign = (bits >> 16u) & 0x8000u;
+    let rest = bits & 0x7fffffffu;
+    if rest > 0x7f800000u {
+        return sign | 0x7e00u;
+    }
+    if rest >= 0x477ff000u {
+        return sign | 0x7c00u; // from 65520 on
+    }
+    if rest < 0x38800000u {
+        // subnormal: the unit in the last place of 0.5 is 2^-24
+        return sign | (bitcast<u32>(bitcast<f32>(rest) + 0.5) - 0x3f000000u);
+    }
+    return sign | ((rest + 0xfffu + ((rest >> 13u) & 1u) - (112u << 23u)) >> 13u);
+}
+
+fn f32_to_bf16(value: f32) -> u32 {
+    let bits = bitcast<u32>(value);
+    if (bits & 0x7fffffffu) > 0x7f800000u {
+        return (bits >> 16u) | 0x40u;
+    }
+    return (bits + 0x7fffu + ((bits >> 16u) & 1u)) >> 16u;
+}
+
+// OFP8 E4M3: no infinities.
+fn e4m3_to_f32(code: u32) -> f32 {
+    let rest = code & 0x7fu;
+    let normal = bitcast<f32>((rest << 20u) + (120u << 23u));
+    var magnitude = select(normal, f32(rest) * 0.001953125, rest < 8u);
+    magnitude = select(magnitude, nan(), rest == 0x7fu);
+    return bitcast<f32>(bitcast<u32>(magnitude) | ((code & 0x80u) << 24u));
+}
+
+// Saturating.
+fn f32_to_e4m3(value: f32) -> u32 {
+    let bits = bitcast<u32>(value);
+    let sign = (bits >> 24u) & 0x80u;
+    let rest = bits & 0x7fffffffu;
+    if rest > 0x7f800000u {
+        return sign | 0x7fu;
+    }
+    if rest >= 0x43e00000u {
+        return sign | 0x7eu; // from 448 on
+    }
+    if rest < 0x3c800000u {
+        // subnormal, below 2^-6: the unit in the last place of 2^14 is 2^-9
+        return sign | (bitcast<u32>(bitcast<f32>(rest) + 16384.0) - 0x46800000u);
+    }
+    return sign | (((rest + 0x7ffffu + ((rest >> 20u) & 1u)) >> 20u) - (120u << 3u));
+}
+
+// Saturating; NaN becomes 0.
+fn f32_to_i32(value: f32) -> i32 {
+    let rounded = round(value);
+    if is_nan(value) {
+        return 0;
+    }
+    if rounded >= 2147483648.0 {
+        return 0x7fffffff;
+    }
+    if rounded < -2147483648.0 {
+        return bitcast<i32>(0x80000000u);
+    }
+    return i32(rounded);
+}
+
+fn f32_to_u32(value: f32) -> u32 {
+    let rounded = round(value);
+    if is_nan(value) || rounded < 0.0 {
+        return 0u;
+    }
+    if rounded >= 4294967296.0 {
+        return 0xffffffffu;
+    }
+    return u32(rounded);
+}
+
+fn f32_to_i8(value: f32) -> i32 {
+    return clamp(f32_to_i32(value), -128, 127);
+}
+
+// ---- block formats ----
+
+// Nibble of element `e` of 32 in the byte that holds it.
+fn q4_nibble(byte: u32, e: u32) -> u32 {
+    return select(byte >> 4u, byte & 15u, e < 16u);
+}
+
+fn q4_code(byte: u32, e: u32) -> i32 {
+    return i32(q4_nibble(byte, e)) - 8;
+}
+
+// Scale and minimum of group `g` of q4_k: `a`, `b` and `c` are bytes g % 4, g % 4 + 4 and g % 4 + 8 of the packed ones.
+fn q4k_scale(g: u32, a: u32, b: u32, c: u32) -> vec2<u32> {
+    if g < 4u {
+        return vec2<u32>(a & 63u, b & 63u);
+    }
+    return vec2<u32>((c & 15u) | ((a >> 6u) << 4u), (c >> 4u) | ((b >> 6u) << 4u));
+}
+
+fn e8m0_to_f32(code: u32) -> f32 {
+    if code == 255u {
+        return nan();
+    }
+    return select(bitcast<f32>(code << 23u), 5.8774717541114375e-39, code == 0u);
+}
+
+fn e2m1_to_f32(code: u32) -> f32 {
+    let magnitude = code & 7u;
+    let normal = bitcast<f32>(((magnitude >> 1u) + 126u) << 23u | (magnitude & 1u) << 22u);
+    let value = select(normal, f32(magnitude) * 0.5, magnitude < 2u);
+    return select(value, -value, code >= 8u);
+}

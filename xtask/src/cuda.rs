@@ -2,7 +2,7 @@
 
 use crate::arm::watch;
 use crate::emulate::built;
-use crate::{may_install, on_path};
+use crate::packages::{install, may_install, on_path};
 use anyhow::{Context, Result, bail, ensure};
 use std::process::Command;
 
@@ -37,9 +37,9 @@ pub(crate) fn cuda(options: &Options) -> Result<()> {
         cfg!(all(target_os = "linux", target_arch = "x86_64")),
         "needs x86-64 Linux: the emulator's fibers are written for it"
     );
-    if !on_path("g++") && may_install() && on_path("apt-get") {
+    if !on_path("g++") && may_install() {
         // whether that succeeded shows when it is looked for
-        let _ = Command::new("apt-get").args(["install", "--yes", "--no-install-recommends", "g++"]).status();
+        install(&["g++"]);
     }
     ensure!(on_path("g++"), "g++ is missing, which compiles the kernels: apt-get install g++");
     let tests = built(&["-p", "perjoule-conformance", "--test", "conformance"], &[])?;

@@ -1,6 +1,7 @@
 //! What a developer or CI types: `cargo xtask test`, `cargo xtask ci`.
 
 mod arm;
+mod conformance;
 mod cuda;
 mod dist;
 mod emulate;

@@ -9,6 +9,8 @@ mod packages;
 #[cfg(unix)]
 mod peers;
 mod setup;
+mod vulkan;
+mod webgpu;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -57,6 +59,10 @@ enum Task {
     ///
     /// Kernels are compiled by g++ and run as they are, with their inline PTX. Needs g++ on x86-64 Linux.
     Cuda(cuda::Options),
+    /// Runs the conformance cases of the WebGPU backend's rows on Vulkan drivers that need no GPU.
+    ///
+    /// Without options on the system's lavapipe, all cases, as `test` has them among others. Needs Linux.
+    Webgpu(webgpu::Options),
     /// Tries the GPU of this machine with everything there is; no part of `test` or `ci`.
     ///
     /// Conformance, golden models, kernels against vendors' rows, tuning, tokens and joules, compute-sanitizer: records and a summary
@@ -87,6 +93,7 @@ fn main() -> Result<()> {
         Task::Peers(options) => peers::peers(&options),
         Task::Arm(options) => arm::arm(&options),
         Task::Cuda(options) => cuda::cuda(&options),
+        Task::Webgpu(options) => webgpu::webgpu(&options),
         Task::Gpu(options) => dist::gpu(&options),
         Task::Dist => dist::dist(),
         Task::Setup(options) => setup::setup(&options),

@@ -3,7 +3,7 @@
 //! qemu computes what a processor does, the rounding of bf16 dot products included; how fast, it does not tell.
 
 use crate::emulate::{Test, built};
-use crate::on_path;
+use crate::packages::{self, on_path};
 use anyhow::{Context, Result, bail, ensure};
 use std::io::{Read, Write as _};
 use std::path::Path;
@@ -53,7 +53,7 @@ fn sample(name: &str) -> &'static [&'static str] {
 /// where the processor has every extension nothing may be left out: so each NEON row was launched.
 pub(crate) fn arm(options: &Options) -> Result<()> {
     ensure!(cfg!(target_os = "linux"), "needs Linux: qemu emulates processes there only");
-    if crate::may_install() {
+    if packages::may_install() {
         install();
     }
     complete()?;
@@ -75,12 +75,8 @@ pub(crate) fn arm(options: &Options) -> Result<()> {
 
 /// Installs what is missing; whether that succeeded shows when it is looked for.
 fn install() {
-    if lacking().is_some() && on_path("apt-get") {
-        let apt = |args: &[&str]| {
-            let _ = Command::new("apt-get").args(["-o", "Acquire::Retries=3"]).args(args).status();
-        };
-        apt(&["update"]);
-        apt(&[["install", "--yes", "--no-install-recommends"], PACKAGES].concat());
+    if lacking().is_some() {
+        packages::install(&PACKAGES);
     }
     if !has_target() && on_path("rustup") {
         let _ = Command::new("rustup").args(["target", "add", TARGET]).status();

@@ -1,9 +1,8 @@
 //! Runs the conformance cases of the CUDA backend on an emulated GPU: tests/emulator says what it computes, and what it cannot show.
 
-use crate::arm::watch;
-use crate::emulate::built;
-use crate::{may_install, on_path};
-use anyhow::{Context, Result, bail, ensure};
+use crate::conformance::{self, Cases};
+use crate::packages::{install, may_install, on_path};
+use anyhow::{Result, ensure};
 use std::process::Command;
 
 /// Compute capabilities: one without the instructions that rows may ask for, one with mma.sync and cp.async, one with Hopper's.
@@ -37,40 +36,19 @@ pub(crate) fn cuda(options: &Options) -> Result<()> {
         cfg!(all(target_os = "linux", target_arch = "x86_64")),
         "needs x86-64 Linux: the emulator's fibers are written for it"
     );
-    if !on_path("g++") && may_install() && on_path("apt-get") {
+    if !on_path("g++") && may_install() {
         // whether that succeeded shows when it is looked for
-        let _ = Command::new("apt-get").args(["install", "--yes", "--no-install-recommends", "g++"]).status();
+        install(&["g++"]);
     }
     ensure!(on_path("g++"), "g++ is missing, which compiles the kernels: apt-get install g++");
-    let tests = built(&["-p", "perjoule-conformance", "--test", "conformance"], &[])?;
-    let test = tests.first().context("the conformance tests were built")?;
-    let mut faults = Vec::new();
-    let mut all = 0;
-    for sm in &options.sm {
-        eprintln!("xtask: conformance on an emulated GPU of compute capability {}.{}", sm / 10, sm % 10);
-        let mut command = Command::new(&test.executable);
-        command.args([
-            "--color", "never", "--quiet", "--skip", "cpu::", "--skip", "cpu-3::", "--skip", "lazy::",
-        ]);
-        match options.filter.is_empty() {
-            true => command.arg("cuda:0::"),
-            false => command.args(&options.filter),
-        };
-        command.env("PERJOULE_REQUIRE", "cuda").env("PERJOULE_EMULATE", sm.to_string());
-        command.env("PERJOULE_EVERY", options.every.to_string());
-        let (success, counts) = watch(&mut command)?;
-        all += counts.map_or(0, |[passed, ..]| passed);
-        match counts {
-            None => faults.push(format!("sm_{sm} did not end")),
-            Some(_) if !success => faults.push(format!("sm_{sm} failed")),
-            Some([0, ..]) if options.filter.is_empty() => faults.push(format!("sm_{sm} ran nothing")),
-            Some(_) => {}
-        }
-    }
-    if !faults.is_empty() {
-        bail!("on the emulated GPU: {}", faults.join(", "));
-    }
-    ensure!(all > 0, "no test has such a name");
-    println!("{all} tests passed on the emulated GPU");
+    let test = conformance::build()?;
+    let devices = options.sm.iter().map(|sm| {
+        let mut command = Command::new(&test);
+        command.env("PERJOULE_EMULATE", sm.to_string());
+        (format!("an emulated GPU of compute capability {}.{}", sm / 10, sm % 10), command)
+    });
+    let cases = Cases { backend: "cuda", every: options.every, filter: &options.filter };
+    let passed = conformance::run(&cases, devices.collect())?;
+    println!("{passed} tests passed on the emulated GPU");
     Ok(())
 }

@@ -184,7 +184,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// What a program writes; an error where it fails, with the end of what it wrote.
-fn output(command: &mut Command) -> Result<String> {
+pub(crate) fn output(command: &mut Command) -> Result<String> {
     let shown = format!("{command:?}");
     let out =
         command.stdin(Stdio::null()).output().with_context(|| format!("{shown} could not be started"))?;

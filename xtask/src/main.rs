@@ -1,15 +1,20 @@
 //! What a developer or CI types: `cargo xtask test`, `cargo xtask ci`.
 
 mod arm;
+mod conformance;
 mod cuda;
 mod dist;
 mod emulate;
+mod packages;
 #[cfg(unix)]
 mod peers;
 mod setup;
+mod vulkan;
+mod webgpu;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use packages::{install, install_for_tests, may_install, on_path};
 use std::path::Path;
 use std::process::Command;
 
@@ -54,6 +59,10 @@ enum Task {
     ///
     /// Kernels are compiled by g++ and run as they are, with their inline PTX. Needs g++ on x86-64 Linux.
     Cuda(cuda::Options),
+    /// Runs the conformance cases of the WebGPU backend's rows on Vulkan drivers that need no GPU.
+    ///
+    /// Without options on the system's lavapipe, all cases, as `test` has them among others. Needs Linux.
+    Webgpu(webgpu::Options),
     /// Tries the GPU of this machine with everything there is; no part of `test` or `ci`.
     ///
     /// Conformance, golden models, kernels against vendors' rows, tuning, tokens and joules, compute-sanitizer: records and a summary
@@ -84,6 +93,7 @@ fn main() -> Result<()> {
         Task::Peers(options) => peers::peers(&options),
         Task::Arm(options) => arm::arm(&options),
         Task::Cuda(options) => cuda::cuda(&options),
+        Task::Webgpu(options) => webgpu::webgpu(&options),
         Task::Gpu(options) => dist::gpu(&options),
         Task::Dist => dist::dist(),
         Task::Setup(options) => setup::setup(&options),
@@ -95,33 +105,17 @@ fn required() -> Result<&'static str> {
     Ok(if setup::is_done()? { "cpu,nvrtc" } else { "cpu" })
 }
 
-fn on_path(name: &str) -> bool {
-    std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(name).is_file()))
-}
-
-/// Whether packages may be installed: with `CI=true`, as root.
-fn may_install() -> bool {
-    let root =
-        std::env::var_os("USER").is_some_and(|user| user == "root") || Path::new("/root").read_dir().is_ok();
-    std::env::var_os("CI").is_some_and(|value| value == "true") && root
-}
-
 /// Installs Chromium where CI may: the test of the report's page in a browser says that it is ignored without one. Off unless `CI=true`,
-/// Chromium is missing, and this is root on a system with apt-get; a failure to install is no failure of the tests.
+/// Chromium is missing, and this is root; a failure to install is no failure of the tests.
 fn install_chromium_in_ci() {
     let missing = !["chromium", "chromium-browser", "google-chrome"].iter().any(|name| on_path(name));
-    if may_install() && missing && on_path("apt-get") {
-        let status = Command::new("apt-get")
-            .args(["install", "--yes", "--no-install-recommends", "chromium"])
-            .status();
-        if !status.is_ok_and(|status| status.success()) {
-            eprintln!("xtask: Chromium could not be installed; the test of the page in a browser is ignored");
-        }
+    if may_install() && missing && !install(&["chromium"]) {
+        eprintln!("xtask: Chromium could not be installed; the test of the page in a browser is ignored");
     }
 }
 
 fn test(filter: &[String]) -> Result<()> {
+    install_for_tests();
     install_chromium_in_ci();
     // the one optimised profile, which the binary shares
     let mut args = vec!["test", "--release", "--workspace", "--no-fail-fast"];

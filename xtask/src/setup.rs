@@ -1,4 +1,4 @@
-//! Fetches what tests can use and nobody has to have: NVIDIA's run-time compiler and disassembler.
+//! Fetches what tests can use and nobody has to have: NVIDIA's run-time compiler and disassembler, a newer Mesa.
 
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
@@ -11,21 +11,35 @@ const FILES: [&str; 2] = ["nvidia/cu13/lib/libnvrtc.so.13", "nvidia/cu13/bin/nvd
 
 /// What `cargo xtask setup` takes.
 #[derive(clap::Args)]
+#[group(required = true, multiple = true)]
 pub(crate) struct Options {
     /// NVRTC and nvdisasm (about 100 MB), into target/nvrtc: every CUDA kernel is then compiled and looked at by the tests, without a GPU.
-    #[arg(long, required = true)]
+    #[arg(long)]
     nvrtc: bool,
+    /// Lavapipe 26, Mesa's Vulkan on the processor (61 MB), into target/mesa: `cargo xtask webgpu` runs on it. Needs Debian on x86-64.
+    #[arg(long)]
+    mesa: bool,
 }
 
-/// Whether all of it is there.
+/// Whether all of NVIDIA's is there.
 pub(crate) fn is_done() -> Result<bool> {
     Ok(is_complete(&crate::dist::target_folder()?.join("nvrtc")))
 }
 
-/// Fetches what is missing.
+/// Fetches what is missing of what was asked for.
 pub(crate) fn setup(options: &Options) -> Result<()> {
+    if options.nvrtc {
+        nvrtc()?;
+    }
+    if options.mesa {
+        println!("{} is complete", crate::vulkan::mesa()?.display());
+    }
+    Ok(())
+}
+
+fn nvrtc() -> Result<()> {
     let folder = crate::dist::target_folder()?.join("nvrtc");
-    if !options.nvrtc || is_complete(&folder) {
+    if is_complete(&folder) {
         println!("{} is complete", folder.display());
         return Ok(());
     }

@@ -9,6 +9,8 @@ sources! {
     ELEMENT = "wgsl/common/element.wgsl";
     /// Where vectors and caches lie.
     LAYOUT = "wgsl/common/layout.wgsl";
+    /// Functions of f32.
+    MATH = "wgsl/common/math.wgsl";
 }
 
 sources! {

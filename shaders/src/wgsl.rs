@@ -18,6 +18,10 @@ sources! {
     SOURCES:
     /// Addition.
     ADD_ROWS = "wgsl/add/rows.wgsl";
+    /// Arithmetic at its limit.
+    CEILING_ARITHMETIC = "wgsl/ceiling/arithmetic.wgsl";
+    /// Memory at its limit.
+    CEILING_MEMORY = "wgsl/ceiling/memory.wgsl";
     /// Copies of bytes.
     COPY_BYTES = "wgsl/copy/bytes.wgsl";
 }

@@ -11,6 +11,8 @@ sources! {
     LAYOUT = "wgsl/common/layout.wgsl";
     /// Functions of f32.
     MATH = "wgsl/common/math.wgsl";
+    /// From a sum of products to an element of C.
+    MATMUL_EPILOGUE = "wgsl/matmul/epilogue.wgsl";
 }
 
 sources! {
@@ -20,4 +22,6 @@ sources! {
     ADD_ROWS = "wgsl/add/rows.wgsl";
     /// Copies of bytes.
     COPY_BYTES = "wgsl/copy/bytes.wgsl";
+    /// Matrix products of everything.
+    MATMUL_ANY = "wgsl/matmul/any.wgsl";
 }

@@ -1,6 +1,7 @@
 //! From a checked launch to dispatches: what every row's body is made of.
 
 pub(crate) mod elementwise;
+pub(crate) mod matmul;
 pub(crate) mod rows;
 
 use crate::device::WebGpuDevice;

@@ -1,0 +1,23 @@
+//! Rows of matrix products: of each op the fast ones first, and last one that runs everything the op allows.
+
+use crate::launch::matmul::{any, refuse};
+use perjoule_kernels::{Candidate, Kernel, Numerics};
+
+/// WGSL leaves subnormal numbers to the implementation.
+const F32: fn(&Candidate<'_>) -> Numerics = |_| Numerics::F32.flushing_subnormals();
+
+/// A row that runs everything.
+const fn any(name: &'static str, op: &'static str) -> Kernel {
+    Kernel::new(name, op, any::cost, any::prepare)
+        .with_configs(any::CONFIGS)
+        .with_reject(refuse)
+        .with_numerics(F32)
+}
+
+/// The dtype in a name is that of B: A and C are any that the row says.
+#[rustfmt::skip]
+pub(super) static ROWS: &[Kernel] = &[
+    any("matmul_any_64x64_webgpu_any", "matmul"),
+    any("gated_matmul_any_64x64_webgpu_any", "gated_matmul"),
+    any("grouped_matmul_any_64x64_webgpu_any", "grouped_matmul"),
+];

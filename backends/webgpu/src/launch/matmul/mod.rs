@@ -5,9 +5,11 @@
 //! | [`form`] | what the three ops have in common: operands, epilogue |
 //! | [`window`] | products of operands that no binding holds |
 //! | [`any`] | rows that run everything the ops allow |
+//! | [`gemv`] | few rows of A with weights that stream from memory |
 
 pub(crate) mod any;
 pub(crate) mod form;
+pub(crate) mod gemv;
 pub(crate) mod window;
 
 use super::rows::caps;

@@ -11,6 +11,32 @@ sources! {
     LAYOUT = "wgsl/common/layout.wgsl";
     /// Functions of f32.
     MATH = "wgsl/common/math.wgsl";
+    /// From a sum of products to an element of C.
+    MATMUL_EPILOGUE = "wgsl/matmul/epilogue.wgsl";
+    /// Few rows of A: what a workgroup does, whatever the types.
+    GEMV_BODY = "wgsl/matmul/gemv/body.wgsl";
+    /// Words of one weight.
+    GEMV_ONE = "wgsl/matmul/gemv/one.wgsl";
+    /// Words of a gate's weight and of an up projection's.
+    GEMV_PAIR = "wgsl/matmul/gemv/pair.wgsl";
+    /// Units of weights in f32.
+    GEMV_QUADS = "wgsl/matmul/gemv/quads.wgsl";
+    /// Activations in f32.
+    GEMV_A32 = "wgsl/matmul/gemv/a32.wgsl";
+    /// Activations of 16 bits.
+    GEMV_A16 = "wgsl/matmul/gemv/a16.wgsl";
+    /// Weights of a float type.
+    GEMV_PLAIN = "wgsl/matmul/gemv/plain.wgsl";
+    /// Words at any byte.
+    GEMV_BYTES = "wgsl/matmul/gemv/bytes.wgsl";
+    /// Weights in blocks of 32.
+    GEMV_BLOCKS = "wgsl/matmul/gemv/blocks.wgsl";
+    /// Weights in q4_k.
+    GEMV_Q4_K = "wgsl/matmul/gemv/q4_k.wgsl";
+    /// Weights in q6_k.
+    GEMV_Q6_K = "wgsl/matmul/gemv/q6_k.wgsl";
+    /// Weights and activations of i8.
+    GEMV_I8 = "wgsl/matmul/gemv/i8.wgsl";
 }
 
 sources! {
@@ -24,4 +50,10 @@ sources! {
     CEILING_MEMORY = "wgsl/ceiling/memory.wgsl";
     /// Copies of bytes.
     COPY_BYTES = "wgsl/copy/bytes.wgsl";
+    /// Matrix products of everything.
+    MATMUL_ANY = "wgsl/matmul/any.wgsl";
+    /// Few rows of A, sums in workgroup memory.
+    GEMV_WORKGROUP = "wgsl/matmul/gemv/workgroup.wgsl";
+    /// Few rows of A, sums by subgroups.
+    GEMV_SUBGROUP = "wgsl/matmul/gemv/subgroup.wgsl";
 }

@@ -1,6 +1,7 @@
 //! From a checked launch to dispatches: what every row's body is made of.
 
 pub(crate) mod elementwise;
+pub(crate) mod matmul;
 pub(crate) mod rows;
 
 use crate::device::WebGpuDevice;
@@ -25,7 +26,7 @@ const MOST: u64 = 65_535;
 
 impl Dims {
     /// Enough workgroups of `size` invocations for `count` of them, in two dimensions where one does not suffice: kernels number them by
-    /// `workgroup` of `common/layout.wgsl`, and cut off what is too much.
+    /// `group_number` of `common/layout.wgsl`, and cut off what is too much.
     pub(crate) fn line(count: u64, size: u64) -> Result<Self> {
         let groups = count.div_ceil(size);
         if groups > MOST * MOST || count > u64::from(u32::MAX) {

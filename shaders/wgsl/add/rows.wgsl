@@ -13,7 +13,7 @@ fn add(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let vectors = params.out.outer * params.out.inner;
-    let at = workgroup(group, groups) * 256u + lane;
+    let at = group_number(group, groups) * 256u + lane;
     let vector = at / params.out.len;
     let d = at % params.out.len;
     if vector < vectors {

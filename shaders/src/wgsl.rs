@@ -11,6 +11,14 @@ sources! {
     LAYOUT = "wgsl/common/layout.wgsl";
     /// Functions of f32.
     MATH = "wgsl/common/math.wgsl";
+    /// Slots as untrusted numbers.
+    SLOTS = "wgsl/common/slots.wgsl";
+    /// Angles of rotations.
+    TURNS = "wgsl/common/turns.wgsl";
+    /// Division that rounds as it should, and quantisation by it.
+    DIVISION = "wgsl/common/division.wgsl";
+    /// What the kernels of attention share.
+    ATTENTION_SLOTS = "wgsl/attention/slots.wgsl";
 }
 
 sources! {
@@ -18,6 +26,16 @@ sources! {
     SOURCES:
     /// Addition.
     ADD_ROWS = "wgsl/add/rows.wgsl";
+    /// Lengths and positions of a step.
+    ADVANCE_SLOTS = "wgsl/advance/slots.wgsl";
+    /// Attention of every form.
+    ATTENTION_ROWS = "wgsl/attention/rows.wgsl";
+    /// Appending to KV caches.
+    KV_APPEND_ROWS = "wgsl/kv_append/rows.wgsl";
+    /// Rotary positions.
+    ROPE_PAIRS = "wgsl/rope/pairs.wgsl";
+    /// Norm, rotation and append of heads.
+    QK_HEADS = "wgsl/qk_norm_rope_append/heads.wgsl";
     /// Copies of bytes.
     COPY_BYTES = "wgsl/copy/bytes.wgsl";
 }

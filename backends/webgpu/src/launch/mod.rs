@@ -1,6 +1,10 @@
 //! From a checked launch to dispatches: what every row's body is made of.
 
+pub(crate) mod attention;
 pub(crate) mod elementwise;
+pub(crate) mod kv;
+pub(crate) mod qk;
+pub(crate) mod rope;
 pub(crate) mod rows;
 
 use crate::device::WebGpuDevice;

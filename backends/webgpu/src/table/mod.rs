@@ -1,10 +1,11 @@
 //! Every row of the backend, as literal lists.
 
+mod attention;
 mod ops;
 
 use perjoule_kernels::Kernel;
 
 /// Every row, in order.
 pub fn rows() -> impl Iterator<Item = &'static Kernel> {
-    ops::ROWS.iter()
+    ops::ROWS.iter().chain(attention::ROWS)
 }

@@ -37,6 +37,14 @@ sources! {
     GEMV_Q6_K = "wgsl/matmul/gemv/q6_k.wgsl";
     /// Weights and activations of i8.
     GEMV_I8 = "wgsl/matmul/gemv/i8.wgsl";
+    /// Slots as untrusted numbers.
+    SLOTS = "wgsl/common/slots.wgsl";
+    /// Angles of rotations.
+    TURNS = "wgsl/common/turns.wgsl";
+    /// Division that rounds as it should, and quantisation by it.
+    DIVISION = "wgsl/common/division.wgsl";
+    /// What the kernels of attention share.
+    ATTENTION_SLOTS = "wgsl/attention/slots.wgsl";
 }
 
 sources! {
@@ -48,6 +56,16 @@ sources! {
     CEILING_ARITHMETIC = "wgsl/ceiling/arithmetic.wgsl";
     /// Memory at its limit.
     CEILING_MEMORY = "wgsl/ceiling/memory.wgsl";
+    /// Lengths and positions of a step.
+    ADVANCE_SLOTS = "wgsl/advance/slots.wgsl";
+    /// Attention of every form.
+    ATTENTION_ROWS = "wgsl/attention/rows.wgsl";
+    /// Appending to KV caches.
+    KV_APPEND_ROWS = "wgsl/kv_append/rows.wgsl";
+    /// Rotary positions.
+    ROPE_PAIRS = "wgsl/rope/pairs.wgsl";
+    /// Norm, rotation and append of heads.
+    QK_HEADS = "wgsl/qk_norm_rope_append/heads.wgsl";
     /// Copies of bytes.
     COPY_BYTES = "wgsl/copy/bytes.wgsl";
     /// Matrix products of everything.

@@ -10,6 +10,7 @@
 //! | `fn x_int(i: u32) -> i32` | the same of an integer type, unconverted (u32 by its bits) |
 //! | `fn x_set(i: u32, value: f32)` | rounds to nearest even and stores; beside it nothing changes, whoever writes there |
 //! | `fn x_set_int(i: u32, value: i32)` | the same of an integer type |
+//! | `fn x_put_byte(at: u32, bits: u32)` | stores a byte, counted from the operand's first: of block formats, to no effect elsewhere |
 //! | `const x_present: bool` | whether the op has it |
 //! | `x_words`, `x_at()` | an operand of words: the array, and the index of its first element there |
 
@@ -173,6 +174,7 @@ fn declare(text: &mut String, binding: &Binding, index: u32) {
             line(format!("fn {name}_int(i: u32) -> i32 {{ return 0; }}"));
             line(format!("fn {name}_set(i: u32, value: f32) {{}}"));
             line(format!("fn {name}_set_int(i: u32, value: i32) {{}}"));
+            line(format!("fn {name}_put_byte(at: u32, bits: u32) {{}}"));
         }
         Touch::Words(ty) | Touch::WordsMut(ty) => {
             let access = if binding.is_written() { "read_write" } else { "read" };
@@ -312,6 +314,8 @@ fn setters(text: &mut String, binding: &Binding, at: &str) {
 }}
 fn {name}_put_byte(at: u32, bits: u32) {{ {name}_put({at} + at, 255u, bits); }}"
         );
+    } else {
+        let _ = writeln!(text, "fn {name}_put_byte(at: u32, bits: u32) {{}}");
     }
     let _ = writeln!(
         text,

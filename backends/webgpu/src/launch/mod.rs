@@ -1,7 +1,11 @@
 //! From a checked launch to dispatches: what every row's body is made of.
 
+pub(crate) mod attention;
 pub(crate) mod elementwise;
 pub(crate) mod matmul;
+pub(crate) mod kv;
+pub(crate) mod qk;
+pub(crate) mod rope;
 pub(crate) mod rows;
 
 use crate::device::WebGpuDevice;
@@ -201,6 +205,11 @@ impl<'a> Builder<'a> {
         let at = self.scratch;
         self.scratch += bytes.next_multiple_of(256);
         at
+    }
+
+    /// A table of constants in the device's memory.
+    pub(crate) fn table<T: NoUninit>(&self, values: &[T]) -> Result<Buffer> {
+        self.inner.table(bytemuck::cast_slice(values))
     }
 
     /// Adds a kernel of a source: its variant's bindings are bound to `places`, one for each that the op has.

@@ -52,7 +52,8 @@ impl From<KvLayout> for KvParam {
             batch_stride: kv.batch_stride as u32,
             head_stride: kv.head_stride as u32,
             token_stride: kv.token_stride as u32,
-            block: kv.paging.map_or(0, |p| p.block as u32),
+            // tokens of a block behind the capacity are none of a sequence's
+            block: kv.paging.map_or(0, |p| p.block.min(kv.capacity.max(1)) as u32),
             blocks: kv.paging.map_or(0, |p| p.blocks as u32),
         }
     }
@@ -65,6 +66,11 @@ pub(crate) fn caps(info: &DeviceInfo) -> Option<&WebGpuCaps> {
 
 /// Why no kernel takes the op: operands that no binding holds, or more of them than a kernel binds.
 pub(crate) fn refuse(candidate: &Candidate<'_>) -> Option<Reason> {
+    refuse_bytes(candidate).or_else(|| refuse_operands(candidate, candidate.op.operands().len()))
+}
+
+/// The same for rows whose kernels bind a part of the operands each.
+pub(crate) fn refuse_bytes(candidate: &Candidate<'_>) -> Option<Reason> {
     let Some(caps) = caps(candidate.info) else { return Some(Reason::new("the device is none of WebGPU")) };
     let most = caps.limits.max_storage_buffer_binding_size;
     let operands = candidate.op.operands();
@@ -74,14 +80,15 @@ pub(crate) fn refuse(candidate: &Candidate<'_>) -> Option<Reason> {
             large.name, large.bytes
         )));
     }
-    let bound = caps.limits.max_storage_buffers_per_shader_stage as usize;
-    if operands.len() > bound {
-        return Some(Reason::new(format!(
-            "{} operands are more than the {bound} that a kernel binds",
-            operands.len()
-        )));
-    }
     None
+}
+
+/// Why a kernel does not bind so many operands.
+pub(crate) fn refuse_operands(candidate: &Candidate<'_>, count: usize) -> Option<Reason> {
+    let Some(caps) = caps(candidate.info) else { return Some(Reason::new("the device is none of WebGPU")) };
+    let most = caps.limits.max_storage_buffers_per_shader_stage as usize;
+    (count > most)
+        .then(|| Reason::new(format!("{count} operands are more than the {most} that a kernel binds")))
 }
 
 /// Seconds of `launches` kernels that move the op's bytes at a share of the memory's rate: of a middling GPU, only the order matters.

@@ -1,5 +1,6 @@
 //! Every row of the backend, as literal lists.
 
+mod attention;
 mod matmul;
 mod ops;
 
@@ -7,5 +8,5 @@ use perjoule_kernels::Kernel;
 
 /// Every row, in order.
 pub fn rows() -> impl Iterator<Item = &'static Kernel> {
-    ops::ROWS.iter().chain(matmul::ROWS)
+    ops::ROWS.iter().chain(matmul::ROWS).chain(attention::ROWS)
 }

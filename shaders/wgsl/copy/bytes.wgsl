@@ -17,7 +17,7 @@ fn copy(
     let source_at = offsets[0].x;
     let target_at = offsets[0].y;
     let end = target_at + params.bytes;
-    let word = (target_at >> 2u) + workgroup(group, groups) * 256u + lane;
+    let word = (target_at >> 2u) + group_number(group, groups) * 256u + lane;
     if word * 4u >= end {
         return;
     }

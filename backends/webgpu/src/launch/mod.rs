@@ -1,7 +1,13 @@
 //! From a checked launch to dispatches: what every row's body is made of.
 
+pub(crate) mod argmax;
 pub(crate) mod elementwise;
+pub(crate) mod norm;
+pub(crate) mod quantise;
+pub(crate) mod route;
 pub(crate) mod rows;
+pub(crate) mod sample;
+pub(crate) mod softmax;
 
 use crate::device::WebGpuDevice;
 use crate::inner::{Inner, OFFSETS_BYTES};
@@ -25,7 +31,7 @@ const MOST: u64 = 65_535;
 
 impl Dims {
     /// Enough workgroups of `size` invocations for `count` of them, in two dimensions where one does not suffice: kernels number them by
-    /// `workgroup` of `common/layout.wgsl`, and cut off what is too much.
+    /// `group_number` of `common/layout.wgsl`, and cut off what is too much.
     pub(crate) fn line(count: u64, size: u64) -> Result<Self> {
         let groups = count.div_ceil(size);
         if groups > MOST * MOST || count > u64::from(u32::MAX) {

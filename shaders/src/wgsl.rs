@@ -82,6 +82,10 @@ sources! {
     SAMPLE_ROWS = "wgsl/sample/rows.wgsl";
     /// Softmax of any vectors.
     SOFTMAX_ROWS = "wgsl/softmax/rows.wgsl";
+    /// Arithmetic at its limit.
+    CEILING_ARITHMETIC = "wgsl/ceiling/arithmetic.wgsl";
+    /// Memory at its limit.
+    CEILING_MEMORY = "wgsl/ceiling/memory.wgsl";
     /// Copies of bytes.
     COPY_BYTES = "wgsl/copy/bytes.wgsl";
 }

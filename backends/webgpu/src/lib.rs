@@ -5,6 +5,7 @@
 //! | [`device`] | [`WebGpuDevice`]: adapters, what they can do, devices of the caller's |
 //! | [`memory`] | one `wgpu` buffer a block |
 //! | [`stream`] | launches, copies, events with times, capture and replay |
+//! | [`ceiling`] | what an adapter can do at most, measured |
 //! | [`table`] | every row, as literal lists |
 //! | `launch` | the rows' bodies, one file an op |
 //! | `shader` | from a WGSL source to the text of a variant |
@@ -15,6 +16,7 @@
 
 #[cfg(not(target_arch = "wasm32"))]
 mod cache;
+pub mod ceiling;
 mod copy;
 pub mod device;
 mod groups;

@@ -45,6 +45,36 @@ sources! {
     DIVISION = "wgsl/common/division.wgsl";
     /// What the kernels of attention share.
     ATTENTION_SLOTS = "wgsl/attention/slots.wgsl";
+    /// Arithmetic as IEEE 754 has it.
+    EXACT = "wgsl/common/exact.wgsl";
+    /// Integers of 64 bits.
+    WIDE = "wgsl/common/wide.wgsl";
+    /// Values are elements.
+    ONE = "wgsl/common/one.wgsl";
+    /// Values are runs of four elements.
+    FOUR = "wgsl/common/four.wgsl";
+    /// Vectors split into values.
+    PLACE = "wgsl/common/place.wgsl";
+    /// Sums and maxima of a workgroup.
+    REDUCE = "wgsl/common/reduce.wgsl";
+    /// Logits in order.
+    ORDER = "wgsl/argmax/order.wgsl";
+    /// Gated activations.
+    GATED_FUNCTION = "wgsl/gated/function.wgsl";
+    /// The same of an element.
+    GATED_ONE = "wgsl/gated/one.wgsl";
+    /// The same of a run.
+    GATED_FOUR = "wgsl/gated/four.wgsl";
+    /// What norms share.
+    NORM_RANGE = "wgsl/norm/range.wgsl";
+    /// Elements under a scale.
+    QUANTISE_SCALED = "wgsl/quantise/scaled.wgsl";
+    /// The same of an element.
+    QUANTISE_ONE = "wgsl/quantise/one.wgsl";
+    /// The same of a run.
+    QUANTISE_FOUR = "wgsl/quantise/four.wgsl";
+    /// What sampling kernels share.
+    SAMPLE_WEIGHTS = "wgsl/sample/weights.wgsl";
 }
 
 sources! {
@@ -52,6 +82,40 @@ sources! {
     SOURCES:
     /// Addition.
     ADD_ROWS = "wgsl/add/rows.wgsl";
+    /// Largest elements.
+    ARGMAX_ROWS = "wgsl/argmax/rows.wgsl";
+    /// Conversion of 32-bit integers.
+    CAST_INTEGERS = "wgsl/cast/integers.wgsl";
+    /// Conversion.
+    CAST_ROWS = "wgsl/cast/rows.wgsl";
+    /// Sums of experts' results.
+    COMBINE_ROWS = "wgsl/combine/rows.wgsl";
+    /// Rows of tables.
+    EMBED_ROWS = "wgsl/embed/rows.wgsl";
+    /// Gated activations.
+    GATED_ROWS = "wgsl/gated/rows.wgsl";
+    /// Norms of any vectors.
+    NORM_ROWS = "wgsl/norm/rows.wgsl";
+    /// Largest magnitudes of parts of a tensor.
+    QUANTISE_LARGEST = "wgsl/quantise/largest.wgsl";
+    /// To q4_k.
+    QUANTISE_Q4_K = "wgsl/quantise/q4_k.wgsl";
+    /// To q6_k.
+    QUANTISE_Q6_K = "wgsl/quantise/q6_k.wgsl";
+    /// To i8 and e4m3 with scales of groups.
+    QUANTISE_SCALES = "wgsl/quantise/scales.wgsl";
+    /// To block formats of 32 elements.
+    QUANTISE_SMALL = "wgsl/quantise/small.wgsl";
+    /// To i8 and e4m3 with one scale.
+    QUANTISE_TENSOR = "wgsl/quantise/tensor.wgsl";
+    /// Choice of experts.
+    ROUTE_EXPERTS = "wgsl/route/experts.wgsl";
+    /// Pairs sorted by expert.
+    ROUTE_SORT = "wgsl/route/sort.wgsl";
+    /// Draws of tokens.
+    SAMPLE_ROWS = "wgsl/sample/rows.wgsl";
+    /// Softmax of any vectors.
+    SOFTMAX_ROWS = "wgsl/softmax/rows.wgsl";
     /// Arithmetic at its limit.
     CEILING_ARITHMETIC = "wgsl/ceiling/arithmetic.wgsl";
     /// Memory at its limit.

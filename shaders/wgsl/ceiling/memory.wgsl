@@ -15,7 +15,7 @@ fn read(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let first = workgroup(group, groups) * 256u + lane;
+    let first = group_number(group, groups) * 256u + lane;
     var sum = vec4<u32>(0u);
     var other = vec4<u32>(0u);
     var at = first;
@@ -43,7 +43,7 @@ fn copy(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    for (var at = workgroup(group, groups) * 256u + lane; at < params.count; at += params.stride) {
+    for (var at = group_number(group, groups) * 256u + lane; at < params.count; at += params.stride) {
         sink_words[at] = source_words[at];
     }
 }

@@ -1,12 +1,18 @@
 //! From a checked launch to dispatches: what every row's body is made of.
 
+pub(crate) mod argmax;
 pub(crate) mod attention;
 pub(crate) mod elementwise;
-pub(crate) mod matmul;
 pub(crate) mod kv;
+pub(crate) mod matmul;
+pub(crate) mod norm;
 pub(crate) mod qk;
+pub(crate) mod quantise;
 pub(crate) mod rope;
+pub(crate) mod route;
 pub(crate) mod rows;
+pub(crate) mod sample;
+pub(crate) mod softmax;
 
 use crate::device::WebGpuDevice;
 use crate::inner::{Inner, OFFSETS_BYTES};

@@ -10,7 +10,7 @@ struct Params {
 }
 
 @compute @workgroup_size(256)
-fn read(
+fn read_all(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
@@ -38,7 +38,7 @@ fn read(
 }
 
 @compute @workgroup_size(256)
-fn copy(
+fn copy_all(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,

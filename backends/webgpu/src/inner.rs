@@ -22,6 +22,8 @@ pub(crate) struct Inner {
     pub(crate) groups: Groups,
     /// Offsets of operands that all begin where their binding does: what nearly every launch has.
     pub(crate) no_offsets: wgpu::Buffer,
+    /// What is bound for empty operands, to be read and to be written: they may lie anywhere, and a binding is never empty.
+    pub(crate) nothing: [wgpu::Buffer; 2],
     faults: Arc<Faults>,
     next: AtomicU64,
 }
@@ -73,6 +75,15 @@ impl Inner {
             usage: wgpu::BufferUsages::UNIFORM,
             mapped_at_creation: false,
         });
+        let nothing = [(); 2].map(|()| {
+            let usage = wgpu::BufferUsages::STORAGE;
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("nothing"),
+                size: 256,
+                usage,
+                mapped_at_creation: false,
+            })
+        });
         Inner {
             id,
             label,
@@ -82,6 +93,7 @@ impl Inner {
             pipelines,
             groups: Groups::default(),
             no_offsets,
+            nothing,
             faults,
             next: AtomicU64::new(1 << 16),
         }

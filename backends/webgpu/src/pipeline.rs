@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 pub(crate) struct Pipeline {
     pub(crate) pipeline: wgpu::ComputePipeline,
     pub(crate) layout: wgpu::BindGroupLayout,
+    /// Which of its bindings are written.
+    pub(crate) writes: Vec<bool>,
 }
 
 /// Variants that are compiled, or that somebody compiles right now: who comes second waits.
@@ -123,7 +125,7 @@ impl Pipelines {
                 },
                 cache: self.disk(),
             });
-            Pipeline { pipeline, layout }
+            Pipeline { pipeline, layout, writes: variant.bound().map(|b| b.is_written()).collect() }
         };
         inner.checked(make).map_err(|error| error.to_string())
     }

@@ -42,18 +42,40 @@ fn rel_err(got: &[f32], want: &[f32]) -> f64 {
     (sum(&|g, w| (g - w) * (g - w)) / sum(&|_, w| w * w)).sqrt()
 }
 
-fn load(dir: &Path, dtype: DType) -> (perjoule::Device, Source) {
-    let device = perjoule::open("cpu").unwrap();
-    let source = Source::checkpoint(dir).unwrap_or_else(|e| panic!("{}: {e} ({dtype})", dir.display()));
-    (device, source)
+/// The CPU, and what else is here: an adapter of WebGPU, a GPU.
+fn devices() -> Vec<perjoule::Device> {
+    let labels = ["cpu", "webgpu:0", "cuda:0"];
+    let (found, absent) = perjoule::devices();
+    let required = std::env::var("PERJOULE_REQUIRE").unwrap_or_default();
+    for absent in absent {
+        assert!(
+            !required.split(',').any(|name| name == absent.backend),
+            "{}: {}",
+            absent.backend,
+            absent.reason
+        );
+    }
+    let here = found.into_iter().filter(|info| labels.contains(&info.label.as_str()));
+    here.map(|info| perjoule::open(&info.label).unwrap()).collect()
+}
+
+fn source(dir: &Path, dtype: DType) -> Source {
+    Source::checkpoint(dir).unwrap_or_else(|e| panic!("{}: {e} ({dtype})", dir.display()))
 }
 
 /// Prefill of both rows at once, in odd chunks; token by token; and greedy continuation, all against the reference.
 fn check(name: &str, dtype: DType, bound: f64, greedy: bool) {
+    for device in devices() {
+        check_on(&device, name, dtype, bound, greedy);
+    }
+}
+
+fn check_on(device: &perjoule::Device, name: &str, dtype: DType, bound: f64, greedy: bool) {
     let dir = folder().join(name);
     let want = expected(&dir);
-    let (device, source) = load(&dir, dtype);
-    let model = Model::load(&device, &source, &LoadOptions::new(dtype)).unwrap();
+    let source = source(&dir, dtype);
+    let name = &format!("{name} on {}", device.info().label);
+    let model = Model::load(device, &source, &LoadOptions::new(dtype)).unwrap();
     let capacity = 40;
     let options = |parallel, chunk| SessionOptions { parallel, capacity, chunk };
 
@@ -156,11 +178,13 @@ fn a_quantised_model_stays_close() {
     let dir = folder().join("llama");
     let want = expected(&dir);
     for (dtype, bound) in [(DType::Q8_0, 3e-2), (DType::Q4_0, 0.4)] {
-        let (device, source) = load(&dir, dtype);
-        let model = Model::load(&device, &source, &LoadOptions::new(dtype)).unwrap();
-        let mut session =
-            model.session(SessionOptions { parallel: want.batch, capacity: want.len, chunk: 512 }).unwrap();
-        let error = rel_err(&session.prefill_all(&want.ids).unwrap(), &want.logits);
-        assert!(error <= bound, "{dtype} is off by {error:e}");
+        let source = source(&dir, dtype);
+        for device in devices() {
+            let model = Model::load(&device, &source, &LoadOptions::new(dtype)).unwrap();
+            let options = SessionOptions { parallel: want.batch, capacity: want.len, chunk: 512 };
+            let mut session = model.session(options).unwrap();
+            let error = rel_err(&session.prefill_all(&want.ids).unwrap(), &want.logits);
+            assert!(error <= bound, "{dtype} on {} is off by {error:e}", device.info().label);
+        }
     }
 }

@@ -121,19 +121,23 @@ impl Step {
         let mut bound = Vec::with_capacity(self.places.len());
         let mut key = vec![self.id];
         let mut offsets = [0u32; MAX_BINDINGS];
-        for (place, offset) in self.places.iter().zip(&mut offsets) {
+        for ((place, offset), &writes) in self.places.iter().zip(&mut offsets).zip(&self.pipeline.writes) {
             let (buffer, at, bytes) = match place {
                 Place::Operand(index) => (operands[*index], 0, operands[*index].bytes()),
                 Place::Part(index, at, bytes) => (operands[*index], *at, *bytes),
                 Place::Scratch(at, bytes) => (scratch.ok_or(wrong("scratch"))?, *at, *bytes),
                 Place::Table(buffer) => (buffer, 0, buffer.bytes()),
             };
+            if bytes == 0 {
+                let nothing = &self.inner.nothing[usize::from(writes)];
+                key.extend([0; 3]);
+                bound.push((nothing, 0, nothing.size()));
+                continue;
+            }
             let memory = stream.touch(buffer).map_err(|()| wrong("an operand"))?;
             let begin = buffer.offset() + at;
             let first = begin / align * align;
-            // empty operands are bound all the same, and never touched
-            let end =
-                (begin + bytes).next_multiple_of(4).clamp(first + 4, memory.buffer().size().max(first + 4));
+            let end = (begin + bytes).next_multiple_of(4);
             *offset = (begin - first) as u32;
             key.extend([buffer.address() - buffer.offset(), begin, end]);
             bound.push((memory.buffer(), first, end - first));
@@ -201,11 +205,6 @@ impl<'a> Builder<'a> {
         Ok(Builder { inner, kernel, request, steps: Vec::new(), scratch: 0 })
     }
 
-    /// The request.
-    pub(crate) fn request(&self) -> &'a Request<'a> {
-        self.request
-    }
-
     /// Takes so many bytes of scratch. Gives where they begin.
     pub(crate) fn scratch(&mut self, bytes: u64) -> u64 {
         let at = self.scratch;
@@ -236,11 +235,41 @@ impl<'a> Builder<'a> {
                 why: format!("it takes {bound} operands, and a kernel of this device binds {most}"),
             });
         }
+        self.keep_apart(variant, &places)?;
         let shader = Shader { source, headers, entry, variant, checks };
         let pipeline = self.inner.pipelines.get(&self.inner, self.kernel, &shader)?;
         let step = Step::new(&self.inner, pipeline, dims, bytemuck::bytes_of(params), places);
         self.steps.push(step);
         Ok(())
+    }
+
+    /// A dispatch binds a buffer to be read or to be written. Operands that the op writes may share one, as the parts of the scratch do: none
+    /// of them may be bound to be read where another is written. Bound to be written, it can be read all the same.
+    fn keep_apart(&self, variant: &Variant, places: &[Place]) -> Result<()> {
+        let operands = self.request.op.operands();
+        let group = |place: &Place| match place {
+            Place::Operand(index) | Place::Part(index, ..) => {
+                operands.get(*index).filter(|operand| operand.access.writes()).map(|_| "operands")
+            }
+            Place::Scratch(..) => Some("scratch"),
+            Place::Table(_) => None,
+        };
+        let bound: Vec<_> =
+            variant.bound().zip(places).map(|(b, place)| (group(place), b.is_written())).collect();
+        let clash = |kind| {
+            let of = |written| bound.contains(&(Some(kind), written));
+            of(true) && of(false)
+        };
+        match ["operands", "scratch"].into_iter().find(|kind| clash(kind)) {
+            None => Ok(()),
+            Some(kind) => Err(Error::Unsupported {
+                what: "this kernel",
+                why: format!(
+                    "{} reads and writes {kind} that may share a buffer, by different bindings",
+                    self.kernel
+                ),
+            }),
+        }
     }
 
     /// The launchable form: the steps, one after the other.

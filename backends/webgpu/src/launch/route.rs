@@ -43,7 +43,8 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
         [0, 1, 2].map(Place::Operand).to_vec(),
     )?;
     let sort = Variant::of(vec![
-        Binding::get("chosen", DType::I32),
+        // read, but beside what else the op writes
+        Binding::set("chosen", DType::I32),
         // `offsets` are those of operands
         Binding::set("offsets_of", DType::I32),
         Binding::set("order", DType::I32),

@@ -7,7 +7,7 @@ use std::io::Write;
 
 use super::args::KernelsArgs;
 use super::{Ended, open};
-use crate::measure::kernel::fresh;
+use perjoule_engine::launches::fresh;
 use crate::ops;
 use crate::report::{Align, Style, Table, units};
 

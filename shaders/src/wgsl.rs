@@ -18,6 +18,10 @@ sources! {
     SOURCES:
     /// Addition.
     ADD_ROWS = "wgsl/add/rows.wgsl";
+    /// Arithmetic out of registers.
+    CEILING_ARITHMETIC = "wgsl/ceiling/arithmetic.wgsl";
+    /// Streaming through memory.
+    CEILING_MEMORY = "wgsl/ceiling/memory.wgsl";
     /// Copies of bytes.
     COPY_BYTES = "wgsl/copy/bytes.wgsl";
 }

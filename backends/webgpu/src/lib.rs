@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`device`] | [`WebGpuDevice`]: adapters, what they can do, devices of the caller's |
+//! | [`ceiling`] | what a device can do at most: kernels are held against it |
 //! | [`memory`] | one `wgpu` buffer a block |
 //! | [`stream`] | launches, copies, events with times, capture and replay |
 //! | [`table`] | every row, as literal lists |
@@ -15,6 +16,7 @@
 
 #[cfg(not(target_arch = "wasm32"))]
 mod cache;
+pub mod ceiling;
 mod copy;
 pub mod device;
 mod groups;

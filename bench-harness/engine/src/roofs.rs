@@ -11,7 +11,7 @@ pub const TF32: &str = "tensor_tf32";
 /// One ceiling and how it was obtained.
 #[derive(Debug, Clone)]
 pub struct Ceiling {
-    /// What is driven to its limit: the name of an [`Arithmetic`], `read` or `copy`.
+    /// What is driven to its limit: that of its arithmetic, `read` or `copy`.
     pub op: &'static str,
     /// Element type, for arithmetic.
     pub dtype: Option<DType>,

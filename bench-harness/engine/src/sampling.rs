@@ -18,15 +18,15 @@ const STEPS: u32 = 100;
 pub const FEWEST: usize = 5;
 /// Fewest samples, and time from the first to the last, after which a narrow interval is believed: machines have slow and fast moments
 /// that last longer than a few short samples.
-const BELIEVED: (usize, Duration) = (20, Duration::from_millis(300));
+pub const BELIEVED: (usize, Duration) = (20, Duration::from_millis(300));
 /// Fewest pairs of samples after which two subjects are told apart.
-const FEWEST_PAIRS: usize = 20;
+pub const FEWEST_PAIRS: usize = 20;
 /// Ratio of slow to fast samples from which on it is said.
 const SPREAD: f64 = 1.25;
 /// Change of the level of samples from which on it is said.
 const DRIFT: f64 = 0.03;
 /// Samples kept in one record at most; those of short calls are so long that they fill the time.
-const MOST: usize = 2_000;
+pub const MOST: usize = 2_000;
 
 /// What times are read from: the host's clock, or in tests one that runs as a simulation says.
 pub trait Clock {
@@ -108,6 +108,15 @@ pub struct Samples {
     pub overhead_ns: f64,
 }
 
+impl Samples {
+    /// The fastest of each `count` in a row: what a device can do when nothing disturbs it.
+    pub fn best_of(mut self, count: usize) -> Self {
+        let fastest = |group: &[f64]| group.iter().copied().fold(f64::INFINITY, f64::min);
+        self.ns = self.ns.chunks(count.max(1)).map(fastest).collect();
+        self
+    }
+}
+
 /// A subject that is warm, and the size of its samples.
 struct Sampler<'s, S> {
     subject: &'s mut S,
@@ -120,12 +129,7 @@ struct Sampler<'s, S> {
 impl<'s, S: Subject> Sampler<'s, S> {
     /// Runs `subject` until its time is steady: until the medians of two successive windows of three samples agree within 2 %, or
     /// `time` is spent. Samples then last at least `least`, and as long as the clock needs to resolve them.
-    async fn warm(
-        subject: &'s mut S,
-        clock: &'s dyn Clock,
-        time: Duration,
-        least: Duration,
-    ) -> Result<Self> {
+    async fn warm(subject: &'s mut S, clock: &'s dyn Clock, time: Duration, least: Duration) -> Result<Self> {
         let clock_ns = cost_ns(clock);
         let mut sampler = Sampler { subject, clock, calls: 1, warmup_calls: 0, clock_ns };
         let start = clock.now();
@@ -311,7 +315,7 @@ pub fn drift(ns: &[f64]) -> Option<String> {
 
 /// Whether the 95 % interval of the median is narrow: that between order statistics, whose ranks follow from the binomial distribution of
 /// as many independent samples as these are worth. It needs little more than a sort, so that it may stand within a window of energy.
-fn is_narrow(ns: &[f64]) -> bool {
+pub fn is_narrow(ns: &[f64]) -> bool {
     let worth = (stats::effective_size(ns) / ns.len() as f64).sqrt();
     let mut sorted = ns.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);

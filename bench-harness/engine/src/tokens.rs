@@ -186,8 +186,10 @@ impl<'m> Repetition<'m> {
         let layers = (geometry.n_active_params() as f64 - tables).max(0.0);
         let tokens = (self.test.n_prompt + self.test.n_gen) as f64;
         let choices = self.test.n_gen as f64 + f64::from(u8::from(self.test.n_prompt > 0));
-        let pairs: f64 =
-            self.spans().map(|window| seen(self.test.n_depth, self.test.n_prompt + self.test.n_gen, window)).sum();
+        let pairs: f64 = self
+            .spans()
+            .map(|window| seen(self.test.n_depth, self.test.n_prompt + self.test.n_gen, window))
+            .sum();
         let attention = 4.0 * (geometry.heads * geometry.head_dim) as f64 * pairs;
         ((2.0 * layers * tokens + 2.0 * table * choices + attention) * self.test.n_parallel as f64) as u64
     }
@@ -214,8 +216,8 @@ impl<'m> Repetition<'m> {
         let rows = tokens * geometry.hidden as f64 * width(self.model.embed_dtype());
         // keys and values of a chunk are read once, however many of its tokens see them
         let first = |pass: usize| self.test.n_depth + self.test.n_prompt + pass;
-        let ends =
-            (1..=self.test.n_prompt.div_ceil(chunk)).map(|pass| self.test.n_depth + self.test.n_prompt.min(pass * chunk));
+        let ends = (1..=self.test.n_prompt.div_ceil(chunk))
+            .map(|pass| self.test.n_depth + self.test.n_prompt.min(pass * chunk));
         let ends: Vec<usize> = ends.chain((1..=self.test.n_gen).map(first)).collect();
         let token = 2.0 * (geometry.kv_heads * geometry.head_dim) as f64 * width(self.model.cache());
         let read = |window: Option<usize>| -> f64 {

@@ -207,7 +207,11 @@ impl Session<'_> {
     ///
     /// # Errors
     /// [`Error::TooLong`] before the first step, [`Error::Sequences`] for a session without a token, [`Error::Device`].
-    pub async fn decode_greedy_async(&mut self, n: usize, on_token: &mut dyn FnMut(&[u32]) -> bool) -> Result<usize> {
+    pub async fn decode_greedy_async(
+        &mut self,
+        n: usize,
+        on_token: &mut dyn FnMut(&[u32]) -> bool,
+    ) -> Result<usize> {
         self.room(n)?;
         if self.len == 0 {
             return Err(Error::Sequences { ids: 0, parallel: self.options.parallel });

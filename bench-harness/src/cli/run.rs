@@ -13,10 +13,10 @@ use super::{Ended, devices, environment, open, run_tokens, threads_of};
 use crate::live::sample::{Roots, Sampler};
 use crate::measure::ceilings::{Ceilings, ceilings};
 use crate::measure::energy::{Gauge, Meters};
-use perjoule_engine::launches::fresh;
 use crate::measure::{Effort, Interrupted, interrupted, kernel};
 use crate::ops::{self, Entry};
 use crate::report;
+use perjoule_engine::launches::fresh;
 
 /// Seconds of measuring by default: with loading a model of a billion parameters, about 90 s on two cores.
 const BUDGET: f64 = 60.0;

@@ -83,7 +83,8 @@ pub(crate) fn ceilings(device: &Device, time: Duration) -> Result<Ceilings> {
         all.roofs.list = measured(device, &probes, time)?;
         all.probes = Some(probes);
     }
-    let rates: Vec<_> = all.roofs.list.iter().filter_map(|c| Some(((c.op, c.measured_on), c.best()?))).collect();
+    let rates: Vec<_> =
+        all.roofs.list.iter().filter_map(|c| Some(((c.op, c.measured_on), c.best()?))).collect();
     rates.into_iter().for_each(|(key, rate)| all.roofs.raise(key, rate));
     all.disturbances = watch.finish();
     Ok(all)
@@ -218,12 +219,6 @@ impl<F: FnMut() -> perjoule::Result<u64>> Subject for Call<F> {
     }
 }
 
-fn best(mut samples: Samples) -> Samples {
-    let fastest = |group: &[f64]| group.iter().copied().fold(f64::INFINITY, f64::min);
-    samples.ns = samples.ns.chunks(BEST_OF).map(fastest).collect();
-    samples
-}
-
 /// Samples `probe` for about `time`.
 fn sampled(probe: &dyn Fn() -> perjoule::Result<u64>, time: Duration) -> Result<(u64, Samples)> {
     let start = Instant::now();
@@ -231,7 +226,7 @@ fn sampled(probe: &dyn Fn() -> perjoule::Result<u64>, time: Duration) -> Result<
     let once = start.elapsed().as_secs_f64().max(1e-6);
     let count = (time.as_secs_f64() / once) as usize;
     let effort = Effort { time, repetitions: Some(count.clamp(SAMPLES.0, SAMPLES.1)), bounded: false };
-    Ok((amount, best(measure(&mut Call(probe), effort)?)))
+    Ok((amount, measure(&mut Call(probe), effort)?.best_of(BEST_OF)))
 }
 
 fn measured(device: &Device, probes: &Probes, time: Duration) -> Result<Vec<Ceiling>> {

@@ -23,5 +23,11 @@ mod signals;
 use perjoule_engine::ops;
 
 fn main() -> std::process::ExitCode {
+    #[cfg(target_os = "linux")]
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none() && std::env::var_os("NODEVICE_SELECT").is_none() {
+        // Mesa's layer for choosing among GPUs looks for a desktop, and complains on stderr where there is none
+        // SAFETY: nothing else runs yet: no other thread reads the environment.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+    }
     cli::main()
 }

@@ -11,6 +11,70 @@ sources! {
     LAYOUT = "wgsl/common/layout.wgsl";
     /// Functions of f32.
     MATH = "wgsl/common/math.wgsl";
+    /// From a sum of products to an element of C.
+    MATMUL_EPILOGUE = "wgsl/matmul/epilogue.wgsl";
+    /// Few rows of A: what a workgroup does, whatever the types.
+    GEMV_BODY = "wgsl/matmul/gemv/body.wgsl";
+    /// Words of one weight.
+    GEMV_ONE = "wgsl/matmul/gemv/one.wgsl";
+    /// Words of a gate's weight and of an up projection's.
+    GEMV_PAIR = "wgsl/matmul/gemv/pair.wgsl";
+    /// Units of weights in f32.
+    GEMV_QUADS = "wgsl/matmul/gemv/quads.wgsl";
+    /// Activations in f32.
+    GEMV_A32 = "wgsl/matmul/gemv/a32.wgsl";
+    /// Activations of 16 bits.
+    GEMV_A16 = "wgsl/matmul/gemv/a16.wgsl";
+    /// Weights of a float type.
+    GEMV_PLAIN = "wgsl/matmul/gemv/plain.wgsl";
+    /// Words at any byte.
+    GEMV_BYTES = "wgsl/matmul/gemv/bytes.wgsl";
+    /// Weights in blocks of 32.
+    GEMV_BLOCKS = "wgsl/matmul/gemv/blocks.wgsl";
+    /// Weights in q4_k.
+    GEMV_Q4_K = "wgsl/matmul/gemv/q4_k.wgsl";
+    /// Weights in q6_k.
+    GEMV_Q6_K = "wgsl/matmul/gemv/q6_k.wgsl";
+    /// Weights and activations of i8.
+    GEMV_I8 = "wgsl/matmul/gemv/i8.wgsl";
+    /// Slots as untrusted numbers.
+    SLOTS = "wgsl/common/slots.wgsl";
+    /// Angles of rotations.
+    TURNS = "wgsl/common/turns.wgsl";
+    /// Division that rounds as it should, and quantisation by it.
+    DIVISION = "wgsl/common/division.wgsl";
+    /// What the kernels of attention share.
+    ATTENTION_SLOTS = "wgsl/attention/slots.wgsl";
+    /// Arithmetic as IEEE 754 has it.
+    EXACT = "wgsl/common/exact.wgsl";
+    /// Integers of 64 bits.
+    WIDE = "wgsl/common/wide.wgsl";
+    /// Values are elements.
+    ONE = "wgsl/common/one.wgsl";
+    /// Values are runs of four elements.
+    FOUR = "wgsl/common/four.wgsl";
+    /// Vectors split into values.
+    PLACE = "wgsl/common/place.wgsl";
+    /// Sums and maxima of a workgroup.
+    REDUCE = "wgsl/common/reduce.wgsl";
+    /// Logits in order.
+    ORDER = "wgsl/argmax/order.wgsl";
+    /// Gated activations.
+    GATED_FUNCTION = "wgsl/gated/function.wgsl";
+    /// The same of an element.
+    GATED_ONE = "wgsl/gated/one.wgsl";
+    /// The same of a run.
+    GATED_FOUR = "wgsl/gated/four.wgsl";
+    /// What norms share.
+    NORM_RANGE = "wgsl/norm/range.wgsl";
+    /// Elements under a scale.
+    QUANTISE_SCALED = "wgsl/quantise/scaled.wgsl";
+    /// The same of an element.
+    QUANTISE_ONE = "wgsl/quantise/one.wgsl";
+    /// The same of a run.
+    QUANTISE_FOUR = "wgsl/quantise/four.wgsl";
+    /// What sampling kernels share.
+    SAMPLE_WEIGHTS = "wgsl/sample/weights.wgsl";
 }
 
 sources! {
@@ -18,10 +82,60 @@ sources! {
     SOURCES:
     /// Addition.
     ADD_ROWS = "wgsl/add/rows.wgsl";
-    /// Arithmetic out of registers.
+    /// Largest elements.
+    ARGMAX_ROWS = "wgsl/argmax/rows.wgsl";
+    /// Conversion of 32-bit integers.
+    CAST_INTEGERS = "wgsl/cast/integers.wgsl";
+    /// Conversion.
+    CAST_ROWS = "wgsl/cast/rows.wgsl";
+    /// Sums of experts' results.
+    COMBINE_ROWS = "wgsl/combine/rows.wgsl";
+    /// Rows of tables.
+    EMBED_ROWS = "wgsl/embed/rows.wgsl";
+    /// Gated activations.
+    GATED_ROWS = "wgsl/gated/rows.wgsl";
+    /// Norms of any vectors.
+    NORM_ROWS = "wgsl/norm/rows.wgsl";
+    /// Largest magnitudes of parts of a tensor.
+    QUANTISE_LARGEST = "wgsl/quantise/largest.wgsl";
+    /// To q4_k.
+    QUANTISE_Q4_K = "wgsl/quantise/q4_k.wgsl";
+    /// To q6_k.
+    QUANTISE_Q6_K = "wgsl/quantise/q6_k.wgsl";
+    /// To i8 and e4m3 with scales of groups.
+    QUANTISE_SCALES = "wgsl/quantise/scales.wgsl";
+    /// To block formats of 32 elements.
+    QUANTISE_SMALL = "wgsl/quantise/small.wgsl";
+    /// To i8 and e4m3 with one scale.
+    QUANTISE_TENSOR = "wgsl/quantise/tensor.wgsl";
+    /// Choice of experts.
+    ROUTE_EXPERTS = "wgsl/route/experts.wgsl";
+    /// Pairs sorted by expert.
+    ROUTE_SORT = "wgsl/route/sort.wgsl";
+    /// Draws of tokens.
+    SAMPLE_ROWS = "wgsl/sample/rows.wgsl";
+    /// Softmax of any vectors.
+    SOFTMAX_ROWS = "wgsl/softmax/rows.wgsl";
+    /// Arithmetic at its limit.
     CEILING_ARITHMETIC = "wgsl/ceiling/arithmetic.wgsl";
-    /// Streaming through memory.
+    /// Memory at its limit.
     CEILING_MEMORY = "wgsl/ceiling/memory.wgsl";
+    /// Lengths and positions of a step.
+    ADVANCE_SLOTS = "wgsl/advance/slots.wgsl";
+    /// Attention of every form.
+    ATTENTION_ROWS = "wgsl/attention/rows.wgsl";
+    /// Appending to KV caches.
+    KV_APPEND_ROWS = "wgsl/kv_append/rows.wgsl";
+    /// Rotary positions.
+    ROPE_PAIRS = "wgsl/rope/pairs.wgsl";
+    /// Norm, rotation and append of heads.
+    QK_HEADS = "wgsl/qk_norm_rope_append/heads.wgsl";
     /// Copies of bytes.
     COPY_BYTES = "wgsl/copy/bytes.wgsl";
+    /// Matrix products of everything.
+    MATMUL_ANY = "wgsl/matmul/any.wgsl";
+    /// Few rows of A, sums in workgroup memory.
+    GEMV_WORKGROUP = "wgsl/matmul/gemv/workgroup.wgsl";
+    /// Few rows of A, sums by subgroups.
+    GEMV_SUBGROUP = "wgsl/matmul/gemv/subgroup.wgsl";
 }

@@ -108,8 +108,17 @@ fn main() -> Result<()> {
 }
 
 /// What must be there when the tests run: its absence is a failure, not a skip. What was fetched once must work from then on.
-fn required() -> Result<&'static str> {
-    Ok(if setup::is_done()? { "cpu,nvrtc" } else { "cpu" })
+fn required() -> Result<String> {
+    let mut list = vec!["cpu"];
+    if setup::is_done()? {
+        list.push("nvrtc");
+    }
+    // in CI it has just been installed
+    let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
+    if cfg!(target_os = "linux") && (ci || packages::lavapipe().is_some()) {
+        list.push("webgpu");
+    }
+    Ok(list.join(","))
 }
 
 /// Installs Chromium where CI may: the test of the report's page in a browser says that it is ignored without one. Off unless `CI=true`,
@@ -133,7 +142,7 @@ fn test(filter: &[String]) -> Result<()> {
     // `cargo test` builds the binary for a test of its own package; the end-to-end tests run the same one
     let binary = std::env::current_exe()?.with_file_name(format!("perjoule{}", std::env::consts::EXE_SUFFIX));
     let binary = binary.to_str().context("the target folder's path is not Unicode")?;
-    cargo(&args, &[("PERJOULE_REQUIRE", required()?), ("PERJOULE_BINARY", binary)])?;
+    cargo(&args, &[("PERJOULE_REQUIRE", &required()?), ("PERJOULE_BINARY", binary)])?;
     if filter.is_empty() {
         for example in EXAMPLES {
             run_example(&std::env::current_exe()?.with_file_name("examples").join(example))?;

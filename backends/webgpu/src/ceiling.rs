@@ -1,6 +1,7 @@
-//! What a device can do at most, measured: arithmetic out of registers, and streaming through memory. Kernels are held against it.
+//! What an adapter can do at most, measured: multiply-adds out of registers, and streaming through memory. Kernels are held against it.
 //!
-//! Probes are amounts of work, not times: the caller times them with the clock that it uses for kernels.
+//! Probes are amounts of work, not times: the caller times them from their start to where the [`Pending`] is there, which native code
+//! waits for and a browser awaits.
 
 use crate::device::WebGpuDevice;
 use crate::inner::Inner;
@@ -8,54 +9,64 @@ use crate::launch::{Dims, Place, Step};
 use crate::pipeline::{Checks, Pipeline, Shader};
 use crate::shader::{Binding, Variant};
 use crate::stream::WebGpuStream;
-use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::{Buffer, DType, Device, Pending, Result, Stream};
-use perjoule_shaders::wgsl;
-use std::sync::Arc;
+use perjoule_shaders::{Source, wgsl};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// Workgroups of the arithmetic: many for any device.
-const GROUPS: u64 = 1024;
+/// Arithmetic that is driven to its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Arithmetic {
+    /// f32 multiply-adds.
+    MultiplyAdd,
+    /// f16 multiply-adds.
+    MultiplyAddF16,
+}
+
+impl Arithmetic {
+    /// Its name in records.
+    pub fn name(self) -> &'static str {
+        "multiply_add"
+    }
+
+    /// The type that is computed on.
+    pub fn dtype(self) -> DType {
+        match self {
+            Arithmetic::MultiplyAdd => DType::F32,
+            Arithmetic::MultiplyAddF16 => DType::F16,
+        }
+    }
+}
+
 /// Invocations of a workgroup, as the sources have them.
-const THREADS: u64 = 256;
-/// Operations of an invocation a round, as the source has them.
-const OPERATIONS: u64 = 2 * 8 * 4;
-/// 16-byte accesses of an invocation that streams, as the source has them.
-const FLIGHT: u64 = 8;
+const LANES: u64 = 256;
+/// Workgroups that are driven: several for each place that any GPU has for one.
+const GROUPS: u64 = 2048;
+/// Operations of an invocation's round: six chains of four multiply-adds.
+const ROUND: u64 = 2 * 6 * 4;
+/// Rounds of a call, on a GPU and on a processor that stands for one: some milliseconds.
+const ROUNDS: (u32, u32) = (2048, 64);
 
-/// `Params` of `ceiling/arithmetic.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct ArithmeticParams {
-    rounds: u32,
-    a: f32,
-    b: f32,
-    unused: u32,
+struct Probe {
+    which: Arithmetic,
+    pipeline: Arc<Pipeline>,
+    step: Step,
+    flops: u64,
 }
 
-/// `Params` of `ceiling/memory.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct MemoryParams {
-    quads: u32,
-    unused: [u32; 3],
+impl Probe {
+    fn new(inner: &Arc<Inner>, which: Arithmetic, pipeline: Arc<Pipeline>, rounds: u32) -> Result<Self> {
+        let dims = Dims::line(GROUPS * LANES, LANES)?;
+        let params = [rounds, 0, 0, 0];
+        let places = vec![Place::Operand(1)];
+        let step = Step::new(inner, pipeline.clone(), dims, bytemuck::bytes_of(&params), places);
+        Ok(Probe { which, pipeline, step, flops: GROUPS * LANES * ROUND * u64::from(rounds) })
+    }
 }
 
-/// What is driven to its limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Probe {
-    /// Multiply-adds on a type: f32, or f16 where the device has it.
-    MultiplyAdd(DType),
-    /// Memory is read.
-    Read,
-    /// Memory is copied.
-    Copy,
-}
-
-/// The probes of one device, with the memory that they stream through.
+/// The probes of one adapter, with the memory that they stream through.
 pub struct Probes {
-    inner: Arc<Inner>,
-    stream: WebGpuStream,
-    arithmetic: Vec<(DType, Arc<Pipeline>)>,
+    stream: Mutex<WebGpuStream>,
+    arithmetic: Vec<Probe>,
     read: Step,
     copy: Step,
     from: Buffer,
@@ -64,109 +75,112 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// Compiles the probes, and takes twice `bytes` of memory, as far as a buffer may be as large.
+    /// Compiles the probes, and takes twice `bytes` of memory, or what one binding holds where that is less.
     ///
     /// # Errors
-    /// Where memory is missing, or the device is lost.
+    /// Where memory is missing.
     pub fn new(device: &WebGpuDevice, bytes: u64) -> Result<Self> {
         let inner = device.inner();
-        let bytes = bytes.clamp(16, device.info().arena.max_bytes) / 16 * 16;
-        let (from, to) = (device.alloc(bytes)?, device.alloc(bytes)?);
+        let caps = device.caps();
+        let bytes = bytes.min(device.info().arena.max_bytes).max(1 << 20) / (1 << 20) * (1 << 20);
+        let compile = |source: &'static Source, entry, variant: &Variant| {
+            let headers = &[&wgsl::ELEMENT, &wgsl::LAYOUT];
+            let shader = Shader { source, headers, entry, variant, checks: Checks::None };
+            inner.pipelines.get(inner, "ceiling", &shader)
+        };
+        let rounds = if caps.software { ROUNDS.1 } else { ROUNDS.0 };
+        let mut arithmetic = Vec::new();
+        for which in [Arithmetic::MultiplyAdd, Arithmetic::MultiplyAddF16] {
+            let variant = Variant::of(vec![Binding::words_mut("out", "u32")]);
+            let variant = match which {
+                Arithmetic::MultiplyAdd => variant.alias("Scalar", "f32").alias("Wide", "vec4<f32>"),
+                Arithmetic::MultiplyAddF16 if caps.has(wgpu::Features::SHADER_F16) => {
+                    variant.enable("f16").alias("Scalar", "f16").alias("Wide", "vec4<f16>")
+                }
+                Arithmetic::MultiplyAddF16 => continue,
+            };
+            let pipeline = compile(&wgsl::CEILING_ARITHMETIC, "multiply_add", &variant)?;
+            arithmetic.push(Probe::new(inner, which, pipeline, rounds)?);
+        }
+        let streaming = Dims::line(GROUPS * LANES, LANES)?;
+        let params = [(bytes / 16) as u32, (GROUPS * LANES) as u32, 0, 0];
+        let memory = |entry| {
+            let operands =
+                vec![Binding::words("source", "vec4<u32>"), Binding::words_mut("sink", "vec4<u32>")];
+            let pipeline = compile(&wgsl::CEILING_MEMORY, entry, &Variant::of(operands))?;
+            let places = vec![Place::Operand(0), Place::Operand(1)];
+            Ok(Step::new(inner, pipeline, streaming, bytemuck::bytes_of(&params), places))
+        };
+        let (read, copy) = (memory("stream_read")?, memory("stream_copy")?);
         let mut stream = WebGpuStream::new(inner.clone());
+        let (from, to) = (device.alloc(bytes)?, device.alloc(bytes)?);
         // no two lines alike: memory that is compressed or all zero is read faster than any model's weights
         let pattern: Vec<u8> =
             (0..1u32 << 18).flat_map(|i| (i.wrapping_mul(2_654_435_761) ^ i << 7).to_le_bytes()).collect();
-        let mut at = 0;
-        while at < bytes {
+        for at in (0..bytes).step_by(pattern.len()) {
             let some = (pattern.len() as u64).min(bytes - at);
             stream.write(&from.view(at, some)?, &pattern[..some as usize])?;
-            at += some;
         }
-        let mut arithmetic = vec![(DType::F32, arithmetic_of(inner, "f32")?)];
-        if device.caps().has(wgpu::Features::SHADER_F16) {
-            arithmetic.push((DType::F16, arithmetic_of(inner, "f16")?));
-        }
-        let streaming = |entry| -> Result<Step> {
-            let variant =
-                Variant::of(vec![Binding::words("from", "vec4<u32>"), Binding::words_mut("to", "vec4<u32>")]);
-            let source = &wgsl::CEILING_MEMORY;
-            let shader = Shader { source, headers: &[], entry, variant: &variant, checks: Checks::None };
-            let pipeline = inner.pipelines.get(inner, "a ceiling's", &shader)?;
-            let dims = Dims::line(bytes / 16, THREADS * FLIGHT)?;
-            let params = MemoryParams { quads: (bytes / 16) as u32, unused: [0; 3] };
-            let places = vec![Place::Operand(0), Place::Operand(1)];
-            Ok(Step::new(inner, pipeline, dims, bytemuck::bytes_of(&params), places))
-        };
-        let (read, copy) = (streaming("stream_read")?, streaming("stream_copy")?);
-        Ok(Probes { inner: inner.clone(), stream, arithmetic, read, copy, from, to, bytes })
+        Ok(Probes { stream: Mutex::new(stream), arithmetic, read, copy, from, to, bytes })
     }
 
-    /// All that the device has.
-    pub fn list(&self) -> Vec<Probe> {
-        let arithmetic = self.arithmetic.iter().map(|(dtype, _)| Probe::MultiplyAdd(*dtype));
-        arithmetic.chain([Probe::Read, Probe::Copy]).collect()
+    /// From now on arithmetic takes so many rounds. Without this it takes some milliseconds, on a GPU and on a software adapter that is
+    /// known as one, which browsers do not tell.
+    ///
+    /// # Errors
+    /// None that arise here.
+    pub fn set_rounds(&mut self, rounds: u32) -> Result<()> {
+        let inner = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner).inner().clone();
+        for probe in &mut self.arithmetic {
+            *probe = Probe::new(&inner, probe.which, probe.pipeline.clone(), rounds)?;
+        }
+        Ok(())
     }
 
-    /// Bytes that are streamed through: of a copy, those that are read.
+    /// What arithmetic there is a probe of.
+    pub fn arithmetic(&self) -> impl Iterator<Item = Arithmetic> {
+        self.arithmetic.iter().map(|probe| probe.which)
+    }
+
+    /// Starts some milliseconds of arithmetic. Gives the operations, a multiplication and an addition counted as two; 0 where there is
+    /// no such probe.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn compute(&self, which: Arithmetic) -> Result<(u64, Pending<()>)> {
+        let probe = self.arithmetic.iter().find(|probe| probe.which == which);
+        let flops = probe.map_or(0, |probe| probe.flops);
+        Ok((flops, self.run(probe.map(|probe| &probe.step))?))
+    }
+
+    /// Starts to read the memory once. Gives the bytes.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn read(&self) -> Result<(u64, Pending<()>)> {
+        Ok((self.bytes, self.run(Some(&self.read))?))
+    }
+
+    /// Starts to copy the memory once. Gives the bytes that are read and written.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn copy(&self) -> Result<(u64, Pending<()>)> {
+        Ok((2 * self.bytes, self.run(Some(&self.copy))?))
+    }
+
+    fn run(&self, step: Option<&Step>) -> Result<Pending<()>> {
+        const NAME: &str = "ceiling";
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        stream.begin(NAME)?;
+        if let Some(step) = step {
+            step.start(&mut stream, NAME, &[&self.from, &self.to], None)?;
+        }
+        Ok(stream.sync())
+    }
+
+    /// Bytes that are read.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
-
-    /// Submits a probe `count` times, one after the other: arithmetic in that many rounds. Gives the work of one, in floating-point
-    /// operations or bytes; [`Probes::finish`] is there when it is done.
-    ///
-    /// # Errors
-    /// Where the device is lost.
-    pub fn submit(&mut self, probe: Probe, rounds: u32, count: u64) -> Result<u64> {
-        const KERNEL: &str = "a ceiling's";
-        let stream = &mut self.stream;
-        let (step, amount) = match probe {
-            Probe::Read => (&self.read, self.bytes),
-            Probe::Copy => (&self.copy, 2 * self.bytes),
-            Probe::MultiplyAdd(dtype) => {
-                let Some((_, pipeline)) = self.arithmetic.iter().find(|(of, _)| *of == dtype) else {
-                    return Ok(0);
-                };
-                // the numbers stay where they are small and normal
-                let params = ArithmeticParams { rounds, a: 0.75, b: 0.125, unused: 0 };
-                let dims = Dims::line(GROUPS * THREADS, THREADS)?;
-                let bytes = bytemuck::bytes_of(&params);
-                let step = Step::new(&self.inner, pipeline.clone(), dims, bytes, vec![Place::Operand(0)]);
-                for _ in 0..count {
-                    stream.begin(KERNEL)?;
-                    step.start(stream, KERNEL, &[&self.to], None)?;
-                }
-                return Ok(GROUPS * THREADS * OPERATIONS * u64::from(rounds));
-            }
-        };
-        for _ in 0..count {
-            stream.begin(KERNEL)?;
-            step.start(stream, KERNEL, &[&self.from, &self.to], None)?;
-        }
-        Ok(amount)
-    }
-
-    /// The stream that probes are submitted to, for events around them.
-    pub fn stream(&mut self) -> &mut dyn Stream {
-        &mut self.stream
-    }
-
-    /// There when all that was submitted is done.
-    pub fn finish(&mut self) -> Pending<()> {
-        self.stream.sync()
-    }
-}
-
-/// Multiply-adds on a WGSL type.
-fn arithmetic_of(inner: &Arc<Inner>, scalar: &'static str) -> Result<Arc<Pipeline>> {
-    let lanes = if scalar == "f16" { "vec4<f16>" } else { "vec4<f32>" };
-    let mut variant =
-        Variant::of(vec![Binding::words_mut("out", "u32")]).alias("Scalar", scalar).alias("Lanes", lanes);
-    if scalar == "f16" {
-        variant = variant.enable("f16");
-    }
-    let source = &wgsl::CEILING_ARITHMETIC;
-    let shader =
-        Shader { source, headers: &[], entry: "arithmetic", variant: &variant, checks: Checks::None };
-    inner.pipelines.get(inner, "a ceiling's", &shader)
 }

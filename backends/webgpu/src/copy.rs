@@ -1,14 +1,14 @@
 //! Copies that WebGPU's own do not do: of single bytes, and between devices.
 
 use crate::inner::Inner;
-use crate::launch::{Dims, Place, Step};
+use crate::launch::{Builder, Dims, Place, Step};
 use crate::pipeline::{Checks, Shader};
 use crate::shader::{Binding, Variant};
 use crate::stream::WebGpuStream;
 use crate::wait::{Later, Signal};
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::{Buffer, Error, Pending, Result, Stream};
-use perjoule_shaders::wgsl;
+use perjoule_shaders::{Source, wgsl};
 use std::sync::Arc;
 
 /// `Params` of `copy/bytes.wgsl`.
@@ -22,14 +22,37 @@ struct Params {
 /// Most bytes that one kernel copies: bindings are limited, and its addresses have 32 bits.
 const PIECE: u64 = 64 << 20;
 
+const HEADERS: &[&Source] = &[&wgsl::ELEMENT, &wgsl::LAYOUT];
+
+/// The kernel finds bytes in words: its operands begin anywhere.
+fn variant() -> Variant {
+    Variant::of(vec![Binding::words("source", "u32"), Binding::words_mut("target", "u32")])
+}
+
+/// Adds the copy of an op's first operand, so many bytes, to its second one.
+pub(crate) fn steps(builder: &mut Builder<'_>, bytes: u64) -> Result<()> {
+    let variant = variant();
+    let mut at = 0;
+    while at < bytes {
+        let piece = PIECE.min(bytes - at);
+        let params = Params { bytes: piece as u32, unused: [0; 3] };
+        let dims = Dims::line(piece.div_ceil(4) + 1, 256)?;
+        let places = vec![Place::Part(0, at, piece), Place::Part(1, at, piece)];
+        let program = (&wgsl::COPY_BYTES, HEADERS, "copy");
+        builder.step(program, (&variant, Checks::None), dims, &params, places)?;
+        at += piece;
+    }
+    Ok(())
+}
+
 /// Copies `from` to `to`, which lie in different blocks of memory of the stream's device.
 pub(crate) fn bytes(stream: &mut WebGpuStream, to: &Buffer, from: &Buffer) -> Result<()> {
     const NAME: &str = "copy";
     let inner = stream.inner().clone();
-    let variant = Variant::of(vec![Binding::words("source", "u32"), Binding::words_mut("target", "u32")]);
+    let variant = variant();
     let shader = Shader {
         source: &wgsl::COPY_BYTES,
-        headers: &[&wgsl::ELEMENT, &wgsl::LAYOUT],
+        headers: HEADERS,
         entry: "copy",
         variant: &variant,
         checks: Checks::None,

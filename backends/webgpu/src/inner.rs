@@ -144,6 +144,26 @@ impl Inner {
         Ok(Buffer::new(Arc::new(WebGpuMemory::new(self.clone(), buffer, bytes))))
     }
 
+    /// Memory that holds these bytes.
+    pub(crate) fn table(self: &Arc<Self>, bytes: &[u8]) -> Result<Buffer> {
+        self.alive()?;
+        let size = bytes.len().max(4).next_multiple_of(4) as u64;
+        let make = || {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("table"),
+                size,
+                usage: USAGES,
+                mapped_at_creation: true,
+            })
+        };
+        let buffer = self.checked(make).map_err(|error| self.refused(size, error))?;
+        if let Ok(mut view) = buffer.get_mapped_range_mut(..) {
+            view.slice(..bytes.len()).copy_from_slice(bytes);
+        }
+        buffer.unmap();
+        Ok(Buffer::new(Arc::new(WebGpuMemory::new(self.clone(), buffer, size))))
+    }
+
     /// A buffer that what is read back is copied into.
     pub(crate) fn landing(&self, size: u64) -> Result<wgpu::Buffer> {
         let make = || {

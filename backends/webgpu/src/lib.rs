@@ -3,9 +3,9 @@
 //! | module | holds |
 //! |---|---|
 //! | [`device`] | [`WebGpuDevice`]: adapters, what they can do, devices of the caller's |
-//! | [`ceiling`] | what a device can do at most: kernels are held against it |
 //! | [`memory`] | one `wgpu` buffer a block |
 //! | [`stream`] | launches, copies, events with times, capture and replay |
+//! | [`ceiling`] | what an adapter can do at most, measured |
 //! | [`table`] | every row, as literal lists |
 //! | `launch` | the rows' bodies, one file an op |
 //! | `shader` | from a WGSL source to the text of a variant |

@@ -10,8 +10,12 @@
 //! | `fn x_int(i: u32) -> i32` | the same of an integer type, unconverted (u32 by its bits) |
 //! | `fn x_set(i: u32, value: f32)` | rounds to nearest even and stores; beside it nothing changes, whoever writes there |
 //! | `fn x_set_int(i: u32, value: i32)` | the same of an integer type |
+//! | `fn x_put_byte(at: u32, bits: u32)` | stores a byte, counted from the operand's first: of block formats, to no effect elsewhere |
 //! | `const x_present: bool` | whether the op has it |
 //! | `x_words`, `x_at()` | an operand of words: the array, and the index of its first element there |
+//!
+//! An operand of runs has `x_get(i) -> vec4<f32>` and `x_set(i, value: vec4<f32>)` for elements `i` to `i + 3`, `i` a multiple of 4: a
+//! source that leaves open whether values are `f32` or `vec4<f32>` serves both.
 
 use perjoule_kernels::DType;
 use std::fmt::Write;
@@ -30,6 +34,10 @@ pub(crate) enum Touch {
     Words(&'static str),
     /// An array of this WGSL type, written too. The operand begins at a multiple of 16 bytes.
     WordsMut(&'static str),
+    /// By runs of 4 elements, read. The operand begins at a multiple of what a run takes, that of a block format anywhere.
+    Run,
+    /// By runs of 4 elements, written. The operand begins at a multiple of what a run takes.
+    RunMut,
     /// The op has no such operand.
     Absent,
 }
@@ -64,6 +72,16 @@ impl Binding {
         Binding { name, dtype: DType::U32, touch: Touch::WordsMut(ty) }
     }
 
+    /// An operand that is read by runs.
+    pub(crate) const fn run(name: &'static str, dtype: DType) -> Self {
+        Binding { name, dtype, touch: Touch::Run }
+    }
+
+    /// An operand that is written by runs.
+    pub(crate) const fn run_mut(name: &'static str, dtype: DType) -> Self {
+        Binding { name, dtype, touch: Touch::RunMut }
+    }
+
     /// The same where the op has it; else nothing is bound.
     pub(crate) fn when(self, present: bool) -> Self {
         if present { self } else { Binding { touch: Touch::Absent, ..self } }
@@ -74,7 +92,7 @@ impl Binding {
     }
 
     pub(crate) fn is_written(&self) -> bool {
-        matches!(self.touch, Touch::Set | Touch::WordsMut(_))
+        matches!(self.touch, Touch::Set | Touch::WordsMut(_) | Touch::RunMut)
     }
 }
 
@@ -173,6 +191,7 @@ fn declare(text: &mut String, binding: &Binding, index: u32) {
             line(format!("fn {name}_int(i: u32) -> i32 {{ return 0; }}"));
             line(format!("fn {name}_set(i: u32, value: f32) {{}}"));
             line(format!("fn {name}_set_int(i: u32, value: i32) {{}}"));
+            line(format!("fn {name}_put_byte(at: u32, bits: u32) {{}}"));
         }
         Touch::Words(ty) | Touch::WordsMut(ty) => {
             let access = if binding.is_written() { "read_write" } else { "read" };
@@ -182,7 +201,21 @@ fn declare(text: &mut String, binding: &Binding, index: u32) {
         Touch::Get => {
             line(format!("@group(0) @binding({index}) var<storage, read> {name}_words: array<u32>;"));
             line(format!("fn {name}_word(i: u32) -> u32 {{ return {name}_words[i]; }}"));
-            getters(text, binding, &at);
+            getters(text, binding, &at, &format!("{name}_get"));
+        }
+        Touch::Run if binding.dtype.is_block() => {
+            line(format!("@group(0) @binding({index}) var<storage, read> {name}_words: array<u32>;"));
+            line(format!("fn {name}_word(i: u32) -> u32 {{ return {name}_words[i]; }}"));
+            let each: Vec<String> = (0..4).map(|j| format!("{name}_one(i + {j}u)")).collect();
+            line(format!("fn {name}_get(i: u32) -> vec4<f32> {{ return vec4<f32>({}); }}", each.join(", ")));
+            getters(text, binding, &at, &format!("{name}_one"));
+        }
+        Touch::Run | Touch::RunMut => {
+            let access = if binding.is_written() { "read_write" } else { "read" };
+            let bytes = binding.dtype.block_bytes();
+            let word = ["u32", "vec2<u32>", "vec4<u32>"][bytes.ilog2().min(2) as usize];
+            line(format!("@group(0) @binding({index}) var<storage, {access}> {name}_words: array<{word}>;"));
+            runs(text, binding, &format!("{at} / {}u + i / 4u", 4 * bytes));
         }
         Touch::Set => {
             // words that several invocations write parts of
@@ -195,7 +228,7 @@ fn declare(text: &mut String, binding: &Binding, index: u32) {
                 true => format!("fn {name}_word(i: u32) -> u32 {{ return atomicLoad(&{name}_words[i]); }}"),
                 false => format!("fn {name}_word(i: u32) -> u32 {{ return {name}_words[i]; }}"),
             });
-            getters(text, binding, &at);
+            getters(text, binding, &at, &format!("{name}_get"));
             setters(text, binding, &at);
         }
     }
@@ -211,8 +244,29 @@ fn size_of(ty: &str) -> u32 {
     }
 }
 
-/// Functions that read elements.
-fn getters(text: &mut String, binding: &Binding, at: &str) {
+/// Functions that read and write runs, of which the one with element `i` has index `at` in the array.
+fn runs(text: &mut String, binding: &Binding, at: &str) {
+    let name = binding.name;
+    let (widen, narrow) = match binding.dtype {
+        DType::F32 => ("bitcast<vec4<f32>>", "bitcast<vec4<u32>>"),
+        DType::F16 => ("f16x4_to_f32", "f32_to_f16x4"),
+        DType::BF16 => ("bf16x4_to_f32", "f32_to_bf16x4"),
+        DType::F8E4M3 => ("e4m3x4_to_f32", "f32_to_e4m3x4"),
+        DType::I8 => ("i8x4_to_f32", "f32_to_i8x4"),
+        // rows refuse what f32 does not hold; block formats are written by their bytes
+        _ => ("vec4<f32>", "vec4<u32>"),
+    };
+    let _ = writeln!(text, "fn {name}_get(i: u32) -> vec4<f32> {{ return {widen}({name}_words[{at}]); }}");
+    if binding.is_written() {
+        let _ = writeln!(
+            text,
+            "fn {name}_set(i: u32, value: vec4<f32>) {{ {name}_words[{at}] = {narrow}(value); }}"
+        );
+    }
+}
+
+/// Functions that read elements, one as `f32` under the name `get`.
+fn getters(text: &mut String, binding: &Binding, at: &str, get_name: &str) {
     let name = binding.name;
     let get = match binding.dtype {
         DType::F32 => format!("return bitcast<f32>({name}_word({at} / 4u + i));"),
@@ -249,7 +303,7 @@ fn getters(text: &mut String, binding: &Binding, at: &str) {
     let int = match binding.dtype {
         DType::I32 | DType::U32 => format!("return bitcast<i32>({name}_word({at} / 4u + i));"),
         DType::I8 => format!("return sign_extend({name}_byte({at} + i));"),
-        _ => format!("return i32({name}_get(i));"),
+        _ => format!("return i32({get_name}(i));"),
     };
     let _ = writeln!(
         text,
@@ -262,7 +316,7 @@ fn {name}_half(at: u32) -> u32 {{
     }}
     return low & 65535u;
 }}
-fn {name}_get(i: u32) -> f32 {{
+fn {get_name}(i: u32) -> f32 {{
     {get}
 }}
 fn {name}_int(i: u32) -> i32 {{ {int} }}"
@@ -312,6 +366,8 @@ fn setters(text: &mut String, binding: &Binding, at: &str) {
 }}
 fn {name}_put_byte(at: u32, bits: u32) {{ {name}_put({at} + at, 255u, bits); }}"
         );
+    } else {
+        let _ = writeln!(text, "fn {name}_put_byte(at: u32, bits: u32) {{}}");
     }
     let _ = writeln!(
         text,

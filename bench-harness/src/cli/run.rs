@@ -96,7 +96,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
         run_tokens::fits(args, source)?;
     }
     let labels: Vec<String> = match args.device.as_slice() {
-        [] => perjoule::devices().0.into_iter().map(|info| info.label).collect(),
+        // an adapter that the processor stands for measures the processor a second time, and worse: by name alone
+        [] => perjoule::devices().0.into_iter().filter(|info| !info.software).map(|info| info.label).collect(),
         list => list.to_vec(),
     };
     ensure!(!labels.is_empty(), "no device was found; `perjoule devices` says why");

@@ -11,6 +11,8 @@ use perjoule_cuda::CudaDevice;
 use perjoule_cuda::ceiling as cuda;
 use perjoule_engine::roofs::{Ceiling, Roofs};
 use perjoule_record::{Provenance, Record};
+use perjoule_webgpu::WebGpuDevice;
+use perjoule_webgpu::ceiling as webgpu;
 use std::any::Any;
 use std::time::{Duration, Instant};
 
@@ -29,6 +31,9 @@ const PROBE: (Duration, usize) = (Duration::from_millis(40), 4);
 const MEMORY: (usize, usize) = (256 << 20, 1 << 30);
 /// The same of a GPU: a call is then long beside its start.
 const GPU_MEMORY: u64 = 4 << 30;
+
+/// The same through WebGPU, which does not tell how much memory there is.
+const WEBGPU_MEMORY: u64 = 512 << 20;
 
 /// The ceilings of one device.
 #[derive(Default)]
@@ -107,12 +112,14 @@ struct Unit {
 enum Which {
     Cpu(Arithmetic),
     Cuda(cuda::Arithmetic),
+    WebGpu(webgpu::Arithmetic),
 }
 
 /// A device's probes.
 enum Probes {
     Cpu(Bandwidth),
     Cuda(Box<cuda::Probes>),
+    WebGpu(Box<webgpu::Probes>),
 }
 
 impl Probes {
@@ -120,14 +127,18 @@ impl Probes {
         if let Some(cpu) = cpu(device) {
             return Ok(Some(Probes::Cpu(Bandwidth::new(cpu, streamed())?)));
         }
-        let Some(gpu) = gpu(device) else { return Ok(None) };
         // beside models and operands that rotate
         let most = device.backend().free_bytes().map_or(GPU_MEMORY, |free| (free / 8).min(GPU_MEMORY));
-        Ok(Some(Probes::Cuda(Box::new(cuda::Probes::new(gpu, most)?))))
+        if let Some(gpu) = cuda_gpu(device) {
+            return Ok(Some(Probes::Cuda(Box::new(cuda::Probes::new(gpu, most)?))));
+        }
+        let Some(gpu) = webgpu(device) else { return Ok(None) };
+        // how much is free is not told
+        Ok(Some(Probes::WebGpu(Box::new(webgpu::Probes::new(gpu, WEBGPU_MEMORY)?))))
     }
 
     fn units(&self, device: &Device) -> Vec<Unit> {
-        match (self, cpu(device), gpu(device)) {
+        match (self, cpu(device), cuda_gpu(device)) {
             (Probes::Cpu(_), Some(cpu), _) => Arithmetic::ALL
                 .into_iter()
                 .filter_map(|which| {
@@ -158,6 +169,26 @@ impl Probes {
                     Some(Unit { op: which.name(), dtype, widened, set, by, which: Which::Cuda(which) })
                 })
                 .collect(),
+            (Probes::WebGpu(probes), ..) => probes
+                .arithmetic()
+                .map(|which| {
+                    let (widened, set): (&[DType], _) = match which {
+                        webgpu::Arithmetic::MultiplyAdd => {
+                            (&[DType::F16, DType::BF16, DType::F8E4M3], "WGSL f32")
+                        }
+                        webgpu::Arithmetic::MultiplyAddF16 => (&[], "WGSL f16"),
+                    };
+                    let by = format!("registers, {set}");
+                    Unit {
+                        op: which.name(),
+                        dtype: which.dtype(),
+                        widened,
+                        set,
+                        by,
+                        which: Which::WebGpu(which),
+                    }
+                })
+                .collect(),
             _ => Vec::new(),
         }
     }
@@ -166,6 +197,7 @@ impl Probes {
         match (self, &unit.which, cpu(device)) {
             (Probes::Cpu(_), Which::Cpu(which), Some(cpu)) => ceiling::arithmetic(cpu, *which, ROUNDS),
             (Probes::Cuda(probes), Which::Cuda(which), _) => probes.compute(*which),
+            (Probes::WebGpu(probes), Which::WebGpu(which), _) => finished(probes.compute(*which)),
             _ => Ok(0), // of another device
         }
     }
@@ -174,6 +206,7 @@ impl Probes {
         match (self, cpu(device)) {
             (Probes::Cpu(memory), Some(cpu)) => memory.read(cpu),
             (Probes::Cuda(probes), _) => probes.read(),
+            (Probes::WebGpu(probes), _) => finished(probes.read()),
             _ => Ok(0),
         }
     }
@@ -182,6 +215,7 @@ impl Probes {
         match (self, cpu(device)) {
             (Probes::Cpu(memory), Some(cpu)) => memory.copy(cpu),
             (Probes::Cuda(probes), _) => probes.copy(),
+            (Probes::WebGpu(probes), _) => finished(probes.copy()),
             _ => Ok(0),
         }
     }
@@ -191,11 +225,22 @@ impl Probes {
         match self {
             Probes::Cpu(_) => streamed() as u64,
             Probes::Cuda(probes) => probes.bytes(),
+            Probes::WebGpu(probes) => probes.bytes(),
         }
     }
 }
 
-fn gpu(device: &Device) -> Option<&CudaDevice> {
+/// The amount of a probe, behind its end.
+fn finished(started: perjoule::Result<(u64, perjoule::kernels::Pending<()>)>) -> perjoule::Result<u64> {
+    let (amount, end) = started?;
+    end.wait().map(|()| amount)
+}
+
+fn webgpu(device: &Device) -> Option<&WebGpuDevice> {
+    (&**device.backend() as &dyn Any).downcast_ref()
+}
+
+fn cuda_gpu(device: &Device) -> Option<&CudaDevice> {
     (&**device.backend() as &dyn Any).downcast_ref()
 }
 

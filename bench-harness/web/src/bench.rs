@@ -338,11 +338,9 @@ impl Bench {
         step(index, "Ceilings of the device");
         let (bytes, time) = (self.plan.streamed, self.plan.roofs);
         let each = |what: &str| tell(&Event::Progress { text: what, done: 0.0, of: 0.0 });
-        let (roofs, all) = roofs(&self.opened.backend, &self.clock, bytes, time, each).await?;
-        for timed in all {
-            let mut record = timed.ceiling.record(self.record(Kind::Ceiling), self.options.seed);
-            record.timing.clock = Some(timed.clock);
-            self.publish(record, 0.0, 0)?;
+        let roofs = roofs(&self.opened.backend, &self.clock, bytes, time, each).await?;
+        for ceiling in &roofs.list {
+            self.publish(ceiling.record(self.record(Kind::Ceiling), self.options.seed), 0.0, 0)?;
         }
         if stopped() { Err(Interrupted.into()) } else { Ok(roofs) }
     }

@@ -1,4 +1,4 @@
-// out = a + b, an element an invocation.
+// out = a + b, a value an invocation.
 
 struct Params {
     a: Rows,
@@ -12,12 +12,9 @@ fn add(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let vectors = params.out.outer * params.out.inner;
-    let at = workgroup(group, groups) * 256u + lane;
-    let vector = at / params.out.len;
-    let d = at % params.out.len;
-    if vector < vectors {
-        let sum = a_get(start_of(params.a, vector) + d) + b_get(start_of(params.b, vector) + d);
-        out_set(start_of(params.out, vector) + d, sum);
+    let place = place_of(params.out, group_number(group, groups) * 256u + lane);
+    if place.there {
+        let sum = a_get(start_of(params.a, place.vector) + place.at) + b_get(start_of(params.b, place.vector) + place.at);
+        out_set(start_of(params.out, place.vector) + place.at, sum);
     }
 }

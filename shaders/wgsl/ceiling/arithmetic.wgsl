@@ -1,39 +1,35 @@
-// Multiply-adds out of registers: nothing but arithmetic. `Lanes` is a vector of four of the type.
+// Multiply-adds out of registers: chains that do not wait for each other, as many as a pipeline is deep. `Wide` is a vector of four of
+// the type that is driven, `Scalar` its element.
 
 struct Params {
     rounds: u32,
-    a: f32,
-    b: f32,
-    unused: u32,
+    // 0: nothing is stored, and no compiler knows it
+    store: u32,
+    unused_a: u32,
+    unused_b: u32,
 }
 
-// 8 chains that do not depend on one another, of 4 lanes each: 64 operations a round
 @compute @workgroup_size(256)
-fn arithmetic(@builtin(global_invocation_id) id: vec3<u32>) {
-    let start = Lanes(Scalar(f32(id.x & 1023u) * 0.0009765625));
-    let a = Lanes(Scalar(params.a));
-    let b = Lanes(Scalar(params.b));
-    var c0 = start;
-    var c1 = start + a;
-    var c2 = start + b;
-    var c3 = start - a;
-    var c4 = start - b;
-    var c5 = start * a;
-    var c6 = start * b;
-    var c7 = a - b;
+fn multiply_add(@builtin(global_invocation_id) id: vec3<u32>) {
+    let seed = f32(id.x & 7u) * 0.125;
+    let x = Wide(Scalar(0.999));
+    let y = Wide(Scalar(0.001 * seed));
+    var a = Wide(Scalar(seed));
+    var b = a + y;
+    var c = b + y;
+    var d = c + y;
+    var e = d + y;
+    var f = e + y;
     for (var round = 0u; round < params.rounds; round++) {
-        c0 = c0 * a + b;
-        c1 = c1 * a + b;
-        c2 = c2 * a + b;
-        c3 = c3 * a + b;
-        c4 = c4 * a + b;
-        c5 = c5 * a + b;
-        c6 = c6 * a + b;
-        c7 = c7 * a + b;
+        a = fma(a, x, y);
+        b = fma(b, x, y);
+        c = fma(c, x, y);
+        d = fma(d, x, y);
+        e = fma(e, x, y);
+        f = fma(f, x, y);
     }
-    let sum = ((c0 + c1) + (c2 + c3)) + ((c4 + c5) + (c6 + c7));
-    // no compiler knows that this is never so, and so all of it is computed
-    if f32(sum.x + sum.y + sum.z + sum.w) == 12345.678 {
-        out_words[0] = id.x;
+    let sum = (a + b) + (c + d) + (e + f);
+    if params.store != 0u {
+        out_words[id.x] = u32(f32(sum.x + sum.y + sum.z + sum.w));
     }
 }

@@ -5,6 +5,11 @@ fn is_nan(value: f32) -> bool {
     return (bitcast<u32>(value) & 0x7fffffffu) > 0x7f800000u;
 }
 
+// The larger number; NaN only where both are.
+fn larger(a: f32, b: f32) -> f32 {
+    return select(a, b, b > a || is_nan(a));
+}
+
 // A number that no compiler can take for a constant to fold: WGSL has no literal for NaN.
 fn nan() -> f32 {
     return bitcast<f32>(offsets_zero() | 0x7fc00000u);
@@ -115,6 +120,60 @@ fn f32_to_u32(value: f32) -> u32 {
 
 fn f32_to_i8(value: f32) -> i32 {
     return clamp(f32_to_i32(value), -128, 127);
+}
+
+// ---- four elements, the first in the lowest bits ----
+
+fn f16x4_to_f32(words: vec2<u32>) -> vec4<f32> {
+    return vec4<f32>(
+        f16_to_f32(words.x & 65535u), f16_to_f32(words.x >> 16u),
+        f16_to_f32(words.y & 65535u), f16_to_f32(words.y >> 16u),
+    );
+}
+
+fn f32_to_f16x4(value: vec4<f32>) -> vec2<u32> {
+    return vec2<u32>(
+        f32_to_f16(value.x) | (f32_to_f16(value.y) << 16u),
+        f32_to_f16(value.z) | (f32_to_f16(value.w) << 16u),
+    );
+}
+
+fn bf16x4_to_f32(words: vec2<u32>) -> vec4<f32> {
+    return bitcast<vec4<f32>>(
+        vec4<u32>(words.x << 16u, words.x & 0xffff0000u, words.y << 16u, words.y & 0xffff0000u)
+    );
+}
+
+fn f32_to_bf16x4(value: vec4<f32>) -> vec2<u32> {
+    return vec2<u32>(
+        f32_to_bf16(value.x) | (f32_to_bf16(value.y) << 16u),
+        f32_to_bf16(value.z) | (f32_to_bf16(value.w) << 16u),
+    );
+}
+
+fn e4m3x4_to_f32(word: u32) -> vec4<f32> {
+    return vec4<f32>(
+        e4m3_to_f32(word & 255u), e4m3_to_f32((word >> 8u) & 255u),
+        e4m3_to_f32((word >> 16u) & 255u), e4m3_to_f32(word >> 24u),
+    );
+}
+
+fn f32_to_e4m3x4(value: vec4<f32>) -> u32 {
+    return f32_to_e4m3(value.x) | (f32_to_e4m3(value.y) << 8u) | (f32_to_e4m3(value.z) << 16u)
+        | (f32_to_e4m3(value.w) << 24u);
+}
+
+fn i8x4_to_f32(word: u32) -> vec4<f32> {
+    return vec4<f32>(vec4<i32>(
+        sign_extend(word), sign_extend(word >> 8u), sign_extend(word >> 16u), sign_extend(word >> 24u)
+    ));
+}
+
+fn f32_to_i8x4(value: vec4<f32>) -> u32 {
+    let codes = vec4<u32>(vec4<i32>(
+        f32_to_i8(value.x), f32_to_i8(value.y), f32_to_i8(value.z), f32_to_i8(value.w)
+    )) & vec4<u32>(255u);
+    return codes.x | (codes.y << 8u) | (codes.z << 16u) | (codes.w << 24u);
 }
 
 // ---- block formats ----

@@ -30,6 +30,6 @@ struct KvLayout {
 }
 
 // Number of a workgroup in a grid of two dimensions, which stands for one of more than 65,535.
-fn workgroup(id: vec3<u32>, count: vec3<u32>) -> u32 {
+fn group_number(id: vec3<u32>, count: vec3<u32>) -> u32 {
     return id.y * count.x + id.x;
 }

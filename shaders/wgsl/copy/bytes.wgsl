@@ -17,7 +17,7 @@ fn copy(
     let source_at = offsets[0].x;
     let target_at = offsets[0].y;
     let end = target_at + params.bytes;
-    let word = (target_at >> 2u) + workgroup(group, groups) * 256u + lane;
+    let word = (target_at >> 2u) + group_number(group, groups) * 256u + lane;
     if word * 4u >= end {
         return;
     }
@@ -26,8 +26,8 @@ fn copy(
     // bytes beside the range stay, and no other invocation writes this word
     var value = target_words[word];
     for (var byte = first; byte < last; byte++) {
-        let from = source_at + (byte - target_at);
-        let bits = (source_words[from >> 2u] >> ((from & 3u) * 8u)) & 255u;
+        let place = source_at + (byte - target_at);
+        let bits = (source_words[place >> 2u] >> ((place & 3u) * 8u)) & 255u;
         let shift = (byte & 3u) * 8u;
         value = (value & ~(255u << shift)) | (bits << shift);
     }

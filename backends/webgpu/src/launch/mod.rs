@@ -1,7 +1,18 @@
 //! From a checked launch to dispatches: what every row's body is made of.
 
+pub(crate) mod argmax;
+pub(crate) mod attention;
 pub(crate) mod elementwise;
+pub(crate) mod kv;
+pub(crate) mod matmul;
+pub(crate) mod norm;
+pub(crate) mod qk;
+pub(crate) mod quantise;
+pub(crate) mod rope;
+pub(crate) mod route;
 pub(crate) mod rows;
+pub(crate) mod sample;
+pub(crate) mod softmax;
 
 use crate::device::WebGpuDevice;
 use crate::inner::{Inner, OFFSETS_BYTES};
@@ -25,7 +36,7 @@ const MOST: u64 = 65_535;
 
 impl Dims {
     /// Enough workgroups of `size` invocations for `count` of them, in two dimensions where one does not suffice: kernels number them by
-    /// `workgroup` of `common/layout.wgsl`, and cut off what is too much.
+    /// `group_number` of `common/layout.wgsl`, and cut off what is too much.
     pub(crate) fn line(count: u64, size: u64) -> Result<Self> {
         let groups = count.div_ceil(size);
         if groups > MOST * MOST || count > u64::from(u32::MAX) {
@@ -200,6 +211,11 @@ impl<'a> Builder<'a> {
         let at = self.scratch;
         self.scratch += bytes.next_multiple_of(256);
         at
+    }
+
+    /// A table of constants in the device's memory.
+    pub(crate) fn table<T: NoUninit>(&self, values: &[T]) -> Result<Buffer> {
+        self.inner.table(bytemuck::cast_slice(values))
     }
 
     /// Adds a kernel of a source: its variant's bindings are bound to `places`, one for each that the op has.

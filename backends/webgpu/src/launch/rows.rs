@@ -2,7 +2,8 @@
 
 use crate::device::WebGpuCaps;
 use bytemuck::{Pod, Zeroable};
-use perjoule_kernels::{Candidate, DeviceInfo, KvLayout, Reason, Rows};
+use perjoule_kernels::op::Op;
+use perjoule_kernels::{Candidate, DType, DeviceInfo, KvLayout, Reason, Rows};
 
 /// `Rows` of `common/layout.wgsl`. Rows refuse ops whose operands have more elements than 32 bits count ([`refuse`]).
 #[repr(C)]
@@ -52,7 +53,8 @@ impl From<KvLayout> for KvParam {
             batch_stride: kv.batch_stride as u32,
             head_stride: kv.head_stride as u32,
             token_stride: kv.token_stride as u32,
-            block: kv.paging.map_or(0, |p| p.block as u32),
+            // tokens of a block behind the capacity are none of a sequence's
+            block: kv.paging.map_or(0, |p| p.block.min(kv.capacity.max(1)) as u32),
             blocks: kv.paging.map_or(0, |p| p.blocks as u32),
         }
     }
@@ -65,26 +67,86 @@ pub(crate) fn caps(info: &DeviceInfo) -> Option<&WebGpuCaps> {
 
 /// Why no kernel takes the op: operands that no binding holds, or more of them than a kernel binds.
 pub(crate) fn refuse(candidate: &Candidate<'_>) -> Option<Reason> {
+    refuse_bytes(candidate).or_else(|| refuse_operands(candidate, candidate.op.operands().len()))
+}
+
+/// The same for rows whose kernels bind a part of the operands each.
+pub(crate) fn refuse_bytes(candidate: &Candidate<'_>) -> Option<Reason> {
     let Some(caps) = caps(candidate.info) else { return Some(Reason::new("the device is none of WebGPU")) };
     let most = caps.limits.max_storage_buffer_binding_size;
     let operands = candidate.op.operands();
-    if let Some(large) = operands.iter().find(|operand| operand.bytes + 256 > most) {
+    // an embedding goes through its table in windows
+    let in_windows = |name: &str| matches!(candidate.op, Op::Embed(_)) && name == "table";
+    let large = operands.iter().find(|operand| operand.bytes + 256 > most && !in_windows(operand.name));
+    if let Some(large) = large {
         return Some(Reason::new(format!(
             "{} has {} bytes, and a kernel of this device binds {most}",
             large.name, large.bytes
         )));
     }
-    let bound = caps.limits.max_storage_buffers_per_shader_stage as usize;
-    if operands.len() > bound {
-        return Some(Reason::new(format!(
-            "{} operands are more than the {bound} that a kernel binds",
-            operands.len()
-        )));
+    if let Some(large) = operands.iter().find(|o| o.elements > u64::from(u32::MAX) && !in_windows(o.name)) {
+        return Some(Reason::new(format!("{} has more elements than 32 bits count", large.name)));
     }
     None
+}
+
+/// Why a kernel does not bind so many operands.
+pub(crate) fn refuse_operands(candidate: &Candidate<'_>, count: usize) -> Option<Reason> {
+    let Some(caps) = caps(candidate.info) else { return Some(Reason::new("the device is none of WebGPU")) };
+    let most = caps.limits.max_storage_buffers_per_shader_stage as usize;
+    (count > most)
+        .then(|| Reason::new(format!("{count} operands are more than the {most} that a kernel binds")))
 }
 
 /// Seconds of `launches` kernels that move the op's bytes at a share of the memory's rate: of a middling GPU, only the order matters.
 pub(crate) fn stream_cost(candidate: &Candidate<'_>, launches: f32, share: f32) -> f32 {
     launches * 5e-6 + candidate.op.bytes() as f32 / (300e9 * share)
+}
+
+/// Why a kernel that moves runs of 4 elements cannot take these vectors; `None` where their lengths and strides allow it. Where they begin is
+/// for [`Kernel::with_align`](perjoule_kernels::Kernel::with_align).
+pub(super) fn whole_runs(rows: Rows) -> Option<Reason> {
+    let aligned = |count: usize, stride: usize| count <= 1 || stride.is_multiple_of(4);
+    if !rows.len.is_multiple_of(4) {
+        return Some(Reason::new("the length of vectors is no multiple of 4"));
+    }
+    let all = aligned(rows.outer, rows.outer_stride) && aligned(rows.inner, rows.inner_stride);
+    (!all).then(|| Reason::new("vectors do not begin at multiples of 4 elements"))
+}
+
+/// Bytes to whose multiple an operand has to begin so that runs of 4 elements can be moved.
+pub(super) fn run_align(dtype: DType) -> u32 {
+    if dtype.is_block() { 1 } else { 4 * dtype.block_bytes() as u32 }
+}
+
+/// Views of equal shapes with as few dimensions as all of them allow: dense ones become a single vector.
+pub(super) fn collapse<const N: usize>(mut views: [Rows; N]) -> [Rows; N] {
+    if views.iter().all(|r| r.inner > 1 && r.inner_stride == r.len) {
+        for r in &mut views {
+            *r = Rows { len: r.inner * r.len, inner: 1, inner_stride: r.inner * r.len, ..*r };
+        }
+    }
+    if views.iter().all(|r| r.inner == 1 && r.outer > 1 && r.outer_stride == r.len) {
+        for r in &mut views {
+            *r = Rows::dense(1, r.outer * r.len);
+        }
+    }
+    views
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dense_views_become_one_vector() {
+        let dense = Rows::grid(3, 5, 8);
+        assert_eq!(collapse([dense, dense]), [Rows::dense(1, 120); 2]);
+        let shared = Rows { outer_stride: 0, ..dense };
+        assert_eq!(collapse([dense, shared])[0], Rows::dense(3, 40));
+        let padded = dense.with_outer_stride(41);
+        assert_eq!(collapse([dense, padded])[1], Rows::dense(3, 40).with_outer_stride(41));
+        let swapped = Rows { outer: 3, inner: 5, len: 8, outer_stride: 8, inner_stride: 24 };
+        assert_eq!(collapse([swapped]), [swapped]);
+    }
 }

@@ -1,19 +1,77 @@
 //! Rows of the ops that go through their operands once or a few times: of each op the fast ones first, and last one that runs
 //! everything the op allows.
 
-use crate::launch::elementwise;
 use crate::launch::rows::{refuse, stream_cost};
-use perjoule_kernels::{Candidate, Kernel, Numerics};
+use crate::launch::{argmax, elementwise, norm, quantise, route, sample, softmax};
+use perjoule_kernels::{Candidate, Config, Kernel, Numerics};
 
 /// WGSL leaves subnormal numbers to the implementation.
 const F32: fn(&Candidate<'_>) -> Numerics = |_| Numerics::F32.flushing_subnormals();
+/// Of rows whose arithmetic is that of integers.
+const EXACT: fn(&Candidate<'_>) -> Numerics = |_| Numerics::EXACT;
+
+/// Runs of four elements.
+static RUNS: &[Config] = &[Config::tile("runs", &[64])];
+/// Element by element.
+static ELEMENTS: &[Config] = &[Config::tile("elements", &[32])];
+
+/// Cost of a kernel that keeps memory busy.
+fn fast(candidate: &Candidate<'_>) -> f32 {
+    stream_cost(candidate, 1.0, 0.8)
+}
 
 /// Cost of a kernel that takes elements one by one.
 fn any(candidate: &Candidate<'_>) -> f32 {
     stream_cost(candidate, 1.2, 0.3)
 }
 
+/// Cost of a sampling that goes through the logits for each digit.
+fn sampling(candidate: &Candidate<'_>) -> f32 {
+    14.0 * stream_cost(candidate, 1.0, 0.05)
+}
+
+const fn runs(name: &'static str, op: &'static str) -> Kernel {
+    Kernel::new(name, op, fast, elementwise::prepare_runs)
+        .with_configs(RUNS)
+        .with_reject(elementwise::refuse_runs)
+        .with_align(elementwise::align_runs)
+        .with_numerics(F32)
+}
+
+const fn elements(name: &'static str, op: &'static str) -> Kernel {
+    Kernel::new(name, op, any, elementwise::prepare_any)
+        .with_configs(ELEMENTS)
+        .with_reject(refuse)
+        .with_numerics(F32)
+}
+
 #[rustfmt::skip]
 pub(super) static ROWS: &[Kernel] = &[
-    Kernel::new("add_any_1_webgpu_any", "add", any, elementwise::prepare_any).with_reject(refuse).with_numerics(F32),
+    Kernel::new("rms_norm_any_32_webgpu_any", "rms_norm", any, norm::prepare_any)
+        .with_configs(ELEMENTS).with_reject(refuse).with_numerics(F32),
+    Kernel::new("layer_norm_any_32_webgpu_any", "layer_norm", any, norm::prepare_any)
+        .with_configs(ELEMENTS).with_reject(refuse).with_numerics(F32),
+    Kernel::new("softmax_any_32_webgpu_any", "softmax", any, softmax::prepare_any)
+        .with_configs(ELEMENTS).with_reject(refuse).with_numerics(F32),
+
+    runs("gated_any_64_webgpu_any_runs", "gated"),
+    elements("gated_any_32_webgpu_any", "gated"),
+    runs("embed_any_64_webgpu_any_runs", "embed"),
+    elements("embed_any_32_webgpu_any", "embed"),
+    runs("add_any_64_webgpu_any_runs", "add"),
+    elements("add_any_32_webgpu_any", "add"),
+    runs("combine_any_64_webgpu_any_runs", "combine"),
+    elements("combine_any_32_webgpu_any", "combine"),
+    runs("cast_any_64_webgpu_any_runs", "cast").with_numerics(EXACT),
+    elements("cast_any_32_webgpu_any", "cast").with_numerics(EXACT),
+
+    Kernel::new("argmax_any_32_webgpu_any", "argmax", any, argmax::prepare_any)
+        .with_configs(ELEMENTS).with_reject(refuse).with_numerics(EXACT),
+    Kernel::new("sample_any_32_webgpu_any", "sample", sampling, sample::prepare_any)
+        .with_configs(ELEMENTS).with_reject(refuse).with_numerics(EXACT),
+    Kernel::new("route_any_1_webgpu_any", "route", any, route::prepare).with_reject(refuse).with_numerics(F32),
+    Kernel::new("quantise_any_32_webgpu_any", "quantise", any, quantise::prepare_any)
+        .with_configs(ELEMENTS).with_reject(refuse).with_numerics(EXACT),
+    Kernel::new("collective_any_webgpu_alone", "collective", fast, elementwise::prepare_alone)
+        .with_reject(elementwise::refuse_groups).with_numerics(EXACT),
 ];

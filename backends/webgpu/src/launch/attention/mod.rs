@@ -1,0 +1,100 @@
+//! Attention: what its rows share.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`generic`] | the row for everything, by online softmax |
+
+pub(crate) mod generic;
+
+use super::kv::slot_places;
+use super::rows::{KvParam, RowsParam};
+use super::{Place, other_op};
+use crate::shader::Binding;
+use bytemuck::{Pod, Zeroable};
+use perjoule_kernels::op::{Attention, Op};
+use perjoule_kernels::{DType, Reason, Request, Result};
+
+/// The kernels' `Attention`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct AttentionParam {
+    q: RowsParam,
+    out: RowsParam,
+    kv: KvParam,
+    q_len: u32,
+    tokens: u32,
+    heads: u32,
+    group: u32,
+    causal: u32,
+    window: u32,
+    scale: f32,
+    soft_cap: f32,
+}
+
+impl From<&Attention> for AttentionParam {
+    fn from(op: &Attention) -> Self {
+        AttentionParam {
+            q: op.q.into(),
+            out: op.out.into(),
+            kv: op.kv.into(),
+            q_len: longest(op) as u32,
+            tokens: op.q.outer as u32,
+            heads: op.q.inner as u32,
+            group: (op.q.inner / op.kv.kv_heads) as u32,
+            causal: op.causal.into(),
+            // windows behind every position hide nothing
+            window: op.window.filter(|&w| w <= i32::MAX as usize).map_or(0, |w| w as u32),
+            scale: op.scale,
+            soft_cap: op.soft_cap.unwrap_or(0.0),
+        }
+    }
+}
+
+/// Most query rows of a sequence: none has more than there are, whatever a ragged op allows.
+fn longest(op: &Attention) -> usize {
+    op.q_len.min(op.q.outer)
+}
+
+/// Whether there is nothing to compute.
+fn is_empty(op: &Attention) -> bool {
+    op.batch == 0 || longest(op) == 0 || op.q.inner == 0
+}
+
+/// Kernels count in 32 bits, and add lengths to numbers of rows.
+fn refuse_sizes(op: &Attention) -> Option<Reason> {
+    let most = i32::MAX as usize / 4;
+    let rows = op.q.outer.checked_mul(op.q.inner);
+    let units = op.batch.checked_mul(op.q.inner);
+    let sizes = [rows, units, Some(op.kv.capacity), Some(op.q.len)];
+    let fits = sizes.iter().all(|size| size.is_some_and(|size| size <= most));
+    (!fits).then(|| Reason::new("counts query vectors, keys and heads in 32 bits"))
+}
+
+/// The op of a request.
+fn op_of<'a>(request: &Request<'a>) -> Result<&'a Attention> {
+    match request.op {
+        Op::Attention(op) => Ok(op),
+        other => Err(other_op(other)),
+    }
+}
+
+/// The slots and sinks as kernels of attention bind them: kv_len, q_offsets, block_table, sinks.
+fn slot_bindings(op: &Attention) -> Vec<Binding> {
+    let mut list = super::kv::slot_bindings(op.ragged, op.kv.paging.is_some());
+    list.push(Binding::get("sinks", DType::F32).when(op.sinks));
+    list
+}
+
+/// The operands in the order of the kernels, which is that of the op: q, k, v, the slots, sinks, out.
+fn places(op: &Attention) -> Vec<Place> {
+    let mut list: Vec<Place> = (0..3).map(Place::Operand).collect();
+    let slots = slot_places(op.ragged, op.kv.paging.is_some(), 3);
+    let mut next = 3 + slots.len();
+    list.extend(slots);
+    if op.sinks {
+        list.push(Place::Operand(next));
+        next += 1;
+    }
+    list.push(Place::Operand(next));
+    list
+}

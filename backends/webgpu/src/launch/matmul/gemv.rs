@@ -1,0 +1,287 @@
+//! Few rows of A with weights that stream from memory: `shaders/wgsl/matmul/gemv/`.
+
+use super::form::{EpilogueParam, Form, count};
+use super::window::{Window, most_bound, windows};
+use super::{STEP, too_large};
+use crate::launch::rows::caps;
+use crate::launch::{Builder, Dims, other_op};
+use crate::pipeline::Checks;
+use crate::shader::{Binding, Variant};
+use bytemuck::{Pod, Zeroable};
+use perjoule_kernels::{Candidate, Config, DType, Launch, Reason, Request, Result};
+use perjoule_shaders::{Source, wgsl};
+
+/// Invocations of a workgroup, and the columns of B that it has.
+pub(crate) static CONFIGS: &[Config] = &[
+    Config { name: "64x4", tile: &[8, 4, 256], params: &[64, 4] },
+    Config { name: "256x2", tile: &[8, 2, 512], params: &[256, 2] },
+];
+
+/// Most rows of A: more are for kernels that read B once for a large tile of rows.
+const MOST_ROWS: usize = 64;
+/// Most positions of a grouped product.
+const MOST_POSITIONS: usize = 512;
+/// Most rows of A that a workgroup has.
+const MOST_TOKENS: usize = 8;
+/// Most sums that meet in workgroup memory.
+const MOST_SUMS: usize = 2048;
+
+/// How weights of a type are read.
+struct Format {
+    /// Elements of a unit.
+    unit: usize,
+    /// The WGSL type of words.
+    word: &'static str,
+    /// Bytes by which rows of weights are addressed.
+    address: usize,
+    headers: &'static [&'static Source],
+    /// `FORMAT` of `blocks.wgsl`.
+    block: usize,
+}
+
+impl Format {
+    fn of(b: DType) -> Option<Self> {
+        let wide = |unit, headers| Format { unit, word: "vec4<u32>", address: 16, headers, block: 0 };
+        let bytes = |unit, headers, block| Format { unit, word: "u32", address: 1, headers, block };
+        const PLAIN: &[&Source] = &[&wgsl::GEMV_PLAIN];
+        const I8: &[&Source] = &[&wgsl::GEMV_I8];
+        const BLOCKS: &[&Source] = &[&wgsl::GEMV_BYTES, &wgsl::GEMV_BLOCKS];
+        const Q4_K: &[&Source] = &[&wgsl::GEMV_Q4_K];
+        const Q6_K: &[&Source] = &[&wgsl::GEMV_BYTES, &wgsl::GEMV_Q6_K];
+        Some(match b {
+            DType::F32 => wide(4, PLAIN),
+            DType::F16 | DType::BF16 => wide(8, PLAIN),
+            DType::F8E4M3 => wide(16, PLAIN),
+            DType::I8 => wide(16, I8),
+            DType::Q4K => wide(32, Q4_K),
+            DType::Q6K => bytes(16, Q6_K, 0),
+            DType::Q8_0 => bytes(8, BLOCKS, 0),
+            DType::Q4_0 => bytes(8, BLOCKS, 1),
+            DType::MxFp4 => bytes(8, BLOCKS, 2),
+            DType::I32 | DType::U32 => return None,
+        })
+    }
+}
+
+/// The WGSL type of what a kernel reads A in, and its elements.
+fn activations(a: DType) -> Option<(&'static str, usize)> {
+    match a {
+        DType::F32 => Some(("vec4<f32>", 4)),
+        DType::F16 | DType::BF16 => Some(("vec2<u32>", 4)),
+        DType::I8 => Some(("vec4<u32>", 16)),
+        _ => None,
+    }
+}
+
+/// `Params` of `matmul/gemv/body.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    epilogue: EpilogueParam,
+    a_batch: u32,
+    a_row: u32,
+    b_batch: u32,
+    b_col: u32,
+    up_col: u32,
+    units: u32,
+    m: u32,
+    n: u32,
+    matrices: u32,
+    experts: u32,
+    first: u32,
+    positions: u32,
+    a_rows: u32,
+    a_divisor: u32,
+    unused: [u32; 2],
+}
+
+/// How a product is split.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Tile {
+    lanes: usize,
+    /// Columns of B of a workgroup.
+    cols: usize,
+    /// Rows of A of a workgroup.
+    tokens: usize,
+}
+
+impl Tile {
+    fn of(form: &Form, config: &Config, subgroup: bool) -> Self {
+        let &[lanes, cols] = config.params else { return Tile { lanes: 64, cols: 4, tokens: 1 } };
+        // units of 32 elements take the registers of several
+        let cols = if form.b.dtype == DType::Q4K { cols / 2 } else { cols };
+        let sides = 1 + usize::from(form.up.is_some());
+        let kept = if subgroup { lanes / 4 } else { lanes };
+        let most = (MOST_SUMS / (sides * cols * kept)).min(32 / (sides * cols)).max(1);
+        let tokens = form.rows().max(1).next_power_of_two().min(MOST_TOKENS).min(most);
+        Tile { lanes, cols, tokens }
+    }
+}
+
+/// Why it is not for the row; `None` where it is.
+pub(crate) fn refuse(candidate: &Candidate<'_>) -> Option<Reason> {
+    let reason = |text: &'static str| Some(Reason::new(text));
+    let Some(form) = Form::of(candidate.op) else { return reason("the op is no product") };
+    let (Some(format), Some((_, quad))) = (Format::of(form.b.dtype), activations(form.a.dtype)) else {
+        return reason("reads a in f32, f16 or bf16, or i8 beside i8");
+    };
+    match form.grouped {
+        None if form.m > MOST_ROWS => return reason("takes few rows of A"),
+        Some(g) if g.positions > MOST_POSITIONS || form.rows() > MOST_TOKENS => {
+            return reason("takes few rows of each expert");
+        }
+        _ => {}
+    }
+    if form.scales_along_k() {
+        return reason("scales vary along k");
+    }
+    if form.a.strides.col != 1 || form.b.strides.row != 1 || form.up.is_some_and(|up| up.row != 1) {
+        return reason("reads A and B with k contiguous");
+    }
+    // bindings of nothing are smaller than the words that a kernel expects
+    if form.k == 0 || !form.k.is_multiple_of(format.unit) {
+        return reason("k is no multiple of what an invocation takes");
+    }
+    let (many, batched) = (form.n > 1, form.matrices > 1);
+    let address =
+        |stride: usize| form.b.dtype.bytes(stride).unwrap_or(1).is_multiple_of(format.address as u64);
+    let columns = !many || address(form.b.strides.col) && form.up.is_none_or(|up| address(up.col));
+    if !columns || batched && !address(form.b.strides.batch) {
+        return reason("columns of B do not begin at multiples of 16 bytes");
+    }
+    let several = form.grouped.map_or(form.m, |g| g.a_rows) > 1;
+    let a = form.a.strides;
+    if several && !a.row.is_multiple_of(quad) || batched && !a.batch.is_multiple_of(quad) {
+        return reason("rows of A do not begin at multiples of what an invocation takes");
+    }
+    super::refuse(candidate)
+}
+
+/// The same for additions within subgroups.
+pub(crate) fn refuse_subgroup(candidate: &Candidate<'_>) -> Option<Reason> {
+    let has = caps(candidate.info).is_some_and(|caps| {
+        // smaller ones would take more workgroup memory
+        caps.has(wgpu::Features::SUBGROUP) && caps.subgroup.0 >= 4
+    });
+    (!has).then(|| Reason::lacking("subgroup")).or_else(|| refuse(candidate))
+}
+
+/// A and B are read 16 bytes at a time.
+pub(crate) fn align(candidate: &Candidate<'_>, operand: usize) -> u32 {
+    let inputs = match candidate.op {
+        perjoule_kernels::Op::GatedMatMul(_) => 3,
+        _ => 2,
+    };
+    if operand < inputs { 16 } else { 1 }
+}
+
+/// Seconds: B is read once for each tile of rows.
+pub(crate) fn cost(candidate: &Candidate<'_>) -> f32 {
+    seconds(candidate, false) * 1.05
+}
+
+pub(crate) fn cost_subgroup(candidate: &Candidate<'_>) -> f32 {
+    seconds(candidate, true)
+}
+
+fn seconds(candidate: &Candidate<'_>, subgroup: bool) -> f32 {
+    let Some(form) = Form::of(candidate.op) else { return f32::INFINITY };
+    let Some(format) = Format::of(form.b.dtype) else { return f32::INFINITY };
+    let tile = Tile::of(&form, candidate.config, subgroup);
+    let sides = 1.0 + f32::from(u8::from(form.up.is_some()));
+    let matrix = form.b.dtype.bytes(form.k).unwrap_or(0) as f32 * form.n as f32 * sides;
+    let matrices = match form.grouped {
+        None => form.matrices * form.m.div_ceil(tile.tokens),
+        Some(g) => g.positions.div_ceil(tile.tokens).max(g.positions.min(form.matrices)),
+    };
+    // lanes without work in the last round, and lanes that are too few to keep memory busy
+    let units = (form.k / format.unit).max(1);
+    let idle = (units.div_ceil(tile.lanes) * tile.lanes) as f32 / units as f32;
+    let lanes = (form.n.div_ceil(tile.cols) * tile.lanes) as f32;
+    STEP + matrix * matrices as f32 / 240e9 * idle.min(4.0).sqrt() * (1.0 + 16384.0 / lanes.max(1.0))
+}
+
+pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    prepare_within(request, false, caps(request.info).map_or(0, most_bound))
+}
+
+pub(crate) fn prepare_subgroup(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    prepare_within(request, true, caps(request.info).map_or(0, most_bound))
+}
+
+/// The same with operands of no more than `most` bytes bound at a time.
+pub(super) fn prepare_within(request: &Request<'_>, subgroup: bool, most: u64) -> Result<Box<dyn Launch>> {
+    let form = Form::of(request.op).ok_or_else(|| other_op(request.op))?;
+    let format = Format::of(form.b.dtype).ok_or_else(|| other_op(request.op))?;
+    let tile = Tile::of(&form, request.config, subgroup);
+    let variant = variant(&form, &format, tile).ok_or_else(|| other_op(request.op))?;
+    let mut headers: Vec<&'static Source> = super::HEADERS.to_vec();
+    headers.push(if form.up.is_some() { &wgsl::GEMV_PAIR } else { &wgsl::GEMV_ONE });
+    if form.a.dtype != DType::I8 {
+        let a = if form.a.dtype == DType::F32 { &wgsl::GEMV_A32 } else { &wgsl::GEMV_A16 };
+        headers.extend([&wgsl::GEMV_QUADS, a]);
+    }
+    headers.extend(format.headers);
+    headers.push(&wgsl::GEMV_BODY);
+    let source = if subgroup { &wgsl::GEMV_SUBGROUP } else { &wgsl::GEMV_WORKGROUP };
+    let mut builder = Builder::new(request, "matmul_gemv_webgpu")?;
+    for window in windows(&form, most).ok_or_else(too_large)? {
+        let (params, dims) = start(&form, &format, tile, &window)?;
+        let places = form.places(&window);
+        builder.step((source, &headers, "matmul"), (&variant, Checks::None), dims, &params, places)?;
+    }
+    Ok(builder.finish())
+}
+
+fn variant(form: &Form, format: &Format, tile: Tile) -> Option<Variant> {
+    let (a_words, _) = activations(form.a.dtype)?;
+    let mut inputs = form.inputs();
+    inputs[0] = Binding::words("a", a_words);
+    inputs[1] = Binding::words("b", format.word);
+    inputs[2] = Binding::words("up", format.word).when(form.up.is_some());
+    let variant = form
+        .variant(inputs)
+        .alias("Word", format.word)
+        .uint("LANES", tile.lanes)
+        .uint("ROWS", tile.cols)
+        .uint("TOKENS", tile.tokens)
+        .uint("SIDES", 1 + usize::from(form.up.is_some()))
+        .uint("QUADS", format.unit / 4)
+        .uint("FORMAT", format.block)
+        .uint("BLOCK_BYTES", form.b.dtype.block_bytes())
+        // addresses count what words begin with: words of 16 bytes, or bytes of words of 4
+        .uint("WORD_BYTES", if format.address == 16 { 1 } else { 4 })
+        .flag("A_BF16", form.a.dtype == DType::BF16)
+        .flag("B_BF16", form.b.dtype == DType::BF16);
+    Some(variant)
+}
+
+fn start(form: &Form, format: &Format, tile: Tile, window: &Window) -> Result<(Params, Dims)> {
+    let quad = activations(form.a.dtype).map_or(4, |(_, quad)| quad);
+    let address = |stride: usize| (form.b.dtype.bytes(stride).unwrap_or(0) / format.address as u64) as u32;
+    let params = Params {
+        epilogue: form.epilogue(),
+        a_batch: (form.a.strides.batch / quad) as u32,
+        a_row: (form.a.strides.row / quad) as u32,
+        b_batch: address(form.b.strides.batch),
+        b_col: address(form.b.strides.col),
+        up_col: form.up.map_or(0, |up| address(up.col)),
+        units: (form.k / format.unit) as u32,
+        m: count(&window.rows),
+        n: count(&window.cols),
+        matrices: count(&window.matrices),
+        experts: form.matrices as u32,
+        first: window.matrices.start as u32,
+        positions: form.grouped.map_or(0, |g| g.positions as u32),
+        a_rows: form.grouped.map_or(0, |g| g.a_rows as u32),
+        a_divisor: form.grouped.map_or(1, |g| g.a_divisor.min(u32::MAX as usize) as u32),
+        unused: [0; 2],
+    };
+    let down = match form.grouped {
+        None => window.rows.len().div_ceil(tile.tokens) * window.matrices.len(),
+        Some(g) => g.positions,
+    };
+    let groups = (down as u64).saturating_mul(window.cols.len().div_ceil(tile.cols) as u64);
+    let lanes = tile.lanes as u64;
+    Ok((params, Dims::line(groups.saturating_mul(lanes), lanes)?))
+}

@@ -1,0 +1,49 @@
+//! Matrix products.
+//!
+//! | file | |
+//! |---|---|
+//! | [`form`] | what the three ops have in common: operands, epilogue |
+//! | [`window`] | products of operands that no binding holds |
+//! | [`any`] | rows that run everything the ops allow |
+//! | [`gemv`] | few rows of A with weights that stream from memory |
+
+pub(crate) mod any;
+pub(crate) mod form;
+pub(crate) mod gemv;
+pub(crate) mod window;
+
+use super::rows::caps;
+use form::Form;
+use perjoule_kernels::{Candidate, Error, Reason};
+use perjoule_shaders::{Source, wgsl};
+
+/// What sources of products stand behind.
+pub(crate) const HEADERS: &[&Source] = &[&wgsl::ELEMENT, &wgsl::LAYOUT, &wgsl::MATH, &wgsl::MATMUL_EPILOGUE];
+
+/// Seconds of a kernel that does nothing.
+pub(crate) const STEP: f32 = 5e-6;
+
+/// Why no kernel takes the product: operands of which no part of 16 rows or columns fits a binding, or more of them than a kernel
+/// binds. Larger ones are split into windows.
+pub(crate) fn refuse(candidate: &Candidate<'_>) -> Option<Reason> {
+    let Some(caps) = caps(candidate.info) else { return Some(Reason::new("the device is none of WebGPU")) };
+    refuse_beyond(candidate, window::most_bound(caps))
+        .or_else(|| refuse_count(candidate, caps.limits.max_storage_buffers_per_shader_stage as usize))
+}
+
+/// Why parts of operands of `most` bytes are not enough.
+fn refuse_beyond(candidate: &Candidate<'_>, most: u64) -> Option<Reason> {
+    let Some(form) = Form::of(candidate.op) else { return Some(Reason::new("the op is no product")) };
+    let none = window::windows(&form, most).is_none();
+    none.then(|| Reason::new(format!("a kernel of this device binds {most} bytes of an operand")))
+}
+
+fn refuse_count(candidate: &Candidate<'_>, most: usize) -> Option<Reason> {
+    let operands = candidate.op.operands().len();
+    (operands > most)
+        .then(|| Reason::new(format!("{operands} operands are more than the {most} that a kernel binds")))
+}
+
+fn too_large() -> Error {
+    Error::Unsupported { what: "an op of this size", why: "no part of its operands fits a binding".into() }
+}

@@ -1,0 +1,42 @@
+//! Softmax.
+
+use super::elementwise::Value;
+use super::rows::RowsParam;
+use super::{Builder, Dims, Place, other_op};
+use crate::pipeline::Checks;
+use crate::shader::Variant;
+use bytemuck::{Pod, Zeroable};
+use perjoule_kernels::op::{Op, Softmax};
+use perjoule_kernels::{Launch, Request, Result};
+use perjoule_shaders::{Source, wgsl};
+
+/// `Params` of the kernels.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct SoftmaxParams {
+    x: RowsParam,
+    out: RowsParam,
+    scale: f32,
+    unused: [u32; 3],
+}
+
+fn params(op: &Softmax) -> SoftmaxParams {
+    SoftmaxParams { x: op.x.into(), out: op.out.into(), scale: op.scale, unused: [0; 3] }
+}
+
+fn variant(op: &Softmax, value: Value) -> Variant {
+    Variant::of(vec![value.read("x", op.dtype), value.write("out", op.out_dtype)])
+}
+
+/// Rows that run everything.
+pub(crate) fn prepare_any(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    let Op::Softmax(op) = request.op else { return Err(other_op(request.op)) };
+    let mut builder = Builder::new(request, "softmax")?;
+    let variant = variant(op, Value::One).uint("WIDTH", 256);
+    let headers: &[&Source] = &[&wgsl::ELEMENT, &wgsl::LAYOUT, &wgsl::MATH, &wgsl::REDUCE];
+    let dims = Dims::line((op.x.outer * op.x.inner) as u64, 1)?;
+    let places = (0..2).map(Place::Operand).collect();
+    let program = (&wgsl::SOFTMAX_ROWS, headers, "softmax");
+    builder.step(program, (&variant, Checks::None), dims, &params(op), places)?;
+    Ok(builder.finish())
+}

@@ -1,0 +1,34 @@
+//! Rows of attention, and of the ops around KV caches: of each op the fast ones first, and last one that runs everything the op allows.
+
+use crate::launch::attention::generic;
+use crate::launch::rows::{refuse, refuse_bytes, stream_cost};
+use crate::launch::{kv, qk, rope};
+use perjoule_kernels::op::Op;
+use perjoule_kernels::{Candidate, Kernel, Numerics};
+
+const EXACT: fn(&Candidate<'_>) -> Numerics = |_| Numerics::EXACT;
+
+/// WGSL leaves subnormal numbers to the implementation.
+const F32: fn(&Candidate<'_>) -> Numerics = |_| Numerics::F32.flushing_subnormals();
+
+/// Cost of a kernel that takes elements one by one.
+fn any(candidate: &Candidate<'_>) -> f32 {
+    stream_cost(candidate, 1.2, 0.3)
+}
+
+/// Elements are moved; blocks have scales, which may be subnormal.
+fn appended(candidate: &Candidate<'_>) -> Numerics {
+    match candidate.op {
+        Op::KvAppend(op) if op.kv_dtype.is_block() => Numerics::EXACT.flushing_subnormals(),
+        _ => Numerics::EXACT,
+    }
+}
+
+#[rustfmt::skip]
+pub(super) static ROWS: &[Kernel] = &[
+    generic::ROW,
+    Kernel::new("kv_append_any_1_webgpu_any", "kv_append", any, kv::prepare_append).with_reject(refuse).with_numerics(appended),
+    Kernel::new("advance_i32_1_webgpu_any", "advance", any, kv::prepare_advance).with_reject(refuse).with_numerics(EXACT),
+    Kernel::new("rope_any_1_webgpu_any", "rope", any, rope::prepare_any).with_reject(refuse).with_numerics(F32),
+    Kernel::new("qk_norm_rope_append_any_1_webgpu_any", "qk_norm_rope_append", any, qk::prepare_any).with_reject(refuse_bytes).with_numerics(F32),
+];

@@ -111,7 +111,7 @@ impl Probes {
             let places = vec![Place::Operand(0), Place::Operand(1)];
             Ok(Step::new(inner, pipeline, streaming, bytemuck::bytes_of(&params), places))
         };
-        let (read, copy) = (memory("stream_read")?, memory("stream_copy")?);
+        let (read, copy) = (memory("read_all")?, memory("copy_all")?);
         let mut stream = WebGpuStream::new(inner.clone());
         let (from, to) = (device.alloc(bytes)?, device.alloc(bytes)?);
         // no two lines alike: memory that is compressed or all zero is read faster than any model's weights

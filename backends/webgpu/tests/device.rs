@@ -4,6 +4,7 @@
 use perjoule_kernels::op::Add;
 use perjoule_kernels::{Arg, Buffer, DType, Device, Error, Op, Prepared, Result, Stream, prepare, select};
 use perjoule_webgpu::WebGpuDevice;
+use perjoule_webgpu::ceiling::{Arithmetic, Probes};
 use perjoule_webgpu::memory::USAGES;
 use std::future::Future;
 use std::pin::pin;
@@ -209,6 +210,21 @@ fn callers_bring_their_own_devices_and_buffers() {
     stream.copy(&stranger, &out).unwrap();
     let read = theirs.stream().unwrap().read(&stranger).wait().unwrap();
     assert_eq!(floats(&read), vec![6.0; 10]);
+}
+
+#[test]
+fn ceilings_are_driven() {
+    let device = device!();
+    let probes = Probes::new(&device, 8 << 20).unwrap();
+    let done = |(amount, end): (u64, perjoule_kernels::Pending<()>)| end.wait().map(|()| amount).unwrap();
+    assert_eq!(done(probes.read().unwrap()), 8 << 20);
+    assert_eq!(done(probes.copy().unwrap()), 16 << 20);
+    let all: Vec<Arithmetic> = probes.arithmetic().collect();
+    let f16 = device.caps().has(wgpu::Features::SHADER_F16);
+    assert_eq!(all.contains(&Arithmetic::MultiplyAddF16), f16);
+    for which in all {
+        assert!(done(probes.compute(which).unwrap()) > 0);
+    }
 }
 
 #[test]

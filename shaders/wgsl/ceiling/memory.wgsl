@@ -1,5 +1,4 @@
-// Reading and copying memory, 16 bytes an access. Invocations side by side access neighbours, and go on a grid further. `read` itself is
-// an access mode, which a function of that name would hide.
+// Reading and copying memory, 16 bytes an access. Invocations side by side access neighbours, and go on a grid further.
 
 struct Params {
     // accesses
@@ -11,7 +10,7 @@ struct Params {
 }
 
 @compute @workgroup_size(256)
-fn stream_read(
+fn read_all(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
@@ -39,7 +38,7 @@ fn stream_read(
 }
 
 @compute @workgroup_size(256)
-fn stream_copy(
+fn copy_all(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,

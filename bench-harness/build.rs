@@ -9,6 +9,9 @@ use std::process::Command;
 const SOURCES: [&str; 6] = ["Cargo.toml", "Cargo.lock", "kernels", "shaders", "backends", "bench-harness"];
 
 fn main() {
+    if std::env::var_os("CARGO_FEATURE_WEB").is_some() {
+        embed_page();
+    }
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
     if let Some(version) = output(Command::new(rustc).arg("--version")) {
         println!("cargo::rustc-env=PERJOULE_RUSTC={version}");
@@ -29,6 +32,44 @@ fn main() {
             commit.push_str("-dirty");
         }
         println!("cargo::rustc-env=PERJOULE_BUILD_COMMIT={commit}");
+    }
+}
+
+/// Writes the files of the page, as Rust: those of target/web, where `cargo xtask web` puts them; none where there are none.
+fn embed_page() {
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
+    // target/[TRIPLE/]PROFILE/build/NAME/out
+    let folders: Vec<PathBuf> = out.ancestors().skip(3).take(3).map(|folder| folder.join("web")).collect();
+    let built = folders.iter().find(|folder| folder.join("perjoule_web_bg.wasm").is_file());
+    let mut files: Vec<PathBuf> = match built.map(std::fs::read_dir) {
+        Some(Ok(entries)) => {
+            entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect()
+        }
+        _ => Vec::new(),
+    };
+    files.sort();
+    let mut text = String::from("&[\n");
+    for file in &files {
+        println!("cargo::rerun-if-changed={}", file.display());
+        if let Some(name) = file.file_name().and_then(|name| name.to_str()) {
+            text.push_str(&format!(
+                "({name:?}, include_bytes!({:?}).as_slice()),\n",
+                file.display().to_string()
+            ));
+        }
+    }
+    text.push(']');
+    if let Err(error) = std::fs::write(out.join("page.rs"), text) {
+        println!("cargo::error=page.rs could not be written: {error}");
+    }
+    if files.is_empty() {
+        println!(
+            "cargo::warning=there is no page in target/web: `perjoule web` will say so; `cargo xtask web` builds it"
+        );
+        // a folder that does not exist reruns the script every time, and so it sees the page once it is there
+        if let Some(folder) = folders.get(1) {
+            println!("cargo::rerun-if-changed={}", folder.display());
+        }
     }
 }
 

@@ -40,7 +40,7 @@ pub mod tuning;
 pub use perjoule_kernels as kernels;
 
 /// The CPU backend, for rows of your own ([`cpu::spmd::Spmd`]) and options.
-#[cfg(feature = "cpu")]
+#[cfg(all(feature = "cpu", not(target_arch = "wasm32")))]
 pub use perjoule_cpu as cpu;
 
 pub use device::{Device, StreamGuard};

@@ -39,7 +39,7 @@ const KNOWN: [&str; 3] = ["cpu", "webgpu", "cuda"];
 const NOT_BUILT: &str = "this build has no such backend";
 
 const BUILT_IN: &[Backend] = &[
-    #[cfg(feature = "cpu")]
+    #[cfg(all(feature = "cpu", not(target_arch = "wasm32")))]
     CPU,
     #[cfg(all(feature = "webgpu", not(target_arch = "wasm32")))]
     WEBGPU,
@@ -47,7 +47,7 @@ const BUILT_IN: &[Backend] = &[
     CUDA,
 ];
 
-#[cfg(feature = "cpu")]
+#[cfg(all(feature = "cpu", not(target_arch = "wasm32")))]
 const CPU: Backend = Backend {
     name: "cpu",
     enumerate: || Ok(vec![perjoule_cpu::CpuDevice::describe(&Default::default())?]),

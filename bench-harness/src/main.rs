@@ -3,8 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `cli` | the command line, one file a command |
-//! | `ops` | every op by name, with the sizes that `--shape` takes |
-//! | `measure` | the measuring engine, ceilings, kernels, tokens, energy windows |
+//! | `measure` | what `perjoule_engine` measures, on native devices: ceilings, kernels, tokens, and energy windows |
 //! | `live` | power, use, clocks and temperatures now, and how a terminal shows them |
 //! | `compare` | records and classes side by side, and regressions between two files |
 //! | `history` | records over time, found through an index |
@@ -18,9 +17,10 @@ mod history;
 mod inputs;
 mod live;
 mod measure;
-mod ops;
 mod report;
 mod signals;
+
+use perjoule_engine::ops;
 
 fn main() -> std::process::ExitCode {
     #[cfg(target_os = "linux")]

@@ -295,6 +295,32 @@ pub trait Wait<T>: Future<Output = Result<T>> + Local {
 /// A result on its way. Device faults of earlier launches arrive here, with the kernel's name.
 pub type Pending<T> = Pin<Box<dyn Wait<T>>>;
 
+/// What a [`Pending`] brings: natively this blocks until it is there, in a browser it is awaited. What waits through this alone
+/// is written once for both: natively such a future is driven by `at_once`.
+///
+/// # Errors
+/// That of the result.
+pub async fn settled<T>(pending: Pending<T>) -> Result<T> {
+    #[cfg(not(target_arch = "wasm32"))]
+    return pending.wait();
+    #[cfg(target_arch = "wasm32")]
+    return pending.await;
+}
+
+/// What a future gives that waits through [`settled`] alone, and so never natively.
+#[cfg(not(target_arch = "wasm32"))]
+pub fn at_once<T>(future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    let mut context = Context::from_waker(std::task::Waker::noop());
+    loop {
+        if let Poll::Ready(result) = future.as_mut().poll(&mut context) {
+            return result;
+        }
+        // somebody awaits something else: it comes when it comes
+        std::thread::yield_now();
+    }
+}
+
 /// A [`Pending`] that is already there: what synchronous backends return.
 pub fn ready<T: Local + 'static>(result: Result<T>) -> Pending<T> {
     Box::pin(Ready(Some(result)))

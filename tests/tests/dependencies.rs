@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::process::Command;
 
 /// Every crate of the workspace with those of its own crates that it may depend on.
-const ALLOWED: [(&str, &[&str]); 17] = [
+const ALLOWED: [(&str, &[&str]); 18] = [
     ("perjoule-kernels", &[]),
     ("perjoule-shaders", &[]),
     ("perjoule-record", &[]),
@@ -19,6 +19,10 @@ const ALLOWED: [(&str, &[&str]); 17] = [
     ("perjoule", &["perjoule-kernels", "perjoule-cpu", "perjoule-webgpu", "perjoule-cuda"]),
     ("perjoule-model", &["perjoule-kernels", "perjoule"]),
     (
+        "perjoule-engine",
+        &["perjoule-kernels", "perjoule", "perjoule-model", "perjoule-suite", "perjoule-record"],
+    ),
+    (
         "perjoule-bench",
         &[
             "perjoule-kernels",
@@ -27,6 +31,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
             "perjoule-cuda",
             "perjoule",
             "perjoule-model",
+            "perjoule-engine",
             "perjoule-suite",
             "perjoule-record",
             "perjoule-formats",
@@ -41,6 +46,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
             "perjoule-webgpu",
             "perjoule",
             "perjoule-model",
+            "perjoule-engine",
             "perjoule-record",
             "perjoule-catalogue",
         ],

@@ -10,6 +10,7 @@ mod packages;
 mod peers;
 mod setup;
 mod vulkan;
+mod web;
 mod webgpu;
 
 use anyhow::{Context, Result, bail};
@@ -63,6 +64,11 @@ enum Task {
     ///
     /// Without options on the system's lavapipe, all cases, as `test` has them among others. Needs Linux.
     Webgpu(webgpu::Options),
+    /// Builds the page of `perjoule web` into target/web, which the feature `web` of perjoule-bench embeds.
+    ///
+    /// Rust's library for wasm comes by rustup, wasm-bindgen from crates.io. --test tries the page in a headless Chromium; it needs node
+    /// and npm.
+    Web(web::Options),
     /// Tries the GPU of this machine with everything there is; no part of `test` or `ci`.
     ///
     /// Conformance, golden models, kernels against vendors' rows, tuning, tokens and joules, compute-sanitizer: records and a summary
@@ -93,6 +99,7 @@ fn main() -> Result<()> {
         Task::Peers(options) => peers::peers(&options),
         Task::Arm(options) => arm::arm(&options),
         Task::Cuda(options) => cuda::cuda(&options),
+        Task::Web(options) => web::web(&options),
         Task::Webgpu(options) => webgpu::webgpu(&options),
         Task::Gpu(options) => dist::gpu(&options),
         Task::Dist => dist::dist(),

@@ -4,13 +4,14 @@
 //! waits for and a browser awaits.
 
 use crate::device::WebGpuDevice;
+use crate::inner::Inner;
 use crate::launch::{Dims, Place, Step};
-use crate::pipeline::{Checks, Shader};
+use crate::pipeline::{Checks, Pipeline, Shader};
 use crate::shader::{Binding, Variant};
 use crate::stream::WebGpuStream;
 use perjoule_kernels::{Buffer, DType, Device, Pending, Result, Stream};
 use perjoule_shaders::{Source, wgsl};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Arithmetic that is driven to its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,8 +48,19 @@ const ROUNDS: (u32, u32) = (2048, 64);
 
 struct Probe {
     which: Arithmetic,
+    pipeline: Arc<Pipeline>,
     step: Step,
     flops: u64,
+}
+
+impl Probe {
+    fn new(inner: &Arc<Inner>, which: Arithmetic, pipeline: Arc<Pipeline>, rounds: u32) -> Result<Self> {
+        let dims = Dims::line(GROUPS * LANES, LANES)?;
+        let params = [rounds, 0, 0, 0];
+        let places = vec![Place::Operand(1)];
+        let step = Step::new(inner, pipeline.clone(), dims, bytemuck::bytes_of(&params), places);
+        Ok(Probe { which, pipeline, step, flops: GROUPS * LANES * ROUND * u64::from(rounds) })
+    }
 }
 
 /// The probes of one adapter, with the memory that they stream through.
@@ -88,15 +100,7 @@ impl Probes {
                 Arithmetic::MultiplyAddF16 => continue,
             };
             let pipeline = compile(&wgsl::CEILING_ARITHMETIC, "multiply_add", &variant)?;
-            let dims = Dims::line(GROUPS * LANES, LANES)?;
-            let step = Step::new(
-                inner,
-                pipeline,
-                dims,
-                bytemuck::bytes_of(&[rounds, 0, 0, 0]),
-                vec![Place::Operand(1)],
-            );
-            arithmetic.push(Probe { which, step, flops: GROUPS * LANES * ROUND * u64::from(rounds) });
+            arithmetic.push(Probe::new(inner, which, pipeline, rounds)?);
         }
         let streaming = Dims::line(GROUPS * LANES, LANES)?;
         let params = [(bytes / 16) as u32, (GROUPS * LANES) as u32, 0, 0];
@@ -118,6 +122,19 @@ impl Probes {
             stream.write(&from.view(at, some)?, &pattern[..some as usize])?;
         }
         Ok(Probes { stream: Mutex::new(stream), arithmetic, read, copy, from, to, bytes })
+    }
+
+    /// From now on arithmetic takes so many rounds. Without this it takes some milliseconds, on a GPU and on a software adapter that is
+    /// known as one, which browsers do not tell.
+    ///
+    /// # Errors
+    /// None that arise here.
+    pub fn set_rounds(&mut self, rounds: u32) -> Result<()> {
+        let inner = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner).inner().clone();
+        for probe in &mut self.arithmetic {
+            *probe = Probe::new(&inner, probe.which, probe.pipeline.clone(), rounds)?;
+        }
+        Ok(())
     }
 
     /// What arithmetic there is a probe of.

@@ -7,6 +7,7 @@ mod geometry;
 mod names;
 mod parse;
 mod rope;
+#[cfg(not(target_arch = "wasm32"))]
 mod vocab;
 
 use std::collections::BTreeMap;

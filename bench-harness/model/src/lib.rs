@@ -12,23 +12,28 @@
 //! - [`Source`] is a folder, a GGUF file, or a geometry with weights drawn from a seed;
 //! - [`Model::load`] reads, packs and keeps the weights on a device;
 //! - [`Session`] holds the KV cache of one or more sequences: prefill in chunks, decode one token at a time as one recorded step.
+//!
+//! In browsers (wasm32) nothing can block: what reads a result is awaited there, there are no files, and no tokenizers.
 
 #![forbid(unsafe_code)]
 
 pub mod config;
 pub mod error;
 pub mod gguf;
+mod ids;
 mod load;
 pub mod memory;
 mod session;
 mod source;
 mod step;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod tokenizer;
 pub mod weights;
 pub mod zoo;
 
 pub use config::Geometry;
 pub use error::{Error, Result};
+pub use ids::check_ids;
 pub use load::{LoadOptions, Model, cache_dtype};
 pub use session::{Session, SessionOptions};
 pub use source::Source;

@@ -3,14 +3,17 @@
 use std::collections::HashMap;
 
 use perjoule::{Arg, Buffer, DType, Stream};
+#[cfg(not(target_arch = "wasm32"))]
+use perjoule_kernels::device::at_once;
+use perjoule_kernels::device::settled;
 use perjoule_kernels::op::{Argmax, Sample};
 use perjoule_kernels::{KvLayout, Rows};
 
 use crate::error::{Error, Result};
+use crate::ids::check_ids;
 use crate::load::Model;
 use crate::memory::{self, MemoryNeed};
 use crate::step::{Output, State, Step, StepShape};
-use crate::tokenizer::check_ids;
 
 /// Planned steps kept; a session meets few shapes, and each holds activations.
 const STEPS: usize = 8;
@@ -129,7 +132,10 @@ impl Session<'_> {
     /// As [`Session::prefill`].
     pub fn prefill_while(&mut self, ids: &[u32], go_on: &mut dyn FnMut(usize) -> bool) -> Result<usize> {
         let (tokens, start) = (self.check(ids)?, self.len);
-        self.chunks(ids, tokens, false, go_on)?;
+        let mut first = 0;
+        while first < tokens && (first == 0 || go_on(first)) {
+            first += self.chunk(ids, tokens, first, start, false)?.q_len;
+        }
         Ok(self.len - start)
     }
 
@@ -137,9 +143,41 @@ impl Session<'_> {
     ///
     /// # Errors
     /// As [`Session::prefill`].
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn prefill_all(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        at_once(self.prefill_all_async(ids))
+    }
+
+    /// [`Session::prefill_all`], awaited.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub async fn prefill_all_async(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         let tokens = self.check(ids)?;
-        self.chunks(ids, tokens, true, &mut |_| true)
+        let parallel = self.options.parallel;
+        let vocab = self.model.geometry().vocab;
+        let mut logits = vec![0.0; parallel * tokens * vocab];
+        let start = self.len;
+        let mut first = 0;
+        while first < tokens {
+            let shape = self.chunk(ids, tokens, first, start, true)?;
+            let q_len = shape.q_len;
+            let computed = self.steps.get(&shape).and_then(|s| s.all_logits.clone());
+            if let Some(buffer) = computed {
+                let part = self.read_f32(&buffer).await?;
+                for s in 0..parallel {
+                    let to = (s * tokens + first) * vocab;
+                    logits[to..to + q_len * vocab]
+                        .copy_from_slice(&part[s * q_len * vocab..(s + 1) * q_len * vocab]);
+                }
+            }
+            first += q_len;
+        }
+        // where the next id is chosen from
+        let last = (1..=parallel).map(|s| &logits[(s * tokens - 1) * vocab..s * tokens * vocab]);
+        let bytes: Vec<u8> = last.flatten().flat_map(|l| l.to_le_bytes()).collect();
+        self.stream.write(&self.state.logits, &bytes)?;
+        Ok(logits)
     }
 
     /// One step with given ids, `[parallel]`.
@@ -160,18 +198,31 @@ impl Session<'_> {
     ///
     /// # Errors
     /// [`Error::TooLong`] before the first step, [`Error::Sequences`] for a session without a token, [`Error::Device`].
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn decode_greedy(&mut self, n: usize, on_token: &mut dyn FnMut(&[u32]) -> bool) -> Result<usize> {
+        at_once(self.decode_greedy_async(n, on_token))
+    }
+
+    /// [`Session::decode_greedy`], awaited.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`] before the first step, [`Error::Sequences`] for a session without a token, [`Error::Device`].
+    pub async fn decode_greedy_async(
+        &mut self,
+        n: usize,
+        on_token: &mut dyn FnMut(&[u32]) -> bool,
+    ) -> Result<usize> {
         self.room(n)?;
         if self.len == 0 {
             return Err(Error::Sequences { ids: 0, parallel: self.options.parallel });
         }
         if !self.chosen {
-            self.greedy()?;
+            self.greedy_async().await?;
         }
         let shape = StepShape { batch: self.options.parallel, q_len: 1, output: Output::Greedy };
         for step in 0..n {
             // faults of the step may come only with what it has chosen
-            let ids = match self.run(shape).and_then(|()| self.ids()) {
+            let ids = match self.step(shape).await {
                 Ok(ids) => ids,
                 Err(error) => {
                     // it may have advanced the lengths before it failed
@@ -191,23 +242,41 @@ impl Session<'_> {
     ///
     /// # Errors
     /// [`Error::Device`].
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn logits(&mut self) -> Result<Vec<f32>> {
+        at_once(self.logits_async())
+    }
+
+    /// [`Session::logits`], awaited.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub async fn logits_async(&mut self) -> Result<Vec<f32>> {
         let logits = self.state.logits.clone();
-        self.read_f32(&logits)
+        self.read_f32(&logits).await
     }
 
     /// The most likely next ids, `[parallel]`: ties pick the lowest. They become the input of [`Session::decode_greedy`].
     ///
     /// # Errors
     /// [`Error::Device`].
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn greedy(&mut self) -> Result<Vec<u32>> {
+        at_once(self.greedy_async())
+    }
+
+    /// [`Session::greedy`], awaited.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub async fn greedy_async(&mut self) -> Result<Vec<u32>> {
         let rows = Rows::dense(self.options.parallel, self.model.geometry().vocab);
         let plan = self.model.device().prepare(Argmax { x: rows, dtype: DType::F32 })?;
         self.stream.reserve(plan.scratch())?;
         let State { logits, ids, .. } = &self.state;
         plan.launch(&mut *self.stream, &mut [Arg::Buf(logits), Arg::Buf(ids)])?;
         self.chosen = true;
-        self.ids()
+        self.ids().await
     }
 
     /// Makes `ids`, `[parallel]`, the input of [`Session::decode_greedy`], whoever chose them.
@@ -230,7 +299,22 @@ impl Session<'_> {
     ///
     /// # Errors
     /// [`Error::Sequences`] for another number of random numbers, [`Error::Device`] for parameters that make no sense.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn sample(
+        &mut self,
+        temperature: f32,
+        top_k: Option<usize>,
+        top_p: Option<f32>,
+        uniform: &[f32],
+    ) -> Result<Vec<u32>> {
+        at_once(self.sample_async(temperature, top_k, top_p, uniform))
+    }
+
+    /// [`Session::sample`], awaited.
+    ///
+    /// # Errors
+    /// [`Error::Sequences`] for another number of random numbers, [`Error::Device`] for parameters that make no sense.
+    pub async fn sample_async(
         &mut self,
         temperature: f32,
         top_k: Option<usize>,
@@ -249,7 +333,7 @@ impl Session<'_> {
         let State { logits, ids, .. } = &self.state;
         plan.launch(&mut *self.stream, &mut [Arg::Buf(logits), Arg::Buf(&self.uniform), Arg::Buf(ids)])?;
         self.chosen = true;
-        self.ids()
+        self.ids().await
     }
 
     /// Forgets all tokens behind the first `len`, so that a measurement can be repeated at one depth.
@@ -291,57 +375,38 @@ impl Session<'_> {
         Ok(tokens)
     }
 
-    fn chunks(
+    /// Runs one chunk of a prompt that has `tokens` of each sequence, from its token `first` on, in a session that had `start` tokens before
+    /// the prompt. Gives the chunk's shape.
+    fn chunk(
         &mut self,
         ids: &[u32],
         tokens: usize,
+        first: usize,
+        start: usize,
         all: bool,
-        go_on: &mut dyn FnMut(usize) -> bool,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<StepShape> {
         let parallel = self.options.parallel;
-        let vocab = self.model.geometry().vocab;
         let longest = (self.options.chunk / parallel).max(1);
-        let start = self.len;
-        let mut logits = if all { vec![0.0; parallel * tokens * vocab] } else { Vec::new() };
-        let mut first = 0;
-        while first < tokens && (first == 0 || go_on(first)) {
-            let q_len = longest.min(tokens - first);
-            let output = match (all, first + q_len == tokens) {
-                (true, _) => Output::All,
-                (false, true) => Output::Last,
-                (false, false) => Output::Nothing,
-            };
-            let shape = StepShape { batch: parallel, q_len, output };
-            let chunk: Vec<u8> = (0..parallel)
-                .flat_map(|s| &ids[s * tokens + first..s * tokens + first + q_len])
-                .flat_map(|id| id.to_le_bytes())
-                .collect();
-            self.chosen = false;
-            self.stream.write(&self.state.ids, &chunk)?;
-            if let Err(error) = self.run(shape) {
-                // a step that failed half way leaves the sequences as they were
-                self.set_len(start)?;
-                return Err(error);
-            }
-            self.len += q_len;
-            let computed = self.steps.get(&shape).and_then(|s| s.all_logits.clone());
-            if let Some(buffer) = computed {
-                let part = self.read_f32(&buffer)?;
-                for s in 0..parallel {
-                    let to = (s * tokens + first) * vocab;
-                    logits[to..to + q_len * vocab]
-                        .copy_from_slice(&part[s * q_len * vocab..(s + 1) * q_len * vocab]);
-                }
-            }
-            first += q_len;
+        let q_len = longest.min(tokens - first);
+        let output = match (all, first + q_len == tokens) {
+            (true, _) => Output::All,
+            (false, true) => Output::Last,
+            (false, false) => Output::Nothing,
+        };
+        let shape = StepShape { batch: parallel, q_len, output };
+        let chunk: Vec<u8> = (0..parallel)
+            .flat_map(|s| &ids[s * tokens + first..s * tokens + first + q_len])
+            .flat_map(|id| id.to_le_bytes())
+            .collect();
+        self.chosen = false;
+        self.stream.write(&self.state.ids, &chunk)?;
+        if let Err(error) = self.run(shape) {
+            // a step that failed half way leaves the sequences as they were
+            self.set_len(start)?;
+            return Err(error);
         }
-        if all {
-            // where the next id is chosen from
-            let last = (1..=parallel).map(|s| &logits[(s * tokens - 1) * vocab..s * tokens * vocab]);
-            let bytes: Vec<u8> = last.flatten().flat_map(|l| l.to_le_bytes()).collect();
-            self.stream.write(&self.state.logits, &bytes)?;
-        }
-        Ok(logits)
+        self.len += q_len;
+        Ok(shape)
     }
 
     fn run(&mut self, shape: StepShape) -> Result<()> {
@@ -359,27 +424,20 @@ impl Session<'_> {
         }
     }
 
-    fn ids(&mut self) -> Result<Vec<u32>> {
+    /// Runs a step and gives the ids that it chose.
+    async fn step(&mut self, shape: StepShape) -> Result<Vec<u32>> {
+        self.run(shape)?;
+        self.ids().await
+    }
+
+    async fn ids(&mut self) -> Result<Vec<u32>> {
         let view = self.state.ids.view(0, self.options.parallel as u64 * 4)?;
-        let bytes = self.read(&view)?;
+        let bytes = settled(self.stream.read(&view)).await?;
         Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     }
 
-    fn read_f32(&mut self, buffer: &Buffer) -> Result<Vec<f32>> {
-        let bytes = self.read(buffer)?;
+    async fn read_f32(&mut self, buffer: &Buffer) -> Result<Vec<f32>> {
+        let bytes = settled(self.stream.read(buffer)).await?;
         Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
-    fn read(&mut self, buffer: &Buffer) -> Result<Vec<u8>> {
-        Ok(self.stream.read(buffer).wait()?)
-    }
-
-    #[cfg(target_arch = "wasm32")]
-    fn read(&mut self, _buffer: &Buffer) -> Result<Vec<u8>> {
-        Err(Error::Device(perjoule::Error::Unsupported {
-            what: "blocking",
-            why: "a browser awaits results".into(),
-        }))
     }
 }

@@ -16,6 +16,7 @@ use crate::config::Geometry;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::memory::{MemoryNeed, need};
+#[cfg(not(target_arch = "wasm32"))]
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, FileDType, Plan, Role, Stored, WeightShape, plan};
 use crate::zoo;
@@ -123,6 +124,7 @@ impl Source {
     ///
     /// # Errors
     /// [`Error::NoTokenizer`] for a folder without `tokenizer.json` or a geometry of the zoo, [`Error::File`] for one that cannot be used.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         match &self.weights {
             Weights::Gguf { file, .. } => file.tokenizer(self.geometry.vocab),

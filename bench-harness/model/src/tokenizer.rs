@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use crate::error::{Error, Result};
+pub use crate::ids::check_ids;
 
 /// Largest `tokenizer.json` in bytes.
 const MAX_FILE: u64 = 256 << 20;
@@ -130,17 +131,6 @@ impl TextStream<'_> {
         self.from = self.ids.len();
         self.given = self.tokenizer.decode(&self.ids)?.len();
         Ok(piece)
-    }
-}
-
-/// Refuses ids that the model has no embedding for.
-///
-/// # Errors
-/// [`Error::TokenId`] with the first such id.
-pub fn check_ids(ids: &[u32], vocab: usize) -> Result<()> {
-    match ids.iter().find(|&&id| usize::try_from(id).is_ok_and(|id| id >= vocab)) {
-        Some(&id) => Err(Error::TokenId { id, vocab }),
-        None => Ok(()),
     }
 }
 

@@ -78,6 +78,10 @@ pub(crate) enum Command {
     /// Measure which kernel is fastest for each shape on this machine; later commands choose by it
     #[command(after_help = super::tune::EXAMPLES)]
     Tune(super::tune::TuneArgs),
+    /// Serve the bench in a browser: a page that measures this machine's GPU by WebGPU
+    #[cfg(feature = "web")]
+    #[command(after_help = super::web::EXAMPLES)]
+    Web(super::web::WebArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell

@@ -90,7 +90,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<Ended> {
     let device = open("cpu", args.threads)?;
     let op = entry.build(&sizes, dtype, &**device.backend())?;
     super::run::fits(&op)?;
-    let choice = device.select(kernel::fresh(&device, &op), &[])?;
+    let choice = device.select(perjoule_engine::launches::fresh(&device, &op), &[])?;
     let environment = environment();
     let each = Duration::from_secs_f64(budget / ROUNDS as f64);
     let task = kernel::Task {

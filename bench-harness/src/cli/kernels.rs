@@ -7,9 +7,9 @@ use std::io::Write;
 
 use super::args::KernelsArgs;
 use super::{Ended, open};
-use crate::measure::kernel::fresh;
 use crate::ops;
 use crate::report::{Align, Style, Table, units};
+use perjoule_engine::launches::fresh;
 
 pub(crate) fn run(args: &KernelsArgs) -> Result<Ended> {
     let device = open(&args.device, None)?;

@@ -29,6 +29,8 @@ mod schema;
 mod top;
 mod tune;
 mod tune_model;
+#[cfg(feature = "web")]
+mod web;
 
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser};
@@ -95,6 +97,8 @@ fn dispatch(cli: Cli) -> Result<Ended> {
         Command::Schema => schema::run(),
         Command::Top(args) => top::run(&args),
         Command::Tune(args) => tune::run(&args),
+        #[cfg(feature = "web")]
+        Command::Web(args) => web::run(&args),
         Command::Completions { shell } => {
             // made in memory: clap_complete panics when it cannot write
             let mut script = Vec::new();

@@ -13,10 +13,10 @@ use super::{Ended, devices, environment, open, run_tokens, threads_of};
 use crate::live::sample::{Roots, Sampler};
 use crate::measure::ceilings::{Ceilings, ceilings};
 use crate::measure::energy::{Gauge, Meters};
-use crate::measure::kernel::fresh;
 use crate::measure::{Effort, Interrupted, interrupted, kernel};
 use crate::ops::{self, Entry};
 use crate::report;
+use perjoule_engine::launches::fresh;
 
 /// Seconds of measuring by default: with loading a model of a billion parameters, about 90 s on two cores.
 const BUDGET: f64 = 60.0;
@@ -387,7 +387,7 @@ impl Run<'_> {
     /// Records ceilings; those measured `when` something else was before are shown as drift.
     fn ceilings(&self, target: &Target, measured: &Ceilings, when: &str, output: &mut Output) -> Result<()> {
         let mut records = Vec::new();
-        for ceiling in &measured.list {
+        for ceiling in &measured.roofs.list {
             // what follows from another ceiling drifts as that one does
             if !when.is_empty() && ceiling.provenance == Provenance::Modelled {
                 continue;

@@ -9,7 +9,8 @@ use perjoule_cpu::CpuDevice;
 use perjoule_cpu::ceiling::{self, Arithmetic, Bandwidth};
 use perjoule_cuda::CudaDevice;
 use perjoule_cuda::ceiling as cuda;
-use perjoule_record::{CacheState, Clock, Kind, Provenance, Record, Roof};
+use perjoule_engine::roofs::{Ceiling, Roofs};
+use perjoule_record::{Provenance, Record};
 use perjoule_webgpu::WebGpuDevice;
 use perjoule_webgpu::ceiling as webgpu;
 use std::any::Any;
@@ -34,90 +35,21 @@ const GPU_MEMORY: u64 = 4 << 30;
 /// The same through WebGPU, which does not tell how much memory there is.
 const WEBGPU_MEMORY: u64 = 512 << 20;
 
-/// One ceiling and how it was obtained.
-#[derive(Debug, Clone)]
-pub(crate) struct Ceiling {
-    /// What is driven to its limit: the name of an [`Arithmetic`], `read` or `copy`.
-    pub(crate) op: &'static str,
-    /// Element type, for arithmetic.
-    pub(crate) dtype: Option<DType>,
-    /// The type that was computed on: another one where kernels widen.
-    measured_on: Option<DType>,
-    /// How it was obtained, in words.
-    pub(crate) how: String,
-    /// Work of one call: floating-point operations or bytes.
-    pub(crate) amount: u64,
-    /// `Modelled` when it follows from another ceiling.
-    pub(crate) provenance: Provenance,
-    /// The samples.
-    pub(crate) samples: Samples,
-}
-
-impl Ceiling {
-    /// 1e9 operations or bytes a second in the fastest sample.
-    fn best(&self) -> Option<f64> {
-        let ns = self.samples.ns.iter().copied().fold(f64::INFINITY, f64::min);
-        (ns.is_finite() && ns > 0.0).then(|| self.amount as f64 / ns)
-    }
-
-    /// Fills a record of it.
-    pub(crate) fn record(&self, mut record: Record, seed: u64) -> Record {
-        record.kind = Kind::Ceiling;
-        record.provenance = self.provenance;
-        record.workload.op = Some(self.op.into());
-        record.workload.dtype = self.dtype.map(|dtype| dtype.name().into());
-        record.workload.config = Some(self.how.clone());
-        record.timing.clock = Some(Clock::Host);
-        match self.dtype {
-            Some(_) => record.timing.flops = Some(self.amount),
-            None => record.timing.bytes = Some(self.amount),
-        }
-        if self.dtype.is_none() {
-            record.workload.cache_state = Some(CacheState::Cold);
-        }
-        record.timing.calls_per_sample = Some(self.samples.calls_per_sample);
-        record.timing.warmup_calls = Some(self.samples.warmup_calls);
-        record.timing.overhead_ns = Some(self.samples.overhead_ns);
-        record.timing.set_samples(self.samples.ns.clone(), seed);
-        record
-    }
-}
-
 /// The ceilings of one device.
 #[derive(Default)]
 pub(crate) struct Ceilings {
-    /// As first measured.
-    pub(crate) list: Vec<Ceiling>,
+    /// As first measured, and the best that any probe saw so far.
+    pub(crate) roofs: Roofs,
     /// What else used the machine meanwhile.
     pub(crate) disturbances: Option<Vec<String>>,
-    /// The best of all probes so far, in 1e9 operations a second, by the ceiling's name and type.
-    best: Vec<((&'static str, Option<DType>), f64)>,
     /// The probes: kept, since making what they stream through takes longer than reading it.
     probes: Option<Probes>,
 }
 
 impl Ceilings {
-    fn best(&self, op: &'static str, dtype: Option<DType>) -> Option<f64> {
-        self.best.iter().find(|(key, _)| *key == (op, dtype)).map(|(_, rate)| *rate)
-    }
-
-    /// Holds `record`, whose work is on `dtype`, against the roof: what is unknown stays null. Memory is none for operands that stay in
-    /// the caches. What tensor cores make of f32 by rounding it to tf32 is no roof of f32: it takes a leave that nothing here gives.
+    /// Holds `record`, whose work is on `dtype`, against the roof: see [`Roofs::hold`].
     pub(crate) fn hold(&self, record: &mut Record, dtype: DType, in_cache: bool) {
-        // vectors and tiles of one type are both listed
-        let listed = self.list.iter().filter(|c| c.dtype == Some(dtype) && c.op != cuda::TF32);
-        let arithmetic = listed.filter_map(|c| self.best(c.op, c.measured_on)).reduce(f64::max);
-        let (roof, timing) = (&mut record.roof, &record.timing);
-        *roof = Roof { roof_gflops: arithmetic, roof_gbps: self.best("read", None), roof_fraction: None };
-        roof.derive_fraction(timing);
-        if in_cache {
-            let time = |amount: Option<u64>, rate: Option<f64>| Some(amount? as f64 / rate?);
-            // where memory would have been the roof, there is none that was measured
-            if time(timing.bytes, roof.roof_gbps) > time(timing.flops, roof.roof_gflops) {
-                roof.roof_fraction = None;
-            }
-            roof.roof_gbps = None;
-        }
+        self.roofs.hold(record, dtype, in_cache);
     }
 
     /// Probes shortly, and raises the roof where the device does better than before.
@@ -128,7 +60,7 @@ impl Ceilings {
             while start.elapsed() < PROBE.0 {
                 let once = Instant::now();
                 let flops = probes.compute(device, &unit)?;
-                self.raise(
+                self.roofs.raise(
                     (unit.op, Some(unit.dtype)),
                     flops as f64 / once.elapsed().as_nanos().max(1) as f64,
                 );
@@ -143,15 +75,8 @@ impl Ceilings {
         let Some(probes) = &self.probes else { return Ok(()) };
         let once = Instant::now();
         let bytes = probes.read(device)?;
-        self.raise(("read", None), bytes as f64 / once.elapsed().as_nanos().max(1) as f64);
+        self.roofs.raise(("read", None), bytes as f64 / once.elapsed().as_nanos().max(1) as f64);
         Ok(())
-    }
-
-    fn raise(&mut self, key: (&'static str, Option<DType>), rate: f64) {
-        match self.best.iter_mut().find(|(other, _)| *other == key) {
-            Some((_, best)) => *best = best.max(rate),
-            None => self.best.push((key, rate)),
-        }
     }
 }
 
@@ -160,11 +85,12 @@ pub(crate) fn ceilings(device: &Device, time: Duration) -> Result<Ceilings> {
     let watch = Watch::start();
     let mut all = Ceilings::default();
     if let Some(probes) = Probes::new(device)? {
-        all.list = measured(device, &probes, time)?;
+        all.roofs.list = measured(device, &probes, time)?;
         all.probes = Some(probes);
     }
-    let rates: Vec<_> = all.list.iter().filter_map(|c| Some(((c.op, c.measured_on), c.best()?))).collect();
-    rates.into_iter().for_each(|(key, rate)| all.raise(key, rate));
+    let rates: Vec<_> =
+        all.roofs.list.iter().filter_map(|c| Some(((c.op, c.measured_on), c.best()?))).collect();
+    rates.into_iter().for_each(|(key, rate)| all.roofs.raise(key, rate));
     all.disturbances = watch.finish();
     Ok(all)
 }
@@ -338,12 +264,6 @@ impl<F: FnMut() -> perjoule::Result<u64>> Subject for Call<F> {
     }
 }
 
-fn best(mut samples: Samples) -> Samples {
-    let fastest = |group: &[f64]| group.iter().copied().fold(f64::INFINITY, f64::min);
-    samples.ns = samples.ns.chunks(BEST_OF).map(fastest).collect();
-    samples
-}
-
 /// Samples `probe` for about `time`.
 fn sampled(probe: &dyn Fn() -> perjoule::Result<u64>, time: Duration) -> Result<(u64, Samples)> {
     let start = Instant::now();
@@ -351,7 +271,7 @@ fn sampled(probe: &dyn Fn() -> perjoule::Result<u64>, time: Duration) -> Result<
     let once = start.elapsed().as_secs_f64().max(1e-6);
     let count = (time.as_secs_f64() / once) as usize;
     let effort = Effort { time, repetitions: Some(count.clamp(SAMPLES.0, SAMPLES.1)), bounded: false };
-    Ok((amount, best(measure(&mut Call(probe), effort)?)))
+    Ok((amount, measure(&mut Call(probe), effort)?.best_of(BEST_OF)))
 }
 
 fn measured(device: &Device, probes: &Probes, time: Duration) -> Result<Vec<Ceiling>> {

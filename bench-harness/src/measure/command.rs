@@ -5,6 +5,7 @@
 //! at the end. Where power is modelled, joules follow from the CPU time that the system counted for the command.
 
 use anyhow::{Result, bail};
+use perjoule_engine::sampling::{BELIEVED, FEWEST, FEWEST_PAIRS, MOST, is_narrow};
 use perjoule_record::{Clock, EnergyRuns, Interval, Kind, Record, stats};
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use super::conditions::Watch;
 use super::energy::{Gauge, SHORTEST, Seen};
 use super::kernel::DIFFERENCE;
 use super::process::{Finished, Processes, ending};
-use super::{BELIEVED, FEWEST, FEWEST_PAIRS, Interrupted, MOST, interrupted, is_narrow};
+use super::{Interrupted, interrupted};
 
 /// Half width of a 95 % interval in standard deviations of a normal distribution.
 const Z95: f64 = 1.96;

@@ -1,13 +1,10 @@
-//! The measuring engine: warm-up until steady, samples until the interval of the median is narrow or the time is spent.
-//!
-//! A [`Subject`] is what is timed. A [`Sampler`] has warmed one up, knows how many calls make a sample that the clock can resolve, and
-//! takes one sample at a time, so that two subjects can also be sampled in turn. [`measure`] samples one to the end.
+//! The measuring engine (`perjoule_engine`) on native devices, until somebody interrupts, and what only a native program measures: energy,
+//! conditions, commands.
 
 pub(crate) mod ceilings;
 pub(crate) mod command;
 pub(crate) mod conditions;
 pub(crate) mod cpu_power;
-pub(crate) mod data;
 pub(crate) mod disturbance;
 pub(crate) mod energy;
 pub(crate) mod kernel;
@@ -18,28 +15,13 @@ mod trials;
 pub(crate) mod tune;
 
 use anyhow::Result;
-use perjoule_record::stats;
+use perjoule_engine::sampling::{self, Clock, Host};
+use perjoule_kernels::device::at_once;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Half width of the 95 % interval, relative to the median, below which more samples are not worth their time. The whole interval is
-/// then below 1 %.
-const NARROW: f64 = 0.005;
-/// A sample lasts at least that many costs of reading the clock.
-const RESOLUTION: f64 = 2_000.0;
-/// Fewest samples that an interval is made of.
-const FEWEST: usize = 5;
-/// Fewest samples, and time from the first to the last, after which a narrow interval is believed: machines have slow and fast moments
-/// that last longer than a few short samples.
-const BELIEVED: (usize, Duration) = (20, Duration::from_millis(300));
-/// Fewest pairs of samples after which two subjects are told apart.
-const FEWEST_PAIRS: usize = 20;
-/// Ratio of slow to fast samples from which on it is said.
-const SPREAD: f64 = 1.25;
-/// Change of the level of samples from which on it is said.
-const DRIFT: f64 = 0.03;
-/// Samples kept in one record at most; those of short calls are so long that they fill the time.
-const MOST: usize = 2_000;
+pub(crate) use perjoule_engine::Interrupted;
+pub(crate) use perjoule_engine::sampling::{Effort, RESOLUTION, Samples, drift, spread};
 
 /// Set by Ctrl-C: the measurement in progress ends without a result, finished ones stay.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -54,27 +36,7 @@ pub(crate) fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }
 
-/// The measurement was interrupted.
-#[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("interrupted")]
-pub(crate) struct Interrupted;
-
-/// What times are read from: the host's clock, or in tests one that runs as a simulation says.
-pub(crate) trait Clock {
-    /// Time since an origin of the clock's own; never less than before.
-    fn now(&self) -> Duration;
-}
-
-/// The host's monotonic clock.
-struct Host(Instant);
-
-impl Clock for Host {
-    fn now(&self) -> Duration {
-        self.0.elapsed()
-    }
-}
-
-/// What is timed.
+/// What is timed, natively: calls are over when they return.
 pub(crate) trait Subject {
     /// Makes `count` calls, one after the other, and returns when the device has finished them.
     fn call(&mut self, count: u64) -> Result<()>;
@@ -98,160 +60,73 @@ pub(crate) trait Subject {
     }
 }
 
-/// How long to measure.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Effort {
-    /// Time for warm-up and samples together.
-    pub(crate) time: Duration,
-    /// A fixed number of samples instead of as many as the interval needs.
-    pub(crate) repetitions: Option<usize>,
-    /// `time` ends a fixed number of samples early; it always ends the others.
-    pub(crate) bounded: bool,
-}
-
-/// Samples and how they came about.
-#[derive(Debug, Clone)]
-pub(crate) struct Samples {
-    /// Nanoseconds per call, in the order taken, the clock's own cost subtracted.
-    pub(crate) ns: Vec<f64>,
-    /// Calls in a sample.
-    pub(crate) calls_per_sample: u64,
-    /// Calls before the first sample.
-    pub(crate) warmup_calls: u64,
-    /// Nanoseconds of the clock's cost subtracted from each call.
-    pub(crate) overhead_ns: f64,
-}
-
-/// A subject that is warm, and the size of its samples.
-struct Sampler<'s> {
-    subject: &'s mut dyn Subject,
-    clock: &'s dyn Clock,
-    calls: u64,
-    warmup_calls: u64,
-    clock_ns: f64,
-}
-
-impl<'s> Sampler<'s> {
-    /// Runs `subject` until its time is steady: until the medians of two successive windows of three samples agree within 2 %, or
-    /// `time` is spent. Samples then last at least `least`, and as long as the clock needs to resolve them.
-    fn warm(
-        subject: &'s mut dyn Subject,
-        clock: &'s dyn Clock,
-        time: Duration,
-        least: Duration,
-    ) -> Result<Self> {
-        let clock_ns = cost_ns(clock);
-        let mut sampler = Sampler { subject, clock, calls: 1, warmup_calls: 0, clock_ns };
-        let start = clock.now();
-        // the first call pays for page faults and caches; the second tells how many calls a sample needs
-        sampler.warmup_calls = 1;
-        if sampler.sample()? * 1e-9 > time.as_secs_f64() / 3.0 {
-            return Ok(sampler); // calls this long are their own warm-up
-        }
-        let second = sampler.sample()?;
-        sampler.warmup_calls = 2;
-        if !sampler.subject.one_call_a_sample() {
-            let least = (RESOLUTION * clock_ns).max(least.as_nanos() as f64);
-            let calls = (least / second.max(1.0)).ceil();
-            sampler.calls = (calls as u64).clamp(1, 1 << 20);
-        }
-        let mut window = Vec::new();
-        let mut last: Option<f64> = None;
-        while clock.now() - start < time {
-            window.push(sampler.sample()?);
-            sampler.warmup_calls += sampler.calls;
-            if window.len() == 3 {
-                let median = stats::median(&window);
-                window.clear();
-                match (last, median) {
-                    (Some(last), Some(now)) if (now / last - 1.0).abs() < 0.02 => break,
-                    _ => last = median,
-                }
-            }
-        }
-        Ok(sampler)
+/// What is measured by the engine is so here, too: it waits where it would be awaited.
+impl<S: sampling::Subject> Subject for S {
+    fn call(&mut self, count: u64) -> Result<()> {
+        at_once(sampling::Subject::call(self, count))
     }
 
-    /// What was sampled, `ns` nanoseconds per call.
-    fn finish(self, ns: Vec<f64>) -> Samples {
-        Samples {
-            ns,
-            calls_per_sample: self.calls,
-            warmup_calls: self.warmup_calls,
-            overhead_ns: match self.subject.device_time() {
-                Some(_) => 0.0,
-                None => self.clock_ns / self.calls as f64,
-            },
-        }
+    fn device_time(&self) -> Option<Duration> {
+        sampling::Subject::device_time(self)
     }
 
-    /// One sample, in nanoseconds per call.
-    fn sample(&mut self) -> Result<f64> {
+    fn before_sample(&mut self) -> Result<()> {
+        at_once(sampling::Subject::before_sample(self))
+    }
+
+    fn begin(&mut self) {
+        sampling::Subject::begin(self);
+    }
+
+    fn one_call_a_sample(&self) -> bool {
+        sampling::Subject::one_call_a_sample(self)
+    }
+}
+
+/// A native subject, for the engine; samples end when somebody interrupts.
+struct Native<'s>(&'s mut dyn Subject);
+
+impl sampling::Subject for Native<'_> {
+    async fn call(&mut self, count: u64) -> Result<()> {
+        self.0.call(count)
+    }
+
+    fn device_time(&self) -> Option<Duration> {
+        self.0.device_time()
+    }
+
+    async fn before_sample(&mut self) -> Result<()> {
         if interrupted() {
             return Err(Interrupted.into());
         }
-        self.subject.before_sample()?;
-        let start = self.clock.now();
-        self.subject.call(self.calls)?;
-        let host = (self.clock.now() - start).as_nanos() as f64 - self.clock_ns;
-        let ns = match self.subject.device_time() {
-            Some(time) => time.as_nanos() as f64,
-            None => host.max(0.0),
-        };
-        Ok(ns / self.calls as f64)
+        self.0.before_sample()
+    }
+
+    fn begin(&mut self) {
+        self.0.begin();
+    }
+
+    fn one_call_a_sample(&self) -> bool {
+        self.0.one_call_a_sample()
     }
 }
 
-/// Warms `subject` up and samples it until the bootstrap 95 % interval of the median is narrower than 1 % or the effort is spent.
+/// See [`sampling::measure`].
 pub(crate) fn measure(subject: &mut dyn Subject, effort: Effort) -> Result<Samples> {
-    measure_by(&Host(Instant::now()), subject, effort)
+    measure_by(&Host::new(), subject, effort)
 }
 
 fn measure_by(clock: &dyn Clock, subject: &mut dyn Subject, effort: Effort) -> Result<Samples> {
-    let start = clock.now();
-    let warm_time =
-        if effort.repetitions.is_some() { effort.time.min(Duration::from_secs(1)) } else { effort.time };
-    let mut sampler = Sampler::warm(subject, clock, warm_time.mul_f64(0.25), effort.time / MOST as u32)?;
-    sampler.subject.begin();
-    let mut ns = Vec::new();
-    // sorting costs more than short samples do: look at the interval seldom
-    let mut look = FEWEST;
-    let sampling = clock.now();
-    loop {
-        ns.push(sampler.sample()?);
-        // three samples, unless one alone is too long for that
-        let enough = ns.len() >= 3 || clock.now() - start >= effort.time.mul_f64(1.5);
-        let spent = enough && clock.now() - start >= effort.time;
-        if let Some(wanted) = effort.repetitions {
-            if ns.len() >= wanted.max(1) || (effort.bounded && spent) {
-                break;
-            }
-            continue;
-        }
-        if spent || ns.len() >= MOST {
-            break;
-        }
-        if ns.len() >= look {
-            look = look + look / 2;
-            let long = ns.len() >= BELIEVED.0 && clock.now() - sampling >= BELIEVED.1;
-            if long && is_narrow(&ns) {
-                break;
-            }
-        }
-    }
-    Ok(sampler.finish(ns))
+    at_once(sampling::measure(clock, &mut Native(subject), effort))
 }
 
-/// Samples of two subjects, taken in turn, so that what slows the machine for a while slows both: as many of each.
-///
-/// Which comes first changes from pair to pair: a subject that leaves caches or clocks to the next does so to either as often. Sampling
-/// ends when the interval of the ratio within pairs is narrower than 1 % or the effort is spent.
+/// See [`sampling::in_turn`].
 pub(crate) fn in_turn(
     one: &mut dyn Subject,
     other: &mut dyn Subject,
     effort: Effort,
 ) -> Result<(Samples, Samples)> {
-    in_turn_by(&Host(Instant::now()), one, other, effort)
+    in_turn_by(&Host::new(), one, other, effort)
 }
 
 fn in_turn_by(
@@ -260,66 +135,7 @@ fn in_turn_by(
     other: &mut dyn Subject,
     effort: Effort,
 ) -> Result<(Samples, Samples)> {
-    let start = clock.now();
-    let warm_time = effort.time.mul_f64(0.15);
-    let least = effort.time / (2 * MOST as u32);
-    let mut samplers =
-        [Sampler::warm(one, clock, warm_time, least)?, Sampler::warm(other, clock, warm_time, least)?];
-    samplers.iter_mut().for_each(|sampler| sampler.subject.begin());
-    let mut ns = [Vec::new(), Vec::new()];
-    let mut look = FEWEST_PAIRS;
-    let sampling = clock.now();
-    loop {
-        let first = ns[0].len() % 2;
-        for which in [first, 1 - first] {
-            ns[which].push(samplers[which].sample()?);
-        }
-        let pairs = ns[0].len();
-        let spent = pairs >= FEWEST && clock.now() - start >= effort.time;
-        if let Some(wanted) = effort.repetitions {
-            if pairs >= wanted.max(1) || (effort.bounded && spent) {
-                break;
-            }
-            continue;
-        }
-        if spent || pairs >= MOST {
-            break;
-        }
-        if pairs >= look {
-            look = look + look / 2;
-            let long = clock.now() - sampling >= BELIEVED.1;
-            if long && is_narrow(&ns[0].iter().zip(&ns[1]).map(|(a, b)| b / a).collect::<Vec<_>>()) {
-                break;
-            }
-        }
-    }
-    let [one, other] = samplers;
-    let [a, b] = ns;
-    Ok((one.finish(a), other.finish(b)))
-}
-
-/// Says so when samples are spread far apart: several levels, or a machine that others use.
-pub(crate) fn spread(ns: &[f64]) -> Option<String> {
-    let (fast, slow) = (stats::quantile(ns, 0.1)?, stats::quantile(ns, 0.9)?);
-    let times = slow / fast;
-    (ns.len() >= FEWEST && times > SPREAD).then(|| {
-        format!("a tenth of the samples took more than {times:.1} times what the fastest tenth took")
-    })
-}
-
-/// Says so when samples ended at another level than they began at: the device's clocks or its neighbours changed meanwhile.
-pub(crate) fn drift(ns: &[f64]) -> Option<String> {
-    let third = ns.len() / 3;
-    if third < FEWEST {
-        return None;
-    }
-    let (first, last) = (&ns[..third], &ns[ns.len() - third..]);
-    let change = stats::median(last)? / stats::median(first)? - 1.0;
-    let certain = stats::mann_whitney(first, last)?.p_value < 1e-3;
-    let way = if change > 0.0 { "slower" } else { "faster" };
-    (certain && change.abs() > DRIFT).then(|| {
-        format!("the last third of the samples was {:.0} % {way} than the first", 100.0 * change.abs())
-    })
+    at_once(sampling::in_turn(clock, &mut Native(one), &mut Native(other), effort))
 }
 
 /// Last-level cache of the machine, in bytes.
@@ -330,37 +146,16 @@ pub(crate) fn last_level_cache(device: &perjoule::Device) -> u64 {
     })
 }
 
-/// Whether the 95 % interval of the median is narrow: that between order statistics, whose ranks follow from the binomial distribution of
-/// as many independent samples as these are worth. It needs little more than a sort, so that it may stand within a window of energy.
-fn is_narrow(ns: &[f64]) -> bool {
-    let worth = (stats::effective_size(ns) / ns.len() as f64).sqrt();
-    let mut sorted = ns.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let n = sorted.len() as f64;
-    let reach = 0.98 * n.sqrt() / worth;
-    let below = (n / 2.0 - reach).floor().max(1.0) as usize - 1;
-    let above = ((n / 2.0 + 1.0 + reach).ceil() as usize).min(sorted.len()) - 1;
-    sorted[above] - sorted[below] < 2.0 * NARROW * sorted[sorted.len() / 2]
-}
-
 /// What two readings of the host's clock cost, in nanoseconds.
 pub(crate) fn clock_cost_ns() -> f64 {
-    cost_ns(&Host(Instant::now()))
-}
-
-/// What two readings of a clock cost, in nanoseconds: the median of many.
-fn cost_ns(clock: &dyn Clock) -> f64 {
-    let cost = || {
-        let start = clock.now();
-        (clock.now() - start).as_nanos() as f64
-    };
-    let costs: Vec<f64> = (0..101).map(|_| cost()).collect();
-    stats::median(&costs).unwrap_or(0.0)
+    sampling::cost_ns(&Host::new())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use perjoule_record::stats;
+    use std::time::Instant;
 
     /// Busy-waits, and keeps what each sample took by its own clock: whatever else the machine does, both clocks see it.
     struct Spin {
@@ -405,19 +200,6 @@ mod tests {
     }
 
     #[test]
-    fn an_interval_is_narrow_when_the_middle_samples_agree() {
-        assert!(is_narrow(&[100.0; 5]));
-        assert!(
-            !is_narrow(&[100.0, 100.0, 100.0, 100.0, 102.0]),
-            "five samples have no interval narrower than their range"
-        );
-        let mut many: Vec<f64> = (0..100).map(|i| 100.0 + 0.001 * f64::from(i)).collect();
-        many[0] = 1e9;
-        assert!(is_narrow(&many), "outliers do not matter");
-        assert!(!is_narrow(&(0..100).map(|i| 100.0 + f64::from(i)).collect::<Vec<_>>()));
-    }
-
-    #[test]
     fn subjects_in_turn_are_sampled_equally_often_and_in_both_orders() {
         struct Noted<'a>(char, u64, &'a std::cell::RefCell<String>);
         impl Subject for Noted<'_> {
@@ -440,18 +222,6 @@ mod tests {
         let (one, other) = in_turn(&mut a, &mut b, effort).unwrap();
         assert_eq!((one.ns.len(), other.ns.len()), (6, 6));
         assert_eq!(*order.borrow(), "abbaabbaabba");
-    }
-
-    #[test]
-    fn a_level_that_changes_is_said_and_noise_is_not() {
-        let noise = |i: usize| 1.0 + 0.01 * ((i * 7919 % 101) as f64 / 101.0 - 0.5);
-        let steady: Vec<f64> = (0..90).map(|i| 1000.0 * noise(i)).collect();
-        assert_eq!(drift(&steady), None);
-        let drifting: Vec<f64> = (0..90).map(|i| 1000.0 * noise(i) * (1.0 + i as f64 / 900.0)).collect();
-        assert!(drift(&drifting).unwrap().contains("slower"), "{:?}", drift(&drifting));
-        let back: Vec<f64> = drifting.iter().rev().copied().collect();
-        assert!(drift(&back).unwrap().contains("faster"));
-        assert_eq!(drift(&drifting[..9]), None, "too few to tell");
     }
 
     #[test]

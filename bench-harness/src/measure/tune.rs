@@ -3,12 +3,15 @@
 
 use anyhow::Result;
 use perjoule::{Choice, Device, Op};
+use perjoule_engine::data;
+use perjoule_engine::launches::{CHECKED, Launches, default_cache, slices};
+use perjoule_kernels::device::at_once;
 use perjoule_kernels::{Query, Verdict};
 use perjoule_record::{CacheState, stats};
 use std::time::{Duration, Instant};
 
-use super::kernel::{CHECKED, Launches, default_cache, rotated, slices};
-use super::{Interrupted, RESOLUTION, Subject, clock_cost_ns, data, interrupted};
+use super::kernel::caches;
+use super::{Interrupted, RESOLUTION, Subject, clock_cost_ns, interrupted};
 
 /// Samples of a kernel last at least that long, and as long as the clock needs to resolve them.
 const SAMPLE: Duration = Duration::from_micros(200);
@@ -71,7 +74,8 @@ pub(crate) fn contest(
         formats.extend((!formats.contains(&choice.pack)).then_some(choice.pack));
     }
     let available = device.backend().free_bytes().unwrap_or(u64::MAX);
-    let rotated = rotated(device).min(available / (2 * formats.len().max(1) as u64));
+    let mut caches = caches(device);
+    caches.rotated = caches.rotated.min(available / (2 * formats.len().max(1) as u64));
     let shortest = candidates.first().map_or(0.0, |(_, predicted)| *predicted);
     let mut entrants: Vec<Entrant> = Vec::new();
     for (choice, predicted) in candidates {
@@ -85,10 +89,10 @@ pub(crate) fn contest(
         let same = entrants.iter().find(|e| e.choice.pack == choice.pack);
         let mut launches = match same {
             Some(entrant) => entrant.launches.beside(device, op, choice)?,
-            None => Launches::new(device, op, choice, &before, cache, rotated)?,
+            None => at_once(Launches::new(device, op, choice, &before, cache, caches))?,
         };
         launches.restore(&before)?;
-        let after = launches.outputs()?;
+        let after = at_once(launches.outputs())?;
         // what lies in a packed weight is judged by the products that read it
         if !matches!(op, Op::Pack(_)) {
             let numerics = launches.prepared.numerics();

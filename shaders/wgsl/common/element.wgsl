@@ -204,7 +204,7 @@ fn e8m0_to_f32(code: u32) -> f32 {
 
 fn e2m1_to_f32(code: u32) -> f32 {
     let magnitude = code & 7u;
-    let normal = bitcast<f32>(((magnitude >> 1u) + 126u) << 23u | (magnitude & 1u) << 22u);
+    let normal = bitcast<f32>((((magnitude >> 1u) + 126u) << 23u) | ((magnitude & 1u) << 22u));
     let value = select(normal, f32(magnitude) * 0.5, magnitude < 2u);
     return select(value, -value, code >= 8u);
 }

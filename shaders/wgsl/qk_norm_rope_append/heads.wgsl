@@ -16,16 +16,22 @@ const LANES = 64u;
 
 var<workgroup> shares: array<f32, 64>;
 
+// One result, which all of them read alike: compilers that ask for proof of uniform control flow take it.
+var<workgroup> result: f32;
+
 // The sum of what the invocations have, in a fixed order.
 fn sum_of(lane: u32, value: f32) -> f32 {
     workgroupBarrier();
     shares[lane] = value;
     workgroupBarrier();
-    var sum = 0.0;
-    for (var i = 0u; i < LANES; i++) {
-        sum += shares[i];
+    if lane == 0u {
+        var sum = 0.0;
+        for (var i = 0u; i < LANES; i++) {
+            sum += shares[i];
+        }
+        result = sum;
     }
-    return sum;
+    return workgroupUniformLoad(&result);
 }
 
 // The largest of what they have; NaN counts for nothing.

@@ -302,7 +302,8 @@ impl<R: Read> Input<R> {
         }
         let mut shape = Vec::new();
         for _ in 0..rank {
-            let size = usize::try_from(self.u64()?).ok().filter(|size| (1..=1 << 48).contains(size));
+            let size = Some(self.u64()?).filter(|size| (1..=1 << 48).contains(size));
+            let size = size.and_then(|size| usize::try_from(size).ok());
             shape.push(size.ok_or("it has a size of 0, or of more than 2^48: the file is damaged")?);
         }
         shape.reverse();

@@ -10,17 +10,17 @@ use perjoule_kernels::{Alignment, DType, Device, KvLayout, Matrix, Op, PackForma
 use std::fmt;
 
 /// One op: its name, its sizes with defaults, and how it is built from them.
-pub(crate) struct Entry {
+pub struct Entry {
     /// As `--op` takes it and [`Op::name`] gives it.
-    pub(crate) name: &'static str,
+    pub name: &'static str,
     /// Sizes in order, with defaults: a layer of Llama 3.2 1B.
-    pub(crate) keys: &'static [(&'static str, usize)],
+    pub keys: &'static [(&'static str, usize)],
     build: fn(&Sizes, DType, &dyn Device) -> Result<Op>,
 }
 
 /// Sizes by name, complete and in the order of the entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Sizes(Vec<(&'static str, usize)>);
+pub struct Sizes(Vec<(&'static str, usize)>);
 
 impl Sizes {
     fn get(&self, key: &str) -> usize {
@@ -30,7 +30,7 @@ impl Sizes {
 
 impl Sizes {
     /// Refuses shapes without work: there is nothing to time.
-    pub(crate) fn refuse_empty(&self) -> Result<()> {
+    pub fn refuse_empty(&self) -> Result<()> {
         if let Some((name, _)) = self.0.iter().find(|(_, size)| *size == 0) {
             bail!("{name}=0: there is nothing to measure; use at least 1");
         }
@@ -55,7 +55,7 @@ const ROWS: &[(&str, usize)] = &[("rows", 512), ("len", 2048)];
 const MATMUL: &[(&str, usize)] = &[("m", 512), ("n", 2048), ("k", 2048), ("b", 1)];
 
 /// The table.
-pub(crate) const OPS: &[Entry] = &[
+pub const OPS: &[Entry] = &[
     Entry {
         name: "matmul",
         keys: MATMUL,
@@ -269,7 +269,7 @@ fn pack_format(device: &dyn Device, op: &Op) -> Result<Option<&'static PackForma
 }
 
 /// The entry of an op, or an error that lists them all.
-pub(crate) fn find(name: &str) -> Result<&'static Entry> {
+pub fn find(name: &str) -> Result<&'static Entry> {
     match OPS.iter().find(|entry| entry.name == name) {
         Some(entry) => Ok(entry),
         None => {
@@ -299,7 +299,7 @@ fn distance(a: &str, b: &str) -> usize {
 
 impl Entry {
     /// Reads `m=1,n=4096,k=4096`; what is not given has its default.
-    pub(crate) fn sizes(&self, text: &str) -> Result<Sizes> {
+    pub fn sizes(&self, text: &str) -> Result<Sizes> {
         let mut sizes = Sizes(self.keys.to_vec());
         let mut given = Vec::new();
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
@@ -323,12 +323,12 @@ impl Entry {
     }
 
     /// Its sizes with defaults, as `--shape` takes them.
-    pub(crate) fn usage(&self) -> String {
+    pub fn usage(&self) -> String {
         Sizes(self.keys.to_vec()).to_string()
     }
 
     /// The op, validated.
-    pub(crate) fn build(&self, sizes: &Sizes, dtype: DType, device: &dyn Device) -> Result<Op> {
+    pub fn build(&self, sizes: &Sizes, dtype: DType, device: &dyn Device) -> Result<Op> {
         let op = (self.build)(sizes, dtype, device)?;
         op.validate()?;
         Ok(op)

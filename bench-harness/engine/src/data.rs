@@ -14,7 +14,7 @@ use rayon::prelude::*;
 const BLOCK: usize = 64 << 10;
 
 /// Zeroed bytes, or an error instead of an abort when there is no memory.
-pub(crate) fn zeroed(bytes: u64) -> Result<Vec<u8>> {
+pub fn zeroed(bytes: u64) -> Result<Vec<u8>> {
     let refused = || Error::OutOfMemory { device: "host".into(), need: bytes, available: None };
     if perjoule_model::memory::available_memory().is_some_and(|have| bytes > have) {
         return Err(refused().into());
@@ -27,7 +27,7 @@ pub(crate) fn zeroed(bytes: u64) -> Result<Vec<u8>> {
 }
 
 /// The operands of `op` before a launch, in order; those that are only written are zeroed.
-pub(crate) fn operands(op: &Op, seed: u64) -> Result<Vec<Vec<u8>>> {
+pub fn operands(op: &Op, seed: u64) -> Result<Vec<Vec<u8>>> {
     let list = op.operands();
     let operand = |(index, operand): (usize, &Operand)| {
         let mut bytes = zeroed(operand.bytes)?;

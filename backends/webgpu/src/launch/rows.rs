@@ -78,6 +78,11 @@ pub(crate) fn refuse(candidate: &Candidate<'_>) -> Option<Reason> {
             large.name, large.bytes
         )));
     }
+    if let Op::Embed(op) = candidate.op
+        && op.table.bytes(op.dim).is_none_or(|row| row + 256 > most)
+    {
+        return Some(Reason::new("a row of the table is larger than what a kernel of this device binds"));
+    }
     if let Some(large) = operands.iter().find(|o| o.elements > u64::from(u32::MAX) && !in_windows(o.name)) {
         return Some(Reason::new(format!("{} has more elements than 32 bits count", large.name)));
     }

@@ -25,6 +25,10 @@ sources! {
     REDUCE = "wgsl/common/reduce.wgsl";
     /// Logits in order.
     ORDER = "wgsl/argmax/order.wgsl";
+    /// The first element of an element.
+    ARGMAX_ONE = "wgsl/argmax/one.wgsl";
+    /// The same of a run.
+    ARGMAX_FOUR = "wgsl/argmax/four.wgsl";
     /// Gated activations.
     GATED_FUNCTION = "wgsl/gated/function.wgsl";
     /// The same of an element.
@@ -48,6 +52,10 @@ sources! {
     SOURCES:
     /// Addition.
     ADD_ROWS = "wgsl/add/rows.wgsl";
+    /// Largest elements of parts of vectors.
+    ARGMAX_PARTS = "wgsl/argmax/parts.wgsl";
+    /// Those of whole vectors.
+    ARGMAX_WHOLE = "wgsl/argmax/whole.wgsl";
     /// Largest elements.
     ARGMAX_ROWS = "wgsl/argmax/rows.wgsl";
     /// Conversion of 32-bit integers.
@@ -60,6 +68,8 @@ sources! {
     EMBED_ROWS = "wgsl/embed/rows.wgsl";
     /// Gated activations.
     GATED_ROWS = "wgsl/gated/rows.wgsl";
+    /// Norms of vectors in registers.
+    NORM_REGISTERS = "wgsl/norm/registers.wgsl";
     /// Norms of any vectors.
     NORM_ROWS = "wgsl/norm/rows.wgsl";
     /// Largest magnitudes of parts of a tensor.
@@ -78,8 +88,12 @@ sources! {
     ROUTE_EXPERTS = "wgsl/route/experts.wgsl";
     /// Pairs sorted by expert.
     ROUTE_SORT = "wgsl/route/sort.wgsl";
+    /// Draws of tokens, by several workgroups a vector.
+    SAMPLE_PARTS = "wgsl/sample/parts.wgsl";
     /// Draws of tokens.
     SAMPLE_ROWS = "wgsl/sample/rows.wgsl";
+    /// Softmax of vectors in registers.
+    SOFTMAX_REGISTERS = "wgsl/softmax/registers.wgsl";
     /// Softmax of any vectors.
     SOFTMAX_ROWS = "wgsl/softmax/rows.wgsl";
     /// Arithmetic at its limit.

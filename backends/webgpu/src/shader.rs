@@ -39,6 +39,8 @@ pub(crate) enum Touch {
     RunMut,
     /// The op has no such operand.
     Absent,
+    /// The op has no such operand, which would be one of runs.
+    AbsentRun,
 }
 
 /// An operand as a kernel sees it.
@@ -83,11 +85,16 @@ impl Binding {
 
     /// The same where the op has it; else nothing is bound.
     pub(crate) fn when(self, present: bool) -> Self {
-        if present { self } else { Binding { touch: Touch::Absent, ..self } }
+        let touch = match self.touch {
+            touch if present => touch,
+            Touch::Run | Touch::RunMut => Touch::AbsentRun,
+            _ => Touch::Absent,
+        };
+        Binding { touch, ..self }
     }
 
     pub(crate) fn is_bound(&self) -> bool {
-        self.touch != Touch::Absent
+        !matches!(self.touch, Touch::Absent | Touch::AbsentRun)
     }
 
     pub(crate) fn is_written(&self) -> bool {
@@ -190,6 +197,10 @@ fn declare(text: &mut String, binding: &Binding, index: u32) {
             line(format!("fn {name}_int(i: u32) -> i32 {{ return 0; }}"));
             line(format!("fn {name}_set(i: u32, value: f32) {{}}"));
             line(format!("fn {name}_set_int(i: u32, value: i32) {{}}"));
+        }
+        Touch::AbsentRun => {
+            line(format!("fn {name}_get(i: u32) -> vec4<f32> {{ return vec4<f32>(0.0); }}"));
+            line(format!("fn {name}_set(i: u32, value: vec4<f32>) {{}}"));
         }
         Touch::Words(ty) | Touch::WordsMut(ty) => {
             let access = if binding.is_written() { "read_write" } else { "read" };

@@ -37,6 +37,8 @@ sources! {
     GATED_FOUR = "wgsl/gated/four.wgsl";
     /// What norms share.
     NORM_RANGE = "wgsl/norm/range.wgsl";
+    /// Codes of block formats of 32 elements.
+    QUANTISE_CODES = "wgsl/quantise/codes.wgsl";
     /// Elements under a scale.
     QUANTISE_SCALED = "wgsl/quantise/scaled.wgsl";
     /// The same of an element.
@@ -78,10 +80,14 @@ sources! {
     QUANTISE_Q4_K = "wgsl/quantise/q4_k.wgsl";
     /// To q6_k.
     QUANTISE_Q6_K = "wgsl/quantise/q6_k.wgsl";
+    /// To i8 and e4m3 with scales of groups in registers.
+    QUANTISE_REGISTERS = "wgsl/quantise/registers.wgsl";
     /// To i8 and e4m3 with scales of groups.
     QUANTISE_SCALES = "wgsl/quantise/scales.wgsl";
     /// To block formats of 32 elements.
     QUANTISE_SMALL = "wgsl/quantise/small.wgsl";
+    /// To block formats of 32 elements, by whole words.
+    QUANTISE_WORDS = "wgsl/quantise/words.wgsl";
     /// To i8 and e4m3 with one scale.
     QUANTISE_TENSOR = "wgsl/quantise/tensor.wgsl";
     /// Choice of experts.

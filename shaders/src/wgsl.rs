@@ -25,9 +25,7 @@ sources! {
     REDUCE = "wgsl/common/reduce.wgsl";
     /// Logits in order.
     ORDER = "wgsl/argmax/order.wgsl";
-    /// The first element of an element.
-    ARGMAX_ONE = "wgsl/argmax/one.wgsl";
-    /// The same of a run.
+    /// The first element of a run.
     ARGMAX_FOUR = "wgsl/argmax/four.wgsl";
     /// Gated activations.
     GATED_FUNCTION = "wgsl/gated/function.wgsl";
@@ -92,6 +90,10 @@ sources! {
     QUANTISE_TENSOR = "wgsl/quantise/tensor.wgsl";
     /// Choice of experts.
     ROUTE_EXPERTS = "wgsl/route/experts.wgsl";
+    /// Choice of few experts.
+    ROUTE_RANKS = "wgsl/route/ranks.wgsl";
+    /// Few pairs sorted by expert.
+    ROUTE_PLACES = "wgsl/route/places.wgsl";
     /// Pairs sorted by expert.
     ROUTE_SORT = "wgsl/route/sort.wgsl";
     /// Draws of tokens, by several workgroups a vector.

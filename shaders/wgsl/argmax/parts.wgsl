@@ -24,7 +24,7 @@ fn find_best(
     let start = start_of(params.x, vector);
     var best = NOTHING;
     for (var d = (part * 256u + lane) * RUN; d < params.x.len; d += params.parts * 256u * RUN) {
-        best = first_of(best, candidate_of(x_get(start + d), d));
+        best = or_run(best, x_get(start + d), d);
     }
     best = reduce_first(best, lane);
     if lane == 0u {

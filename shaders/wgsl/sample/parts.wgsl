@@ -96,7 +96,7 @@ fn begin(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
     let start = start_of(params.x, vector);
     var best = NOTHING;
     for (var d = (group.x * 256u + lane) * RUN; d < params.x.len; d += params.parts * 256u * RUN) {
-        best = first_of(best, candidate_of(x_get(start + d), d));
+        best = or_run(best, x_get(start + d), d);
     }
     best = reduce_first(best, lane);
     if lane == 0u {

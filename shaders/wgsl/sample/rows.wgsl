@@ -54,7 +54,7 @@ fn sample(
     let len = params.x.len;
     var best = NOTHING;
     for (var d = lane; d < len; d += 256u) {
-        best = first_of(best, Candidate(ordered(x_get(start + d)), d));
+        best = or_later(best, ordered(x_get(start + d)), d);
     }
     best = reduce_first(best, lane);
     let top = best.number;

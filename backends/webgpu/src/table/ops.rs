@@ -90,7 +90,9 @@ pub(super) static ROWS: &[Kernel] = &[
         .with_configs(RUNS).with_reject(sample::refuse_parts).with_align(argmax::align_runs).with_numerics(EXACT),
     Kernel::new("sample_any_32_webgpu_any", "sample", |c| sampling(c) * 20.0, sample::prepare_any)
         .with_configs(ELEMENTS).with_reject(refuse).with_numerics(EXACT),
-    Kernel::new("route_any_1_webgpu_any", "route", any, route::prepare).with_reject(refuse).with_numerics(F32),
+    Kernel::new("route_any_64_webgpu_any_ranks", "route", fast, route::prepare_ranks)
+        .with_configs(RUNS).with_reject(route::refuse_ranks).with_numerics(F32),
+    Kernel::new("route_any_1_webgpu_any", "route", any, route::prepare_any).with_reject(refuse).with_numerics(F32),
     Kernel::new("quantise_any_64_webgpu_any_runs", "quantise", fast, quantise::prepare_runs)
         .with_configs(RUNS).with_reject(quantise::refuse_runs).with_align(quantise::align_runs).with_numerics(EXACT),
     Kernel::new("quantise_any_32_webgpu_any", "quantise", any, quantise::prepare_any)

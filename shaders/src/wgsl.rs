@@ -59,6 +59,8 @@ sources! {
     REDUCE = "wgsl/common/reduce.wgsl";
     /// Logits in order.
     ORDER = "wgsl/argmax/order.wgsl";
+    /// The first element of a run.
+    ARGMAX_FOUR = "wgsl/argmax/four.wgsl";
     /// Gated activations.
     GATED_FUNCTION = "wgsl/gated/function.wgsl";
     /// The same of an element.
@@ -67,6 +69,8 @@ sources! {
     GATED_FOUR = "wgsl/gated/four.wgsl";
     /// What norms share.
     NORM_RANGE = "wgsl/norm/range.wgsl";
+    /// Codes of block formats of 32 elements.
+    QUANTISE_CODES = "wgsl/quantise/codes.wgsl";
     /// Elements under a scale.
     QUANTISE_SCALED = "wgsl/quantise/scaled.wgsl";
     /// The same of an element.
@@ -82,6 +86,10 @@ sources! {
     SOURCES:
     /// Addition.
     ADD_ROWS = "wgsl/add/rows.wgsl";
+    /// Largest elements of parts of vectors.
+    ARGMAX_PARTS = "wgsl/argmax/parts.wgsl";
+    /// Those of whole vectors.
+    ARGMAX_WHOLE = "wgsl/argmax/whole.wgsl";
     /// Largest elements.
     ARGMAX_ROWS = "wgsl/argmax/rows.wgsl";
     /// Conversion of 32-bit integers.
@@ -94,6 +102,8 @@ sources! {
     EMBED_ROWS = "wgsl/embed/rows.wgsl";
     /// Gated activations.
     GATED_ROWS = "wgsl/gated/rows.wgsl";
+    /// Norms of vectors in registers.
+    NORM_REGISTERS = "wgsl/norm/registers.wgsl";
     /// Norms of any vectors.
     NORM_ROWS = "wgsl/norm/rows.wgsl";
     /// Largest magnitudes of parts of a tensor.
@@ -102,18 +112,30 @@ sources! {
     QUANTISE_Q4_K = "wgsl/quantise/q4_k.wgsl";
     /// To q6_k.
     QUANTISE_Q6_K = "wgsl/quantise/q6_k.wgsl";
+    /// To i8 and e4m3 with scales of groups in registers.
+    QUANTISE_REGISTERS = "wgsl/quantise/registers.wgsl";
     /// To i8 and e4m3 with scales of groups.
     QUANTISE_SCALES = "wgsl/quantise/scales.wgsl";
     /// To block formats of 32 elements.
     QUANTISE_SMALL = "wgsl/quantise/small.wgsl";
+    /// To block formats of 32 elements, by whole words.
+    QUANTISE_WORDS = "wgsl/quantise/words.wgsl";
     /// To i8 and e4m3 with one scale.
     QUANTISE_TENSOR = "wgsl/quantise/tensor.wgsl";
     /// Choice of experts.
     ROUTE_EXPERTS = "wgsl/route/experts.wgsl";
+    /// Choice of few experts.
+    ROUTE_RANKS = "wgsl/route/ranks.wgsl";
+    /// Few pairs sorted by expert.
+    ROUTE_PLACES = "wgsl/route/places.wgsl";
     /// Pairs sorted by expert.
     ROUTE_SORT = "wgsl/route/sort.wgsl";
+    /// Draws of tokens, by several workgroups a vector.
+    SAMPLE_PARTS = "wgsl/sample/parts.wgsl";
     /// Draws of tokens.
     SAMPLE_ROWS = "wgsl/sample/rows.wgsl";
+    /// Softmax of vectors in registers.
+    SOFTMAX_REGISTERS = "wgsl/softmax/registers.wgsl";
     /// Softmax of any vectors.
     SOFTMAX_ROWS = "wgsl/softmax/rows.wgsl";
     /// Arithmetic at its limit.

@@ -8,6 +8,7 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let part = |i: usize| args.get(i).cloned().unwrap_or_default();
     let every: usize = std::env::var("PERJOULE_EVERY").ok().and_then(|v| v.parse().ok()).unwrap_or(1);
+    let scope = if std::env::var_os("PERJOULE_FULL").is_some() { Scope::Full } else { Scope::Sample };
     let device = WebGpuDevice::open(0).unwrap();
     println!("{} ({})", device.info().name, device.info().driver.clone().unwrap_or_default());
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
@@ -19,7 +20,7 @@ fn main() {
         let start = std::time::Instant::now();
         let before = (passed, failed, skipped);
         let pack = choice.pack.map_or("", |p| p.name);
-        match cases(&device, &choice, Scope::Sample) {
+        match cases(&device, &choice, scope) {
             Err(reason) => println!("{} {config} {pack}: NO CASE: {reason}", choice.kernel.name),
             Ok(list) => {
                 for case in

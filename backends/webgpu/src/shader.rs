@@ -40,6 +40,8 @@ pub(crate) enum Touch {
     RunMut,
     /// The op has no such operand.
     Absent,
+    /// The op has no such operand, which would be one of runs.
+    AbsentRun,
 }
 
 /// An operand as a kernel sees it.
@@ -84,11 +86,16 @@ impl Binding {
 
     /// The same where the op has it; else nothing is bound.
     pub(crate) fn when(self, present: bool) -> Self {
-        if present { self } else { Binding { touch: Touch::Absent, ..self } }
+        let touch = match self.touch {
+            touch if present => touch,
+            Touch::Run | Touch::RunMut => Touch::AbsentRun,
+            _ => Touch::Absent,
+        };
+        Binding { touch, ..self }
     }
 
     pub(crate) fn is_bound(&self) -> bool {
-        self.touch != Touch::Absent
+        !matches!(self.touch, Touch::Absent | Touch::AbsentRun)
     }
 
     pub(crate) fn is_written(&self) -> bool {
@@ -192,6 +199,10 @@ fn declare(text: &mut String, binding: &Binding, index: u32) {
             line(format!("fn {name}_set(i: u32, value: f32) {{}}"));
             line(format!("fn {name}_set_int(i: u32, value: i32) {{}}"));
             line(format!("fn {name}_put_byte(at: u32, bits: u32) {{}}"));
+        }
+        Touch::AbsentRun => {
+            line(format!("fn {name}_get(i: u32) -> vec4<f32> {{ return vec4<f32>(0.0); }}"));
+            line(format!("fn {name}_set(i: u32, value: vec4<f32>) {{}}"));
         }
         Touch::Words(ty) | Touch::WordsMut(ty) => {
             let access = if binding.is_written() { "read_write" } else { "read" };

@@ -30,10 +30,14 @@ fn is_before(a: Candidate, b: Candidate) -> bool {
 }
 
 fn first_of(a: Candidate, b: Candidate) -> Candidate {
-    if is_before(b, a) {
-        return b;
-    }
-    return a;
+    let other = is_before(b, a);
+    return Candidate(select(a.number, b.number, other), select(a.index, b.index, other));
+}
+
+// The first of one and an element with a higher index.
+fn or_later(a: Candidate, number: u32, index: u32) -> Candidate {
+    let other = number > a.number;
+    return Candidate(select(a.number, number, other), select(a.index, index, other));
 }
 
 const NOTHING = Candidate(0u, 0xffffffffu);

@@ -17,7 +17,7 @@ fn argmax(
     let start = start_of(params.x, vector);
     var best = NOTHING;
     for (var d = lane; d < params.x.len; d += 256u) {
-        best = first_of(best, Candidate(ordered(x_get(start + d)), d));
+        best = or_later(best, ordered(x_get(start + d)), d);
     }
     best = reduce_first(best, lane);
     if lane == 0u {

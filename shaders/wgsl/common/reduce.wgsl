@@ -7,13 +7,15 @@ var<workgroup> reduced_again: array<f32, 16>;
 
 var<workgroup> found: u32;
 
-// Whether it holds for any of the workgroup: the same for all, which compilers know.
-fn any_of(holds: bool, lane: u32) -> bool {
-    workgroupBarrier();
+// Begins a kernel that asks `any_of`, once, behind a sum or maximum.
+fn expect_none(lane: u32) {
     if lane == 0u {
         found = 0u;
     }
-    workgroupBarrier();
+}
+
+// Whether it holds for any of the workgroup: the same for all, which compilers know.
+fn any_of(holds: bool) -> bool {
     if holds {
         found = 1u;
     }

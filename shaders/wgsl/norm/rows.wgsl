@@ -15,6 +15,7 @@ fn norm(
     if vector >= params.x.outer * params.x.inner {
         return;
     }
+    expect_none(lane);
     let len = params.x.len;
     let x_at = start_of(params.x, vector);
     let residual_at = start_of(params.residual, vector);
@@ -43,7 +44,7 @@ fn norm(
     squares = reduce_sum(squares, lane);
     most = reduce_max(most, lane);
     var inverse = 1.0 / sqrt(squares * share + params.eps);
-    if any_of(is_out_of_range(squares), lane) {
+    if any_of(is_out_of_range(squares)) {
         let factor = down_scale(most);
         var middle = 0.0;
         if LAYER {

@@ -8,13 +8,6 @@ struct Params {
     unused_c: u32,
 }
 
-fn reciprocal(scale: f32) -> f32 {
-    if scale == 0.0 {
-        return 0.0;
-    }
-    return quotient(1.0, scale);
-}
-
 fn put_half(at: u32, bits: u32) {
     out_put_byte(at, bits & 255u);
     out_put_byte(at + 1u, bits >> 8u);
@@ -37,13 +30,8 @@ fn q8_0(first: u32, to: u32) {
     let inverse = reciprocal(scale);
     put_half(to, f32_to_f16(scale));
     for (var i = 0u; i < 32u; i++) {
-        let code = f32_to_i8(round_away(times(x_get(first + i), inverse)));
-        out_put_byte(to + 2u + i, bitcast<u32>(code) & 255u);
+        out_put_byte(to + 2u + i, q8_0_code(x_get(first + i), inverse));
     }
-}
-
-fn q4_0_code(value: f32, inverse: f32) -> u32 {
-    return min(truncated(plus(times(value, inverse), 8.5)), 15u);
 }
 
 fn q4_0(first: u32, to: u32) {
@@ -56,23 +44,8 @@ fn q4_0(first: u32, to: u32) {
     }
 }
 
-// Half of the scale that `e` stands for, 2^(e - 128).
-fn half_scale(e: u32) -> f32 {
-    return bitcast<f32>(select((e - 1u) << 23u, 0x200000u << e, e < 2u));
-}
-
-fn mxfp4_code(value: f32, half: f32) -> u32 {
-    // midpoints between neighbouring magnitudes, in halves of the scale
-    let magnitude = abs(value);
-    var code = u32(magnitude > 0.5 * half) + u32(magnitude > 1.5 * half) + u32(magnitude > 2.5 * half);
-    code += u32(magnitude > 3.5 * half) + u32(magnitude > 5.0 * half) + u32(magnitude > 7.0 * half);
-    code += u32(magnitude > 10.0 * half);
-    return select(code, code | 8u, code > 0u && value < 0.0);
-}
-
 fn mxfp4(first: u32, to: u32) {
-    let exponent = bitcast<u32>(extreme_of(first, false)) >> 23u;
-    let e = max(exponent, 2u) - 2u;
+    let e = mxfp4_exponent(extreme_of(first, false));
     let half = half_scale(e);
     out_put_byte(to, e);
     for (var i = 0u; i < 16u; i++) {

@@ -1,43 +1,25 @@
 // A token at random, of any vectors: a workgroup takes one, and goes through it once for each digit of each question.
 
-// By digit: sums of 64 bits in two words, and counts.
-var<workgroup> low: array<atomic<u32>, BINS>;
-var<workgroup> high: array<atomic<u32>, BINS>;
-var<workgroup> counts: array<atomic<u32>, BINS>;
-var<workgroup> search: Search;
-var<workgroup> mass: Wide;
-var<workgroup> goal: Wide;
+struct Params {
+    x: Rows,
+    top_k: u32,
+    top_p: f32,
+    inverse_temperature: f32,
+    // A weight of 1 is 2^scale.
+    scale: u32,
+    // Whether they leave anything out.
+    has_top_k: u32,
+    has_top_p: u32,
+    unused_a: u32,
+    unused_b: u32,
+}
+
+
 var<workgroup> done: u32;
 
-fn bin_count(bin: u32) -> u32 {
-    return atomicLoad(&counts[bin]);
-}
-
-fn bin_weight(bin: u32) -> Wide {
-    return Wide(atomicLoad(&low[bin]), atomicLoad(&high[bin]));
-}
-
-fn add_to_bin(bin: u32, weight: Wide) {
-    let before = atomicAdd(&low[bin], weight.x);
-    // whoever overflows carries
-    let more = weight.y + u32(before + weight.x < before);
-    if more != 0u {
-        atomicAdd(&high[bin], more);
-    }
-    atomicAdd(&counts[bin], 1u);
-}
-
-fn clear(lane: u32) {
+// Answers a question: leaves the number in `search`, and gives how many of that number it takes.
+fn find_candidate(by_count: bool, goal: Wide, start: u32, top: u32, lane: u32) -> u32 {
     workgroupBarrier();
-    atomicStore(&low[lane], 0u);
-    atomicStore(&high[lane], 0u);
-    atomicStore(&counts[lane], 0u);
-    workgroupBarrier();
-}
-
-// Answers a question, whose target is `goal`: leaves the number in `search`, and the weight of all through it in `mass`. Gives how many of
-// that number it takes.
-fn select_candidate(question: u32, start: u32, top: u32, lane: u32) -> u32 {
     if lane == 0u {
         search = Search(0u, Wide(0u), 0u, 0u);
     }
@@ -52,22 +34,10 @@ fn select_candidate(question: u32, start: u32, top: u32, lane: u32) -> u32 {
             }
         }
         workgroupBarrier();
-        if lane == 0u {
-            search = follow(search, question == ASK_TOP_K, goal);
-        }
+        add_groups(lane);
+        follow(by_count, goal, lane);
     }
-    workgroupBarrier();
-    let weight = weight_of(search.prefix, top);
-    var taken = goal.x - search.before_count;
-    if question != ASK_TOP_K {
-        taken = count_to_reach(search.before, weight, search.count, goal);
-    }
-    workgroupBarrier();
-    if lane == 0u {
-        mass = wide_add(search.before, wide_times(weight, taken));
-    }
-    workgroupBarrier();
-    return taken;
+    return taken_of(by_count, goal, top);
 }
 
 @compute @workgroup_size(256)
@@ -84,14 +54,12 @@ fn sample(
     let len = params.x.len;
     var best = NOTHING;
     for (var d = lane; d < len; d += 256u) {
-        best = first_of(best, Candidate(ordered(x_get(start + d)), d));
+        best = or_later(best, ordered(x_get(start + d)), d);
     }
     best = reduce_first(best, lane);
     let top = best.number;
     if lane == 0u {
-        // NaN, an infinity, an only candidate
-        let value = value_of(top);
-        done = u32((bitcast<u32>(value) & 0x7f800000u) == 0x7f800000u || (params.has_top_k == 1u && params.top_k == 1u));
+        done = u32(is_answer(top));
         if done == 1u {
             ids_set_int(vector, bitcast<i32>(best.index));
         }
@@ -99,35 +67,22 @@ fn sample(
     if workgroupUniformLoad(&done) == 1u {
         return;
     }
+    var mass = Wide(0u);
     if params.has_top_k == 1u {
-        if lane == 0u {
-            goal = Wide(params.top_k, 0u);
-        }
-        select_candidate(ASK_TOP_K, start, top, lane);
+        mass = weight_through(find_candidate(true, Wide(params.top_k, 0u), start, top, lane), top);
     } else {
         clear(lane);
         for (var d = lane; d < len; d += 256u) {
             add_to_bin(d & 255u, weight_of(ordered(x_get(start + d)), top));
         }
         workgroupBarrier();
-        if lane == 0u {
-            var sum = Wide(0u);
-            for (var bin = 0u; bin < BINS; bin++) {
-                sum = wide_add(sum, bin_weight(bin));
-            }
-            mass = sum;
-        }
+        add_groups(lane);
+        mass = weight_of_all();
     }
     if params.has_top_p == 1u {
-        if lane == 0u {
-            goal = target_of_share(mass);
-        }
-        select_candidate(ASK_TOP_P, start, top, lane);
+        mass = weight_through(find_candidate(false, target_of_share(mass), start, top, lane), top);
     }
-    if lane == 0u {
-        goal = target_of_draw(mass, uniform_get(vector));
-    }
-    let taken = select_candidate(ASK_DRAW, start, top, lane);
+    let taken = find_candidate(false, target_of_draw(mass, uniform_get(vector)), start, top, lane);
     // the one of that number by its index: how many there are in each invocation's part, then within it
     let number = search.prefix;
     let each = (len + 255u) / 256u;

@@ -4,25 +4,6 @@
 // candidates (top-k) or of weights (top-p, and the draw itself). Histograms of counts and weights over the digits of the logits' numbers
 // lead to it, digit by digit. Weights are integers (fixed point), so that sums do not depend on the order of atomics.
 
-struct Params {
-    x: Rows,
-    top_k: u32,
-    top_p: f32,
-    inverse_temperature: f32,
-    // A weight of 1 is 2^scale.
-    scale: u32,
-    // Whether they leave anything out.
-    has_top_k: u32,
-    has_top_p: u32,
-    // Workgroups that share a vector.
-    parts: u32,
-    unused: u32,
-}
-
-const ASK_TOP_K = 0u;
-const ASK_TOP_P = 1u;
-const ASK_DRAW = 2u;
-
 // The weight of the logit of that number, beside the largest.
 fn weight_of(number: u32, top: u32) -> Wide {
     // equal values have no distance, infinite ones neither
@@ -88,28 +69,103 @@ struct Search {
     count: u32,
 }
 
-// Bins of a digit.
+// Bins of a digit: one for each invocation.
 const BINS = 256u;
 
-// The digit at which the sum reaches the target, by one invocation; `HISTOGRAM_` functions give bins. Bins of larger digits come first.
-fn follow(search: Search, by_count: bool, goal: Wide) -> Search {
-    var next = search;
-    for (var i = 0u; i < BINS; i++) {
-        let bin = BINS - 1u - i;
-        let count = bin_count(bin);
-        if count == 0u {
-            continue;
-        }
-        let weight = wide_add(next.before, bin_weight(bin));
-        let reached = select(!wide_less(weight, goal), next.before_count + count >= goal.x, by_count);
-        // where nothing reaches it, which rounding does not bring about, the last one counts
-        next.prefix = (search.prefix << 8u) | bin;
-        next.count = count;
-        if reached {
-            break;
-        }
-        next.before = weight;
-        next.before_count += count;
+// Sums of 64 bits in two words, and counts.
+var<workgroup> low: array<atomic<u32>, BINS>;
+var<workgroup> high: array<atomic<u32>, BINS>;
+var<workgroup> counts: array<atomic<u32>, BINS>;
+// Of sixteen each, those of the largest digits first.
+var<workgroup> group_weights: array<Wide, 16>;
+var<workgroup> group_counts: array<u32, 16>;
+var<workgroup> search: Search;
+
+fn bin_weight(bin: u32) -> Wide {
+    return Wide(atomicLoad(&low[bin]), atomicLoad(&high[bin]));
+}
+
+fn add_to_bin(bin: u32, weight: Wide) {
+    let before = atomicAdd(&low[bin], weight.x);
+    // whoever overflows carries
+    let more = weight.y + u32(before + weight.x < before);
+    if more != 0u {
+        atomicAdd(&high[bin], more);
     }
-    return next;
+    atomicAdd(&counts[bin], 1u);
+}
+
+fn clear(lane: u32) {
+    workgroupBarrier();
+    atomicStore(&low[lane], 0u);
+    atomicStore(&high[lane], 0u);
+    atomicStore(&counts[lane], 0u);
+    workgroupBarrier();
+}
+
+// Sums of groups of bins. Behind a barrier, and with one behind it.
+fn add_groups(lane: u32) {
+    if lane < 16u {
+        var weight = Wide(0u);
+        var count = 0u;
+        for (var i = 0u; i < 16u; i++) {
+            let bin = BINS - 1u - (lane * 16u + i);
+            weight = wide_add(weight, bin_weight(bin));
+            count += atomicLoad(&counts[bin]);
+        }
+        group_weights[lane] = weight;
+        group_counts[lane] = count;
+    }
+    workgroupBarrier();
+}
+
+// The weight of all bins, behind `add_groups`.
+fn weight_of_all() -> Wide {
+    var weight = Wide(0u);
+    for (var i = 0u; i < 16u; i++) {
+        weight = wide_add(weight, group_weights[i]);
+    }
+    return weight;
+}
+
+// Goes on with the digit at which the sum reaches the target, behind `add_groups`; bins of larger digits come first.
+fn follow(by_count: bool, goal: Wide, lane: u32) {
+    let bin = BINS - 1u - lane;
+    var before = search.before;
+    var before_count = search.before_count;
+    for (var i = 0u; i < lane / 16u; i++) {
+        before = wide_add(before, group_weights[i]);
+        before_count += group_counts[i];
+    }
+    for (var i = lane / 16u * 16u; i < lane; i++) {
+        before = wide_add(before, bin_weight(BINS - 1u - i));
+        before_count += atomicLoad(&counts[BINS - 1u - i]);
+    }
+    let count = atomicLoad(&counts[bin]);
+    let is_it_by_count = before_count < goal.x && goal.x <= before_count + count;
+    let is_it_by_weight = wide_less(before, goal) && !wide_less(wide_add(before, bin_weight(bin)), goal);
+    let prefix = (search.prefix << 8u) | bin;
+    workgroupBarrier();
+    if select(is_it_by_weight, is_it_by_count, by_count) {
+        search = Search(prefix, before, before_count, count);
+    }
+    workgroupBarrier();
+}
+
+// Of the candidates that are left once all digits are known, how many it takes to reach the target.
+fn taken_of(by_count: bool, goal: Wide, top: u32) -> u32 {
+    if by_count {
+        return goal.x - search.before_count;
+    }
+    return count_to_reach(search.before, weight_of(search.prefix, top), search.count, goal);
+}
+
+// The weight of all through the last one that is taken.
+fn weight_through(taken: u32, top: u32) -> Wide {
+    return wide_add(search.before, wide_times(weight_of(search.prefix, top), taken));
+}
+
+// Whether the largest is the answer: NaN, an infinity, an only candidate.
+fn is_answer(top: u32) -> bool {
+    return (bitcast<u32>(value_of(top)) & 0x7f800000u) == 0x7f800000u || (params.has_top_k == 1u && params.top_k == 1u);
 }

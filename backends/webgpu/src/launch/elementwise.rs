@@ -8,7 +8,7 @@ use crate::pipeline::Checks;
 use crate::shader::{Binding, Variant};
 use bytemuck::{NoUninit, Pod, Zeroable};
 use perjoule_kernels::op::{Add, Cast, Collective, Combine, Embed, Gated, GatedKind, Op};
-use perjoule_kernels::{Candidate, DType, Error, Launch, Reason, Request, Result, Rows};
+use perjoule_kernels::{Candidate, DType, Launch, Reason, Request, Result, Rows};
 use perjoule_shaders::{Source, wgsl};
 
 const THREADS: u64 = 256;
@@ -228,12 +228,6 @@ fn embed(request: &Request<'_>, op: &Embed, value: Value) -> Result<Box<dyn Laun
     let most = caps(request.info).map_or(0, |caps| caps.limits.max_storage_buffer_binding_size);
     let most = (most.saturating_sub(256)).min(WINDOW);
     let row = op.table.bytes(op.dim).unwrap_or(0);
-    if row > most {
-        return Err(Error::Unsupported {
-            what: "an op of this size",
-            why: format!("a row of the table has {row} bytes, and a kernel of this device binds {most}"),
-        });
-    }
     let window = most.checked_div(row).unwrap_or(u64::MAX).clamp(1, op.vocab.max(1) as u64);
     let headers: &[&Source] = &[&wgsl::ELEMENT, &wgsl::LAYOUT, value.header(), &wgsl::PLACE];
     for first in (0..op.vocab.max(1)).step_by(window as usize) {

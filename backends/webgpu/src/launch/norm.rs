@@ -1,13 +1,13 @@
 //! Root-mean-square and layer normalisation.
 
 use super::elementwise::Value;
-use super::rows::RowsParam;
+use super::rows::{self, RowsParam, run_align, whole_runs};
 use super::{Builder, Dims, Place, other_op};
 use crate::pipeline::Checks;
 use crate::shader::Variant;
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Op, Residual};
-use perjoule_kernels::{DType, Launch, Request, Result, Rows};
+use perjoule_kernels::{Candidate, DType, Launch, Reason, Request, Result, Rows};
 use perjoule_shaders::{Source, wgsl};
 
 /// `Params` of `norm/range.wgsl`.
@@ -102,6 +102,47 @@ impl Norm {
     fn vectors(&self) -> usize {
         self.x.outer * self.x.inner
     }
+}
+
+/// Runs of four elements that an invocation holds at most: registers bound it.
+const MOST_ITEMS: usize = 16;
+
+/// Invocations that share a vector of so many runs, a power of two, and runs of each.
+pub(super) fn shape(runs: usize) -> Option<(usize, usize)> {
+    let width = runs.next_power_of_two().clamp(1, 256);
+    let items = runs.div_ceil(width).next_power_of_two();
+    (items <= MOST_ITEMS).then_some((width, items))
+}
+
+/// Why a vector does not fit into the registers of a workgroup.
+pub(crate) fn refuse_registers(candidate: &Candidate<'_>) -> Option<Reason> {
+    let Some(norm) = Norm::of(candidate.op) else {
+        return Some(Reason::new(format!("{} is another op", candidate.op.name())));
+    };
+    if shape(norm.x.len / 4).is_none() {
+        return Some(Reason::new("a vector is longer than the registers of a workgroup"));
+    }
+    let residual = norm.residual.iter().flat_map(|r| [r.rows, r.sum]);
+    let mut views = residual.chain([norm.x, norm.out]);
+    rows::refuse(candidate).or_else(|| views.find_map(whole_runs))
+}
+
+/// Bytes to whose multiple an operand has to begin.
+pub(crate) fn align_runs(candidate: &Candidate<'_>, operand: usize) -> u32 {
+    candidate.op.operands().get(operand).map_or(1, |operand| run_align(operand.dtype))
+}
+
+/// Rows of vectors in registers.
+pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    let norm = Norm::of(request.op).ok_or_else(|| other_op(request.op))?;
+    let (width, items) = shape(norm.x.len / 4).ok_or_else(|| other_op(request.op))?;
+    let mut builder = Builder::new(request, request.op.name())?;
+    let variant = norm.variant(Value::Four).uint("WIDTH", width).uint("ITEMS", items);
+    let headers: &[&Source] = &[&wgsl::ELEMENT, &wgsl::LAYOUT, &wgsl::FOUR, &wgsl::REDUCE, &wgsl::NORM_RANGE];
+    let dims = Dims::line(norm.vectors() as u64, 256 / width as u64)?;
+    let program = (&wgsl::NORM_REGISTERS, headers, "norm");
+    builder.step(program, (&variant, Checks::None), dims, &norm.params(), norm.places())?;
+    Ok(builder.finish())
 }
 
 /// Rows that run everything.

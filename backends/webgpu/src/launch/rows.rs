@@ -65,6 +65,9 @@ pub(crate) fn caps(info: &DeviceInfo) -> Option<&WebGpuCaps> {
     info.caps::<WebGpuCaps>()
 }
 
+/// Most elements of an operand: kernels count them by 32 bits, and the last step of their loops goes beyond.
+const MOST_ELEMENTS: u64 = u32::MAX as u64 - (1 << 22);
+
 /// Why no kernel takes the op: operands that no binding holds, or more of them than a kernel binds.
 pub(crate) fn refuse(candidate: &Candidate<'_>) -> Option<Reason> {
     refuse_bytes(candidate).or_else(|| refuse_operands(candidate, candidate.op.operands().len()))
@@ -84,7 +87,12 @@ pub(crate) fn refuse_bytes(candidate: &Candidate<'_>) -> Option<Reason> {
             large.name, large.bytes
         )));
     }
-    if let Some(large) = operands.iter().find(|o| o.elements > u64::from(u32::MAX) && !in_windows(o.name)) {
+    if let Op::Embed(op) = candidate.op
+        && op.table.bytes(op.dim).is_none_or(|row| row + 256 > most)
+    {
+        return Some(Reason::new("a row of the table is larger than what a kernel of this device binds"));
+    }
+    if let Some(large) = operands.iter().find(|o| o.elements > MOST_ELEMENTS && !in_windows(o.name)) {
         return Some(Reason::new(format!("{} has more elements than 32 bits count", large.name)));
     }
     None

@@ -1,13 +1,14 @@
 //! Softmax.
 
 use super::elementwise::Value;
-use super::rows::RowsParam;
+use super::norm::shape;
+use super::rows::{self, RowsParam, whole_runs};
 use super::{Builder, Dims, Place, other_op};
 use crate::pipeline::Checks;
 use crate::shader::Variant;
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Op, Softmax};
-use perjoule_kernels::{Launch, Request, Result};
+use perjoule_kernels::{Candidate, Launch, Reason, Request, Result};
 use perjoule_shaders::{Source, wgsl};
 
 /// `Params` of the kernels.
@@ -26,6 +27,29 @@ fn params(op: &Softmax) -> SoftmaxParams {
 
 fn variant(op: &Softmax, value: Value) -> Variant {
     Variant::of(vec![value.read("x", op.dtype), value.write("out", op.out_dtype)])
+}
+
+/// Why a vector does not fit into the registers of a workgroup.
+pub(crate) fn refuse_registers(candidate: &Candidate<'_>) -> Option<Reason> {
+    let Op::Softmax(op) = candidate.op else { return Some(Reason::new("it is another op")) };
+    if shape(op.x.len / 4).is_none() {
+        return Some(Reason::new("a vector is longer than the registers of a workgroup"));
+    }
+    rows::refuse(candidate).or_else(|| [op.x, op.out].into_iter().find_map(whole_runs))
+}
+
+/// Rows of vectors in registers.
+pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    let Op::Softmax(op) = request.op else { return Err(other_op(request.op)) };
+    let (width, items) = shape(op.x.len / 4).ok_or_else(|| other_op(request.op))?;
+    let mut builder = Builder::new(request, "softmax")?;
+    let variant = variant(op, Value::Four).uint("WIDTH", width).uint("ITEMS", items);
+    let headers: &[&Source] = &[&wgsl::ELEMENT, &wgsl::LAYOUT, &wgsl::FOUR, &wgsl::MATH, &wgsl::REDUCE];
+    let dims = Dims::line((op.x.outer * op.x.inner) as u64, 256 / width as u64)?;
+    let places = (0..2).map(Place::Operand).collect();
+    let program = (&wgsl::SOFTMAX_REGISTERS, headers, "softmax");
+    builder.step(program, (&variant, Checks::None), dims, &params(op), places)?;
+    Ok(builder.finish())
 }
 
 /// Rows that run everything.

@@ -3,6 +3,7 @@
 
 use crate::launch::rows::{refuse, stream_cost};
 use crate::launch::{argmax, elementwise, norm, quantise, route, sample, softmax};
+use perjoule_kernels::op::Op;
 use perjoule_kernels::{Candidate, Config, Kernel, Numerics};
 
 /// WGSL leaves subnormal numbers to the implementation.
@@ -27,7 +28,11 @@ fn any(candidate: &Candidate<'_>) -> f32 {
 
 /// Cost of a sampling that goes through the logits for each digit.
 fn sampling(candidate: &Candidate<'_>) -> f32 {
-    14.0 * stream_cost(candidate, 1.0, 0.05)
+    let steps = match candidate.op {
+        Op::Sample(op) => 3 + sample::digits(op),
+        _ => 1,
+    };
+    steps as f32 * stream_cost(candidate, 1.0, 0.5)
 }
 
 const fn runs(name: &'static str, op: &'static str) -> Kernel {
@@ -45,12 +50,24 @@ const fn elements(name: &'static str, op: &'static str) -> Kernel {
         .with_numerics(F32)
 }
 
+const fn registers(name: &'static str, op: &'static str) -> Kernel {
+    Kernel::new(name, op, fast, norm::prepare_registers)
+        .with_configs(RUNS)
+        .with_reject(norm::refuse_registers)
+        .with_align(norm::align_runs)
+        .with_numerics(F32)
+}
+
 #[rustfmt::skip]
 pub(super) static ROWS: &[Kernel] = &[
+    registers("rms_norm_any_64_webgpu_any_registers", "rms_norm"),
     Kernel::new("rms_norm_any_32_webgpu_any", "rms_norm", any, norm::prepare_any)
         .with_configs(ELEMENTS).with_reject(refuse).with_numerics(F32),
+    registers("layer_norm_any_64_webgpu_any_registers", "layer_norm"),
     Kernel::new("layer_norm_any_32_webgpu_any", "layer_norm", any, norm::prepare_any)
         .with_configs(ELEMENTS).with_reject(refuse).with_numerics(F32),
+    Kernel::new("softmax_any_64_webgpu_any_registers", "softmax", fast, softmax::prepare_registers)
+        .with_configs(RUNS).with_reject(softmax::refuse_registers).with_align(norm::align_runs).with_numerics(F32),
     Kernel::new("softmax_any_32_webgpu_any", "softmax", any, softmax::prepare_any)
         .with_configs(ELEMENTS).with_reject(refuse).with_numerics(F32),
 
@@ -65,11 +82,19 @@ pub(super) static ROWS: &[Kernel] = &[
     runs("cast_any_64_webgpu_any_runs", "cast").with_numerics(EXACT),
     elements("cast_any_32_webgpu_any", "cast").with_numerics(EXACT),
 
+    Kernel::new("argmax_any_64_webgpu_any_runs", "argmax", fast, argmax::prepare_runs)
+        .with_configs(RUNS).with_reject(argmax::refuse_runs).with_align(argmax::align_runs).with_numerics(EXACT),
     Kernel::new("argmax_any_32_webgpu_any", "argmax", any, argmax::prepare_any)
         .with_configs(ELEMENTS).with_reject(refuse).with_numerics(EXACT),
-    Kernel::new("sample_any_32_webgpu_any", "sample", sampling, sample::prepare_any)
+    Kernel::new("sample_any_64_webgpu_any_parts", "sample", sampling, sample::prepare_parts)
+        .with_configs(RUNS).with_reject(sample::refuse_parts).with_align(argmax::align_runs).with_numerics(EXACT),
+    Kernel::new("sample_any_32_webgpu_any", "sample", |c| sampling(c) * 20.0, sample::prepare_any)
         .with_configs(ELEMENTS).with_reject(refuse).with_numerics(EXACT),
-    Kernel::new("route_any_1_webgpu_any", "route", any, route::prepare).with_reject(refuse).with_numerics(F32),
+    Kernel::new("route_any_64_webgpu_any_ranks", "route", fast, route::prepare_ranks)
+        .with_configs(RUNS).with_reject(route::refuse_ranks).with_numerics(F32),
+    Kernel::new("route_any_1_webgpu_any", "route", any, route::prepare_any).with_reject(refuse).with_numerics(F32),
+    Kernel::new("quantise_any_64_webgpu_any_runs", "quantise", fast, quantise::prepare_runs)
+        .with_configs(RUNS).with_reject(quantise::refuse_runs).with_align(quantise::align_runs).with_numerics(EXACT),
     Kernel::new("quantise_any_32_webgpu_any", "quantise", any, quantise::prepare_any)
         .with_configs(ELEMENTS).with_reject(refuse).with_numerics(EXACT),
     Kernel::new("collective_any_webgpu_alone", "collective", fast, elementwise::prepare_alone)

@@ -92,7 +92,8 @@ struct Params {
     positions: u32,
     a_rows: u32,
     a_divisor: u32,
-    unused: [u32; 2],
+    b_first: u32,
+    unused: u32,
 }
 
 /// How a product is split.
@@ -275,7 +276,8 @@ fn start(form: &Form, format: &Format, tile: Tile, window: &Window) -> Result<(P
         positions: form.grouped.map_or(0, |g| g.positions as u32),
         a_rows: form.grouped.map_or(0, |g| g.a_rows as u32),
         a_divisor: form.grouped.map_or(1, |g| g.a_divisor.min(u32::MAX as usize) as u32),
-        unused: [0; 2],
+        b_first: form.b_starts_at(window) % if format.address == 1 { 4 } else { 1 },
+        unused: 0,
     };
     let down = match form.grouped {
         None => window.rows.len().div_ceil(tile.tokens) * window.matrices.len(),

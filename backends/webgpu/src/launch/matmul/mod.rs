@@ -10,6 +10,8 @@
 pub(crate) mod any;
 pub(crate) mod form;
 pub(crate) mod gemv;
+#[cfg(test)]
+mod tests;
 pub(crate) mod window;
 
 use super::rows::caps;

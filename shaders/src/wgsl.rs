@@ -29,6 +29,12 @@ sources! {
     GEMV_PLAIN = "wgsl/matmul/gemv/plain.wgsl";
     /// Words at any byte.
     GEMV_BYTES = "wgsl/matmul/gemv/bytes.wgsl";
+    /// Units of weights in block formats.
+    GEMV_CODES = "wgsl/matmul/gemv/codes.wgsl";
+    /// Weights in block formats, widened to f32.
+    GEMV_WIDENED = "wgsl/matmul/gemv/widened.wgsl";
+    /// Weights in block formats beside activations of 8 bits.
+    GEMV_DOTS = "wgsl/matmul/gemv/dots.wgsl";
     /// Weights in blocks of 32.
     GEMV_BLOCKS = "wgsl/matmul/gemv/blocks.wgsl";
     /// Weights in q4_k.
@@ -50,6 +56,8 @@ sources! {
     MATMUL_ANY = "wgsl/matmul/any.wgsl";
     /// Few rows of A, sums in workgroup memory.
     GEMV_WORKGROUP = "wgsl/matmul/gemv/workgroup.wgsl";
+    /// Activations as blocks of 8 bits.
+    GEMV_QUANTISE = "wgsl/matmul/gemv/quantise.wgsl";
     /// Few rows of A, sums by subgroups.
     GEMV_SUBGROUP = "wgsl/matmul/gemv/subgroup.wgsl";
 }

@@ -6,9 +6,9 @@ use super::{any, gemv, refuse_beyond};
 use crate::device::WebGpuDevice;
 use perjoule_kernels::op::{GroupedMatMul, MatMul, Op, Policy, Tensor2};
 use perjoule_kernels::{
-    Alignment, Candidate, Choice, Config, DType, Device, Kernel, Matrix, Numerics, Reason,
+    Alignment, Candidate, Choice, Config, DType, Device, Kernel, Matrix, Numerics, Reason, prepare,
 };
-use perjoule_suite::{Buffers, Outcome, Scope, cases, run};
+use perjoule_suite::{Buffers, Case, Fill, Outcome, Place, Scope, cases, inputs, run, verify};
 
 /// Bytes of a binding of most adapters.
 const COMMON: u64 = (128 << 20) - 512;
@@ -84,12 +84,14 @@ fn what_has_no_small_part_is_refused() {
 /// A binding so small that operands of most cases take several.
 const SMALL: u64 = 6000;
 
+const PLAIN: gemv::Way = gemv::Way { subgroup: false, quantised: false };
+
 fn refuse_small(candidate: &Candidate<'_>) -> Option<Reason> {
     super::refuse(candidate).or_else(|| refuse_beyond(candidate, SMALL))
 }
 
 fn refuse_small_gemv(candidate: &Candidate<'_>) -> Option<Reason> {
-    gemv::refuse(candidate).or_else(|| refuse_beyond(candidate, SMALL))
+    gemv::refuse(candidate, PLAIN).or_else(|| refuse_beyond(candidate, SMALL))
 }
 
 const fn split(name: &'static str, op: &'static str) -> Kernel {
@@ -100,11 +102,16 @@ const fn split(name: &'static str, op: &'static str) -> Kernel {
 }
 
 const fn split_gemv(name: &'static str, op: &'static str) -> Kernel {
-    Kernel::new(name, op, gemv::cost, |request| gemv::prepare_within(request, false, SMALL))
-        .with_configs(&[Config { name: "split", tile: &[8, 40, 64], params: &[64, 4] }])
-        .with_reject(refuse_small_gemv)
-        .with_numerics(|_| Numerics::F32.flushing_subnormals())
-        .with_align(gemv::align)
+    Kernel::new(
+        name,
+        op,
+        |candidate| gemv::cost(candidate, PLAIN),
+        |request| gemv::prepare_within(request, PLAIN, SMALL),
+    )
+    .with_configs(&[Config { name: "split", tile: &[8, 40, 64], params: &[64, 4] }])
+    .with_reject(refuse_small_gemv)
+    .with_numerics(|_| Numerics::F32.flushing_subnormals())
+    .with_align(gemv::align)
 }
 
 static SPLIT: [Kernel; 6] = [
@@ -135,6 +142,45 @@ fn windows_compute_what_the_whole_does() {
         for case in list.iter().step_by(every) {
             let outcome = run(&device, choice, case, &[&Buffers { replay: false }]);
             assert!(matches!(outcome, Outcome::Passed { .. }), "{}: {outcome:?}", case.id);
+        }
+    }
+}
+
+/// Activations that quantisation keeps as they are: integers up to 127, which every block of 32 contains.
+fn whole_numbers(count: usize) -> Vec<u8> {
+    let value = |i: usize| match i % 32 {
+        31 => 127.0,
+        _ => ((i * 7919) % 255) as f32 - 127.0,
+    };
+    (0..count).flat_map(|i| value(i).to_le_bytes()).collect()
+}
+
+#[test]
+fn quantised_activations_lose_nothing_but_their_rounding() {
+    let Ok(device) = WebGpuDevice::open(0) else {
+        eprintln!("skipped: no adapter");
+        return;
+    };
+    let alignment = Alignment::uniform(device.info().arena.align);
+    let row = |name: &str| device.kernels().iter().copied().find(|k| k.name == name).unwrap();
+    for b in [DType::Q8_0, DType::Q4_0, DType::Q4K, DType::Q6K, DType::MxFp4] {
+        for (m, n, k) in [(1, 5, 512), (3, 9, 768)] {
+            let mut op = MatMul::linear(m, n, k, DType::F32, b, DType::F32);
+            op.policy.quantised_activations = true;
+            let op = Op::MatMul(op);
+            let case = Case { id: String::new(), op: op.clone(), fill: Fill::Random, seed: 7 };
+            let mut contents = inputs(&case).unwrap();
+            contents[0] = whole_numbers(m * k);
+            let plain = contents.clone();
+            let choice = Choice::new(row("matmul_blocks_8x4_webgpu_any_dot4"), 0, None);
+            let prepared = prepare(&device, &op, choice.with_alignment(alignment), None).unwrap();
+            let mut stream = device.stream().unwrap();
+            Buffers { replay: false }.launch(&device, &mut *stream, &prepared, &mut contents).unwrap();
+            let read: Vec<&[u8]> = plain.iter().map(Vec::as_slice).collect();
+            // as exact as products in f32
+            let numerics = Numerics::F32.flushing_subnormals();
+            let found = verify(&op, &read, &[&contents[2]], numerics, 4096, 7).unwrap();
+            assert!(found.passed, "{b} {m} x {n} x {k}: {:?}", found.report);
         }
     }
 }

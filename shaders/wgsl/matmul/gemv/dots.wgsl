@@ -17,7 +17,7 @@ fn load_activations(at: u32, unit: u32) -> Activations {
         x.codes[q] = a_words[at + quad_of(unit, q)];
     }
     for (var p = 0u; p < PARTS; p++) {
-        x.scales[p] = block_scales_words[block_scales_at() + (at - a_at() + quad_of(unit, p * RUNS)) / 8u];
+        x.scales[p] = block_scales_get((at - a_at() + quad_of(unit, p * RUNS)) / 8u);
     }
     return x;
 }

@@ -42,21 +42,21 @@ const MOST_TOKENS: usize = 8;
 const MOST_SUMS: usize = 2048;
 
 /// How weights of a type are read.
-struct Format {
+pub(super) struct Format {
     /// Elements of a unit.
-    unit: usize,
+    pub(super) unit: usize,
     /// The WGSL type of words.
-    word: &'static str,
+    pub(super) word: &'static str,
     /// Bytes by which rows of weights are addressed.
-    address: usize,
-    headers: &'static [&'static Source],
+    pub(super) address: usize,
+    pub(super) headers: &'static [&'static Source],
     /// Parts of a unit with scales of their own, and `FORMAT` of `blocks.wgsl`.
-    parts: usize,
-    block: usize,
+    pub(super) parts: usize,
+    pub(super) block: usize,
 }
 
 impl Format {
-    fn of(b: DType) -> Option<Self> {
+    pub(super) fn of(b: DType) -> Option<Self> {
         let wide = |unit, headers| {
             let parts = if b == DType::Q4K { 2 } else { 1 };
             Format { unit, word: "vec4<u32>", address: 16, headers, parts, block: 0 }
@@ -82,6 +82,35 @@ impl Format {
             DType::MxFp4 => bytes(8, BLOCKS, 2),
             DType::I32 | DType::U32 => return None,
         })
+    }
+}
+
+impl Format {
+    /// The same variant with what the file of the weights' type needs.
+    pub(super) fn variant(&self, variant: Variant, b: DType) -> Variant {
+        let mut variant = variant
+            .alias("Word", self.word)
+            .uint("QUADS", self.unit / 4)
+            .uint("PARTS", self.parts)
+            .uint("FORMAT", self.block)
+            .flag("MINIMA", b == DType::Q4K)
+            .uint("BLOCK_BYTES", b.block_bytes())
+            // addresses count what words begin with: words of 16 bytes, or bytes of words of 4
+            .uint("WORD_BYTES", if self.address == 16 { 1 } else { 4 });
+        // codes of mxfp4 are twice their numbers
+        let unit = if b == DType::MxFp4 { "0.5" } else { "1.0" };
+        variant.consts.push(("CODE_UNIT", unit.to_string()));
+        variant
+    }
+
+    /// A stride of B in what kernels count in.
+    pub(super) fn address_of(&self, b: DType, stride: usize) -> u32 {
+        (b.bytes(stride).unwrap_or(0) / self.address as u64) as u32
+    }
+
+    /// Where B of a window begins in its first word, in bytes, where kernels count those.
+    pub(super) fn first(&self, form: &Form, window: &Window) -> u32 {
+        form.b_starts_at(window) % if self.address == 1 { 4 } else { 1 }
     }
 }
 
@@ -168,6 +197,14 @@ pub(crate) fn refuse(candidate: &Candidate<'_>, way: Way) -> Option<Reason> {
         }
         _ => {}
     }
+    refuse_layout(&form, &format, quad, way.quantised)
+        .or_else(|| super::refuse(candidate))
+        .or_else(|| way.quantised.then(|| refuse_quantised(&form, candidate)).flatten())
+}
+
+/// Why A, of which `quad` elements are read at a time where it is not quantised, or B is not laid out for such kernels.
+pub(super) fn refuse_layout(form: &Form, format: &Format, quad: usize, quantised: bool) -> Option<Reason> {
+    let reason = |text: &'static str| Some(Reason::new(text));
     if form.scales_along_k() {
         return reason("scales vary along k");
     }
@@ -187,15 +224,14 @@ pub(crate) fn refuse(candidate: &Candidate<'_>, way: Way) -> Option<Reason> {
     }
     let several = form.grouped.map_or(form.m, |g| g.a_rows) > 1;
     let a = form.a.strides;
-    if !way.quantised && (several && !a.row.is_multiple_of(quad) || batched && !a.batch.is_multiple_of(quad))
-    {
+    if !quantised && (several && !a.row.is_multiple_of(quad) || batched && !a.batch.is_multiple_of(quad)) {
         return reason("rows of A do not begin at multiples of what an invocation takes");
     }
-    super::refuse(candidate).or_else(|| way.quantised.then(|| refuse_quantised(&form, candidate)).flatten())
+    None
 }
 
 /// Why there is no room for quantised activations.
-fn refuse_quantised(form: &Form, candidate: &Candidate<'_>) -> Option<Reason> {
+pub(super) fn refuse_quantised(form: &Form, candidate: &Candidate<'_>) -> Option<Reason> {
     let caps = caps(candidate.info)?;
     let most = most_bound(caps);
     let split = windows(form, most)?.iter().any(|window| {
@@ -209,17 +245,17 @@ fn refuse_quantised(form: &Form, candidate: &Candidate<'_>) -> Option<Reason> {
 
 /// Activations in blocks of 32 signed bytes, in scratch.
 #[derive(Debug, Clone, Copy)]
-struct Quantised {
+pub(super) struct Quantised {
     matrices: usize,
     rows: usize,
     k: usize,
     /// Where A and its codes lie, in elements.
     from: Matrix,
-    to: Matrix,
+    pub(super) to: Matrix,
 }
 
 impl Quantised {
-    fn of(form: &Form) -> Self {
+    pub(super) fn of(form: &Form) -> Self {
         let from = form.a.strides;
         // what matrices share is quantised once
         let matrices = if from.batch == 0 { form.matrices.min(1) } else { form.matrices };
@@ -237,7 +273,7 @@ impl Quantised {
     }
 
     /// Adds the kernel that makes them. Gives where codes and scales lie.
-    fn prepare(&self, builder: &mut Builder<'_>, a: DType) -> Result<[Place; 2]> {
+    pub(super) fn prepare(&self, builder: &mut Builder<'_>, a: DType) -> Result<[Place; 2]> {
         let scales_bytes = 4 * self.blocks() as u64;
         let codes = Place::Scratch(builder.scratch(self.codes_bytes()), self.codes_bytes());
         let scales = Place::Scratch(builder.scratch(scales_bytes), scales_bytes);
@@ -362,33 +398,22 @@ fn variant(form: &Form, format: &Format, tile: Tile, way: Way) -> Option<Variant
     inputs[1] = Binding::words("b", format.word);
     inputs[2] = Binding::words("up", format.word).when(form.up.is_some());
     if way.quantised {
-        inputs.insert(1, Binding::words("block_scales", "f32"));
+        inputs.insert(1, Binding::get("block_scales", DType::F32));
     }
-    let mut variant = form
+    let variant = form
         .variant(inputs)
-        .alias("Word", format.word)
         .uint("LANES", tile.lanes)
         .uint("ROWS", tile.cols)
         .uint("TOKENS", tile.tokens)
         .uint("SIDES", 1 + usize::from(form.up.is_some()))
-        .uint("QUADS", format.unit / 4)
-        .uint("PARTS", format.parts)
-        .uint("FORMAT", format.block)
-        .flag("MINIMA", form.b.dtype == DType::Q4K)
-        .uint("BLOCK_BYTES", form.b.dtype.block_bytes())
-        // addresses count what words begin with: words of 16 bytes, or bytes of words of 4
-        .uint("WORD_BYTES", if format.address == 16 { 1 } else { 4 })
         .flag("A_BF16", form.a.dtype == DType::BF16)
         .flag("B_BF16", form.b.dtype == DType::BF16);
-    // codes of mxfp4 are twice their numbers
-    let unit = if form.b.dtype == DType::MxFp4 { "0.5" } else { "1.0" };
-    variant.consts.push(("CODE_UNIT", unit.to_string()));
-    Some(variant)
+    Some(format.variant(variant, form.b.dtype))
 }
 
 fn start(form: &Form, format: &Format, tile: Tile, window: &Window) -> Result<(Params, Dims)> {
     let quad = activations(form.a.dtype).map_or(4, |(_, quad)| quad);
-    let address = |stride: usize| (form.b.dtype.bytes(stride).unwrap_or(0) / format.address as u64) as u32;
+    let address = |stride: usize| format.address_of(form.b.dtype, stride);
     let params = Params {
         epilogue: form.epilogue(),
         a_batch: (form.a.strides.batch / quad) as u32,
@@ -405,7 +430,7 @@ fn start(form: &Form, format: &Format, tile: Tile, window: &Window) -> Result<(P
         positions: form.grouped.map_or(0, |g| g.positions as u32),
         a_rows: form.grouped.map_or(0, |g| g.a_rows as u32),
         a_divisor: form.grouped.map_or(1, |g| g.a_divisor.min(u32::MAX as usize) as u32),
-        b_first: form.b_starts_at(window) % if format.address == 1 { 4 } else { 1 },
+        b_first: format.first(form, window),
         unused: 0,
     };
     let down = match form.grouped {

@@ -81,6 +81,9 @@ fn product(batch: u32, col0: u32, lane: u32) {
         sums[i] = Sum(0);
         pair[i] = Sum(0);
     }
+    // few rows of A leave most invocations nothing but to load
+    let idle = c_rows[row] == NONE && c_rows[row + 1u] == NONE && c_rows[row + 2u] == NONE && c_rows[row + 3u] == NONE;
+    let depth = select(DEPTH, 0u, idle);
     for (var k0 = 0u; k0 < params.k; k0 += DEPTH) {
         load_left(a_batch, k0, lane);
         load_right(batch, col0, k0, lane);
@@ -88,7 +91,7 @@ fn product(batch: u32, col0: u32, lane: u32) {
             load_other(col0, k0, lane);
         }
         workgroupBarrier();
-        for (var step = 0u; step < DEPTH; step++) {
+        for (var step = 0u; step < depth; step++) {
             for (var i = 0u; i < 4u; i++) {
                 let a = left[step * PITCH + row + i];
                 for (var j = 0u; j < 4u; j++) {

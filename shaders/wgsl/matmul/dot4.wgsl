@@ -124,6 +124,8 @@ fn product(batch: u32, col0: u32, lane: u32) {
         sums[i] = Sum(0);
         pair[i] = Sum(0);
     }
+    // few rows of A leave most invocations nothing but to load
+    let idle = c_rows[row] == NONE && c_rows[row + 1u] == NONE && c_rows[row + 2u] == NONE && c_rows[row + 3u] == NONE;
     for (var k0 = 0u; k0 < params.k; k0 += DEPTH) {
         load_left(a_batch, k0, lane);
         load_right(0u, b_first, params.b_col, col0, k0, lane);
@@ -131,9 +133,11 @@ fn product(batch: u32, col0: u32, lane: u32) {
             load_right(1u, weight_base(1u) * WORD_BYTES, params.up_col, col0, k0, lane);
         }
         workgroupBarrier();
-        multiply(&sums, 0u, row, col);
-        if GATED {
-            multiply(&pair, 1u, row, col);
+        if !idle {
+            multiply(&sums, 0u, row, col);
+            if GATED {
+                multiply(&pair, 1u, row, col);
+            }
         }
         workgroupBarrier();
     }

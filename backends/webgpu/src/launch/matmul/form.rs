@@ -211,7 +211,7 @@ impl Form {
         [self.a_scale, self.b_scale].into_iter().flatten().any(|scales| scales.grouped)
     }
 
-    /// Rows of A that multiply one matrix of B, as far as is known.
+    /// Rows of A that multiply one matrix of B: of an expert, on average.
     pub(crate) fn rows(&self) -> usize {
         self.grouped.map_or(self.m, |g| g.positions.div_ceil(self.matrices.max(1)))
     }

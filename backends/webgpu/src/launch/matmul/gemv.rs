@@ -8,7 +8,7 @@ use crate::launch::{Builder, Dims, Place, other_op};
 use crate::pipeline::Checks;
 use crate::shader::{Binding, Variant};
 use bytemuck::{Pod, Zeroable};
-use perjoule_kernels::{Candidate, Config, DType, Launch, Matrix, Numerics, Reason, Request, Result};
+use perjoule_kernels::{Candidate, Config, DType, Launch, Matrix, Numerics, Op, Reason, Request, Result};
 use perjoule_shaders::{Source, wgsl};
 
 /// How products of block formats are computed, and where sums meet.
@@ -56,6 +56,7 @@ pub(super) struct Format {
 }
 
 impl Format {
+    /// That of weights in `b`; `None` for types that no weight has.
     pub(super) fn of(b: DType) -> Option<Self> {
         let wide = |unit, headers| {
             let parts = if b == DType::Q4K { 2 } else { 1 };
@@ -83,9 +84,7 @@ impl Format {
             DType::I32 | DType::U32 => return None,
         })
     }
-}
 
-impl Format {
     /// The same variant with what the file of the weights' type needs.
     pub(super) fn variant(&self, variant: Variant, b: DType) -> Variant {
         let mut variant = variant
@@ -212,6 +211,9 @@ pub(super) fn refuse_layout(form: &Form, format: &Format, quad: usize, quantised
         return reason("reads A and B with k contiguous");
     }
     // bindings of nothing are smaller than the words that a kernel expects
+    if form.grouped.is_some_and(|g| g.positions > 0 && (g.a_rows == 0 || form.matrices == 0)) {
+        return reason("there are positions, and nothing that they could name");
+    }
     if form.k == 0 || !form.k.is_multiple_of(format.unit) {
         return reason("k is no multiple of what an invocation takes");
     }
@@ -314,7 +316,7 @@ struct QuantiseParams {
 /// A and B are read 16 bytes at a time.
 pub(crate) fn align(candidate: &Candidate<'_>, operand: usize) -> u32 {
     let inputs = match candidate.op {
-        perjoule_kernels::Op::GatedMatMul(_) => 3,
+        Op::GatedMatMul(_) => 3,
         _ => 2,
     };
     if operand < inputs { 16 } else { 1 }

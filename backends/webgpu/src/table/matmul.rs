@@ -1,6 +1,7 @@
 //! Rows of matrix products: of each op the fast ones first, and last one that runs everything the op allows.
 
-use crate::launch::matmul::{any, gemv, refuse};
+use crate::launch::matmul::gemv::{self, Way};
+use crate::launch::matmul::{any, dot4, refuse};
 use perjoule_kernels::{Candidate, Kernel, Numerics};
 
 /// WGSL leaves subnormal numbers to the implementation.
@@ -15,25 +16,55 @@ const fn any(name: &'static str, op: &'static str) -> Kernel {
 }
 
 /// A row for few rows of A, k contiguous in A and B.
-const fn gemv(name: &'static str, op: &'static str, subgroup: bool) -> Kernel {
-    let kernel = match subgroup {
-        true => Kernel::new(name, op, gemv::cost_subgroup, gemv::prepare_subgroup)
-            .with_reject(gemv::refuse_subgroup),
-        false => Kernel::new(name, op, gemv::cost, gemv::prepare).with_reject(gemv::refuse),
-    };
-    kernel.with_configs(gemv::CONFIGS).with_numerics(F32).with_align(gemv::align)
+const fn gemv<const SUBGROUP: bool, const QUANTISED: bool>(name: &'static str, op: &'static str) -> Kernel {
+    let row = Kernel::new(
+        name,
+        op,
+        |candidate| gemv::cost(candidate, Way { subgroup: SUBGROUP, quantised: QUANTISED }),
+        |request| gemv::prepare(request, Way { subgroup: SUBGROUP, quantised: QUANTISED }),
+    )
+    .with_reject(|candidate| gemv::refuse(candidate, Way { subgroup: SUBGROUP, quantised: QUANTISED }))
+    .with_align(gemv::align);
+    match QUANTISED {
+        true => row.with_configs(gemv::DOTS).with_numerics(|_| gemv::QUANTISED),
+        false => row.with_configs(gemv::CONFIGS).with_numerics(F32),
+    }
+}
+
+/// A row for signed bytes in tiles: i8 by i8, or quantised activations by block formats.
+const fn dot4<const BLOCKS: bool>(name: &'static str, op: &'static str) -> Kernel {
+    let row = Kernel::new(name, op, dot4::cost, dot4::prepare)
+        .with_configs(dot4::CONFIGS)
+        .with_reject(|candidate| dot4::refuse(candidate, BLOCKS))
+        .with_align(gemv::align);
+    match BLOCKS {
+        true => row.with_numerics(|_| gemv::QUANTISED),
+        false => row.with_numerics(F32),
+    }
 }
 
 /// The dtype in a name is that of B: A and C are any that the row says.
 #[rustfmt::skip]
 pub(super) static ROWS: &[Kernel] = &[
-    gemv("matmul_any_8x4_webgpu_subgroup_gemv", "matmul", true),
-    gemv("matmul_any_8x4_webgpu_any_gemv", "matmul", false),
+    gemv::<true, true>("matmul_blocks_8x4_webgpu_subgroup_dot4", "matmul"),
+    gemv::<false, true>("matmul_blocks_8x4_webgpu_any_dot4", "matmul"),
+    gemv::<true, false>("matmul_any_8x4_webgpu_subgroup_gemv", "matmul"),
+    gemv::<false, false>("matmul_any_8x4_webgpu_any_gemv", "matmul"),
+    dot4::<true>("matmul_blocks_64x64_webgpu_any_dot4", "matmul"),
+    dot4::<false>("matmul_i8_64x64_webgpu_any_dot4", "matmul"),
     any("matmul_any_64x64_webgpu_any", "matmul"),
-    gemv("gated_matmul_any_8x4_webgpu_subgroup_gemv", "gated_matmul", true),
-    gemv("gated_matmul_any_8x4_webgpu_any_gemv", "gated_matmul", false),
+    gemv::<true, true>("gated_matmul_blocks_8x4_webgpu_subgroup_dot4", "gated_matmul"),
+    gemv::<false, true>("gated_matmul_blocks_8x4_webgpu_any_dot4", "gated_matmul"),
+    gemv::<true, false>("gated_matmul_any_8x4_webgpu_subgroup_gemv", "gated_matmul"),
+    gemv::<false, false>("gated_matmul_any_8x4_webgpu_any_gemv", "gated_matmul"),
+    dot4::<true>("gated_matmul_blocks_64x64_webgpu_any_dot4", "gated_matmul"),
+    dot4::<false>("gated_matmul_i8_64x64_webgpu_any_dot4", "gated_matmul"),
     any("gated_matmul_any_64x64_webgpu_any", "gated_matmul"),
-    gemv("grouped_matmul_any_8x4_webgpu_subgroup_gemv", "grouped_matmul", true),
-    gemv("grouped_matmul_any_8x4_webgpu_any_gemv", "grouped_matmul", false),
+    gemv::<true, true>("grouped_matmul_blocks_8x4_webgpu_subgroup_dot4", "grouped_matmul"),
+    gemv::<false, true>("grouped_matmul_blocks_8x4_webgpu_any_dot4", "grouped_matmul"),
+    gemv::<true, false>("grouped_matmul_any_8x4_webgpu_subgroup_gemv", "grouped_matmul"),
+    gemv::<false, false>("grouped_matmul_any_8x4_webgpu_any_gemv", "grouped_matmul"),
+    dot4::<true>("grouped_matmul_blocks_64x64_webgpu_any_dot4", "grouped_matmul"),
+    dot4::<false>("grouped_matmul_i8_64x64_webgpu_any_dot4", "grouped_matmul"),
     any("grouped_matmul_any_64x64_webgpu_any", "grouped_matmul"),
 ];

@@ -12,36 +12,44 @@ fn quad_of(unit: u32, q: u32) -> u32 {
     return (unit >> 2u) * 8u + (unit & 3u) + q * 4u;
 }
 
-// Twice the numbers of four codes of e2m1.
-fn e2m1_quad(codes: u32) -> vec4<f32> {
-    let c = unpack4xU8(codes);
-    let magnitude = (vec4<u32>(0xc8643210u) >> ((c & vec4<u32>(7u)) * 4u)) & vec4<u32>(15u);
-    let value = vec4<f32>(magnitude);
-    return select(value, -value, c >= vec4<u32>(8u));
+// Bytes below 16, less 8.
+fn less_8(codes: u32) -> u32 {
+    return ((codes | 0x80808080u) - 0x08080808u) ^ 0x80808080u;
 }
 
-fn load_weights(side: u32, at: u32, unit: u32) -> Weights {
+// Twice the numbers of four codes of e2m1, as signed bytes.
+fn twice_e2m1(codes: u32) -> u32 {
+    let low = codes & 0x01010101u;
+    let middle = (codes >> 1u) & 0x01010101u;
+    let high = (codes >> 2u) & 0x01010101u;
+    // 0, 1, 2, 3, 4, 6, 8, 12: what 5, 6 and 7 have more than their codes
+    let both = high & middle;
+    let value = (codes & 0x07070707u) + (high & low) + ((both + (both & low)) << 1u);
+    // there is no byte for the negative zero
+    let sign = (codes >> 3u) & ((value + 0x7f7f7f7fu) >> 7u) & 0x01010101u;
+    return (value ^ (sign * 255u)) + sign;
+}
+
+fn load_codes(side: u32, at: u32, unit: u32) -> Codes {
     let block = at + (unit >> 2u) * BLOCK_BYTES;
     let j = unit & 3u;
-    var w: Weights;
+    var c: Codes;
     if FORMAT == Q8_0 {
         let codes = block + 2u + j * 8u;
         let middle = weight_words(side, (codes + 4u) >> 2u);
-        let first = straddle(weight_words(side, codes >> 2u), middle, codes);
-        let second = straddle(middle, weight_words(side, (codes + 7u) >> 2u), codes);
-        let scale = half_at(side, block);
-        w.quads[0] = vec4<f32>(unpack4xI8(first)) * scale;
-        w.quads[1] = vec4<f32>(unpack4xI8(second)) * scale;
+        c.codes[0] = straddle(weight_words(side, codes >> 2u), middle, codes);
+        c.codes[1] = straddle(middle, weight_words(side, (codes + 7u) >> 2u), codes);
+        c.factors[0] = half_at(side, block);
     } else if FORMAT == Q4_0 {
         let codes = word_at(side, block + 2u + j * 4u);
-        let scale = half_at(side, block);
-        w.quads[0] = (vec4<f32>(unpack4xU8(codes & 0x0f0f0f0fu)) - 8.0) * scale;
-        w.quads[1] = (vec4<f32>(unpack4xU8((codes >> 4u) & 0x0f0f0f0fu)) - 8.0) * scale;
+        c.codes[0] = less_8(codes & 0x0f0f0f0fu);
+        c.codes[1] = less_8((codes >> 4u) & 0x0f0f0f0fu);
+        c.factors[0] = half_at(side, block);
     } else {
         let codes = word_at(side, block + 1u + j * 4u);
-        let scale = e8m0_to_f32(byte_at(side, block));
-        w.quads[0] = e2m1_quad(codes & 0x0f0f0f0fu) * 0.5 * scale;
-        w.quads[1] = e2m1_quad((codes >> 4u) & 0x0f0f0f0fu) * 0.5 * scale;
+        c.codes[0] = twice_e2m1(codes & 0x0f0f0f0fu);
+        c.codes[1] = twice_e2m1((codes >> 4u) & 0x0f0f0f0fu);
+        c.factors[0] = e8m0_to_f32(byte_at(side, block));
     }
-    return w;
+    return c;
 }

@@ -33,8 +33,9 @@ struct Params {
     positions: u32,
     a_rows: u32,
     a_divisor: u32,
-    unused_a: u32,
-    unused_b: u32,
+    // Where B begins in its first word, in bytes.
+    b_first: u32,
+    unused: u32,
 }
 
 const NONE = 0xffffffffu;
@@ -129,7 +130,7 @@ fn gemv(group: vec3<u32>, groups: vec3<u32>, lane: u32) {
     var b_at: array<u32, WEIGHT_ROWS>;
     for (var r = 0u; r < ROWS; r++) {
         let col = min(col0 + r, params.n - 1u);
-        b_at[r] = weight_base(0u) * WORD_BYTES + matrix * params.b_batch + col * params.b_col;
+        b_at[r] = weight_base(0u) * WORD_BYTES + params.b_first + matrix * params.b_batch + col * params.b_col;
         if GATED {
             b_at[ROWS + r] = weight_base(1u) * WORD_BYTES + col * params.up_col;
         }

@@ -12,17 +12,21 @@ fn group_of(head: vec4<u32>, g: u32) -> vec2<f32> {
     return vec2<f32>(f16_to_f32(head.x & 65535u), f16_to_f32(head.x >> 16u)) * vec2<f32>(scale);
 }
 
-fn load_weights(side: u32, at: u32, unit: u32) -> Weights {
+fn load_codes(side: u32, at: u32, unit: u32) -> Codes {
     let block = at + (unit >> 3u) * 9u;
     let j = unit & 7u;
     let head = weight_words(side, block);
-    var codes = weight_words(side, block + 1u + j);
+    var words = weight_words(side, block + 1u + j);
     let low = group_of(head, j & 6u);
     let high = group_of(head, j | 1u);
-    var w: Weights;
+    var c: Codes;
     for (var q = 0u; q < 4u; q++) {
-        w.quads[q] = vec4<f32>(unpack4xU8(codes[q] & 0x0f0f0f0fu)) * low.x - low.y;
-        w.quads[q + 4u] = vec4<f32>(unpack4xU8((codes[q] >> 4u) & 0x0f0f0f0fu)) * high.x - high.y;
+        c.codes[q] = words[q] & 0x0f0f0f0fu;
+        c.codes[q + 4u] = (words[q] >> 4u) & 0x0f0f0f0fu;
     }
-    return w;
+    c.factors[0] = low.x;
+    c.factors[1] = high.x;
+    c.minima[0] = low.y;
+    c.minima[1] = high.y;
+    return c;
 }

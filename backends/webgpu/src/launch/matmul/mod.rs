@@ -5,11 +5,17 @@
 //! | [`form`] | what the three ops have in common: operands, epilogue |
 //! | [`window`] | products of operands that no binding holds |
 //! | [`any`] | rows that run everything the ops allow |
+//! | [`tiles`] | tiles of C, whatever is multiplied |
+//! | [`dot4`] | products of signed bytes in tiles |
 //! | [`gemv`] | few rows of A with weights that stream from memory |
 
 pub(crate) mod any;
+pub(crate) mod dot4;
 pub(crate) mod form;
 pub(crate) mod gemv;
+#[cfg(test)]
+mod tests;
+pub(crate) mod tiles;
 pub(crate) mod window;
 
 use super::rows::caps;

@@ -71,16 +71,6 @@ fn choose(builder: &mut Builder<'_>, op: &Route, source: &'static Source, width:
     ])
     .uint("WIDTH", width);
     let headers: &[&Source] = &[&wgsl::ELEMENT, &wgsl::LAYOUT, &wgsl::MATH, &wgsl::REDUCE, &wgsl::ORDER];
-    builder.step(
-        (&wgsl::ROUTE_EXPERTS, headers, "choose"),
-        (&choose, Checks::None),
-        Dims::line(op.tokens as u64, 1)?,
-        &params,
-        [0, 1, 2].map(Place::Operand).to_vec(),
-    )?;
-    let sort = Variant::of(vec![
-        // read, but beside what else the op writes
-        Binding::set("chosen", DType::I32),
     let dims = Dims::line(op.tokens as u64, 256 / width as u64)?;
     let places = [0, 1, 2].map(Place::Operand).to_vec();
     builder.step((source, headers, "choose"), (&variant, Checks::None), dims, &params(op), places)
@@ -89,7 +79,8 @@ fn choose(builder: &mut Builder<'_>, op: &Route, source: &'static Source, width:
 /// The pairs of each expert, by so many workgroups.
 fn sort(builder: &mut Builder<'_>, op: &Route, source: &'static Source, groups: usize) -> Result<()> {
     let variant = Variant::of(vec![
-        Binding::get("chosen", DType::I32),
+        // read, but beside what else the op writes
+        Binding::set("chosen", DType::I32),
         // `offsets` are those of operands
         Binding::set("offsets_of", DType::I32),
         Binding::set("order", DType::I32),

@@ -19,6 +19,8 @@ sources! {
     DIVISION = "wgsl/common/division.wgsl";
     /// What the kernels of attention share.
     ATTENTION_SLOTS = "wgsl/attention/slots.wgsl";
+    /// What fast kernels of attention share.
+    ATTENTION_SOFTMAX = "wgsl/attention/softmax.wgsl";
 }
 
 sources! {
@@ -30,6 +32,8 @@ sources! {
     ADVANCE_SLOTS = "wgsl/advance/slots.wgsl";
     /// Attention of every form.
     ATTENTION_ROWS = "wgsl/attention/rows.wgsl";
+    /// Attention on CPUs.
+    ATTENTION_LANES = "wgsl/attention/lanes.wgsl";
     /// Appending to KV caches.
     KV_APPEND_ROWS = "wgsl/kv_append/rows.wgsl";
     /// Rotary positions.

@@ -11,6 +11,8 @@
 //! | `fn x_set(i: u32, value: f32)` | rounds to nearest even and stores; beside it nothing changes, whoever writes there |
 //! | `fn x_set_int(i: u32, value: i32)` | the same of an integer type |
 //! | `fn x_put_byte(at: u32, bits: u32)` | stores a byte, counted from the operand's first: of block formats, to no effect elsewhere |
+//! | `fn x_quad(i: u32) -> vec4<f32>` | elements `4 i` to `4 i + 3`, widened; of operands that are touched by quads in one access |
+//! | `fn x_quad_set(i: u32, value: vec4<f32>)` | stores them |
 //! | `const x_present: bool` | whether the op has it |
 //! | `x_words`, `x_at()` | an operand of words: the array, and the index of its first element there |
 
@@ -27,6 +29,11 @@ pub(crate) enum Touch {
     Get,
     /// By element, written, and read where the kernel wants to.
     Set,
+    /// By four elements of a float type, read. The operand begins at a multiple of what four take.
+    Quads,
+    /// By four elements of a float type, written too. The operand begins at a multiple of what four take, and nothing else lies between
+    /// its elements.
+    QuadsMut,
     /// An array of this WGSL type, read. The operand begins at a multiple of 16 bytes.
     Words(&'static str),
     /// An array of this WGSL type, written too. The operand begins at a multiple of 16 bytes.
@@ -55,6 +62,16 @@ impl Binding {
         Binding { name, dtype, touch: Touch::Set }
     }
 
+    /// An operand that is read by four elements: in one access where `whole` says that it lies so.
+    pub(crate) const fn quads(name: &'static str, dtype: DType, whole: bool) -> Self {
+        Binding { name, dtype, touch: if whole { Touch::Quads } else { Touch::Get } }
+    }
+
+    /// The same of an operand that is written.
+    pub(crate) const fn quads_mut(name: &'static str, dtype: DType, whole: bool) -> Self {
+        Binding { name, dtype, touch: if whole { Touch::QuadsMut } else { Touch::Set } }
+    }
+
     /// An operand that is read as an array of a WGSL type.
     pub(crate) const fn words(name: &'static str, ty: &'static str) -> Self {
         Binding { name, dtype: DType::U32, touch: Touch::Words(ty) }
@@ -75,7 +92,7 @@ impl Binding {
     }
 
     pub(crate) fn is_written(&self) -> bool {
-        matches!(self.touch, Touch::Set | Touch::WordsMut(_))
+        matches!(self.touch, Touch::Set | Touch::QuadsMut | Touch::WordsMut(_))
     }
 }
 
@@ -175,7 +192,10 @@ fn declare(text: &mut String, binding: &Binding, index: u32) {
             line(format!("fn {name}_set(i: u32, value: f32) {{}}"));
             line(format!("fn {name}_set_int(i: u32, value: i32) {{}}"));
             line(format!("fn {name}_put_byte(at: u32, bits: u32) {{}}"));
+            line(format!("fn {name}_quad(i: u32) -> vec4<f32> {{ return vec4<f32>(0.0); }}"));
+            line(format!("fn {name}_quad_set(i: u32, value: vec4<f32>) {{}}"));
         }
+        Touch::Quads | Touch::QuadsMut => quads(text, binding, index, &at),
         Touch::Words(ty) | Touch::WordsMut(ty) => {
             let access = if binding.is_written() { "read_write" } else { "read" };
             line(format!("@group(0) @binding({index}) var<storage, {access}> {name}_words: array<{ty}>;"));
@@ -185,6 +205,7 @@ fn declare(text: &mut String, binding: &Binding, index: u32) {
             line(format!("@group(0) @binding({index}) var<storage, read> {name}_words: array<u32>;"));
             line(format!("fn {name}_word(i: u32) -> u32 {{ return {name}_words[i]; }}"));
             getters(text, binding, &at);
+            quad_getter(text, name);
         }
         Touch::Set => {
             // words that several invocations write parts of
@@ -198,7 +219,17 @@ fn declare(text: &mut String, binding: &Binding, index: u32) {
                 false => format!("fn {name}_word(i: u32) -> u32 {{ return {name}_words[i]; }}"),
             });
             getters(text, binding, &at);
+            quad_getter(text, name);
             setters(text, binding, &at);
+            let _ = writeln!(
+                text,
+                "fn {name}_quad_set(i: u32, value: vec4<f32>) {{
+    {name}_set(4u * i, value.x);
+    {name}_set(4u * i + 1u, value.y);
+    {name}_set(4u * i + 2u, value.z);
+    {name}_set(4u * i + 3u, value.w);
+}}"
+            );
         }
     }
 }
@@ -210,6 +241,41 @@ fn size_of(ty: &str) -> u32 {
     {
         Some((count, scalar)) => count.parse().unwrap_or(4) * of(scalar),
         None => of(ty.strip_prefix("atomic<").and_then(|rest| rest.strip_suffix('>')).unwrap_or(ty)),
+    }
+}
+
+/// Four elements as single ones.
+fn quad_getter(text: &mut String, name: &str) {
+    let element = |i: u32| format!("{name}_get(4u * i + {i}u)");
+    let list = [0, 1, 2, 3].map(element).join(", ");
+    let _ = writeln!(text, "fn {name}_quad(i: u32) -> vec4<f32> {{ return vec4<f32>({list}); }}");
+}
+
+/// The binding of an operand that is touched by four elements, and its functions.
+fn quads(text: &mut String, binding: &Binding, index: u32, at: &str) {
+    let name = binding.name;
+    let access = if binding.is_written() { "read_write" } else { "read" };
+    let (ty, get, set) = match binding.dtype {
+        DType::F32 => ("vec4<f32>", "words", "value"),
+        DType::F16 => ("vec2<u32>", "f16_to_quad(words)", "quad_to_f16(value)"),
+        DType::BF16 => ("vec2<u32>", "bf16_to_quad(words)", "quad_to_bf16(value)"),
+        // the floats are four: this is f8e4m3
+        _ => ("u32", "e4m3_to_quad(words)", "quad_to_e4m3(value)"),
+    };
+    let bytes = size_of(ty);
+    let _ = writeln!(
+        text,
+        "@group(0) @binding({index}) var<storage, {access}> {name}_words: array<{ty}>;
+fn {name}_quad(i: u32) -> vec4<f32> {{
+    let words = {name}_words[{at} / {bytes}u + i];
+    return {get};
+}}"
+    );
+    if binding.is_written() {
+        let _ = writeln!(
+            text,
+            "fn {name}_quad_set(i: u32, value: vec4<f32>) {{ {name}_words[{at} / {bytes}u + i] = {set}; }}"
+        );
     }
 }
 

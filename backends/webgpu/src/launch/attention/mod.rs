@@ -5,6 +5,7 @@
 //! | [`generic`] | the row for everything, by online softmax |
 
 pub(crate) mod generic;
+pub(crate) mod lanes;
 
 use super::kv::slot_places;
 use super::rows::{KvParam, RowsParam};
@@ -12,7 +13,7 @@ use super::{Place, other_op};
 use crate::shader::Binding;
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Attention, Op};
-use perjoule_kernels::{DType, Reason, Request, Result};
+use perjoule_kernels::{Alignment, Candidate, DType, Reason, Request, Result};
 
 /// The kernels' `Attention`.
 #[repr(C)]
@@ -96,5 +97,58 @@ fn places(op: &Attention) -> Vec<Place> {
         next += 1;
     }
     list.push(Place::Operand(next));
+    list
+}
+
+/// Where `out` stands among the operands.
+fn out_of(op: &Attention) -> usize {
+    4 + [op.ragged, op.kv.paging.is_some(), op.sinks].iter().filter(|present| **present).count()
+}
+
+/// Whether vectors begin at multiples of four elements within the operands of queries, of keys and values, and of results.
+fn fours(op: &Attention) -> [bool; 3] {
+    let all = |strides: &[usize]| op.q.len.is_multiple_of(4) && strides.iter().all(|s| s.is_multiple_of(4));
+    let kv = op.kv;
+    [
+        all(&[op.q.outer_stride, op.q.inner_stride]),
+        all(&[kv.batch_stride, kv.head_stride, kv.token_stride]),
+        all(&[op.out.outer_stride, op.out.inner_stride]),
+    ]
+}
+
+/// Bytes to whose multiple an operand lies that is accessed four elements at a time, 16 bytes being asked for where fewer would do.
+const WHOLE: u32 = 16;
+
+/// Which operands (queries, keys, values, results) can be accessed four elements at a time, by what the caller knows of where they lie.
+fn whole(op: &Attention, alignment: Alignment) -> [bool; 4] {
+    let known = |operand: usize| alignment.of(operand) >= WHOLE;
+    // what is empty has no place for four elements
+    let kv = !op.kv_dtype.is_block() && op.kv.extent(op.batch).is_some_and(|extent| extent > 0);
+    [known(0), known(1) && kv, known(2) && kv, known(out_of(op))].map(|whole| whole && !is_empty(op))
+}
+
+/// Bytes to whose multiple kernels need an operand that use what [`whole`] says.
+fn align(candidate: &Candidate<'_>, operand: usize) -> u32 {
+    let Op::Attention(op) = candidate.op else { return 1 };
+    let [q, k, v, out] = whole(op, candidate.alignment);
+    let there = match operand {
+        0 => q,
+        1 => k,
+        2 => v,
+        _ => out && operand == out_of(op),
+    };
+    if there { WHOLE } else { 1 }
+}
+
+/// The operands as kernels bind them that access four elements at a time where they can: q, k, v, slots, sinks, out.
+fn quad_bindings(op: &Attention, alignment: Alignment) -> Vec<Binding> {
+    let [q, k, v, out] = whole(op, alignment);
+    let mut list = vec![
+        Binding::quads("q", op.q_dtype, q),
+        Binding::quads("k", op.kv_dtype, k),
+        Binding::quads("v", op.kv_dtype, v),
+    ];
+    list.extend(slot_bindings(op));
+    list.push(Binding::quads_mut("out", op.out_dtype, out));
     list
 }

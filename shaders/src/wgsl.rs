@@ -34,6 +34,8 @@ sources! {
     ATTENTION_ROWS = "wgsl/attention/rows.wgsl";
     /// Attention on CPUs.
     ATTENTION_LANES = "wgsl/attention/lanes.wgsl";
+    /// Attention of many queries.
+    ATTENTION_TILES = "wgsl/attention/tiles.wgsl";
     /// Appending to KV caches.
     KV_APPEND_ROWS = "wgsl/kv_append/rows.wgsl";
     /// Rotary positions.

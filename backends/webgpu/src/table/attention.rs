@@ -1,6 +1,6 @@
 //! Rows of attention, and of the ops around KV caches: of each op the fast ones first, and last one that runs everything the op allows.
 
-use crate::launch::attention::{generic, lanes};
+use crate::launch::attention::{generic, lanes, tiles};
 use crate::launch::rows::{refuse, refuse_bytes, stream_cost};
 use crate::launch::{kv, qk, rope};
 use perjoule_kernels::op::Op;
@@ -27,6 +27,7 @@ fn appended(candidate: &Candidate<'_>) -> Numerics {
 #[rustfmt::skip]
 pub(super) static ROWS: &[Kernel] = &[
     lanes::ROW,
+    tiles::ROW,
     generic::ROW,
     Kernel::new("kv_append_any_1_webgpu_any", "kv_append", any, kv::prepare_append).with_reject(refuse).with_numerics(appended),
     Kernel::new("advance_i32_1_webgpu_any", "advance", any, kv::prepare_advance).with_reject(refuse).with_numerics(EXACT),

@@ -1,34 +1,25 @@
 //! Attention on adapters that compute on the CPU: `shaders/wgsl/attention/lanes.wgsl`.
 
 use super::{
-    AttentionParam, WHOLE, align, fours, is_empty, longest, op_of, out_of, places, quad_bindings,
-    refuse_sizes,
+    AttentionParam, HEADERS, LONGEST_HEAD, WHOLE, align, is_empty, longest, op_of, out_of, places,
+    quad_bindings, refuse_fours,
 };
-use crate::launch::rows::{caps, refuse};
+use crate::launch::rows::caps;
 use crate::launch::{Builder, Dims};
 use crate::pipeline::Checks;
 use crate::shader::Variant;
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Attention, Op};
 use perjoule_kernels::{Candidate, Config, DType, Kernel, Launch, Numerics, Reason, Request, Result};
-use perjoule_shaders::{Source, wgsl};
+use perjoule_shaders::wgsl;
 
 static CONFIGS: &[Config] = &[Config::tile("32x8", &[32, LANES, 64])];
-
-const HEADERS: &[&Source] = &[
-    &wgsl::ELEMENT,
-    &wgsl::LAYOUT,
-    &wgsl::MATH,
-    &wgsl::SLOTS,
-    &wgsl::ATTENTION_SLOTS,
-    &wgsl::ATTENTION_SOFTMAX,
-];
 
 /// Invocations of a workgroup, which is one vector of the CPU.
 const LANES: usize = 8;
 
 /// Elements of queries, and of results, that an invocation holds: more make no faster code, which takes longer to compile.
-const HELD: usize = 256;
+const HELD: usize = LONGEST_HEAD;
 
 /// Most iterations of a loop that drivers unroll.
 const UNROLLED: usize = 32;
@@ -49,12 +40,6 @@ fn reject(candidate: &Candidate<'_>) -> Option<Reason> {
     if !is_vector {
         return Some(Reason::lacking("needs an adapter that computes on the CPU, in vectors of 8"));
     }
-    if !op.q.len.is_multiple_of(4) || op.q.len > HELD || cut(op.q.len).is_none() {
-        return Some(Reason::new("runs heads of up to 256 elements, in fours"));
-    }
-    if fours(op).contains(&false) {
-        return Some(Reason::new("needs strides that are multiples of four elements"));
-    }
     // conversions of other types are long, and there are hundreds of them
     let types = [op.q_dtype, op.kv_dtype, op.out_dtype];
     if types.iter().any(|dtype| ![DType::F32, DType::F16, DType::BF16].contains(dtype)) {
@@ -64,7 +49,7 @@ fn reject(candidate: &Candidate<'_>) -> Option<Reason> {
     if op.out_dtype != DType::F32 && candidate.alignment.of(out_of(op)) < WHOLE {
         return Some(Reason::new("needs results at a multiple of 16 bytes"));
     }
-    refuse_sizes(op).or_else(|| refuse(candidate))
+    refuse_fours(candidate, op)
 }
 
 fn cost(Candidate { op, .. }: &Candidate<'_>) -> f32 {
@@ -72,10 +57,11 @@ fn cost(Candidate { op, .. }: &Candidate<'_>) -> f32 {
 }
 
 /// Two loops over the fours of a head.
-fn cut(head_dim: usize) -> Option<(usize, usize)> {
+fn cut(head_dim: usize) -> (usize, usize) {
     let quads = head_dim / 4;
-    let outer = (1..=quads).find(|outer| quads.is_multiple_of(*outer) && quads / outer <= UNROLLED)?;
-    (outer <= UNROLLED).then_some((outer, quads / outer))
+    // there is one: a four at a time
+    let inner = (1..=UNROLLED.min(quads)).rev().find(|inner| quads.is_multiple_of(*inner)).unwrap_or(1);
+    (quads / inner, inner)
 }
 
 /// Rows of an invocation: a power of two, no more than there are.
@@ -101,7 +87,7 @@ fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let mut builder = Builder::new(request, "attention_lanes_webgpu")?;
     let all = longest(op) * (op.q.inner / op.kv.kv_heads);
     let rows = rows(op, all);
-    let (outer, inner) = cut(op.q.len).unwrap_or((1, 1));
+    let (outer, inner) = cut(op.q.len);
     let variant = Variant::of(quad_bindings(op, request.alignment))
         .uint("OUTER", outer)
         .uint("INNER", inner)

@@ -3,17 +3,34 @@
 //! | file | holds |
 //! |---|---|
 //! | [`generic`] | the row for everything, by online softmax |
+//! | [`tiles`], [`splits`] | rows for many and for few queries, through workgroup memory |
+//! | [`lanes`] | the row for adapters that compute on the CPU |
 
 pub(crate) mod generic;
 pub(crate) mod lanes;
+pub(crate) mod tiles;
 
 use super::kv::slot_places;
-use super::rows::{KvParam, RowsParam};
+use super::rows::{KvParam, RowsParam, refuse};
 use super::{Place, other_op};
 use crate::shader::Binding;
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Attention, Op};
 use perjoule_kernels::{Alignment, Candidate, DType, Reason, Request, Result};
+use perjoule_shaders::{Source, wgsl};
+
+/// What stands before the sources of all rows but the generic one.
+const HEADERS: &[&Source] = &[
+    &wgsl::ELEMENT,
+    &wgsl::LAYOUT,
+    &wgsl::MATH,
+    &wgsl::SLOTS,
+    &wgsl::ATTENTION_SLOTS,
+    &wgsl::ATTENTION_SOFTMAX,
+];
+
+/// Elements of the longest heads that rows other than the generic one run.
+const LONGEST_HEAD: usize = 256;
 
 /// The kernels' `Attention`.
 #[repr(C)]
@@ -151,4 +168,12 @@ fn quad_bindings(op: &Attention, alignment: Alignment) -> Vec<Binding> {
     list.extend(slot_bindings(op));
     list.push(Binding::quads_mut("out", op.out_dtype, out));
     list
+}
+
+/// What kernels do not run that access four elements at a time.
+fn refuse_fours(candidate: &Candidate<'_>, op: &Attention) -> Option<Reason> {
+    if op.q.len > LONGEST_HEAD || fours(op).contains(&false) {
+        return Some(Reason::new("runs heads of up to 256 elements that begin at multiples of four"));
+    }
+    refuse_sizes(op).or_else(|| refuse(candidate))
 }

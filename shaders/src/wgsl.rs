@@ -36,6 +36,10 @@ sources! {
     ATTENTION_LANES = "wgsl/attention/lanes.wgsl";
     /// Attention of many queries.
     ATTENTION_TILES = "wgsl/attention/tiles.wgsl";
+    /// Attention of few queries: parts of the keys, and what becomes of them.
+    ATTENTION_SPLITS = "wgsl/attention/splits.wgsl";
+    /// The second half of it.
+    ATTENTION_COMBINE = "wgsl/attention/combine.wgsl";
     /// Appending to KV caches.
     KV_APPEND_ROWS = "wgsl/kv_append/rows.wgsl";
     /// Rotary positions.

@@ -1,6 +1,6 @@
 //! Rows of attention, and of the ops around KV caches: of each op the fast ones first, and last one that runs everything the op allows.
 
-use crate::launch::attention::{generic, lanes, tiles};
+use crate::launch::attention::{generic, lanes, splits, tiles};
 use crate::launch::rows::{refuse, refuse_bytes, stream_cost};
 use crate::launch::{kv, qk, rope};
 use perjoule_kernels::op::Op;
@@ -27,6 +27,8 @@ fn appended(candidate: &Candidate<'_>) -> Numerics {
 #[rustfmt::skip]
 pub(super) static ROWS: &[Kernel] = &[
     lanes::ROW,
+    splits::row::<true>("attention_any_8x128_webgpu_subgroup_splits"),
+    splits::row::<false>("attention_any_8x128_webgpu_any_splits"),
     tiles::ROW,
     generic::ROW,
     Kernel::new("kv_append_any_1_webgpu_any", "kv_append", any, kv::prepare_append).with_reject(refuse).with_numerics(appended),

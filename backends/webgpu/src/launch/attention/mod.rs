@@ -8,6 +8,7 @@
 
 pub(crate) mod generic;
 pub(crate) mod lanes;
+pub(crate) mod splits;
 pub(crate) mod tiles;
 
 use super::kv::slot_places;

@@ -42,10 +42,16 @@ sources! {
     ATTENTION_COMBINE = "wgsl/attention/combine.wgsl";
     /// Appending to KV caches.
     KV_APPEND_ROWS = "wgsl/kv_append/rows.wgsl";
+    /// The same by four elements.
+    KV_APPEND_QUADS = "wgsl/kv_append/quads.wgsl";
     /// Rotary positions.
     ROPE_PAIRS = "wgsl/rope/pairs.wgsl";
+    /// The same by four elements.
+    ROPE_QUADS = "wgsl/rope/quads.wgsl";
     /// Norm, rotation and append of heads.
     QK_HEADS = "wgsl/qk_norm_rope_append/heads.wgsl";
+    /// The same by four elements.
+    QK_QUADS = "wgsl/qk_norm_rope_append/quads.wgsl";
     /// Copies of bytes.
     COPY_BYTES = "wgsl/copy/bytes.wgsl";
 }

@@ -89,6 +89,8 @@ sources! {
     QUANTISE_FOUR = "wgsl/quantise/four.wgsl";
     /// What sampling kernels share.
     SAMPLE_WEIGHTS = "wgsl/sample/weights.wgsl";
+    /// What fast kernels of attention share.
+    ATTENTION_SOFTMAX = "wgsl/attention/softmax.wgsl";
 }
 
 sources! {
@@ -156,12 +158,26 @@ sources! {
     ADVANCE_SLOTS = "wgsl/advance/slots.wgsl";
     /// Attention of every form.
     ATTENTION_ROWS = "wgsl/attention/rows.wgsl";
+    /// Attention on CPUs.
+    ATTENTION_LANES = "wgsl/attention/lanes.wgsl";
+    /// Attention of many queries.
+    ATTENTION_TILES = "wgsl/attention/tiles.wgsl";
+    /// Attention of few queries: parts of the keys, and what becomes of them.
+    ATTENTION_SPLITS = "wgsl/attention/splits.wgsl";
+    /// The second half of it.
+    ATTENTION_COMBINE = "wgsl/attention/combine.wgsl";
     /// Appending to KV caches.
     KV_APPEND_ROWS = "wgsl/kv_append/rows.wgsl";
+    /// The same by four elements.
+    KV_APPEND_QUADS = "wgsl/kv_append/quads.wgsl";
     /// Rotary positions.
     ROPE_PAIRS = "wgsl/rope/pairs.wgsl";
+    /// The same by four elements.
+    ROPE_QUADS = "wgsl/rope/quads.wgsl";
     /// Norm, rotation and append of heads.
     QK_HEADS = "wgsl/qk_norm_rope_append/heads.wgsl";
+    /// The same by four elements.
+    QK_QUADS = "wgsl/qk_norm_rope_append/quads.wgsl";
     /// Copies of bytes.
     COPY_BYTES = "wgsl/copy/bytes.wgsl";
     /// Matrix products of everything.

@@ -11,6 +11,8 @@
 //! | `fn x_set(i: u32, value: f32)` | rounds to nearest even and stores; beside it nothing changes, whoever writes there |
 //! | `fn x_set_int(i: u32, value: i32)` | the same of an integer type |
 //! | `fn x_put_byte(at: u32, bits: u32)` | stores a byte, counted from the operand's first: of block formats, to no effect elsewhere |
+//! | `fn x_quad(i: u32) -> vec4<f32>` | elements `4 i` to `4 i + 3`, widened; of operands that are touched by quads in one access |
+//! | `fn x_quad_set(i: u32, value: vec4<f32>)` | stores them |
 //! | `const x_present: bool` | whether the op has it |
 //! | `x_words`, `x_at()` | an operand of words: the array, and the index of its first element there |
 //!
@@ -30,6 +32,11 @@ pub(crate) enum Touch {
     Get,
     /// By element, written, and read where the kernel wants to.
     Set,
+    /// By four elements of a float type, read. The operand begins at a multiple of what four take.
+    Quads,
+    /// By four elements of a float type, written too. The operand begins at a multiple of what four take, and nothing else lies between
+    /// its elements.
+    QuadsMut,
     /// An array of this WGSL type, read. The operand begins at a multiple of 16 bytes.
     Words(&'static str),
     /// An array of this WGSL type, written too. The operand begins at a multiple of 16 bytes.
@@ -62,6 +69,16 @@ impl Binding {
     /// An operand that is written by element.
     pub(crate) const fn set(name: &'static str, dtype: DType) -> Self {
         Binding { name, dtype, touch: Touch::Set }
+    }
+
+    /// An operand that is read by four elements: in one access where `whole` says that it lies so.
+    pub(crate) const fn quads(name: &'static str, dtype: DType, whole: bool) -> Self {
+        Binding { name, dtype, touch: if whole { Touch::Quads } else { Touch::Get } }
+    }
+
+    /// The same of an operand that is written.
+    pub(crate) const fn quads_mut(name: &'static str, dtype: DType, whole: bool) -> Self {
+        Binding { name, dtype, touch: if whole { Touch::QuadsMut } else { Touch::Set } }
     }
 
     /// An operand that is read as an array of a WGSL type.
@@ -99,7 +116,7 @@ impl Binding {
     }
 
     pub(crate) fn is_written(&self) -> bool {
-        matches!(self.touch, Touch::Set | Touch::WordsMut(_) | Touch::RunMut)
+        matches!(self.touch, Touch::Set | Touch::QuadsMut | Touch::WordsMut(_) | Touch::RunMut)
     }
 }
 
@@ -199,11 +216,14 @@ fn declare(text: &mut String, binding: &Binding, index: u32) {
             line(format!("fn {name}_set(i: u32, value: f32) {{}}"));
             line(format!("fn {name}_set_int(i: u32, value: i32) {{}}"));
             line(format!("fn {name}_put_byte(at: u32, bits: u32) {{}}"));
+            line(format!("fn {name}_quad(i: u32) -> vec4<f32> {{ return vec4<f32>(0.0); }}"));
+            line(format!("fn {name}_quad_set(i: u32, value: vec4<f32>) {{}}"));
         }
         Touch::AbsentRun => {
             line(format!("fn {name}_get(i: u32) -> vec4<f32> {{ return vec4<f32>(0.0); }}"));
             line(format!("fn {name}_set(i: u32, value: vec4<f32>) {{}}"));
         }
+        Touch::Quads | Touch::QuadsMut => fours(text, binding, index, &at, ("quad", "quad_set", true)),
         Touch::Words(ty) | Touch::WordsMut(ty) => {
             let access = if binding.is_written() { "read_write" } else { "read" };
             line(format!("@group(0) @binding({index}) var<storage, {access}> {name}_words: array<{ty}>;"));
@@ -213,6 +233,7 @@ fn declare(text: &mut String, binding: &Binding, index: u32) {
             line(format!("@group(0) @binding({index}) var<storage, read> {name}_words: array<u32>;"));
             line(format!("fn {name}_word(i: u32) -> u32 {{ return {name}_words[i]; }}"));
             getters(text, binding, &at, &format!("{name}_get"));
+            quad_getter(text, name);
         }
         Touch::Run if binding.dtype.is_block() => {
             line(format!("@group(0) @binding({index}) var<storage, read> {name}_words: array<u32>;"));
@@ -221,13 +242,7 @@ fn declare(text: &mut String, binding: &Binding, index: u32) {
             line(format!("fn {name}_get(i: u32) -> vec4<f32> {{ return vec4<f32>({}); }}", each.join(", ")));
             getters(text, binding, &at, &format!("{name}_one"));
         }
-        Touch::Run | Touch::RunMut => {
-            let access = if binding.is_written() { "read_write" } else { "read" };
-            let bytes = binding.dtype.block_bytes();
-            let word = ["u32", "vec2<u32>", "vec4<u32>"][bytes.ilog2().min(2) as usize];
-            line(format!("@group(0) @binding({index}) var<storage, {access}> {name}_words: array<{word}>;"));
-            runs(text, binding, &format!("{at} / {}u + i / 4u", 4 * bytes));
-        }
+        Touch::Run | Touch::RunMut => fours(text, binding, index, &at, ("get", "set", false)),
         Touch::Set => {
             // words that several invocations write parts of
             let shared = binding.dtype.is_block() || binding.dtype.block_bytes() < 4;
@@ -240,7 +255,17 @@ fn declare(text: &mut String, binding: &Binding, index: u32) {
                 false => format!("fn {name}_word(i: u32) -> u32 {{ return {name}_words[i]; }}"),
             });
             getters(text, binding, &at, &format!("{name}_get"));
+            quad_getter(text, name);
             setters(text, binding, &at);
+            let _ = writeln!(
+                text,
+                "fn {name}_quad_set(i: u32, value: vec4<f32>) {{
+    {name}_set(4u * i, value.x);
+    {name}_set(4u * i + 1u, value.y);
+    {name}_set(4u * i + 2u, value.z);
+    {name}_set(4u * i + 3u, value.w);
+}}"
+            );
         }
     }
 }
@@ -255,28 +280,51 @@ fn size_of(ty: &str) -> u32 {
     }
 }
 
-/// Functions that read and write runs, of which the one with element `i` has index `at` in the array.
-fn runs(text: &mut String, binding: &Binding, at: &str) {
-    let name = binding.name;
-    let (widen, narrow) = match binding.dtype {
-        DType::F32 => ("bitcast<vec4<f32>>", "bitcast<vec4<u32>>"),
-        DType::F16 => ("f16x4_to_f32", "f32_to_f16x4"),
-        DType::BF16 => ("bf16x4_to_f32", "f32_to_bf16x4"),
-        DType::F8E4M3 => ("e4m3x4_to_f32", "f32_to_e4m3x4"),
-        DType::I8 => ("i8x4_to_f32", "f32_to_i8x4"),
+/// The word that holds four elements of a type, and the functions of `common/element.wgsl` that widen and narrow one.
+fn four(dtype: DType) -> (&'static str, &'static str, &'static str) {
+    match dtype {
+        DType::F32 => ("vec4<u32>", "bitcast<vec4<f32>>", "bitcast<vec4<u32>>"),
+        DType::F16 => ("vec2<u32>", "f16x4_to_f32", "f32_to_f16x4"),
+        DType::BF16 => ("vec2<u32>", "bf16x4_to_f32", "f32_to_bf16x4"),
+        DType::F8E4M3 => ("u32", "e4m3x4_to_f32", "f32_to_e4m3x4"),
+        DType::I8 => ("u32", "i8x4_to_f32", "f32_to_i8x4"),
         // rows refuse what f32 does not hold; block formats are written by their bytes
-        _ => ("vec4<f32>", "vec4<u32>"),
-    };
-    let _ = writeln!(text, "fn {name}_get(i: u32) -> vec4<f32> {{ return {widen}({name}_words[{at}]); }}");
-    if binding.is_written() {
-        let _ = writeln!(
-            text,
-            "fn {name}_set(i: u32, value: vec4<f32>) {{ {name}_words[{at}] = {narrow}(value); }}"
-        );
+        _ => ("vec4<u32>", "vec4<f32>", "vec4<u32>"),
     }
 }
 
-/// Functions that read elements, one as `f32` under the name `get`.
+/// The binding of an operand that is touched by four elements, and functions `get` and `set`, which are given an element's index or, `by_quad`,
+/// that of the four.
+fn fours(
+    text: &mut String,
+    binding: &Binding,
+    index: u32,
+    at: &str,
+    (get, set, by_quad): (&str, &str, bool),
+) {
+    let name = binding.name;
+    let access = if binding.is_written() { "read_write" } else { "read" };
+    let (ty, widen, narrow) = four(binding.dtype);
+    let i = if by_quad { "i" } else { "i / 4u" };
+    let word = format!("{name}_words[{at} / {}u + {i}]", size_of(ty));
+    let _ = writeln!(
+        text,
+        "@group(0) @binding({index}) var<storage, {access}> {name}_words: array<{ty}>;
+fn {name}_{get}(i: u32) -> vec4<f32> {{ return {widen}({word}); }}"
+    );
+    if binding.is_written() {
+        let _ = writeln!(text, "fn {name}_{set}(i: u32, value: vec4<f32>) {{ {word} = {narrow}(value); }}");
+    }
+}
+
+/// Four elements as single ones.
+fn quad_getter(text: &mut String, name: &str) {
+    let element = |i: u32| format!("{name}_get(4u * i + {i}u)");
+    let list = [0, 1, 2, 3].map(element).join(", ");
+    let _ = writeln!(text, "fn {name}_quad(i: u32) -> vec4<f32> {{ return vec4<f32>({list}); }}");
+}
+
+/// Functions that read elements, one as `f32` under the name `get_name`.
 fn getters(text: &mut String, binding: &Binding, at: &str, get_name: &str) {
     let name = binding.name;
     let get = match binding.dtype {

@@ -122,45 +122,56 @@ fn f32_to_i8(value: f32) -> i32 {
     return clamp(f32_to_i32(value), -128, 127);
 }
 
-// ---- four elements, the first in the lowest bits ----
+// ---- four elements, the first in the lowest bits; without branches ----
 
 fn f16x4_to_f32(words: vec2<u32>) -> vec4<f32> {
-    return vec4<f32>(
-        f16_to_f32(words.x & 65535u), f16_to_f32(words.x >> 16u),
-        f16_to_f32(words.y & 65535u), f16_to_f32(words.y >> 16u),
-    );
+    let bits = vec4<u32>(words.x & 0xffffu, words.x >> 16u, words.y & 0xffffu, words.y >> 16u);
+    let rest = bits & vec4<u32>(0x7fffu);
+    let normal = bitcast<vec4<f32>>((rest << vec4<u32>(13u)) + (112u << 23u));
+    let finite = select(normal, vec4<f32>(rest) * 5.9604644775390625e-8, rest < vec4<u32>(0x400u));
+    let other = bitcast<vec4<f32>>((rest << vec4<u32>(13u)) | vec4<u32>(0x7f800000u));
+    let magnitude = select(finite, other, rest >= vec4<u32>(0x7c00u));
+    return bitcast<vec4<f32>>(bitcast<vec4<u32>>(magnitude) | ((bits & vec4<u32>(0x8000u)) << vec4<u32>(16u)));
 }
 
 fn f32_to_f16x4(value: vec4<f32>) -> vec2<u32> {
-    return vec2<u32>(
-        f32_to_f16(value.x) | (f32_to_f16(value.y) << 16u),
-        f32_to_f16(value.z) | (f32_to_f16(value.w) << 16u),
-    );
+    let bits = bitcast<vec4<u32>>(value);
+    let rest = bits & vec4<u32>(0x7fffffffu);
+    let odd = (rest >> vec4<u32>(13u)) & vec4<u32>(1u);
+    let normal = (rest + 0xfffu + odd - (112u << 23u)) >> vec4<u32>(13u);
+    let small = bitcast<vec4<u32>>(bitcast<vec4<f32>>(min(rest, vec4<u32>(0x38800000u))) + 0.5) - 0x3f000000u;
+    var code = select(normal, small, rest < vec4<u32>(0x38800000u));
+    code = select(code, vec4<u32>(0x7c00u), rest >= vec4<u32>(0x477ff000u));
+    code = select(code, vec4<u32>(0x7e00u), rest > vec4<u32>(0x7f800000u));
+    code |= (bits >> vec4<u32>(16u)) & vec4<u32>(0x8000u);
+    return vec2<u32>(code.x | (code.y << 16u), code.z | (code.w << 16u));
 }
 
 fn bf16x4_to_f32(words: vec2<u32>) -> vec4<f32> {
     return bitcast<vec4<f32>>(
-        vec4<u32>(words.x << 16u, words.x & 0xffff0000u, words.y << 16u, words.y & 0xffff0000u)
+        vec4<u32>(words.x << 16u, words.x & 0xffff0000u, words.y << 16u, words.y & 0xffff0000u),
     );
 }
 
 fn f32_to_bf16x4(value: vec4<f32>) -> vec2<u32> {
-    return vec2<u32>(
-        f32_to_bf16(value.x) | (f32_to_bf16(value.y) << 16u),
-        f32_to_bf16(value.z) | (f32_to_bf16(value.w) << 16u),
-    );
+    let bits = bitcast<vec4<u32>>(value);
+    let rounded = (bits + 0x7fffu + ((bits >> vec4<u32>(16u)) & vec4<u32>(1u))) >> vec4<u32>(16u);
+    let is_number = (bits & vec4<u32>(0x7fffffffu)) <= vec4<u32>(0x7f800000u);
+    let code = select((bits >> vec4<u32>(16u)) | vec4<u32>(0x40u), rounded, is_number);
+    return vec2<u32>(code.x | (code.y << 16u), code.z | (code.w << 16u));
 }
 
 fn e4m3x4_to_f32(word: u32) -> vec4<f32> {
-    return vec4<f32>(
-        e4m3_to_f32(word & 255u), e4m3_to_f32((word >> 8u) & 255u),
-        e4m3_to_f32((word >> 16u) & 255u), e4m3_to_f32(word >> 24u),
-    );
+    let bits = vec4<u32>(word & 255u, (word >> 8u) & 255u, (word >> 16u) & 255u, word >> 24u);
+    let rest = bits & vec4<u32>(0x7fu);
+    let normal = bitcast<vec4<f32>>((rest << vec4<u32>(20u)) + (120u << 23u));
+    let finite = select(normal, vec4<f32>(rest) * 0.001953125, rest < vec4<u32>(8u));
+    let magnitude = select(finite, vec4<f32>(nan()), rest == vec4<u32>(0x7fu));
+    return bitcast<vec4<f32>>(bitcast<vec4<u32>>(magnitude) | ((bits & vec4<u32>(0x80u)) << vec4<u32>(24u)));
 }
 
 fn f32_to_e4m3x4(value: vec4<f32>) -> u32 {
-    return f32_to_e4m3(value.x) | (f32_to_e4m3(value.y) << 8u) | (f32_to_e4m3(value.z) << 16u)
-        | (f32_to_e4m3(value.w) << 24u);
+    return f32_to_e4m3(value.x) | (f32_to_e4m3(value.y) << 8u) | (f32_to_e4m3(value.z) << 16u) | (f32_to_e4m3(value.w) << 24u);
 }
 
 fn i8x4_to_f32(word: u32) -> vec4<f32> {

@@ -61,3 +61,30 @@ fn elements_of(rotation: Rotation, pair: u32) -> vec2<u32> {
         rotation.interleaved != 0u,
     );
 }
+
+// Four pairs, as memory has them: their first and second elements, or two pairs each.
+struct Pairs {
+    a: vec4<f32>,
+    b: vec4<f32>,
+}
+
+// Which fours of a vector the pairs 4 * quad to 4 * quad + 3 are.
+fn quads_of(rotation: Rotation, quad: u32) -> vec2<u32> {
+    return select(
+        vec2<u32>(quad, quad + rotation.pairs / 4u),
+        vec2<u32>(2u * quad, 2u * quad + 1u),
+        rotation.interleaved != 0u,
+    );
+}
+
+fn rotate(rotation: Rotation, pairs: Pairs, sine: vec4<f32>, cosine: vec4<f32>) -> Pairs {
+    let interleaved = rotation.interleaved != 0u;
+    let x = select(pairs.a, vec4<f32>(pairs.a.xz, pairs.b.xz), interleaved);
+    let y = select(pairs.b, vec4<f32>(pairs.a.yw, pairs.b.yw), interleaved);
+    let u = x * cosine - y * sine;
+    let v = x * sine + y * cosine;
+    return Pairs(
+        select(u, vec4<f32>(u.x, v.x, u.y, v.y), interleaved),
+        select(v, vec4<f32>(u.z, v.z, u.w, v.w), interleaved),
+    );
+}

@@ -3,16 +3,35 @@
 //! | file | holds |
 //! |---|---|
 //! | [`generic`] | the row for everything, by online softmax |
+//! | [`tiles`], [`splits`] | rows for many and for few queries, through workgroup memory |
+//! | [`lanes`] | the row for adapters that compute on the CPU |
 
 pub(crate) mod generic;
+pub(crate) mod lanes;
+pub(crate) mod splits;
+pub(crate) mod tiles;
 
 use super::kv::slot_places;
-use super::rows::{KvParam, RowsParam};
+use super::rows::{KvParam, RowsParam, refuse};
 use super::{Place, other_op};
 use crate::shader::Binding;
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Attention, Op};
-use perjoule_kernels::{DType, Reason, Request, Result};
+use perjoule_kernels::{Alignment, Candidate, DType, Reason, Request, Result};
+use perjoule_shaders::{Source, wgsl};
+
+/// What stands before the sources of all rows but the generic one.
+const HEADERS: &[&Source] = &[
+    &wgsl::ELEMENT,
+    &wgsl::LAYOUT,
+    &wgsl::MATH,
+    &wgsl::SLOTS,
+    &wgsl::ATTENTION_SLOTS,
+    &wgsl::ATTENTION_SOFTMAX,
+];
+
+/// Elements of the longest heads that rows other than the generic one run.
+const LONGEST_HEAD: usize = 256;
 
 /// The kernels' `Attention`.
 #[repr(C)]
@@ -97,4 +116,65 @@ fn places(op: &Attention) -> Vec<Place> {
     }
     list.push(Place::Operand(next));
     list
+}
+
+/// Where `out` stands among the operands.
+fn out_of(op: &Attention) -> usize {
+    4 + [op.ragged, op.kv.paging.is_some(), op.sinks].iter().filter(|present| **present).count()
+}
+
+/// Whether vectors begin at multiples of four elements within the operands of queries, of keys and values, and of results.
+fn fours(op: &Attention) -> [bool; 3] {
+    let all = |strides: &[usize]| op.q.len.is_multiple_of(4) && strides.iter().all(|s| s.is_multiple_of(4));
+    let kv = op.kv;
+    [
+        all(&[op.q.outer_stride, op.q.inner_stride]),
+        all(&[kv.batch_stride, kv.head_stride, kv.token_stride]),
+        all(&[op.out.outer_stride, op.out.inner_stride]),
+    ]
+}
+
+/// Bytes to whose multiple an operand lies that is accessed four elements at a time, 16 bytes being asked for where fewer would do.
+const WHOLE: u32 = 16;
+
+/// Which operands (queries, keys, values, results) can be accessed four elements at a time, by what the caller knows of where they lie.
+fn whole(op: &Attention, alignment: Alignment) -> [bool; 4] {
+    let known = |operand: usize| alignment.of(operand) >= WHOLE;
+    // what is empty has no place for four elements
+    let kv = !op.kv_dtype.is_block() && op.kv.extent(op.batch).is_some_and(|extent| extent > 0);
+    [known(0), known(1) && kv, known(2) && kv, known(out_of(op))].map(|whole| whole && !is_empty(op))
+}
+
+/// Bytes to whose multiple kernels need an operand that use what [`whole`] says.
+fn align(candidate: &Candidate<'_>, operand: usize) -> u32 {
+    let Op::Attention(op) = candidate.op else { return 1 };
+    let [q, k, v, out] = whole(op, candidate.alignment);
+    let there = match operand {
+        0 => q,
+        1 => k,
+        2 => v,
+        _ => out && operand == out_of(op),
+    };
+    if there { WHOLE } else { 1 }
+}
+
+/// The operands as kernels bind them that access four elements at a time where they can: q, k, v, slots, sinks, out.
+fn quad_bindings(op: &Attention, alignment: Alignment) -> Vec<Binding> {
+    let [q, k, v, out] = whole(op, alignment);
+    let mut list = vec![
+        Binding::quads("q", op.q_dtype, q),
+        Binding::quads("k", op.kv_dtype, k),
+        Binding::quads("v", op.kv_dtype, v),
+    ];
+    list.extend(slot_bindings(op));
+    list.push(Binding::quads_mut("out", op.out_dtype, out));
+    list
+}
+
+/// What kernels do not run that access four elements at a time.
+fn refuse_fours(candidate: &Candidate<'_>, op: &Attention) -> Option<Reason> {
+    if op.q.len > LONGEST_HEAD || fours(op).contains(&false) {
+        return Some(Reason::new("runs heads of up to 256 elements that begin at multiples of four"));
+    }
+    refuse_sizes(op).or_else(|| refuse(candidate))
 }

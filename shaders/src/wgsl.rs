@@ -13,6 +13,12 @@ sources! {
     MATH = "wgsl/common/math.wgsl";
     /// From a sum of products to an element of C.
     MATMUL_EPILOGUE = "wgsl/matmul/epilogue.wgsl";
+    /// Products on processors: a row of sums.
+    DIRECT_ROW = "wgsl/matmul/direct/row.wgsl";
+    /// Products on processors: rows of A by subgroups.
+    DIRECT_BROADCAST = "wgsl/matmul/direct/broadcast.wgsl";
+    /// Products on processors: rows of A that every lane reads.
+    DIRECT_UNIFORM = "wgsl/matmul/direct/uniform.wgsl";
 }
 
 sources! {
@@ -24,4 +30,8 @@ sources! {
     COPY_BYTES = "wgsl/copy/bytes.wgsl";
     /// Matrix products of everything.
     MATMUL_ANY = "wgsl/matmul/any.wgsl";
+    /// Products on processors: operands in panels.
+    DIRECT_PACK = "wgsl/matmul/direct/pack.wgsl";
+    /// Products on processors: panels multiplied.
+    DIRECT_MULTIPLY = "wgsl/matmul/direct/multiply.wgsl";
 }

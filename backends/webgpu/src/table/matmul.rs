@@ -1,6 +1,6 @@
 //! Rows of matrix products: of each op the fast ones first, and last one that runs everything the op allows.
 
-use crate::launch::matmul::{any, refuse};
+use crate::launch::matmul::{any, direct, refuse};
 use perjoule_kernels::{Candidate, Kernel, Numerics};
 
 /// WGSL leaves subnormal numbers to the implementation.
@@ -14,10 +14,29 @@ const fn any(name: &'static str, op: &'static str) -> Kernel {
         .with_numerics(F32)
 }
 
+/// Panels on processors, with subgroups and without.
+const fn direct_subgroup(name: &'static str, op: &'static str) -> Kernel {
+    Kernel::new(name, op, direct::cost_subgroup, direct::prepare_subgroup)
+        .with_configs(direct::SUBGROUP)
+        .with_reject(direct::refuse_subgroup)
+        .with_numerics(F32)
+}
+
+const fn direct_any(name: &'static str, op: &'static str) -> Kernel {
+    Kernel::new(name, op, direct::cost, direct::prepare)
+        .with_configs(direct::UNIFORM)
+        .with_reject(direct::refuse)
+        .with_numerics(F32)
+}
+
 /// The dtype in a name is that of B: A and C are any that the row says.
 #[rustfmt::skip]
 pub(super) static ROWS: &[Kernel] = &[
+    direct_subgroup("matmul_any_32x64_webgpu_subgroup_direct", "matmul"),
+    direct_any("matmul_any_32x32_webgpu_any_direct", "matmul"),
     any("matmul_any_64x64_webgpu_any", "matmul"),
+    direct_subgroup("gated_matmul_any_32x64_webgpu_subgroup_direct", "gated_matmul"),
+    direct_any("gated_matmul_any_32x32_webgpu_any_direct", "gated_matmul"),
     any("gated_matmul_any_64x64_webgpu_any", "gated_matmul"),
     any("grouped_matmul_any_64x64_webgpu_any", "grouped_matmul"),
 ];

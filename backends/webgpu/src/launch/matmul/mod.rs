@@ -5,8 +5,10 @@
 //! | [`form`] | what the three ops have in common: operands, epilogue |
 //! | [`window`] | products of operands that no binding holds |
 //! | [`any`] | rows that run everything the ops allow |
+//! | [`direct`] | products on processors, without workgroup memory |
 
 pub(crate) mod any;
+pub(crate) mod direct;
 pub(crate) mod form;
 pub(crate) mod window;
 

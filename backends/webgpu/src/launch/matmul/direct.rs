@@ -1,0 +1,288 @@
+//! Products on adapters that are processors (`shaders/wgsl/matmul/direct/`): both operands are laid out in panels of f32 in scratch, which
+//! then stream through the caches. Types, strides and edges matter to the first kernels only.
+
+use super::form::Form;
+use super::window::{Window, most_bound, windows};
+use super::{HEADERS, STEP};
+use crate::launch::rows::caps;
+use crate::launch::{Builder, Dims, Place, other_op};
+use crate::pipeline::Checks;
+use crate::shader::{Binding, Variant};
+use bytemuck::{Pod, Zeroable};
+use perjoule_kernels::{Candidate, Config, DType, Launch, Reason, Request, Result};
+use perjoule_shaders::{Source, wgsl};
+use std::ops::Range;
+
+/// With subgroups: rows, columns, and of k what a loop goes over at once.
+pub(crate) static SUBGROUP: &[Config] =
+    &[Config::tile("32x64", &[32, 64, 4]), Config::tile("16x64", &[16, 64, 4])];
+/// Without.
+pub(crate) static UNIFORM: &[Config] =
+    &[Config::tile("32x32", &[32, 32, 4]), Config::tile("16x64", &[16, 64, 4])];
+
+/// Most bytes of panels of one operand.
+const MOST: u64 = 64 << 20;
+/// Workgroups of a dimension.
+const GROUPS: usize = 65_535;
+
+/// `Params` of `matmul/direct/pack.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Pack {
+    batch: u32,
+    vector: u32,
+    step: u32,
+    up_vector: u32,
+    up_step: u32,
+    count: u32,
+    k: u32,
+    quads: u32,
+    panel: u32,
+    matrix: u32,
+    unused: [u32; 2],
+}
+
+/// `Params` of `matmul/direct/multiply.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    epilogue: super::form::EpilogueParam,
+    m: u32,
+    n: u32,
+    quads: u32,
+    a_panels: u32,
+    b_panels: u32,
+    row: u32,
+    col: u32,
+    matrix: u32,
+}
+
+/// How a product is split.
+#[derive(Clone, Copy)]
+struct Tile {
+    /// Rows of a panel of A.
+    rows: usize,
+    /// Columns of C that a panel of B stands for, and those that it has: twice as many of a pair.
+    cols: usize,
+    width: usize,
+    quads: usize,
+}
+
+impl Tile {
+    fn of(form: &Form, config: &Config) -> Self {
+        let width = if form.up.is_some() { 64 } else { config.tile[1] };
+        let sides = 1 + usize::from(form.up.is_some());
+        Tile { rows: config.tile[0], cols: width / sides, width, quads: form.k.div_ceil(4) }
+    }
+
+    /// Bytes of a panel of A, and of one of B.
+    fn bytes(&self) -> [u64; 2] {
+        [self.rows, self.width].map(|vectors| (vectors * self.quads * 16) as u64)
+    }
+}
+
+fn reject(candidate: &Candidate<'_>) -> Option<Reason> {
+    let Some(form) = Form::of(candidate.op) else { return Some(Reason::new("the op is no product")) };
+    if let Some(reason) = super::refuse(candidate) {
+        return Some(reason);
+    }
+    if form.grouped.is_some() || form.scales_along_k() || form.a.dtype == DType::I8 {
+        return Some(Reason::new("multiplies floats, without scales along k"));
+    }
+    let most = caps(candidate.info).map_or(0, most_bound);
+    if windows(&form, most).is_none_or(|windows| windows.len() > 1) {
+        return Some(Reason::new("takes operands that a kernel binds whole"));
+    }
+    let tile = Tile::of(&form, candidate.config);
+    if tile.bytes().iter().any(|&bytes| bytes > MOST) || tile.quads.div_ceil(8) > GROUPS {
+        return Some(Reason::new("has no room for panels of such a depth"));
+    }
+    None
+}
+
+/// Why the row that needs subgroups does not run it.
+pub(crate) fn refuse_subgroup(candidate: &Candidate<'_>) -> Option<Reason> {
+    let has =
+        caps(candidate.info).is_some_and(|caps| caps.has(wgpu::Features::SUBGROUP) && caps.subgroup.0 >= 8);
+    (!has).then(|| Reason::lacking("subgroups of 8 or more")).or_else(|| reject(candidate))
+}
+
+/// The same for the other one.
+pub(crate) fn refuse(candidate: &Candidate<'_>) -> Option<Reason> {
+    reject(candidate)
+}
+
+fn seconds(candidate: &Candidate<'_>, rate: f32) -> f32 {
+    let Some(form) = Form::of(candidate.op) else { return f32::INFINITY };
+    let tile = Tile::of(&form, candidate.config);
+    let (rows, cols) = (form.m.div_ceil(tile.rows), form.n.div_ceil(tile.cols));
+    let work = (form.matrices * rows * cols) as f32 * (tile.rows * tile.width) as f32 * form.k as f32;
+    let panels = (form.matrices * (rows * tile.rows + cols * tile.width)) as f32 * form.k as f32;
+    // an invocation is a lane of a processor; a GPU has few of them busy, and none of its memory's rate
+    let slow = if caps(candidate.info).is_some_and(|caps| caps.software) { 1.0 } else { 0.5 };
+    3.0 * STEP + (2.0 * work / rate + panels * 1.5e-9) * slow
+}
+
+/// Seconds.
+pub(crate) fn cost_subgroup(candidate: &Candidate<'_>) -> f32 {
+    seconds(candidate, if candidate.config.tile[0] == 32 { 60e9 } else { 50e9 })
+}
+
+/// Seconds.
+pub(crate) fn cost(candidate: &Candidate<'_>) -> f32 {
+    seconds(candidate, if candidate.config.tile[0] == 32 { 30e9 } else { 25e9 })
+}
+
+pub(crate) fn prepare_subgroup(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    prepare_within(request, &wgsl::DIRECT_BROADCAST, MOST)
+}
+
+pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    prepare_within(request, &wgsl::DIRECT_UNIFORM, MOST)
+}
+
+/// What of a product is multiplied at once: matrices, panels of A, and panels of B.
+#[derive(Clone, Copy)]
+struct Split {
+    matrices: usize,
+    rows: usize,
+    cols: usize,
+}
+
+impl Split {
+    /// So that panels of an operand take no more than `most` bytes, unless one of them does, and a grid has them.
+    fn of(form: &Form, tile: &Tile, most: u64) -> Self {
+        let fit = |bytes: u64| ((most / bytes.max(1)) as usize).clamp(1, GROUPS);
+        let [left, right] = tile.bytes().map(fit);
+        let (rows, cols) = (form.m.div_ceil(tile.rows).min(left), form.n.div_ceil(tile.cols).min(right));
+        let whole = rows * tile.rows >= form.m && cols * tile.cols >= form.n;
+        let matrices = if whole { (left / rows.max(1)).min(right / cols.max(1)).max(1) } else { 1 };
+        Split { matrices: matrices.min(form.matrices), rows, cols }
+    }
+}
+
+fn pieces(total: usize, count: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = count.max(1);
+    (0..total.div_ceil(count)).map(move |i| i * count..((i + 1) * count).min(total))
+}
+
+/// The same with no more than `most` bytes of panels of an operand at a time.
+fn prepare_within(request: &Request<'_>, eight: &'static Source, most: u64) -> Result<Box<dyn Launch>> {
+    let form = Form::of(request.op).ok_or_else(|| other_op(request.op))?;
+    let tile = Tile::of(&form, request.config);
+    let split = Split::of(&form, &tile, most);
+    let mut builder = Builder::new(request, "matmul_direct_webgpu")?;
+    // one that all matrices share is laid out once
+    let distinct = |stride: usize, matrices: usize| if stride == 0 { 1 } else { matrices };
+    let [left, right] = tile.bytes();
+    let left = left * (distinct(form.a.strides.batch, split.matrices) * split.rows) as u64;
+    let right = right * (distinct(form.b.strides.batch, split.matrices) * split.cols) as u64;
+    let scratch = [left, right].map(|bytes| Place::Scratch(builder.scratch(bytes.max(16)), bytes.max(16)));
+    let places = form.places(&Window::whole(&form));
+    let inputs = 2 + usize::from(form.up.is_some());
+    let panel_rows = form.m.div_ceil(tile.rows);
+    let panel_cols = form.n.div_ceil(tile.cols);
+    let mut had = (None, None);
+    for matrices in pieces(form.matrices, split.matrices) {
+        for rows in pieces(panel_rows, split.rows) {
+            let batch = form.a.strides.batch;
+            let key = (if batch == 0 { 0 } else { matrices.start }, rows.start);
+            if had.0 != Some(key) && tile.quads > 0 {
+                let variant = Variant::of(vec![
+                    Binding::get("a", form.a.dtype),
+                    Binding::get("b", DType::F32).when(false),
+                    Binding::get("up", DType::F32).when(false),
+                    Binding::words_mut("panels", "vec4<f32>"),
+                ])
+                .uint("ROWS", tile.rows)
+                .uint("WORDS", tile.width / 4);
+                let params = Pack {
+                    vector: form.a.strides.row as u32,
+                    step: form.a.strides.col as u32,
+                    count: form.m as u32,
+                    panel: rows.start as u32,
+                    ..pack(&form, &tile, batch, matrices.start)
+                };
+                let dims = Dims::grid(
+                    tile.quads.div_ceil(256 / tile.rows),
+                    rows.len(),
+                    distinct(batch, matrices.len()),
+                )?;
+                let source = (&wgsl::DIRECT_PACK, PACK_HEADERS, "rows");
+                let places = vec![places[0].clone(), scratch[0].clone()];
+                builder.step(source, (&variant, Checks::None), dims, &params, places)?;
+            }
+            had.0 = Some(key);
+            for cols in pieces(panel_cols, split.cols) {
+                let batch = form.b.strides.batch;
+                let key = (if batch == 0 { 0 } else { matrices.start }, cols.start);
+                if had.1 != Some(key) && tile.quads > 0 {
+                    let variant = Variant::of(vec![
+                        Binding::get("a", DType::F32).when(false),
+                        Binding::get("b", form.b.dtype),
+                        Binding::get("up", form.b.dtype).when(form.up.is_some()),
+                        Binding::words_mut("panels", "vec4<f32>"),
+                    ])
+                    .uint("ROWS", tile.rows)
+                    .uint("WORDS", tile.width / 4);
+                    let params = Pack {
+                        vector: form.b.strides.col as u32,
+                        step: form.b.strides.row as u32,
+                        up_vector: form.up.map_or(0, |up| up.col as u32),
+                        up_step: form.up.map_or(0, |up| up.row as u32),
+                        count: form.n as u32,
+                        panel: cols.start as u32,
+                        ..pack(&form, &tile, batch, matrices.start)
+                    };
+                    let lines = (tile.quads * 4).div_ceil(256 / (tile.width / 4));
+                    let dims = Dims::grid(lines, cols.len(), distinct(batch, matrices.len()))?;
+                    let source = (&wgsl::DIRECT_PACK, PACK_HEADERS, "columns");
+                    let mut places = places[1..inputs].to_vec();
+                    places.push(scratch[1].clone());
+                    builder.step(source, (&variant, Checks::None), dims, &params, places)?;
+                }
+                had.1 = Some(key);
+                let inputs_of =
+                    vec![Binding::words("left", "vec4<f32>"), Binding::words("right", "vec4<f32>")];
+                let vectors = tile.width / 32;
+                let variant = form
+                    .variant(inputs_of)
+                    .uint("ROWS", tile.rows)
+                    .uint("VECTORS", vectors)
+                    .uint("TILE_VECTORS", tile.rows * vectors)
+                    .uint("TILE_WORDS", tile.rows * vectors * 8);
+                let params = Params {
+                    epilogue: form.epilogue(),
+                    m: form.m as u32,
+                    n: form.n as u32,
+                    quads: tile.quads as u32,
+                    a_panels: if form.a.strides.batch == 0 { 0 } else { rows.len() as u32 },
+                    b_panels: if batch == 0 { 0 } else { cols.len() as u32 },
+                    row: (rows.start * tile.rows) as u32,
+                    col: (cols.start * tile.cols) as u32,
+                    matrix: matrices.start as u32,
+                };
+                let dims = Dims::grid(rows.len(), cols.len(), matrices.len())?;
+                let mut headers: Vec<&'static Source> = HEADERS.to_vec();
+                headers.extend([&wgsl::DIRECT_ROW, eight]);
+                let source = (&wgsl::DIRECT_MULTIPLY, headers.as_slice(), "multiply");
+                let places = scratch.iter().chain(&places[inputs..]).cloned().collect();
+                builder.step(source, (&variant, Checks::None), dims, &params, places)?;
+            }
+        }
+    }
+    Ok(builder.finish())
+}
+
+const PACK_HEADERS: &[&Source] = &[&wgsl::ELEMENT];
+
+/// What both operands' parameters have in common.
+fn pack(form: &Form, tile: &Tile, batch: usize, matrix: usize) -> Pack {
+    Pack {
+        batch: batch as u32,
+        k: form.k as u32,
+        quads: tile.quads as u32,
+        matrix: if batch == 0 { 0 } else { matrix as u32 },
+        ..Pack::zeroed()
+    }
+}

@@ -30,6 +30,10 @@ sources! {
     COPY_BYTES = "wgsl/copy/bytes.wgsl";
     /// Matrix products of everything.
     MATMUL_ANY = "wgsl/matmul/any.wgsl";
+    /// Matrix products of floats by tiles in workgroup memory.
+    MATMUL_TILED = "wgsl/matmul/tiled.wgsl";
+    /// Sums of parts of k.
+    MATMUL_REDUCE = "wgsl/matmul/reduce.wgsl";
     /// Products on processors: operands in panels.
     DIRECT_PACK = "wgsl/matmul/direct/pack.wgsl";
     /// Products on processors: panels multiplied.

@@ -7,6 +7,7 @@
 //! | declared for an operand `x` | |
 //! |---|---|
 //! | `fn x_get(i: u32) -> f32` | element `i` of the operand, widened; 0 where the op has no such operand |
+//! | `fn x_quad(i: u32) -> vec4<f32>` | elements `i` to `i + 3`, of operands that are read; of one that is read in quads `i` is a multiple of 4 |
 //! | `fn x_int(i: u32) -> i32` | the same of an integer type, unconverted (u32 by its bits) |
 //! | `fn x_set(i: u32, value: f32)` | rounds to nearest even and stores; beside it nothing changes, whoever writes there |
 //! | `fn x_set_int(i: u32, value: i32)` | the same of an integer type |
@@ -26,6 +27,8 @@ pub(crate) enum Touch {
     Get,
     /// By element, written, and read where the kernel wants to.
     Set,
+    /// By element, read, and four at a time: an operand of f32, f16 or bf16 that begins at a multiple of 16 bytes.
+    Quads,
     /// An array of this WGSL type, read. The operand begins at a multiple of 16 bytes.
     Words(&'static str),
     /// An array of this WGSL type, written too. The operand begins at a multiple of 16 bytes.
@@ -171,6 +174,7 @@ fn declare(text: &mut String, binding: &Binding, index: u32) {
         Touch::Absent => {
             line(format!("fn {name}_get(i: u32) -> f32 {{ return 0.0; }}"));
             line(format!("fn {name}_int(i: u32) -> i32 {{ return 0; }}"));
+            line(format!("fn {name}_quad(i: u32) -> vec4<f32> {{ return vec4<f32>(); }}"));
             line(format!("fn {name}_set(i: u32, value: f32) {{}}"));
             line(format!("fn {name}_set_int(i: u32, value: i32) {{}}"));
         }
@@ -179,10 +183,35 @@ fn declare(text: &mut String, binding: &Binding, index: u32) {
             line(format!("@group(0) @binding({index}) var<storage, {access}> {name}_words: array<{ty}>;"));
             line(format!("fn {name}_at() -> u32 {{ return {at} / {}u; }}", size_of(ty)));
         }
+        Touch::Quads => {
+            let ty = if binding.dtype == DType::F32 { "vec4<u32>" } else { "vec2<u32>" };
+            let (len, shift) = if binding.dtype == DType::F32 { (4, 2) } else { (2, 1) };
+            line(format!("@group(0) @binding({index}) var<storage, read> {name}_words: array<{ty}>;"));
+            line(format!(
+                "fn {name}_word(i: u32) -> u32 {{ return {name}_words[i >> {shift}u][i & {}u]; }}",
+                len - 1
+            ));
+            getters(text, binding, &at);
+            let word = format!("{name}_words[({at} >> {}u) + (i >> 2u)]", shift + 2);
+            let four = match binding.dtype {
+                DType::F32 => "bitcast<vec4<f32>>(word)".to_string(),
+                DType::F16 => {
+                    let halves = ["word.x & 65535u", "word.x >> 16u", "word.y & 65535u", "word.y >> 16u"];
+                    format!("vec4<f32>({})", halves.map(|half| format!("f16_to_f32({half})")).join(", "))
+                }
+                _ => "bitcast<vec4<f32>>(vec4<u32>(word.x << 16u, word.x & 0xffff0000u, word.y << 16u, word.y & 0xffff0000u))".into(),
+            };
+            let _ = writeln!(
+                text,
+                "fn {name}_quad(i: u32) -> vec4<f32> {{\n    let word = {word};\n    return {four};\n}}"
+            );
+        }
         Touch::Get => {
             line(format!("@group(0) @binding({index}) var<storage, read> {name}_words: array<u32>;"));
             line(format!("fn {name}_word(i: u32) -> u32 {{ return {name}_words[i]; }}"));
             getters(text, binding, &at);
+            let each = ["i", "i + 1u", "i + 2u", "i + 3u"].map(|i| format!("{name}_get({i})")).join(", ");
+            let _ = writeln!(text, "fn {name}_quad(i: u32) -> vec4<f32> {{ return vec4<f32>({each}); }}");
         }
         Touch::Set => {
             // words that several invocations write parts of

@@ -1,7 +1,7 @@
 //! Rows of matrix products: of each op the fast ones first, and last one that runs everything the op allows.
 
-use crate::launch::matmul::{any, direct, refuse};
-use perjoule_kernels::{Candidate, Kernel, Numerics};
+use crate::launch::matmul::{any, direct, refuse, tiled};
+use perjoule_kernels::{Candidate, Config, Kernel, Numerics};
 
 /// WGSL leaves subnormal numbers to the implementation.
 const F32: fn(&Candidate<'_>) -> Numerics = |_| Numerics::F32.flushing_subnormals();
@@ -11,6 +11,15 @@ const fn any(name: &'static str, op: &'static str) -> Kernel {
     Kernel::new(name, op, any::cost, any::prepare)
         .with_configs(any::CONFIGS)
         .with_reject(refuse)
+        .with_numerics(F32)
+}
+
+/// Tiles in workgroup memory.
+const fn tiles(name: &'static str, op: &'static str, configs: &'static [Config]) -> Kernel {
+    Kernel::new(name, op, tiled::cost, tiled::prepare)
+        .with_configs(configs)
+        .with_reject(tiled::refuse)
+        .with_align(tiled::align)
         .with_numerics(F32)
 }
 
@@ -32,9 +41,11 @@ const fn direct_any(name: &'static str, op: &'static str) -> Kernel {
 /// The dtype in a name is that of B: A and C are any that the row says.
 #[rustfmt::skip]
 pub(super) static ROWS: &[Kernel] = &[
+    tiles("matmul_any_64x64_webgpu_any_tiled", "matmul", tiled::CONFIGS),
     direct_subgroup("matmul_any_32x64_webgpu_subgroup_direct", "matmul"),
     direct_any("matmul_any_32x32_webgpu_any_direct", "matmul"),
     any("matmul_any_64x64_webgpu_any", "matmul"),
+    tiles("gated_matmul_any_64x64_webgpu_any_tiled", "gated_matmul", tiled::GATED),
     direct_subgroup("gated_matmul_any_32x64_webgpu_subgroup_direct", "gated_matmul"),
     direct_any("gated_matmul_any_32x32_webgpu_any_direct", "gated_matmul"),
     any("gated_matmul_any_64x64_webgpu_any", "gated_matmul"),

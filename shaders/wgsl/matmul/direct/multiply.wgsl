@@ -2,7 +2,7 @@
 // a vector register there, and what all lanes read alike is a scalar.
 //
 // A workgroup of 8 invocations multiplies a panel of A by a panel of B. An invocation has 4 columns of each of VECTORS groups of 32, for
-// all ROWS rows. Everything is unrolled by hand, so that sums are registers. Workgroups along x share a panel of B, which stays in the cache.
+// all ROWS rows. Everything is unrolled by hand, so that sums are registers. PLAIN: C is f32 and nothing but the sums, in fours. Workgroups along x share a panel of B, which stays in the cache.
 //
 // Behind a file with `eight`, which multiplies a quad of eight rows: matmul/direct/broadcast.wgsl or matmul/direct/uniform.wgsl.
 
@@ -53,17 +53,21 @@ fn multiply(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
         left += ROWS;
         right += VECTORS * 32u;
     }
-    keep_eight(&sums, 0u, lane);
-    if ROWS > 8u {
-        keep_eight(&sums, 8u, lane);
-    }
-    if ROWS > 16u {
-        keep_eight(&sums, 16u, lane);
-        keep_eight(&sums, 24u, lane);
-    }
     let row = params.row + group.x * ROWS;
     let each = select(VECTORS, 1u, GATED);
     let col = params.col + group.y * each * 32u + lane * 4u;
+    let batch = params.matrix + group.z;
+    keep_eight(&sums, 0u, lane, batch, row, col);
+    if ROWS > 8u {
+        keep_eight(&sums, 8u, lane, batch, row, col);
+    }
+    if ROWS > 16u {
+        keep_eight(&sums, 16u, lane, batch, row, col);
+        keep_eight(&sums, 24u, lane, batch, row, col);
+    }
+    if PLAIN {
+        return;
+    }
     let count = min(ROWS, params.m - row);
     for (var r = 0u; r < count; r++) {
         for (var i = 0u; i < 4u * each; i++) {
@@ -73,27 +77,52 @@ fn multiply(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
                 if GATED {
                     store_gated(sum, tile[(r * VECTORS + 1u) * 8u + lane][i], row + r, c);
                 } else {
-                    store(sum, params.matrix + group.z, row + r, c);
+                    store(sum, batch, row + r, c);
                 }
             }
         }
     }
 }
 
-fn keep(sums: ptr<function, array<vec4<f32>, TILE_VECTORS>>, r: u32, lane: u32) {
+// Four neighbours of C, which is nothing but the sums.
+fn put(sum: vec4<f32>, batch: u32, row: u32, col: u32) {
+    if row < params.m && col < params.n {
+        let at = c_at(batch, row, col);
+        c_set(at, sum.x);
+        c_set(at + 1u, sum.y);
+        c_set(at + 2u, sum.z);
+        c_set(at + 3u, sum.w);
+    }
+}
+
+fn keep(sums: ptr<function, array<vec4<f32>, TILE_VECTORS>>, r: u32, lane: u32, batch: u32, row: u32, col: u32) {
+    if PLAIN {
+        put((*sums)[r * VECTORS], batch, row + r, col);
+        if VECTORS == 2u {
+            put((*sums)[r * 2u + 1u], batch, row + r, col + 32u);
+        }
+        return;
+    }
     tile[r * VECTORS * 8u + lane] = (*sums)[r * VECTORS];
     if VECTORS == 2u {
         tile[r * 16u + 8u + lane] = (*sums)[r * 2u + 1u];
     }
 }
 
-fn keep_eight(sums: ptr<function, array<vec4<f32>, TILE_VECTORS>>, r: u32, lane: u32) {
-    keep(sums, r, lane);
-    keep(sums, r + 1u, lane);
-    keep(sums, r + 2u, lane);
-    keep(sums, r + 3u, lane);
-    keep(sums, r + 4u, lane);
-    keep(sums, r + 5u, lane);
-    keep(sums, r + 6u, lane);
-    keep(sums, r + 7u, lane);
+fn keep_eight(
+    sums: ptr<function, array<vec4<f32>, TILE_VECTORS>>,
+    r: u32,
+    lane: u32,
+    batch: u32,
+    row: u32,
+    col: u32,
+) {
+    keep(sums, r, lane, batch, row, col);
+    keep(sums, r + 1u, lane, batch, row, col);
+    keep(sums, r + 2u, lane, batch, row, col);
+    keep(sums, r + 3u, lane, batch, row, col);
+    keep(sums, r + 4u, lane, batch, row, col);
+    keep(sums, r + 5u, lane, batch, row, col);
+    keep(sums, r + 6u, lane, batch, row, col);
+    keep(sums, r + 7u, lane, batch, row, col);
 }

@@ -118,19 +118,19 @@ fn seconds(candidate: &Candidate<'_>, rate: f32) -> f32 {
     let (rows, cols) = (form.m.div_ceil(tile.rows), form.n.div_ceil(tile.cols));
     let work = (form.matrices * rows * cols) as f32 * (tile.rows * tile.width) as f32 * form.k as f32;
     let panels = (form.matrices * (rows * tile.rows + cols * tile.width)) as f32 * form.k as f32;
-    // an invocation is a lane of a processor; a GPU has few of them busy, and none of its memory's rate
-    let slow = if caps(candidate.info).is_some_and(|caps| caps.software) { 1.0 } else { 0.5 };
-    3.0 * STEP + (2.0 * work / rate + panels * 1.5e-9) * slow
+    // an invocation is a lane of a processor, whose rate others' costs overstate; of a GPU few are busy
+    let slow = if super::is_software(candidate) { 1.0 } else { 20.0 };
+    3.0 * STEP + (2.0 * work / rate + panels * 0.05e-9) * slow
 }
 
 /// Seconds.
 pub(crate) fn cost_subgroup(candidate: &Candidate<'_>) -> f32 {
-    seconds(candidate, if candidate.config.tile[0] == 32 { 60e9 } else { 50e9 })
+    seconds(candidate, if candidate.config.tile[0] == 32 { 1.2e12 } else { 1e12 })
 }
 
 /// Seconds.
 pub(crate) fn cost(candidate: &Candidate<'_>) -> f32 {
-    seconds(candidate, if candidate.config.tile[0] == 32 { 30e9 } else { 25e9 })
+    seconds(candidate, if candidate.config.tile[0] == 32 { 0.8e12 } else { 0.6e12 })
 }
 
 pub(crate) fn prepare_subgroup(request: &Request<'_>) -> Result<Box<dyn Launch>> {
@@ -247,6 +247,7 @@ fn prepare_within(request: &Request<'_>, eight: &'static Source, most: u64) -> R
                 let vectors = tile.width / 32;
                 let variant = form
                     .variant(inputs_of)
+                    .flag("PLAIN", form.is_plain() && form.n.is_multiple_of(4))
                     .uint("ROWS", tile.rows)
                     .uint("VECTORS", vectors)
                     .uint("TILE_VECTORS", tile.rows * vectors)

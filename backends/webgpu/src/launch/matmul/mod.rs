@@ -5,11 +5,13 @@
 //! | [`form`] | what the three ops have in common: operands, epilogue |
 //! | [`window`] | products of operands that no binding holds |
 //! | [`any`] | rows that run everything the ops allow |
+//! | [`tiled`] | products of floats on GPUs, by tiles in workgroup memory |
 //! | [`direct`] | products on processors, without workgroup memory |
 
 pub(crate) mod any;
 pub(crate) mod direct;
 pub(crate) mod form;
+pub(crate) mod tiled;
 pub(crate) mod window;
 
 use super::rows::caps;
@@ -46,4 +48,9 @@ fn refuse_count(candidate: &Candidate<'_>, most: usize) -> Option<Reason> {
 
 fn too_large() -> Error {
     Error::Unsupported { what: "an op of this size", why: "no part of its operands fits a binding".into() }
+}
+
+/// Whether the device is a processor.
+fn is_software(candidate: &Candidate<'_>) -> bool {
+    caps(candidate.info).is_some_and(|caps| caps.software)
 }

@@ -32,6 +32,8 @@ sources! {
     MATMUL_ANY = "wgsl/matmul/any.wgsl";
     /// Matrix products of floats by tiles in workgroup memory.
     MATMUL_TILED = "wgsl/matmul/tiled.wgsl";
+    /// Matrix products of f16 by matrices in registers.
+    MATMUL_COOPERATIVE = "wgsl/matmul/cooperative.wgsl";
     /// Sums of parts of k.
     MATMUL_REDUCE = "wgsl/matmul/reduce.wgsl";
     /// Products on processors: operands in panels.

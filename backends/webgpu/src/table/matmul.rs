@@ -1,6 +1,6 @@
 //! Rows of matrix products: of each op the fast ones first, and last one that runs everything the op allows.
 
-use crate::launch::matmul::{any, direct, refuse, tiled};
+use crate::launch::matmul::{any, cooperative, direct, refuse, tiled};
 use perjoule_kernels::{Candidate, Config, Kernel, Numerics};
 
 /// WGSL leaves subnormal numbers to the implementation.
@@ -41,6 +41,11 @@ const fn direct_any(name: &'static str, op: &'static str) -> Kernel {
 /// The dtype in a name is that of B: A and C are any that the row says.
 #[rustfmt::skip]
 pub(super) static ROWS: &[Kernel] = &[
+    Kernel::new("matmul_f16_64x64_webgpu_cooperative", "matmul", cooperative::cost, cooperative::prepare)
+        .with_configs(cooperative::CONFIGS)
+        .with_reject(cooperative::refuse)
+        .with_align(tiled::align)
+        .with_numerics(cooperative::numerics),
     tiles("matmul_any_64x64_webgpu_any_tiled", "matmul", tiled::CONFIGS),
     direct_subgroup("matmul_any_32x64_webgpu_subgroup_direct", "matmul"),
     direct_any("matmul_any_32x32_webgpu_any_direct", "matmul"),

@@ -2,6 +2,7 @@
 //! then stream through the caches. Types, strides and edges matter to the first kernels only.
 
 use super::form::Form;
+use super::tiled::GROUPS;
 use super::window::{Window, most_bound, windows};
 use super::{HEADERS, STEP};
 use crate::launch::rows::caps;
@@ -22,8 +23,6 @@ pub(crate) static UNIFORM: &[Config] =
 
 /// Most bytes of panels of one operand.
 const MOST: u64 = 64 << 20;
-/// Workgroups of a dimension.
-const GROUPS: usize = 65_535;
 
 /// `Params` of `matmul/direct/pack.wgsl`.
 #[repr(C)]

@@ -5,10 +5,12 @@
 //! | [`form`] | what the three ops have in common: operands, epilogue |
 //! | [`window`] | products of operands that no binding holds |
 //! | [`any`] | rows that run everything the ops allow |
+//! | [`cooperative`] | products of f16 by matrices in registers |
 //! | [`tiled`] | products of floats on GPUs, by tiles in workgroup memory |
 //! | [`direct`] | products on processors, without workgroup memory |
 
 pub(crate) mod any;
+pub(crate) mod cooperative;
 pub(crate) mod direct;
 pub(crate) mod form;
 pub(crate) mod tiled;

@@ -37,7 +37,7 @@ pub(crate) static GATED: &[Config] = &[
 /// Most bytes of sums of parts.
 const MOST: u64 = 64 << 20;
 /// Workgroups of a dimension.
-const GROUPS: usize = 65_535;
+pub(super) const GROUPS: usize = 65_535;
 
 /// `Params` of `matmul/tiled.wgsl`.
 #[repr(C)]
@@ -133,12 +133,16 @@ pub(crate) fn refuse(candidate: &Candidate<'_>) -> Option<Reason> {
 }
 
 /// Whether lines of an operand along k are read in fours: vectors `vector` elements apart, elements `step`.
-fn in_quads(t: &Tensor2, vector: usize, step: usize, aligned: bool) -> bool {
+pub(super) fn in_quads(t: &Tensor2, vector: usize, step: usize, aligned: bool) -> bool {
     aligned && step == 1 && vector.is_multiple_of(4) && t.strides.batch.is_multiple_of(4)
 }
 
 /// Which operands are read in fours: A, and B with the up projection.
 fn quads(form: &Form, aligned: impl Fn(usize) -> bool) -> [bool; 2] {
+    // a binding holds one word at least
+    if form.k < 4 {
+        return [false, false];
+    }
     let (a, b) = (form.a.strides, form.b.strides);
     let pair = form.up.is_none_or(|up| up.row == 1 && up.col.is_multiple_of(4) && aligned(up_place()));
     [in_quads(&form.a, a.row, a.col, aligned(0)), pair && in_quads(&form.b, b.col, b.row, aligned(1))]

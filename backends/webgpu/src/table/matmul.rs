@@ -27,6 +27,7 @@ const fn tiles(name: &'static str, op: &'static str, configs: &'static [Config])
 const fn direct_subgroup(name: &'static str, op: &'static str) -> Kernel {
     Kernel::new(name, op, direct::cost_subgroup, direct::prepare_subgroup)
         .with_configs(direct::SUBGROUP)
+        .with_align(tiled::align)
         .with_reject(direct::refuse_subgroup)
         .with_numerics(F32)
 }
@@ -34,6 +35,7 @@ const fn direct_subgroup(name: &'static str, op: &'static str) -> Kernel {
 const fn direct_any(name: &'static str, op: &'static str) -> Kernel {
     Kernel::new(name, op, direct::cost, direct::prepare)
         .with_configs(direct::UNIFORM)
+        .with_align(tiled::align)
         .with_reject(direct::refuse)
         .with_numerics(F32)
 }

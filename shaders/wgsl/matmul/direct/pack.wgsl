@@ -2,6 +2,8 @@
 //
 // A panel of A is ROWS of its rows: [quad of k][row][4 of k]. A panel of B is WORDS * 4 columns: [k][column]; of a pair its first half is the
 // gate's columns, the second the same columns of the up projection. Panels follow each other along a matrix, matrices follow each other.
+// A_QUADS, B_QUADS: lines along k are contiguous and begin at multiples of four elements. B_LINES: so are those along its
+// rows.
 
 struct Params {
     // Strides in elements: from one matrix, row of A or column of B, and element along k to the next.
@@ -21,6 +23,21 @@ struct Params {
     unused_b: u32,
 }
 
+// Four elements along k of a row, from `at` on, of which `count` are there.
+fn left(at: u32, count: u32) -> vec4<f32> {
+    var value = vec4<f32>(a_get(at), 0.0, 0.0, 0.0);
+    if count > 1u {
+        value.y = a_get(at + params.step);
+    }
+    if count > 2u {
+        value.z = a_get(at + 2u * params.step);
+    }
+    if count > 3u {
+        value.w = a_get(at + 3u * params.step);
+    }
+    return value;
+}
+
 @compute @workgroup_size(256)
 fn rows(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -37,15 +54,10 @@ fn rows(
     if row < params.count {
         let k = quad * 4u;
         let at = (params.matrix + group.z) * params.batch + row * params.vector + k * params.step;
-        value.x = a_get(at);
-        if k + 1u < params.k {
-            value.y = a_get(at + params.step);
-        }
-        if k + 2u < params.k {
-            value.z = a_get(at + 2u * params.step);
-        }
-        if k + 3u < params.k {
-            value.w = a_get(at + 3u * params.step);
+        if A_QUADS && k + 3u < params.k {
+            value = a_quad(at);
+        } else {
+            value = left(at, params.k - k);
         }
     }
     panels_words[panels_at() + ((group.z * groups.y + group.y) * params.quads + quad) * ROWS + r] = value;
@@ -79,6 +91,56 @@ fn other(at: u32, step: u32, left: u32) -> vec4<f32> {
     return value;
 }
 
+// Four elements along k of a column, from `at` on, of which `count` are there.
+fn right_quad(at: u32, count: u32) -> vec4<f32> {
+    if B_QUADS && count >= 4u {
+        return b_quad(at);
+    }
+    return right(at, params.step, count);
+}
+
+fn other_quad(at: u32, count: u32) -> vec4<f32> {
+    if B_QUADS && count >= 4u {
+        return up_quad(at);
+    }
+    return other(at, params.up_step, count);
+}
+
+// Where columns are contiguous along k: four by four elements an invocation.
+@compute @workgroup_size(256)
+fn transposed(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    // words of a side
+    let each = select(WORDS, WORDS / 2u, up_present);
+    let word = lane % WORDS;
+    let quad = group.x * (256u / WORDS) + lane / WORDS;
+    let k = quad * 4u;
+    let col = ((params.panel + group.y) * each + word % each) * 4u;
+    if quad >= params.quads {
+        return;
+    }
+    var lines: array<vec4<f32>, 4>;
+    for (var i = 0u; i < 4u; i++) {
+        if col + i < params.count {
+            let matrix = (params.matrix + group.z) * params.batch;
+            if word < each {
+                lines[i] = right_quad(matrix + (col + i) * params.vector + k * params.step, params.k - k);
+            } else {
+                lines[i] = other_quad(matrix + (col + i) * params.up_vector + k * params.up_step, params.k - k);
+            }
+        }
+    }
+    let at = panels_at() + ((group.z * groups.y + group.y) * params.quads + quad) * 4u * WORDS + word;
+    panels_words[at] = vec4<f32>(lines[0].x, lines[1].x, lines[2].x, lines[3].x);
+    panels_words[at + WORDS] = vec4<f32>(lines[0].y, lines[1].y, lines[2].y, lines[3].y);
+    panels_words[at + 2u * WORDS] = vec4<f32>(lines[0].z, lines[1].z, lines[2].z, lines[3].z);
+    panels_words[at + 3u * WORDS] = vec4<f32>(lines[0].w, lines[1].w, lines[2].w, lines[3].w);
+}
+
+// Where they are not.
 @compute @workgroup_size(256)
 fn columns(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -97,9 +159,19 @@ fn columns(
     if col < params.count && k < params.k {
         let matrix = (params.matrix + group.z) * params.batch;
         if word < each {
-            value = right(matrix + col * params.vector + k * params.step, params.vector, params.count - col);
+            let at = matrix + col * params.vector + k * params.step;
+            if B_LINES && col + 3u < params.count {
+                value = b_quad(at);
+            } else {
+                value = right(at, params.vector, params.count - col);
+            }
         } else {
-            value = other(matrix + col * params.up_vector + k * params.up_step, params.up_vector, params.count - col);
+            let at = matrix + col * params.up_vector + k * params.up_step;
+            if B_LINES && col + 3u < params.count {
+                value = up_quad(at);
+            } else {
+                value = other(at, params.up_vector, params.count - col);
+            }
         }
     }
     panels_words[panels_at() + ((group.z * groups.y + group.y) * params.quads * 4u + k) * WORDS + word] = value;

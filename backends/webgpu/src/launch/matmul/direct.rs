@@ -8,7 +8,7 @@ use super::{HEADERS, STEP};
 use crate::launch::rows::caps;
 use crate::launch::{Builder, Dims, Place, other_op};
 use crate::pipeline::Checks;
-use crate::shader::{Binding, Variant};
+use crate::shader::{Binding, Touch, Variant};
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::{Candidate, Config, DType, Launch, Reason, Request, Result};
 use perjoule_shaders::{Source, wgsl};
@@ -181,6 +181,10 @@ fn prepare_within(request: &Request<'_>, eight: &'static Source, most: u64) -> R
     let inputs = 2 + usize::from(form.up.is_some());
     let panel_rows = form.m.div_ceil(tile.rows);
     let panel_cols = form.n.div_ceil(tile.cols);
+    let float = |dtype| matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+    let [a_quads, b_quads] = super::tiled::quads(&form, |operand| request.alignment.of(operand) >= 16);
+    let quads = [a_quads && float(form.a.dtype), b_quads && float(form.b.dtype)];
+    let b_lines = float(form.b.dtype) && lines(&form, |operand| request.alignment.of(operand) >= 16);
     let mut had = (None, None);
     for matrices in pieces(form.matrices, split.matrices) {
         for rows in pieces(panel_rows, split.rows) {
@@ -188,11 +192,14 @@ fn prepare_within(request: &Request<'_>, eight: &'static Source, most: u64) -> R
             let key = (if batch == 0 { 0 } else { matrices.start }, rows.start);
             if had.0 != Some(key) && tile.quads > 0 {
                 let variant = Variant::of(vec![
-                    Binding::get("a", form.a.dtype),
+                    read("a", form.a.dtype, quads[0]),
                     Binding::get("b", DType::F32).when(false),
                     Binding::get("up", DType::F32).when(false),
                     Binding::words_mut("panels", "vec4<f32>"),
                 ])
+                .flag("A_QUADS", quads[0])
+                .flag("B_QUADS", false)
+                .flag("B_LINES", false)
                 .uint("ROWS", tile.rows)
                 .uint("WORDS", tile.width / 4);
                 let params = Pack {
@@ -218,10 +225,13 @@ fn prepare_within(request: &Request<'_>, eight: &'static Source, most: u64) -> R
                 if had.1 != Some(key) && tile.quads > 0 {
                     let variant = Variant::of(vec![
                         Binding::get("a", DType::F32).when(false),
-                        Binding::get("b", form.b.dtype),
-                        Binding::get("up", form.b.dtype).when(form.up.is_some()),
+                        read("b", form.b.dtype, quads[1] || b_lines),
+                        read("up", form.b.dtype, quads[1] || b_lines).when(form.up.is_some()),
                         Binding::words_mut("panels", "vec4<f32>"),
                     ])
+                    .flag("A_QUADS", false)
+                    .flag("B_QUADS", quads[1])
+                    .flag("B_LINES", b_lines)
                     .uint("ROWS", tile.rows)
                     .uint("WORDS", tile.width / 4);
                     let params = Pack {
@@ -233,9 +243,12 @@ fn prepare_within(request: &Request<'_>, eight: &'static Source, most: u64) -> R
                         panel: cols.start as u32,
                         ..pack(&form, &tile, batch, matrices.start)
                     };
-                    let lines = (tile.quads * 4).div_ceil(256 / (tile.width / 4));
+                    let along_k = form.b.strides.row == 1;
+                    let lines = if along_k { tile.quads } else { tile.quads * 4 };
+                    let lines = lines.div_ceil(256 / (tile.width / 4));
                     let dims = Dims::grid(lines, cols.len(), distinct(batch, matrices.len()))?;
-                    let source = (&wgsl::DIRECT_PACK, PACK_HEADERS, "columns");
+                    let source =
+                        (&wgsl::DIRECT_PACK, PACK_HEADERS, if along_k { "transposed" } else { "columns" });
                     let mut places = places[1..inputs].to_vec();
                     places.push(scratch[1].clone());
                     builder.step(source, (&variant, Checks::None), dims, &params, places)?;
@@ -272,6 +285,20 @@ fn prepare_within(request: &Request<'_>, eight: &'static Source, most: u64) -> R
         }
     }
     Ok(builder.finish())
+}
+
+/// Whether rows of B, and of the up projection, are contiguous and begin at multiples of four elements.
+fn lines(form: &Form, aligned: impl Fn(usize) -> bool) -> bool {
+    let b = form.b.strides;
+    let up = form.up.is_none_or(|up| up.col == 1 && up.row.is_multiple_of(4) && aligned(2));
+    // a binding holds one word at least
+    form.n >= 4 && form.k > 0 && up && super::tiled::in_quads(&form.b, b.row, b.col, aligned(1))
+}
+
+/// An operand that is read by element, and in fours where its lines allow it.
+fn read(name: &'static str, dtype: DType, in_quads: bool) -> Binding {
+    let touch = if in_quads { Touch::Quads } else { Touch::Get };
+    Binding { touch, ..Binding::get(name, dtype) }
 }
 
 const PACK_HEADERS: &[&Source] = &[&wgsl::ELEMENT];

@@ -138,7 +138,7 @@ pub(super) fn in_quads(t: &Tensor2, vector: usize, step: usize, aligned: bool) -
 }
 
 /// Which operands are read in fours: A, and B with the up projection.
-fn quads(form: &Form, aligned: impl Fn(usize) -> bool) -> [bool; 2] {
+pub(super) fn quads(form: &Form, aligned: impl Fn(usize) -> bool) -> [bool; 2] {
     // a binding holds one word at least
     if form.k < 4 {
         return [false, false];
@@ -168,9 +168,9 @@ pub(crate) fn cost(candidate: &Candidate<'_>) -> f32 {
     let depth = if tile.parts > 1 { tile.depth(form.k) } else { form.k };
     // what an invocation has in registers saves it reads of workgroup memory
     let reuse = (tile.rows * tile.cols) as f32 / (tile.rows + tile.cols) as f32;
-    let rate = if super::is_software(candidate) { 0.1e12 } else { 1.5e12 * reuse.sqrt() };
+    let rate = if super::is_software(candidate) { 0.4e12 } else { 1.5e12 * reuse.sqrt() };
     // workgroups of few invocations, and few workgroups, leave a GPU idle
-    let busy = (groups * tile.threads()) as f32 / 16384.0;
+    let busy = if super::is_software(candidate) { 1.0 } else { (groups * tile.threads()) as f32 / 16384.0 };
     let work = 2.0 * (groups * tile.m * tile.n * sides) as f32 * depth as f32;
     let sums = if tile.parts > 1 { STEP + 2.0 * partial(&form, tile) as f32 / 200e9 } else { 0.0 };
     let compute = work / (rate * busy.clamp(0.02, 1.0));

@@ -18,9 +18,10 @@ struct Params {
     b_col: u32,
     m: u32,
     n: u32,
+    // DEPTH, for a loop that compilers do not unroll.
+    depth: u32,
     unused_a: u32,
     unused_b: u32,
-    unused_c: u32,
 }
 
 const TILE = SIDE * 4u;
@@ -146,7 +147,7 @@ fn cooperative(
             a_next[i] = left_at(matrix, row0, k0 + DEPTH, index + i * WORKGROUP);
             b_next[i] = right_at(matrix, col0, k0 + DEPTH, index + i * WORKGROUP);
         }
-        for (var k = 0u; k < DEPTH; k += SIDE) {
+        for (var k = 0u; k < params.depth; k += SIDE) {
             let a0 = coopLoadT<CoopA>(&left[first_row * PITCH + k], PITCH);
             let a1 = coopLoadT<CoopA>(&left[(first_row + SIDE) * PITCH + k], PITCH);
             let b0 = coopLoad<CoopB>(&right[first_col * PITCH + k], PITCH);

@@ -27,8 +27,9 @@ struct Params {
     // Of k, and elements of one: a multiple of a slice.
     parts: u32,
     depth: u32,
-    unused_a: u32,
-    unused_b: u32,
+    // QUADS, for a loop that compilers do not unroll: what is in it has been.
+    quads: u32,
+    unused: u32,
 }
 
 const DEPTH = QUADS * 4u;
@@ -150,7 +151,7 @@ fn tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
         if k0 > begin {
             let left_half = (1u - half) * QUADS * TILE_M;
             let right_half = (1u - half) * QUADS * WIDTH;
-            for (var q = 0u; q < QUADS; q++) {
+            for (var q = 0u; q < params.quads; q++) {
                 var a: array<vec4<f32>, ROWS>;
                 for (var i = 0u; i < ROWS; i++) {
                     a[i] = left[left_half + q * TILE_M + ty + i * DOWN];

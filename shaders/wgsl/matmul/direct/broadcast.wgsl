@@ -1,6 +1,6 @@
 // Rows of A that reach all lanes from the lane that reads them: for subgroups of 8 invocations or more.
 
-fn eight(sums: ptr<function, array<vec4<f32>, TILE_VECTORS>>, r: u32, left: u32, lane: u32, b: Quad) {
+fn eight(sums: ptr<function, Sums>, r: u32, left: u32, lane: u32, b: Quad) {
     let a = left_words[left + r + lane];
     multiply_row(sums, r, subgroupBroadcast(a, 0u), b);
     multiply_row(sums, r + 1u, subgroupBroadcast(a, 1u), b);

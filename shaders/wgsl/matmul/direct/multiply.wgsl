@@ -2,12 +2,15 @@
 // a vector register there, and what all lanes read alike is a scalar.
 //
 // A workgroup of 8 invocations multiplies a panel of A by a panel of B. An invocation has 4 columns of each of VECTORS groups of 32, for
-// all ROWS rows. Everything is unrolled by hand, so that sums are registers. PLAIN: C is f32 and nothing but the sums, in fours. Workgroups along x share a panel of B, which stays in the cache.
+// all ROWS rows. Everything is unrolled by hand, so that sums are registers. Workgroups along x share a panel of B, which stays in the cache.
+//
+// Sums are stored in fours: in C, where it is nothing else, or where matmul/reduce.wgsl finishes them. So one compilation serves all
+// products.
 //
 // Behind a file with `eight`, which multiplies a quad of eight rows: matmul/direct/broadcast.wgsl or matmul/direct/uniform.wgsl.
 
 struct Params {
-    epilogue: Epilogue,
+    // Rows, and columns up to a multiple of four.
     m: u32,
     n: u32,
     // Quads of k.
@@ -15,21 +18,24 @@ struct Params {
     // Panels from one matrix to the next: 0 where all share one.
     a_panels: u32,
     b_panels: u32,
-    // The first row, column and matrix.
-    row: u32,
-    col: u32,
-    matrix: u32,
+    // Of what is stored, in elements: from one matrix to the next, and from one row to the next.
+    out_batch: u32,
+    out_row: u32,
+    // First element.
+    out_first: u32,
+    // Columns of a panel of B; where an invocation's second vector belongs, in columns, and in elements of what is stored.
+    cols: u32,
+    second_col: u32,
+    second: u32,
+    unused: u32,
 }
-
-// Sums on their way from what has them in registers to what goes over them in a loop.
-var<workgroup> tile: array<vec4<f32>, TILE_WORDS>;
 
 @compute @workgroup_size(8)
 fn multiply(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let quads = params.quads;
     var left = left_at() + (group.z * params.a_panels + group.x) * quads * ROWS;
     var right = right_at() + (group.z * params.b_panels + group.y) * quads * 4u * VECTORS * 8u + lane;
-    var sums: array<vec4<f32>, TILE_VECTORS>;
+    var sums: Sums;
     for (var quad = 0u; quad < quads; quad++) {
         var b: Quad;
         b.x = right_words[right];
@@ -53,76 +59,45 @@ fn multiply(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
         left += ROWS;
         right += VECTORS * 32u;
     }
-    let row = params.row + group.x * ROWS;
-    let each = select(VECTORS, 1u, GATED);
-    let col = params.col + group.y * each * 32u + lane * 4u;
-    let batch = params.matrix + group.z;
-    keep_eight(&sums, 0u, lane, batch, row, col);
+    let row = group.x * ROWS;
+    let col = group.y * params.cols + lane * 4u;
+    let at = params.out_first + group.z * params.out_batch + row * params.out_row + col;
+    put_eight(&sums, 0u, at, row, col);
     if ROWS > 8u {
-        keep_eight(&sums, 8u, lane, batch, row, col);
+        put_eight(&sums, 8u, at, row, col);
     }
     if ROWS > 16u {
-        keep_eight(&sums, 16u, lane, batch, row, col);
-        keep_eight(&sums, 24u, lane, batch, row, col);
+        put_eight(&sums, 16u, at, row, col);
+        put_eight(&sums, 24u, at, row, col);
     }
-    if PLAIN {
-        return;
-    }
-    let count = min(ROWS, params.m - row);
-    for (var r = 0u; r < count; r++) {
-        for (var i = 0u; i < 4u * each; i++) {
-            let c = col + i / 4u * 32u + i % 4u;
-            if c < params.n {
-                let sum = tile[(r * VECTORS + i / 4u) * 8u + lane][i % 4u];
-                if GATED {
-                    store_gated(sum, tile[(r * VECTORS + 1u) * 8u + lane][i], row + r, c);
-                } else {
-                    store(sum, batch, row + r, c);
-                }
-            }
+}
+
+fn put(sum: vec4<f32>, at: u32) {
+    out_set(at, sum.x);
+    out_set(at + 1u, sum.y);
+    out_set(at + 2u, sum.z);
+    out_set(at + 3u, sum.w);
+}
+
+fn put_row(sums: ptr<function, Sums>, r: u32, at: u32, row: u32, col: u32) {
+    if row + r < params.m {
+        let here = at + r * params.out_row;
+        if col < params.n {
+            put((*sums)[r * VECTORS], here);
+        }
+        if VECTORS == 2u && col + params.second_col < params.n {
+            put((*sums)[r * 2u + 1u], here + params.second);
         }
     }
 }
 
-// Four neighbours of C, which is nothing but the sums.
-fn put(sum: vec4<f32>, batch: u32, row: u32, col: u32) {
-    if row < params.m && col < params.n {
-        let at = c_at(batch, row, col);
-        c_set(at, sum.x);
-        c_set(at + 1u, sum.y);
-        c_set(at + 2u, sum.z);
-        c_set(at + 3u, sum.w);
-    }
-}
-
-fn keep(sums: ptr<function, array<vec4<f32>, TILE_VECTORS>>, r: u32, lane: u32, batch: u32, row: u32, col: u32) {
-    if PLAIN {
-        put((*sums)[r * VECTORS], batch, row + r, col);
-        if VECTORS == 2u {
-            put((*sums)[r * 2u + 1u], batch, row + r, col + 32u);
-        }
-        return;
-    }
-    tile[r * VECTORS * 8u + lane] = (*sums)[r * VECTORS];
-    if VECTORS == 2u {
-        tile[r * 16u + 8u + lane] = (*sums)[r * 2u + 1u];
-    }
-}
-
-fn keep_eight(
-    sums: ptr<function, array<vec4<f32>, TILE_VECTORS>>,
-    r: u32,
-    lane: u32,
-    batch: u32,
-    row: u32,
-    col: u32,
-) {
-    keep(sums, r, lane, batch, row, col);
-    keep(sums, r + 1u, lane, batch, row, col);
-    keep(sums, r + 2u, lane, batch, row, col);
-    keep(sums, r + 3u, lane, batch, row, col);
-    keep(sums, r + 4u, lane, batch, row, col);
-    keep(sums, r + 5u, lane, batch, row, col);
-    keep(sums, r + 6u, lane, batch, row, col);
-    keep(sums, r + 7u, lane, batch, row, col);
+fn put_eight(sums: ptr<function, Sums>, r: u32, at: u32, row: u32, col: u32) {
+    put_row(sums, r, at, row, col);
+    put_row(sums, r + 1u, at, row, col);
+    put_row(sums, r + 2u, at, row, col);
+    put_row(sums, r + 3u, at, row, col);
+    put_row(sums, r + 4u, at, row, col);
+    put_row(sums, r + 5u, at, row, col);
+    put_row(sums, r + 6u, at, row, col);
+    put_row(sums, r + 7u, at, row, col);
 }

@@ -1,5 +1,8 @@
 // A row of sums of matmul/direct/multiply.wgsl.
 
+// [row][vector]
+alias Sums = array<vec4<f32>, TILE_VECTORS>;
+
 // Four steps of k of an invocation's columns.
 struct Quad {
     x: vec4<f32>,
@@ -14,7 +17,7 @@ struct Quad {
 }
 
 // Adds four steps of k to row `r`, a constant wherever this is inlined.
-fn multiply_row(sums: ptr<function, array<vec4<f32>, TILE_VECTORS>>, r: u32, a: vec4<f32>, b: Quad) {
+fn multiply_row(sums: ptr<function, Sums>, r: u32, a: vec4<f32>, b: Quad) {
     var sum = (*sums)[r * VECTORS];
     sum += a.x * b.x;
     sum += a.y * b.y;

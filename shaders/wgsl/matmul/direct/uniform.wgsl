@@ -1,6 +1,6 @@
 // Rows of A that every lane reads.
 
-fn eight(sums: ptr<function, array<vec4<f32>, TILE_VECTORS>>, r: u32, left: u32, lane: u32, b: Quad) {
+fn eight(sums: ptr<function, Sums>, r: u32, left: u32, lane: u32, b: Quad) {
     multiply_row(sums, r, left_words[left + r], b);
     multiply_row(sums, r + 1u, left_words[left + r + 1u], b);
     multiply_row(sums, r + 2u, left_words[left + r + 2u], b);

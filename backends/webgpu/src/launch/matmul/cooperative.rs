@@ -37,7 +37,8 @@ struct Params {
     b_col: u32,
     m: u32,
     n: u32,
-    unused: [u32; 3],
+    depth: u32,
+    unused: [u32; 2],
 }
 
 /// Rows and columns of a matrix in registers.
@@ -176,7 +177,8 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
         b_col: b.col as u32,
         m: form.m as u32,
         n: form.n as u32,
-        unused: [0; 3],
+        depth: DEPTH,
+        unused: [0; 2],
     };
     let tile = 4 * side;
     let dims = Dims::grid(form.m.div_ceil(tile), form.n.div_ceil(tile), form.matrices)?;

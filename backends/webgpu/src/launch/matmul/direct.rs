@@ -1,10 +1,10 @@
 //! Products on adapters that are processors (`shaders/wgsl/matmul/direct/`): both operands are laid out in panels of f32 in scratch, which
 //! then stream through the caches. Types, strides and edges matter to the first kernels only.
 
+use super::STEP;
 use super::form::Form;
-use super::tiled::GROUPS;
+use super::tiled::{GROUPS, Sums, reduce};
 use super::window::{Window, most_bound, windows};
-use super::{HEADERS, STEP};
 use crate::launch::rows::caps;
 use crate::launch::{Builder, Dims, Place, other_op};
 use crate::pipeline::Checks;
@@ -45,15 +45,18 @@ struct Pack {
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Params {
-    epilogue: super::form::EpilogueParam,
     m: u32,
     n: u32,
     quads: u32,
     a_panels: u32,
     b_panels: u32,
-    row: u32,
-    col: u32,
-    matrix: u32,
+    out_batch: u32,
+    out_row: u32,
+    out_first: u32,
+    cols: u32,
+    second_col: u32,
+    second: u32,
+    unused: u32,
 }
 
 /// How a product is split.
@@ -153,7 +156,11 @@ impl Split {
     fn of(form: &Form, tile: &Tile, most: u64) -> Self {
         let fit = |bytes: u64| ((most / bytes.max(1)) as usize).clamp(1, GROUPS);
         let [left, right] = tile.bytes().map(fit);
-        let (rows, cols) = (form.m.div_ceil(tile.rows).min(left), form.n.div_ceil(tile.cols).min(right));
+        let cols = form.n.div_ceil(tile.cols).min(right);
+        // sums that are not C themselves
+        let sums = fit((tile.rows * cols * tile.width * 4) as u64);
+        let left = if is_plain(form) { left } else { left.min(sums) };
+        let rows = form.m.div_ceil(tile.rows).min(left);
         let whole = rows * tile.rows >= form.m && cols * tile.cols >= form.n;
         let matrices = if whole { (left / rows.max(1)).min(right / cols.max(1)).max(1) } else { 1 };
         Split { matrices: matrices.min(form.matrices), rows, cols }
@@ -178,7 +185,18 @@ fn prepare_within(request: &Request<'_>, eight: &'static Source, most: u64) -> R
     let right = right * (distinct(form.b.strides.batch, split.matrices) * split.cols) as u64;
     let scratch = [left, right].map(|bytes| Place::Scratch(builder.scratch(bytes.max(16)), bytes.max(16)));
     let places = form.places(&Window::whole(&form));
-    let inputs = 2 + usize::from(form.up.is_some());
+    let sides = 1 + usize::from(form.up.is_some());
+    let inputs = 1 + sides;
+    let operands = &places[inputs..];
+    let plain = is_plain(&form);
+    let sums = if plain { 0 } else { split.matrices * split.rows * tile.rows * split.cols * tile.width * 4 };
+    let sums = Place::Scratch(builder.scratch(sums as u64), sums.max(4) as u64);
+    // a buffer is read only or written to in a dispatch: panels beside sums count as written
+    let panels: fn(&'static str) -> Binding = match plain {
+        true => |name| Binding::words(name, "vec4<f32>"),
+        false => |name| Binding::words_mut(name, "vec4<f32>"),
+    };
+    let headers: [&'static Source; 3] = [&wgsl::ELEMENT, &wgsl::DIRECT_ROW, eight];
     let panel_rows = form.m.div_ceil(tile.rows);
     let panel_cols = form.n.div_ceil(tile.cols);
     let float = |dtype| matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
@@ -254,37 +272,52 @@ fn prepare_within(request: &Request<'_>, eight: &'static Source, most: u64) -> R
                     builder.step(source, (&variant, Checks::None), dims, &params, places)?;
                 }
                 had.1 = Some(key);
-                let inputs_of =
-                    vec![Binding::words("left", "vec4<f32>"), Binding::words("right", "vec4<f32>")];
-                let vectors = tile.width / 32;
-                let variant = form
-                    .variant(inputs_of)
-                    .flag("PLAIN", form.is_plain() && form.n.is_multiple_of(4))
-                    .uint("ROWS", tile.rows)
-                    .uint("VECTORS", vectors)
-                    .uint("TILE_VECTORS", tile.rows * vectors)
-                    .uint("TILE_WORDS", tile.rows * vectors * 8);
+                let variant =
+                    Variant::of(vec![panels("left"), panels("right"), Binding::set("out", DType::F32)])
+                        .uint("ROWS", tile.rows)
+                        .uint("VECTORS", tile.width / 32)
+                        .uint("TILE_VECTORS", tile.rows * tile.width / 32);
+                let first = [rows.start * tile.rows, cols.start * tile.cols, matrices.start];
+                let m = form.m.min(rows.end * tile.rows) - first[0];
+                let n = form.n.min(cols.end * tile.cols) - first[1];
+                let c = form.c.strides;
+                let pitch = n.next_multiple_of(4);
+                let (out, out_first, out_row, out_batch) = match plain {
+                    true => (operands[0].clone(), c.at(first[2], first[0], first[1]), c.row, c.batch),
+                    false => (sums.clone(), 0, pitch, sides * m * pitch),
+                };
                 let params = Params {
-                    epilogue: form.epilogue(),
-                    m: form.m as u32,
-                    n: form.n as u32,
+                    m: m as u32,
+                    n: pitch as u32,
                     quads: tile.quads as u32,
                     a_panels: if form.a.strides.batch == 0 { 0 } else { rows.len() as u32 },
                     b_panels: if batch == 0 { 0 } else { cols.len() as u32 },
-                    row: (rows.start * tile.rows) as u32,
-                    col: (cols.start * tile.cols) as u32,
-                    matrix: matrices.start as u32,
+                    out_batch: out_batch as u32,
+                    out_row: out_row as u32,
+                    out_first: out_first as u32,
+                    cols: tile.cols as u32,
+                    second_col: if sides == 2 { 0 } else { 32 },
+                    second: if sides == 2 { (m * pitch) as u32 } else { 32 },
+                    unused: 0,
                 };
                 let dims = Dims::grid(rows.len(), cols.len(), matrices.len())?;
-                let mut headers: Vec<&'static Source> = HEADERS.to_vec();
-                headers.extend([&wgsl::DIRECT_ROW, eight]);
                 let source = (&wgsl::DIRECT_MULTIPLY, headers.as_slice(), "multiply");
-                let places = scratch.iter().chain(&places[inputs..]).cloned().collect();
+                let places = [scratch.as_slice(), &[out]].concat();
                 builder.step(source, (&variant, Checks::None), dims, &params, places)?;
+                if !plain {
+                    let extent = [m, n, matrices.len()];
+                    let sums = Sums { place: sums.clone(), extent, first, parts: 1, pitch };
+                    reduce(&mut builder, &form, sums, operands)?;
+                }
             }
         }
     }
     Ok(builder.finish())
+}
+
+/// Whether sums are C as they are, in fours.
+fn is_plain(form: &Form) -> bool {
+    form.is_plain() && form.n.is_multiple_of(4)
 }
 
 /// Whether rows of B, and of the up projection, are contiguous and begin at multiples of four elements.

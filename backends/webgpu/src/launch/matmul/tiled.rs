@@ -58,7 +58,8 @@ struct Params {
     matrices: u32,
     parts: u32,
     depth: u32,
-    unused: [u32; 2],
+    quads: u32,
+    unused: u32,
 }
 
 /// `Params` of `matmul/reduce.wgsl`.
@@ -70,6 +71,47 @@ struct Reduce {
     n: u32,
     matrices: u32,
     parts: u32,
+    pitch: u32,
+    row: u32,
+    col: u32,
+    matrix: u32,
+}
+
+/// Sums of a part of a product, in scratch.
+pub(super) struct Sums {
+    /// Where they are.
+    pub(super) place: Place,
+    /// Rows, columns and matrices.
+    pub(super) extent: [usize; 3],
+    /// Where in C the first of each belongs.
+    pub(super) first: [usize; 3],
+    /// Parts of k.
+    pub(super) parts: usize,
+    /// Elements from one row of sums to the next.
+    pub(super) pitch: usize,
+}
+
+/// Adds the kernel that makes C of sums. `epilogue`: what the epilogue binds.
+pub(super) fn reduce(builder: &mut Builder<'_>, form: &Form, sums: Sums, epilogue: &[Place]) -> Result<()> {
+    let sides = 1 + usize::from(form.up.is_some());
+    let variant = form.variant(vec![Binding::get("partial", DType::F32)]).uint("SIDES", sides);
+    let [m, n, matrices] = sums.extent;
+    let [row, col, matrix] = sums.first.map(|first| first as u32);
+    let params = Reduce {
+        epilogue: form.epilogue(),
+        m: m as u32,
+        n: n as u32,
+        matrices: matrices as u32,
+        parts: sums.parts as u32,
+        pitch: sums.pitch as u32,
+        row,
+        col,
+        matrix,
+    };
+    let dims = Dims::line((matrices * m * n) as u64, 256)?;
+    let places = [&[sums.place], epilogue].concat();
+    let source = (&wgsl::MATMUL_REDUCE, HEADERS, "reduce");
+    builder.step(source, (&variant, Checks::None), dims, &params, places)
 }
 
 /// A configuration for a product.
@@ -235,24 +277,16 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
         matrices: form.matrices as u32,
         parts: tile.parts as u32,
         depth: tile.depth(form.k) as u32,
-        unused: [0; 2],
+        quads: (tile.k / 4) as u32,
+        unused: 0,
     };
     let dims = Dims::grid(form.m.div_ceil(tile.m), form.n.div_ceil(tile.n), form.matrices * tile.parts)?;
     let source = (&wgsl::MATMUL_TILED, HEADERS, "tiled");
     builder.step(source, (&variant, Checks::None), dims, &params, places)?;
     if split {
-        let variant = form.variant(vec![Binding::get("partial", DType::F32)]).uint("SIDES", sides);
-        let params = Reduce {
-            epilogue: form.epilogue(),
-            m: form.m as u32,
-            n: form.n as u32,
-            matrices: form.matrices as u32,
-            parts: tile.parts as u32,
-        };
-        let dims = Dims::line((form.matrices * form.m * form.n) as u64, 256)?;
-        let places = [&[scratch], rest].concat();
-        let source = (&wgsl::MATMUL_REDUCE, HEADERS, "reduce");
-        builder.step(source, (&variant, Checks::None), dims, &params, places)?;
+        let extent = [form.m, form.n, form.matrices];
+        let sums = Sums { place: scratch, extent, first: [0; 3], parts: tile.parts, pitch: form.n };
+        reduce(&mut builder, &form, sums, rest)?;
     }
     Ok(builder.finish())
 }

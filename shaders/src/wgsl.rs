@@ -91,6 +91,12 @@ sources! {
     SAMPLE_WEIGHTS = "wgsl/sample/weights.wgsl";
     /// What fast kernels of attention share.
     ATTENTION_SOFTMAX = "wgsl/attention/softmax.wgsl";
+    /// Products on processors: a row of sums.
+    DIRECT_ROW = "wgsl/matmul/direct/row.wgsl";
+    /// Products on processors: rows of A by subgroups.
+    DIRECT_BROADCAST = "wgsl/matmul/direct/broadcast.wgsl";
+    /// Products on processors: rows of A that every lane reads.
+    DIRECT_UNIFORM = "wgsl/matmul/direct/uniform.wgsl";
 }
 
 sources! {
@@ -190,4 +196,14 @@ sources! {
     GEMV_QUANTISE = "wgsl/matmul/gemv/quantise.wgsl";
     /// Few rows of A, sums by subgroups.
     GEMV_SUBGROUP = "wgsl/matmul/gemv/subgroup.wgsl";
+    /// Matrix products of floats by tiles in workgroup memory.
+    MATMUL_TILED = "wgsl/matmul/tiled.wgsl";
+    /// Matrix products of f16 by matrices in registers.
+    MATMUL_COOPERATIVE = "wgsl/matmul/cooperative.wgsl";
+    /// Sums of parts of k.
+    MATMUL_REDUCE = "wgsl/matmul/reduce.wgsl";
+    /// Products on processors: operands in panels.
+    DIRECT_PACK = "wgsl/matmul/direct/pack.wgsl";
+    /// Products on processors: panels multiplied.
+    DIRECT_MULTIPLY = "wgsl/matmul/direct/multiply.wgsl";
 }

@@ -7,6 +7,7 @@
 //! | declared for an operand `x` | |
 //! |---|---|
 //! | `fn x_get(i: u32) -> f32` | element `i` of the operand, widened; 0 where the op has no such operand |
+//! | `fn x_quad(i: u32) -> vec4<f32>` | elements `i` to `i + 3`, of operands that are read; of one that is read in quads `i` is a multiple of 4 |
 //! | `fn x_int(i: u32) -> i32` | the same of an integer type, unconverted (u32 by its bits) |
 //! | `fn x_set(i: u32, value: f32)` | rounds to nearest even and stores; beside it nothing changes, whoever writes there |
 //! | `fn x_set_int(i: u32, value: i32)` | the same of an integer type |
@@ -312,6 +313,9 @@ fn fours(
         "@group(0) @binding({index}) var<storage, {access}> {name}_words: array<{ty}>;
 fn {name}_{get}(i: u32) -> vec4<f32> {{ return {widen}({word}); }}"
     );
+    if by_quad {
+        let _ = writeln!(text, "fn {name}_get(i: u32) -> f32 {{ return {name}_{get}(i / 4u)[i % 4u]; }}");
+    }
     if binding.is_written() {
         let _ = writeln!(text, "fn {name}_{set}(i: u32, value: vec4<f32>) {{ {word} = {narrow}(value); }}");
     }

@@ -21,6 +21,8 @@ pub struct Tolerance {
     pub exact_below: f64,
     /// Absolute error that is allowed besides: what rounding to subnormals, or flushing them to zero, may lose.
     pub floor: f64,
+    /// Whether subnormal inputs may be taken for zero, which makes NaN of an infinity beside them.
+    pub flushes: bool,
 }
 
 impl Tolerance {
@@ -34,7 +36,7 @@ impl Tolerance {
             false if relative > 0.0 => terms * f64::from(f32::from_bits(1)),
             false => 0.0,
         };
-        Tolerance { relative, exact_below: 0.0, floor }
+        Tolerance { relative, exact_below: 0.0, floor, flushes: numerics.flushes_subnormals }
     }
 
     /// The same where inputs were filled as `fill` says.
@@ -143,7 +145,7 @@ impl Verdict {
         };
         let (low, high) = (rounded(dtype, want - error), rounded(dtype, want + error));
         let right = match (got.is_nan(), low.is_nan()) {
-            (true, nan) => nan,
+            (true, nan) => nan || tolerance.flushes && want.is_infinite(),
             (false, true) => false,
             _ => low <= got && got <= high,
         };
@@ -241,7 +243,7 @@ mod tests {
     use super::*;
 
     fn judged(dtype: DType, got: f64, want: f64, magnitude: f64, relative: f64) -> bool {
-        let tolerance = Tolerance { relative, exact_below: 0.0, floor: 0.0 };
+        let tolerance = Tolerance { relative, exact_below: 0.0, floor: 0.0, flushes: false };
         let mut verdict = Verdict::default();
         verdict.element("c", 0, dtype, got, (want, magnitude), &tolerance);
         verdict.wrong == 0

@@ -1,8 +1,8 @@
 //! Rows of matrix products: of each op the fast ones first, and last one that runs everything the op allows.
 
 use crate::launch::matmul::gemv::{self, Way};
-use crate::launch::matmul::{any, dot4, refuse};
-use perjoule_kernels::{Candidate, Kernel, Numerics};
+use crate::launch::matmul::{any, cooperative, direct, dot4, refuse, tiled};
+use perjoule_kernels::{Candidate, Config, Kernel, Numerics};
 
 /// WGSL leaves subnormal numbers to the implementation.
 const F32: fn(&Candidate<'_>) -> Numerics = |_| Numerics::F32.flushing_subnormals();
@@ -43,6 +43,32 @@ const fn dot4<const BLOCKS: bool>(name: &'static str, op: &'static str) -> Kerne
     }
 }
 
+/// Tiles in workgroup memory.
+const fn tiles(name: &'static str, op: &'static str, configs: &'static [Config]) -> Kernel {
+    Kernel::new(name, op, tiled::cost, tiled::prepare)
+        .with_configs(configs)
+        .with_reject(tiled::refuse)
+        .with_align(tiled::align)
+        .with_numerics(F32)
+}
+
+/// Panels on processors, with subgroups and without.
+const fn direct_subgroup(name: &'static str, op: &'static str) -> Kernel {
+    Kernel::new(name, op, direct::cost_subgroup, direct::prepare_subgroup)
+        .with_configs(direct::SUBGROUP)
+        .with_align(tiled::align)
+        .with_reject(direct::refuse_subgroup)
+        .with_numerics(F32)
+}
+
+const fn direct_any(name: &'static str, op: &'static str) -> Kernel {
+    Kernel::new(name, op, direct::cost, direct::prepare)
+        .with_configs(direct::UNIFORM)
+        .with_align(tiled::align)
+        .with_reject(direct::refuse)
+        .with_numerics(F32)
+}
+
 /// The dtype in a name is that of B: A and C are any that the row says.
 #[rustfmt::skip]
 pub(super) static ROWS: &[Kernel] = &[
@@ -52,6 +78,14 @@ pub(super) static ROWS: &[Kernel] = &[
     gemv::<false, false>("matmul_any_8x4_webgpu_any_gemv", "matmul"),
     dot4::<true>("matmul_blocks_64x64_webgpu_any_dot4", "matmul"),
     dot4::<false>("matmul_i8_64x64_webgpu_any_dot4", "matmul"),
+    Kernel::new("matmul_f16_64x64_webgpu_cooperative", "matmul", cooperative::cost, cooperative::prepare)
+        .with_configs(cooperative::CONFIGS)
+        .with_reject(cooperative::refuse)
+        .with_align(tiled::align)
+        .with_numerics(cooperative::numerics),
+    tiles("matmul_any_64x64_webgpu_any_tiled", "matmul", tiled::CONFIGS),
+    direct_subgroup("matmul_any_32x64_webgpu_subgroup_direct", "matmul"),
+    direct_any("matmul_any_32x32_webgpu_any_direct", "matmul"),
     any("matmul_any_64x64_webgpu_any", "matmul"),
     gemv::<true, true>("gated_matmul_blocks_8x4_webgpu_subgroup_dot4", "gated_matmul"),
     gemv::<false, true>("gated_matmul_blocks_8x4_webgpu_any_dot4", "gated_matmul"),
@@ -59,6 +93,9 @@ pub(super) static ROWS: &[Kernel] = &[
     gemv::<false, false>("gated_matmul_any_8x4_webgpu_any_gemv", "gated_matmul"),
     dot4::<true>("gated_matmul_blocks_64x64_webgpu_any_dot4", "gated_matmul"),
     dot4::<false>("gated_matmul_i8_64x64_webgpu_any_dot4", "gated_matmul"),
+    tiles("gated_matmul_any_64x64_webgpu_any_tiled", "gated_matmul", tiled::GATED),
+    direct_subgroup("gated_matmul_any_32x64_webgpu_subgroup_direct", "gated_matmul"),
+    direct_any("gated_matmul_any_32x32_webgpu_any_direct", "gated_matmul"),
     any("gated_matmul_any_64x64_webgpu_any", "gated_matmul"),
     gemv::<true, true>("grouped_matmul_blocks_8x4_webgpu_subgroup_dot4", "grouped_matmul"),
     gemv::<false, true>("grouped_matmul_blocks_8x4_webgpu_any_dot4", "grouped_matmul"),

@@ -211,6 +211,14 @@ impl Form {
         [self.a_scale, self.b_scale].into_iter().flatten().any(|scales| scales.grouped)
     }
 
+    /// Whether C is f32, contiguous along its columns, and nothing but the product.
+    pub(crate) fn is_plain(&self) -> bool {
+        let scaled = self.scale != 1.0 || self.a_scale.is_some() || self.b_scale.is_some();
+        let changed = self.bias.is_some() || self.residual.is_some() || self.activation != Activation::None;
+        let whole = self.up.is_none() && self.grouped.is_none();
+        whole && !scaled && !changed && self.c.dtype == DType::F32 && self.c.strides.col == 1
+    }
+
     /// Rows of A that multiply one matrix of B: of an expert, on average.
     pub(crate) fn rows(&self) -> usize {
         self.grouped.map_or(self.m, |g| g.positions.div_ceil(self.matrices.max(1)))

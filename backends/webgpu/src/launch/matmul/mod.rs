@@ -6,15 +6,21 @@
 //! | [`window`] | products of operands that no binding holds |
 //! | [`any`] | rows that run everything the ops allow |
 //! | [`tiles`] | tiles of C, whatever is multiplied |
+//! | [`tiled`] | products of floats on GPUs, by tiles in workgroup memory |
+//! | [`cooperative`] | products of f16 by matrices in registers |
+//! | [`direct`] | products on processors, without workgroup memory |
 //! | [`dot4`] | products of signed bytes in tiles |
 //! | [`gemv`] | few rows of A with weights that stream from memory |
 
 pub(crate) mod any;
+pub(crate) mod cooperative;
+pub(crate) mod direct;
 pub(crate) mod dot4;
 pub(crate) mod form;
 pub(crate) mod gemv;
 #[cfg(test)]
 mod tests;
+pub(crate) mod tiled;
 pub(crate) mod tiles;
 pub(crate) mod window;
 
@@ -52,4 +58,9 @@ fn refuse_count(candidate: &Candidate<'_>, most: usize) -> Option<Reason> {
 
 fn too_large() -> Error {
     Error::Unsupported { what: "an op of this size", why: "no part of its operands fits a binding".into() }
+}
+
+/// Whether the device is a processor.
+fn is_software(candidate: &Candidate<'_>) -> bool {
+    caps(candidate.info).is_some_and(|caps| caps.software)
 }

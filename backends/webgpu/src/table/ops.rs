@@ -4,12 +4,23 @@
 use crate::launch::rows::{refuse, stream_cost};
 use crate::launch::{argmax, elementwise, norm, quantise, route, sample, softmax};
 use perjoule_kernels::op::Op;
-use perjoule_kernels::{Candidate, Config, Kernel, Numerics};
+use perjoule_kernels::{Candidate, Config, DType, Kernel, Numerics};
 
 /// WGSL leaves subnormal numbers to the implementation.
 const F32: fn(&Candidate<'_>) -> Numerics = |_| Numerics::F32.flushing_subnormals();
 /// Of rows whose arithmetic is that of integers.
 const EXACT: fn(&Candidate<'_>) -> Numerics = |_| Numerics::EXACT;
+
+/// The same of rows that compute with the numbers as well, however exactly.
+const NEARLY_EXACT: fn(&Candidate<'_>) -> Numerics = |_| Numerics::EXACT.flushing_subnormals();
+
+/// Conversions move bits, but for the products of scales and codes: mxfp4 alone has subnormal ones.
+fn casting(candidate: &Candidate<'_>) -> Numerics {
+    match candidate.op {
+        Op::Cast(op) if op.from == DType::MxFp4 => Numerics::EXACT.flushing_subnormals(),
+        _ => Numerics::EXACT,
+    }
+}
 
 /// Runs of four elements.
 static RUNS: &[Config] = &[Config::tile("runs", &[64])];
@@ -79,8 +90,8 @@ pub(super) static ROWS: &[Kernel] = &[
     elements("add_any_32_webgpu_any", "add"),
     runs("combine_any_64_webgpu_any_runs", "combine"),
     elements("combine_any_32_webgpu_any", "combine"),
-    runs("cast_any_64_webgpu_any_runs", "cast").with_numerics(EXACT),
-    elements("cast_any_32_webgpu_any", "cast").with_numerics(EXACT),
+    runs("cast_any_64_webgpu_any_runs", "cast").with_numerics(casting),
+    elements("cast_any_32_webgpu_any", "cast").with_numerics(casting),
 
     Kernel::new("argmax_any_64_webgpu_any_runs", "argmax", fast, argmax::prepare_runs)
         .with_configs(RUNS).with_reject(argmax::refuse_runs).with_align(argmax::align_runs).with_numerics(EXACT),
@@ -94,9 +105,9 @@ pub(super) static ROWS: &[Kernel] = &[
         .with_configs(RUNS).with_reject(route::refuse_ranks).with_numerics(F32),
     Kernel::new("route_any_1_webgpu_any", "route", any, route::prepare_any).with_reject(refuse).with_numerics(F32),
     Kernel::new("quantise_any_64_webgpu_any_runs", "quantise", fast, quantise::prepare_runs)
-        .with_configs(RUNS).with_reject(quantise::refuse_runs).with_align(quantise::align_runs).with_numerics(EXACT),
+        .with_configs(RUNS).with_reject(quantise::refuse_runs).with_align(quantise::align_runs).with_numerics(NEARLY_EXACT),
     Kernel::new("quantise_any_32_webgpu_any", "quantise", any, quantise::prepare_any)
-        .with_configs(ELEMENTS).with_reject(refuse).with_numerics(EXACT),
+        .with_configs(ELEMENTS).with_reject(refuse).with_numerics(NEARLY_EXACT),
     Kernel::new("collective_any_webgpu_alone", "collective", fast, elementwise::prepare_alone)
         .with_reject(elementwise::refuse_groups).with_numerics(EXACT),
 ];

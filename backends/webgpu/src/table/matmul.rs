@@ -16,7 +16,11 @@ const fn any(name: &'static str, op: &'static str) -> Kernel {
 }
 
 /// A row for few rows of A, k contiguous in A and B.
-const fn gemv<const SUBGROUP: bool, const QUANTISED: bool>(name: &'static str, op: &'static str) -> Kernel {
+const fn gemv<const SUBGROUP: bool, const QUANTISED: bool>(
+    name: &'static str,
+    op: &'static str,
+    configs: &'static [Config],
+) -> Kernel {
     let row = Kernel::new(
         name,
         op,
@@ -24,10 +28,11 @@ const fn gemv<const SUBGROUP: bool, const QUANTISED: bool>(name: &'static str, o
         |request| gemv::prepare(request, Way { subgroup: SUBGROUP, quantised: QUANTISED }),
     )
     .with_reject(|candidate| gemv::refuse(candidate, Way { subgroup: SUBGROUP, quantised: QUANTISED }))
+    .with_configs(configs)
     .with_align(gemv::align);
     match QUANTISED {
-        true => row.with_configs(gemv::DOTS).with_numerics(|_| gemv::QUANTISED),
-        false => row.with_configs(gemv::CONFIGS).with_numerics(F32),
+        true => row.with_numerics(|_| gemv::QUANTISED),
+        false => row.with_numerics(F32),
     }
 }
 
@@ -72,10 +77,10 @@ const fn direct_any(name: &'static str, op: &'static str) -> Kernel {
 /// The dtype in a name is that of B: A and C are any that the row says.
 #[rustfmt::skip]
 pub(super) static ROWS: &[Kernel] = &[
-    gemv::<true, true>("matmul_blocks_8x4_webgpu_subgroup_dot4", "matmul"),
-    gemv::<false, true>("matmul_blocks_8x4_webgpu_any_dot4", "matmul"),
-    gemv::<true, false>("matmul_any_8x4_webgpu_subgroup_gemv", "matmul"),
-    gemv::<false, false>("matmul_any_8x4_webgpu_any_gemv", "matmul"),
+    gemv::<true, true>("matmul_blocks_8x4_webgpu_subgroup_dot4", "matmul", gemv::ONE),
+    gemv::<false, true>("matmul_blocks_8x4_webgpu_any_dot4", "matmul", gemv::ONE),
+    gemv::<true, false>("matmul_any_8x4_webgpu_subgroup_gemv", "matmul", gemv::CONFIGS),
+    gemv::<false, false>("matmul_any_8x4_webgpu_any_gemv", "matmul", gemv::CONFIGS),
     dot4::<true>("matmul_blocks_64x64_webgpu_any_dot4", "matmul"),
     dot4::<false>("matmul_i8_64x64_webgpu_any_dot4", "matmul"),
     Kernel::new("matmul_f16_64x64_webgpu_cooperative", "matmul", cooperative::cost, cooperative::prepare)
@@ -87,20 +92,20 @@ pub(super) static ROWS: &[Kernel] = &[
     direct_subgroup("matmul_any_32x64_webgpu_subgroup_direct", "matmul"),
     direct_any("matmul_any_32x32_webgpu_any_direct", "matmul"),
     any("matmul_any_64x64_webgpu_any", "matmul"),
-    gemv::<true, true>("gated_matmul_blocks_8x4_webgpu_subgroup_dot4", "gated_matmul"),
-    gemv::<false, true>("gated_matmul_blocks_8x4_webgpu_any_dot4", "gated_matmul"),
-    gemv::<true, false>("gated_matmul_any_8x4_webgpu_subgroup_gemv", "gated_matmul"),
-    gemv::<false, false>("gated_matmul_any_8x4_webgpu_any_gemv", "gated_matmul"),
+    gemv::<true, true>("gated_matmul_blocks_8x4_webgpu_subgroup_dot4", "gated_matmul", gemv::ONE),
+    gemv::<false, true>("gated_matmul_blocks_8x4_webgpu_any_dot4", "gated_matmul", gemv::ONE),
+    gemv::<true, false>("gated_matmul_any_8x4_webgpu_subgroup_gemv", "gated_matmul", gemv::ONE),
+    gemv::<false, false>("gated_matmul_any_8x4_webgpu_any_gemv", "gated_matmul", gemv::ONE),
     dot4::<true>("gated_matmul_blocks_64x64_webgpu_any_dot4", "gated_matmul"),
     dot4::<false>("gated_matmul_i8_64x64_webgpu_any_dot4", "gated_matmul"),
     tiles("gated_matmul_any_64x64_webgpu_any_tiled", "gated_matmul", tiled::GATED),
     direct_subgroup("gated_matmul_any_32x64_webgpu_subgroup_direct", "gated_matmul"),
     direct_any("gated_matmul_any_32x32_webgpu_any_direct", "gated_matmul"),
     any("gated_matmul_any_64x64_webgpu_any", "gated_matmul"),
-    gemv::<true, true>("grouped_matmul_blocks_8x4_webgpu_subgroup_dot4", "grouped_matmul"),
-    gemv::<false, true>("grouped_matmul_blocks_8x4_webgpu_any_dot4", "grouped_matmul"),
-    gemv::<true, false>("grouped_matmul_any_8x4_webgpu_subgroup_gemv", "grouped_matmul"),
-    gemv::<false, false>("grouped_matmul_any_8x4_webgpu_any_gemv", "grouped_matmul"),
+    gemv::<true, true>("grouped_matmul_blocks_8x4_webgpu_subgroup_dot4", "grouped_matmul", gemv::ONE),
+    gemv::<false, true>("grouped_matmul_blocks_8x4_webgpu_any_dot4", "grouped_matmul", gemv::ONE),
+    gemv::<true, false>("grouped_matmul_any_8x4_webgpu_subgroup_gemv", "grouped_matmul", gemv::ONE),
+    gemv::<false, false>("grouped_matmul_any_8x4_webgpu_any_gemv", "grouped_matmul", gemv::ONE),
     dot4::<true>("grouped_matmul_blocks_64x64_webgpu_any_dot4", "grouped_matmul"),
     dot4::<false>("grouped_matmul_i8_64x64_webgpu_any_dot4", "grouped_matmul"),
     any("grouped_matmul_any_64x64_webgpu_any", "grouped_matmul"),

@@ -20,14 +20,14 @@ pub(crate) struct Way {
     pub(crate) quantised: bool,
 }
 
-/// Invocations of a workgroup, and the columns of B that it has.
-pub(crate) static CONFIGS: &[Config] = &[
-    Config { name: "64x4", tile: &[8, 4, 256], params: &[64, 4] },
-    Config { name: "256x2", tile: &[8, 2, 512], params: &[256, 2] },
-];
+const NARROW: Config = Config { name: "64x4", tile: &[8, 4, 256], params: &[64, 4] };
+const WIDE: Config = Config { name: "256x2", tile: &[8, 2, 512], params: &[256, 2] };
 
-/// The same beside quantised activations.
-pub(crate) static DOTS: &[Config] = &[Config { name: "64x4", tile: &[8, 4, 256], params: &[64, 4] }];
+/// Invocations of a workgroup, and the columns of B that it has: many invocations for matrices of few columns.
+pub(crate) static CONFIGS: &[Config] = &[NARROW, WIDE];
+
+/// The same where columns are many.
+pub(crate) static ONE: &[Config] = &[NARROW];
 
 /// Rounding activations to 8 bits within blocks of 32: half of a 127th of the largest of them.
 pub(crate) const QUANTISED: Numerics = Numerics::F32.with_unit(1.0 / 254.0).flushing_subnormals();

@@ -263,6 +263,11 @@ impl Spec for GatedMatMul {
         };
         let gates = part(1, self.gate.epilogue.bias.map(|_| 3));
         let ups = part(2, self.up.epilogue.bias.map(|_| 3 + gate_bias));
+        // the share of a product's terms that rounding its activations to 8 bits may move, by the bound that such rows state
+        let crossed = match self.gate.policy.quantised_activations {
+            true => (4.0 + (self.gate.k as f64).sqrt()) / 254.0,
+            false => 0.0,
+        };
         for row in 0..self.gate.m {
             for col in 0..self.gate.n {
                 let (gate, gate_size) = self.gate.element(&gates, 0, row, col);
@@ -270,6 +275,8 @@ impl Spec for GatedMatMul {
                 let (activated, factor) = self.gated.kind.factors(gate, up);
                 // errors of the products, through the slopes of the activation
                 let carried = STEEPEST * gate_size * factor.abs() + activated.abs() * up_size;
+                // and of both at once, where they are large: a product of two that are 0 but for them
+                let carried = carried + STEEPEST * gate_size * up_size * crossed;
                 let magnitude = self.gated.kind.magnitude(gate, up) + carried;
                 out.set(self.gated.out.start(row, 0) + col, activated * factor, magnitude);
             }

@@ -5,49 +5,16 @@
 // invocation multiplies 4 x 4 outputs, whose columns are 16 apart so that neighbours store to neighbours. Invocations read along
 // whichever dimension is contiguous in memory.
 //
-// GATED: a second B, `up`, and sums of pairs. GROUPED: matrices of B are experts, whose rows of A and C `order` names.
+// GATED: a second B, `up`, and sums of pairs. GROUPED: matrices of B are experts, whose rows of A and C `order` names (tiles.wgsl).
 
-struct Params {
-    epilogue: Epilogue,
-    // Strides in elements.
-    a_batch: u32,
-    a_row: u32,
-    a_col: u32,
-    k: u32,
-    b_batch: u32,
-    b_row: u32,
-    b_col: u32,
-    m: u32,
-    up_row: u32,
-    up_col: u32,
-    n: u32,
-    // Matrices: of a batch, or experts.
-    matrices: u32,
-    // Grouped products: capacity of positions, rows of A, values of `order` that read one row of A, the first expert.
-    positions: u32,
-    a_rows: u32,
-    a_divisor: u32,
-    first: u32,
-    // Workgroups that share the rows of an expert.
-    parts: u32,
-    unused_a: u32,
-    unused_b: u32,
-    unused_c: u32,
-}
-
-const TILE = 64u;
 const DEPTH = 16u;
 // Of a row of a tile in workgroup memory.
 const PITCH = 65u;
-const NONE = 0xffffffffu;
 
 // [k][vector]
 var<workgroup> left: array<Sum, 1040>;
 var<workgroup> right: array<Sum, 1040>;
 var<workgroup> other: array<Sum, UP_TILE>;
-// Rows of A and C of the tile; NONE beyond the last.
-var<workgroup> a_rows: array<u32, 64>;
-var<workgroup> c_rows: array<u32, 64>;
 
 // The element of a tile that an invocation loads as its number `i`: step along k, and vector.
 fn place_of(lane: u32, i: u32, along_k: bool) -> vec2<u32> {
@@ -114,6 +81,9 @@ fn product(batch: u32, col0: u32, lane: u32) {
         sums[i] = Sum(0);
         pair[i] = Sum(0);
     }
+    // few rows of A leave most invocations nothing but to load
+    let idle = c_rows[row] == NONE && c_rows[row + 1u] == NONE && c_rows[row + 2u] == NONE && c_rows[row + 3u] == NONE;
+    let depth = select(DEPTH, 0u, idle);
     for (var k0 = 0u; k0 < params.k; k0 += DEPTH) {
         load_left(a_batch, k0, lane);
         load_right(batch, col0, k0, lane);
@@ -121,7 +91,7 @@ fn product(batch: u32, col0: u32, lane: u32) {
             load_other(col0, k0, lane);
         }
         workgroupBarrier();
-        for (var step = 0u; step < DEPTH; step++) {
+        for (var step = 0u; step < depth; step++) {
             for (var i = 0u; i < 4u; i++) {
                 let a = left[step * PITCH + row + i];
                 for (var j = 0u; j < 4u; j++) {
@@ -146,67 +116,5 @@ fn product(batch: u32, col0: u32, lane: u32) {
                 }
             }
         }
-    }
-}
-
-// Positions of an expert, as perjoule_kernels::op::slots::Segments has them: offsets that go down count as if they stayed.
-fn segment(expert: u32) -> vec2<u32> {
-    var highest = 0;
-    for (var i = 0u; i <= expert; i++) {
-        highest = max(highest, segments_int(i));
-    }
-    let end = max(highest, segments_int(expert + 1u));
-    return min(vec2<u32>(u32(highest), u32(end)), vec2<u32>(params.positions));
-}
-
-@compute @workgroup_size(256)
-fn matmul(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let index = group_number(group, groups);
-    let columns = (params.n + TILE - 1u) / TILE;
-    let col0 = index % columns * TILE;
-    let rest = index / columns;
-    if GROUPED {
-        let expert = rest % params.matrices;
-        let part = rest / params.matrices;
-        if part >= params.parts {
-            return;
-        }
-        let positions = segment(params.first + expert);
-        for (var begin = positions.x + part * TILE; begin < positions.y; begin += params.parts * TILE) {
-            if lane < TILE {
-                var a_row = NONE;
-                var c_row = NONE;
-                if begin + lane < positions.y {
-                    let row = order_int(begin + lane);
-                    if row >= 0 && u32(row) < params.m && u32(row) / params.a_divisor < params.a_rows {
-                        a_row = u32(row) / params.a_divisor;
-                        c_row = u32(row);
-                    }
-                }
-                a_rows[lane] = a_row;
-                c_rows[lane] = c_row;
-            }
-            workgroupBarrier();
-            product(expert, col0, lane);
-            workgroupBarrier();
-        }
-    } else {
-        let tiles = (params.m + TILE - 1u) / TILE;
-        let batch = rest / tiles;
-        if batch >= params.matrices {
-            return;
-        }
-        if lane < TILE {
-            let row = rest % tiles * TILE + lane;
-            let inside = select(NONE, row, row < params.m);
-            a_rows[lane] = inside;
-            c_rows[lane] = inside;
-        }
-        workgroupBarrier();
-        product(batch, col0, lane);
     }
 }

@@ -219,7 +219,7 @@ impl Form {
         whole && !scaled && !changed && self.c.dtype == DType::F32 && self.c.strides.col == 1
     }
 
-    /// Rows of A that multiply one matrix of B, as far as is known.
+    /// Rows of A that multiply one matrix of B: of an expert, on average.
     pub(crate) fn rows(&self) -> usize {
         self.grouped.map_or(self.m, |g| g.positions.div_ceil(self.matrices.max(1)))
     }
@@ -314,43 +314,43 @@ impl Form {
 
     /// Every operand: its index in the op's list, and what of it a window touches. In the order of the bindings.
     pub(super) fn extents(&self) -> Vec<Extents> {
-        let rows = |t: Tensor2, cols: usize, col: usize| Extents {
-            batch: t.strides.batch,
-            row: t.strides.row,
-            inner: cols.saturating_sub(1).saturating_mul(col),
-            ..Extents::of(t.dtype)
+        // elements from the first to the last of `count` that are `stride` apart
+        let line = |count: usize, stride: usize| match count {
+            0 => 0,
+            _ => (count - 1).saturating_mul(stride).saturating_add(1),
         };
         let columns = |b: Matrix| Extents {
             batch: b.batch,
             col: b.col,
-            inner: self.k.saturating_sub(1).saturating_mul(b.row),
+            len: line(self.k, b.row),
             ..Extents::of(self.b.dtype)
         };
-        let whole = |t: Tensor2, rows: usize| t.strides.row.saturating_mul(rows.saturating_sub(1));
         let both = |t: Tensor2| Extents {
             batch: t.strides.batch,
             row: t.strides.row,
             col: t.strides.col,
             ..Extents::of(t.dtype)
         };
-        let scales = |s: Scales| Extents { batch: s.batch, inner: s.each - 1, ..Extents::of(DType::F32) };
+        let scales = |s: Scales| Extents { batch: s.batch, len: s.each, ..Extents::of(DType::F32) };
         let place = &self.places;
-        let a = match self.grouped {
-            None => rows(self.a, self.k, self.a.strides.col),
+        let a = Extents { col: 0, len: line(self.k, self.a.strides.col), ..both(self.a) };
+        let (a, c) = match self.grouped {
+            None => (a, both(self.c)),
             // rows of any number
-            Some(g) => Extents {
-                inner: whole(self.a, g.a_rows) + self.k.saturating_sub(1) * self.a.strides.col,
-                ..Extents::of(self.a.dtype)
-            },
-        };
-        let c = match self.grouped {
-            None => both(self.c),
-            Some(_) => Extents { row: 0, inner: whole(self.c, self.m), ..both(self.c) },
+            Some(g) => {
+                let whole = |rows: usize, stride: usize, one: usize| match rows.min(one) {
+                    0 => 0,
+                    _ => line(rows, stride).saturating_add(one - 1),
+                };
+                let a_len = whole(g.a_rows, self.a.strides.row, a.len);
+                let c_len = whole(self.m, self.c.strides.row, 1);
+                (Extents { row: 0, len: a_len, ..a }, Extents { row: 0, len: c_len, ..both(self.c) })
+            }
         };
         let mut list = vec![(0, a), (1, columns(self.b.strides))];
         list.extend(place.up.zip(self.up).map(|(at, up)| (at, columns(up))));
         if let Some(g) = self.grouped {
-            let slots = |count: usize| Extents { inner: count.saturating_sub(1), ..Extents::of(DType::I32) };
+            let slots = |count: usize| Extents { len: count, ..Extents::of(DType::I32) };
             list.extend([(2, slots(self.matrices + 1)), (3, slots(g.positions))]);
         }
         let side = |at: Option<usize>, scales_of: Option<Scales>, is_a: bool| {
@@ -369,6 +369,12 @@ impl Form {
         list.into_iter().map(|(operand, extents)| Extents { operand, ..extents }).collect()
     }
 
+    /// Where B of a window begins, in bytes from the operand's beginning; modulo 2^32.
+    pub(crate) fn b_starts_at(&self, window: &Window) -> u32 {
+        let b = self.extents().into_iter().find(|extents| extents.operand == 1);
+        b.map_or(0, |b| b.part(window).0 as u32)
+    }
+
     /// What a kernel binds for a window, in the order of `inputs` and `epilogue_bindings`.
     pub(crate) fn places(&self, window: &Window) -> Vec<Place> {
         let whole = Window::whole(self);
@@ -383,7 +389,7 @@ impl Form {
     }
 }
 
-/// Where the rows of a range begin, as numbers for a kernel.
+/// How many a range has, as a kernel's number.
 pub(crate) fn count(range: &Range<usize>) -> u32 {
     range.len() as u32
 }

@@ -8,12 +8,20 @@
 //! | [`cooperative`] | products of f16 by matrices in registers |
 //! | [`tiled`] | products of floats on GPUs, by tiles in workgroup memory |
 //! | [`direct`] | products on processors, without workgroup memory |
+//! | [`tiles`] | tiles of C, whatever is multiplied |
+//! | [`dot4`] | products of signed bytes in tiles |
+//! | [`gemv`] | few rows of A with weights that stream from memory |
 
 pub(crate) mod any;
 pub(crate) mod cooperative;
 pub(crate) mod direct;
+pub(crate) mod dot4;
 pub(crate) mod form;
+pub(crate) mod gemv;
+#[cfg(test)]
+mod tests;
 pub(crate) mod tiled;
+pub(crate) mod tiles;
 pub(crate) mod window;
 
 use super::rows::caps;

@@ -20,8 +20,8 @@ impl Window {
     }
 }
 
-/// Of an operand: strides in elements by which it follows matrices, rows and columns of C (0: it does not), and the distance from the
-/// first element of what belongs to one of each to the last.
+/// Of an operand: strides in elements by which it follows matrices, rows and columns of C (0: it does not), and the elements from the
+/// first to the last of what belongs to one of each.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Extents {
     pub(super) operand: usize,
@@ -29,7 +29,7 @@ pub(super) struct Extents {
     pub(super) batch: usize,
     pub(super) row: usize,
     pub(super) col: usize,
-    pub(super) inner: usize,
+    pub(super) len: usize,
 }
 
 /// Windows are made of so many matrices, rows and columns: sixteen of anything keep operands at multiples of 16 bytes.
@@ -37,7 +37,7 @@ const STEPS: [usize; 3] = [1, 16, 16];
 
 impl Extents {
     pub(super) fn of(dtype: DType) -> Self {
-        Extents { operand: 0, dtype, batch: 0, row: 0, col: 0, inner: 0 }
+        Extents { operand: 0, dtype, batch: 0, row: 0, col: 0, len: 1 }
     }
 
     fn strides(&self) -> [usize; 3] {
@@ -46,11 +46,11 @@ impl Extents {
 
     /// Elements from the first to the last, for so many of each. Saturates.
     fn span(&self, counts: [usize; 3]) -> usize {
-        if counts.contains(&0) {
+        if self.len == 0 || counts.contains(&0) {
             return 0;
         }
         let each = self.strides().into_iter().zip(counts).map(|(s, count)| s.saturating_mul(count - 1));
-        each.fold(self.inner, usize::saturating_add).saturating_add(1)
+        each.fold(self.len, usize::saturating_add)
     }
 
     fn bytes(&self, elements: usize) -> u64 {

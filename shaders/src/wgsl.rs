@@ -13,6 +13,12 @@ sources! {
     MATH = "wgsl/common/math.wgsl";
     /// From a sum of products to an element of C.
     MATMUL_EPILOGUE = "wgsl/matmul/epilogue.wgsl";
+    /// Products on processors: a row of sums.
+    DIRECT_ROW = "wgsl/matmul/direct/row.wgsl";
+    /// Products on processors: rows of A by subgroups.
+    DIRECT_BROADCAST = "wgsl/matmul/direct/broadcast.wgsl";
+    /// Products on processors: rows of A that every lane reads.
+    DIRECT_UNIFORM = "wgsl/matmul/direct/uniform.wgsl";
     /// Which tile a workgroup has.
     MATMUL_TILES = "wgsl/matmul/tiles.wgsl";
     /// Few rows of A: what a workgroup does, whatever the types.
@@ -91,12 +97,6 @@ sources! {
     SAMPLE_WEIGHTS = "wgsl/sample/weights.wgsl";
     /// What fast kernels of attention share.
     ATTENTION_SOFTMAX = "wgsl/attention/softmax.wgsl";
-    /// Products on processors: a row of sums.
-    DIRECT_ROW = "wgsl/matmul/direct/row.wgsl";
-    /// Products on processors: rows of A by subgroups.
-    DIRECT_BROADCAST = "wgsl/matmul/direct/broadcast.wgsl";
-    /// Products on processors: rows of A that every lane reads.
-    DIRECT_UNIFORM = "wgsl/matmul/direct/uniform.wgsl";
 }
 
 sources! {

@@ -145,7 +145,7 @@ impl Verdict {
         };
         let (low, high) = (rounded(dtype, want - error), rounded(dtype, want + error));
         let right = match (got.is_nan(), low.is_nan()) {
-            (true, nan) => nan || tolerance.flushes && want.is_infinite(),
+            (true, nan) => nan || tolerance.flushes && !(want.is_finite() && magnitude.is_finite()),
             (false, true) => false,
             _ => low <= got && got <= high,
         };

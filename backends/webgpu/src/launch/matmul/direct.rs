@@ -121,18 +121,18 @@ fn seconds(candidate: &Candidate<'_>, rate: f32) -> f32 {
     let work = (form.matrices * rows * cols) as f32 * (tile.rows * tile.width) as f32 * form.k as f32;
     let panels = (form.matrices * (rows * tile.rows + cols * tile.width)) as f32 * form.k as f32;
     // an invocation is a lane of a processor, whose rate others' costs overstate; of a GPU few are busy
-    let slow = if super::is_software(candidate) { 1.0 } else { 20.0 };
-    3.0 * STEP + (2.0 * work / rate + panels * 0.05e-9) * slow
+    let slow = if super::is_software(candidate) { 1.0 } else { 40.0 };
+    STEP + (2.0 * work / rate + panels * 0.01e-9) * slow
 }
 
 /// Seconds.
 pub(crate) fn cost_subgroup(candidate: &Candidate<'_>) -> f32 {
-    seconds(candidate, if candidate.config.tile[0] == 32 { 1.2e12 } else { 1e12 })
+    seconds(candidate, if candidate.config.tile[0] == 32 { 2.4e12 } else { 2e12 })
 }
 
 /// Seconds.
 pub(crate) fn cost(candidate: &Candidate<'_>) -> f32 {
-    seconds(candidate, if candidate.config.tile[0] == 32 { 0.8e12 } else { 0.6e12 })
+    seconds(candidate, if candidate.config.tile[0] == 32 { 1.6e12 } else { 1.2e12 })
 }
 
 pub(crate) fn prepare_subgroup(request: &Request<'_>) -> Result<Box<dyn Launch>> {

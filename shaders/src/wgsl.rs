@@ -59,6 +59,8 @@ sources! {
     TURNS = "wgsl/common/turns.wgsl";
     /// Division that rounds as it should, and quantisation by it.
     DIVISION = "wgsl/common/division.wgsl";
+    /// Norms of heads.
+    QK_ROOT = "wgsl/qk_norm_rope_append/root.wgsl";
     /// What the kernels of attention share.
     ATTENTION_SLOTS = "wgsl/attention/slots.wgsl";
     /// Arithmetic as IEEE 754 has it.
@@ -97,6 +99,10 @@ sources! {
     SAMPLE_WEIGHTS = "wgsl/sample/weights.wgsl";
     /// What fast kernels of attention share.
     ATTENTION_SOFTMAX = "wgsl/attention/softmax.wgsl";
+    /// Sums within subgroups.
+    ATTENTION_SHUFFLES = "wgsl/attention/shuffles.wgsl";
+    /// What stands for them elsewhere.
+    ATTENTION_ALONE = "wgsl/attention/alone.wgsl";
 }
 
 sources! {

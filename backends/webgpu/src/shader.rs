@@ -35,8 +35,8 @@ pub(crate) enum Touch {
     Set,
     /// By four elements of a float type, read. The operand begins at a multiple of what four take.
     Quads,
-    /// By four elements of a float type, written too. The operand begins at a multiple of what four take, and nothing else lies between
-    /// its elements.
+    /// By four elements of a float type, written too, so that no word has to be changed in part. The operand begins at a multiple of what
+    /// four take.
     QuadsMut,
     /// An array of this WGSL type, read. The operand begins at a multiple of 16 bytes.
     Words(&'static str),

@@ -39,9 +39,10 @@ fn attention(
 ) {
     let p = params.op;
     let number = group_number(group, groups);
-    let unit = number % params.units;
-    let tile = number / params.units;
-    if tile >= params.tiles {
+    // neighbours share keys and values: what caches hold
+    let unit = number / params.tiles;
+    let tile = number % params.tiles;
+    if unit >= params.units {
         return;
     }
     let kv_head = unit % p.kv.kv_heads;

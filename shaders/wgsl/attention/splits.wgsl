@@ -83,11 +83,9 @@ fn parts_of(
         }
         if SUBGROUPS {
             for (var r = 0u; r < R; r++) {
-                products[r] += subgroupShuffleXor(products[r], 1u);
-                products[r] += subgroupShuffleXor(products[r], 2u);
-                products[r] += subgroupShuffleXor(products[r], 4u);
+                let product = sum_of_eight(products[r]);
                 if x == 0u {
-                    scores[r * SPLIT + key + y] = products[r];
+                    scores[r * SPLIT + key + y] = product;
                 }
             }
         } else {

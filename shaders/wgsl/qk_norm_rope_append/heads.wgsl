@@ -95,30 +95,22 @@ fn heads(
         squares += value * value;
     }
     squares = sum_of(lane, squares);
-    var inverse = 1.0 / sqrt(squares / f32(len) + params.eps);
-    if !(squares >= 1e-30 && squares <= 3.0e38) {
-        // squares left the range in which f32 rounds relatively: a power of two brings them near 1
-        var most = 0.0;
-        for (var d = lane; d < len; d += LANES) {
-            let magnitude = abs(x_get(begin + d));
-            most = select(most, magnitude, magnitude > most);
-        }
-        most = most_of(lane, most);
-        let exponent = clamp((bitcast<u32>(most) >> 23u) & 255u, 1u, 253u);
-        let factor = bitcast<f32>((254u - exponent) << 23u);
-        var total = 0.0;
-        for (var d = lane; d < len; d += LANES) {
-            let value = x_get(begin + d) * factor;
-            total += value * value;
-        }
-        total = sum_of(lane, total);
-        // of two magnitudes far apart, or that both may overflow when squared
-        let root = sqrt(total / f32(len)) / factor;
-        let least = sqrt(params.eps);
-        let large = select(root, least, least > root);
-        let ratio = select(root, least, least <= root) / large;
-        inverse = 1.0 / (large * sqrt(1.0 + ratio * ratio));
+    // squares may leave the range in which f32 rounds relatively: a power of two brings them near 1. Everybody takes part in the sums.
+    var most = 0.0;
+    for (var d = lane; d < len; d += LANES) {
+        let magnitude = abs(x_get(begin + d));
+        most = select(most, magnitude, magnitude > most);
     }
+    most = most_of(lane, most);
+    let exponent = clamp((bitcast<u32>(most) >> 23u) & 255u, 1u, 253u);
+    let factor = bitcast<f32>((254u - exponent) << 23u);
+    var total = 0.0;
+    for (var d = lane; d < len; d += LANES) {
+        let value = x_get(begin + d) * factor;
+        total += value * value;
+    }
+    total = sum_of(lane, total);
+    let inverse = inverse_root(squares, total, factor, f32(len), params.eps);
     let position = positions_int(token);
     for (var d = lane * UNIT; d < len; d += LANES * UNIT) {
         if UNIT == 1u {

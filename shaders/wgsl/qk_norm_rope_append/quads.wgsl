@@ -53,8 +53,6 @@ fn heads(
         most = select(most, share.x, share.x > most);
         squares += share.y;
     }
-    let len = f32(params.x.len);
-    var inverse = 1.0 / sqrt(squares / len + params.eps);
     // squares may leave the range in which f32 rounds relatively: a power of two brings them near 1
     let exponent = clamp((bitcast<u32>(most) >> 23u) & 255u, 1u, 253u);
     let factor = bitcast<f32>((254u - exponent) << 23u);
@@ -63,18 +61,11 @@ fn heads(
     workgroupBarrier();
     shares[lane].y = dot(scaled_a, scaled_a) + dot(scaled_b, scaled_b);
     workgroupBarrier();
-    if !(squares >= 1e-30 && squares <= 3.0e38) {
-        var total = 0.0;
-        for (var i = 0u; i < SHARING; i++) {
-            total += shares[min(first + i, LANES - 1u)].y;
-        }
-        // of two magnitudes far apart, or that both may overflow when squared
-        let root = sqrt(total / len) / factor;
-        let least = sqrt(params.eps);
-        let large = select(root, least, least > root);
-        let ratio = select(root, least, least <= root) / large;
-        inverse = 1.0 / (large * sqrt(1.0 + ratio * ratio));
+    var total = 0.0;
+    for (var i = 0u; i < SHARING; i++) {
+        total += shares[min(first + i, LANES - 1u)].y;
     }
+    let inverse = inverse_root(squares, total, factor, f32(params.x.len), params.eps);
     if number >= vectors || lane / SHARING >= HEADS {
         return;
     }

@@ -9,9 +9,9 @@ use perjoule_kernels::op::{KvAppend, Op};
 use perjoule_kernels::{Candidate, DType, KvLayout, Launch, Reason, Request, Result, Rows};
 use perjoule_shaders::{Source, wgsl};
 
-/// Headers of kernels that store into caches.
+/// Headers of kernels that store into caches, of those that norm heads first, too.
 pub(super) const HEADERS: &[&Source] =
-    &[&wgsl::ELEMENT, &wgsl::LAYOUT, &wgsl::SLOTS, &wgsl::TURNS, &wgsl::DIVISION];
+    &[&wgsl::ELEMENT, &wgsl::LAYOUT, &wgsl::SLOTS, &wgsl::TURNS, &wgsl::DIVISION, &wgsl::QK_ROOT];
 
 /// The slots that say where vectors lie in caches, as kernels bind them: kv_len, q_offsets, block_table.
 pub(super) fn slot_bindings(ragged: bool, paged: bool) -> Vec<Binding> {

@@ -1,6 +1,6 @@
 //! Attention of every form: `shaders/wgsl/attention/rows.wgsl`.
 
-use super::{AttentionParam, is_empty, longest, op_of, places, refuse_sizes, slot_bindings};
+use super::{AttentionParam, is_empty, longest, op_of, places, refuse_sizes, slot_bindings, slowness};
 use crate::launch::rows::refuse;
 use crate::launch::{Builder, Dims};
 use crate::pipeline::Checks;
@@ -26,8 +26,9 @@ fn reject(candidate: &Candidate<'_>) -> Option<Reason> {
     refuse_sizes(op).or_else(|| refuse(candidate))
 }
 
-fn cost(Candidate { op, .. }: &Candidate<'_>) -> f32 {
-    2e-5 + op.bytes() as f32 / 50e9 + op.flops() as f32 / 0.3e12
+fn cost(candidate: &Candidate<'_>) -> f32 {
+    let op = candidate.op;
+    2e-5 + op.bytes() as f32 / 50e9 + slowness(candidate) * op.flops() as f32 / 0.3e12
 }
 
 /// `Params` of `attention/rows.wgsl`.

@@ -12,7 +12,7 @@ pub(crate) mod splits;
 pub(crate) mod tiles;
 
 use super::kv::slot_places;
-use super::rows::{KvParam, RowsParam, refuse};
+use super::rows::{KvParam, RowsParam, caps, refuse};
 use super::{Place, other_op};
 use crate::shader::Binding;
 use bytemuck::{Pod, Zeroable};
@@ -169,6 +169,11 @@ fn quad_bindings(op: &Attention, alignment: Alignment) -> Vec<Binding> {
     list.extend(slot_bindings(op));
     list.push(Binding::quads_mut("out", op.out_dtype, out));
     list
+}
+
+/// How much slower kernels made for GPUs are on adapters that compute on the CPU: a middling GPU is what predictions are about.
+fn slowness(candidate: &Candidate<'_>) -> f32 {
+    if caps(candidate.info).is_some_and(|caps| caps.software) { 1000.0 } else { 1.0 }
 }
 
 /// What kernels do not run that access four elements at a time.

@@ -1,7 +1,8 @@
 //! Attention of few queries, keys split over workgroups: `shaders/wgsl/attention/{splits,combine}.wgsl`.
 
 use super::{
-    AttentionParam, HEADERS, align, is_empty, longest, op_of, places, quad_bindings, refuse_fours, whole,
+    AttentionParam, HEADERS, align, is_empty, longest, op_of, places, quad_bindings, refuse_fours, slowness,
+    whole,
 };
 use crate::launch::rows::{caps, refuse_operands};
 use crate::launch::{Builder, Dims, Place};
@@ -90,9 +91,9 @@ fn cost<const SUBGROUPS: bool>(candidate: &Candidate<'_>) -> f32 {
     let cut = Cut::new(op);
     // every group of rows reads the keys again, and writes its parts
     let again = cut.tiles as f32 * candidate.op.bytes() as f32 + 2.0 * cut.bytes(op) as f32;
-    let slow = if caps(candidate.info).is_some_and(|caps| caps.software) { 100.0 } else { 1.0 };
+    let slow = slowness(candidate);
     let adding = if SUBGROUPS { 1.0 } else { 1.2 };
-    2e-5 + slow * (again / 300e9 + adding * candidate.op.flops() as f32 / 2e12)
+    2e-5 + again / 300e9 + slow * adding * candidate.op.flops() as f32 / 2e12
 }
 
 /// `Params` of both sources.
@@ -132,11 +133,13 @@ fn prepare<const SUBGROUPS: bool>(request: &Request<'_>) -> Result<Box<dyn Launc
         Binding::quads_mut("out", op.out_dtype, out).when(false),
         Binding::words_mut("parts", "vec4<f32>"),
     ]);
+    let sums = if SUBGROUPS { &wgsl::ATTENTION_SHUFFLES } else { &wgsl::ATTENTION_ALONE };
+    let headers = [HEADERS, &[sums]].concat();
     let mut first = places(op);
     first.truncate(first.len() - 1 - usize::from(op.sinks));
     first.push(parts.clone());
     builder.step(
-        (&wgsl::ATTENTION_SPLITS, HEADERS, "parts_of"),
+        (&wgsl::ATTENTION_SPLITS, &headers, "parts_of"),
         (
             &kind(Variant::of(bindings)).flag("SUBGROUPS", SUBGROUPS).flag("CAPPED", op.soft_cap.is_some()),
             Checks::None,

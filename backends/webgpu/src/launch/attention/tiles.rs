@@ -1,7 +1,8 @@
 //! Attention of many queries: `shaders/wgsl/attention/tiles.wgsl`.
 
-use super::{AttentionParam, HEADERS, align, is_empty, longest, op_of, places, quad_bindings, refuse_fours};
-use crate::launch::rows::caps;
+use super::{
+    AttentionParam, HEADERS, align, is_empty, longest, op_of, places, quad_bindings, refuse_fours, slowness,
+};
 use crate::launch::{Builder, Dims};
 use crate::pipeline::Checks;
 use crate::shader::Variant;
@@ -34,7 +35,7 @@ fn cost(candidate: &Candidate<'_>) -> f32 {
     // tiles are computed as a whole
     let rows = longest(op) * op.q.inner / op.kv.kv_heads;
     let filled = rows as f32 / rows.next_multiple_of(ROWS).max(1) as f32;
-    let slow = if caps(candidate.info).is_some_and(|caps| caps.software) { 100.0 } else { 1.0 };
+    let slow = slowness(candidate);
     1e-5 + candidate.op.bytes() as f32 / 200e9
         + slow * candidate.op.flops() as f32 / 3e12 / filled.max(1.0 / ROWS as f32)
 }

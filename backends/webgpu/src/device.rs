@@ -265,7 +265,7 @@ impl WebGpuDevice {
     /// # Errors
     /// [`Error::Unsupported`] when it was made without the usages that kernels and copies need ([`USAGES`]).
     pub fn wrap(&self, buffer: wgpu::Buffer) -> Result<Buffer> {
-        if !buffer.usage().contains(USAGES) || buffer.size() % 4 != 0 {
+        if !buffer.usage().contains(USAGES) || !buffer.size().is_multiple_of(4) {
             return Err(Error::Unsupported {
                 what: "this buffer",
                 why: format!("it needs the usages {USAGES:?} and a size in whole words of 4 bytes"),

@@ -135,7 +135,8 @@ impl Inner {
     /// Zeroed memory.
     pub(crate) fn alloc(self: &Arc<Self>, bytes: u64) -> Result<Buffer> {
         self.alive()?;
-        let size = bytes.max(1).next_multiple_of(4);
+        // a binding holds a vector at least
+        let size = bytes.max(1).next_multiple_of(16);
         let most = self.caps.limits.max_buffer_size;
         if size > most {
             return Err(Error::Unsupported {

@@ -169,7 +169,7 @@ impl Variant {
         self.bindings.iter().filter(|binding| binding.is_bound())
     }
 
-    /// The whole module. `params`: whether the source declares `Params`, which is bound behind the operands.
+    /// The whole module. `Params`, which the source declares, is bound behind the operands.
     pub(crate) fn text(&self, headers: &[&str], source: &str) -> String {
         let mut text = String::new();
         for extension in &self.enables {

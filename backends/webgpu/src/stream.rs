@@ -224,7 +224,7 @@ impl Stream for WebGpuStream {
         if from.is_empty() {
             return Ok(());
         }
-        if to.offset() % 4 == 0 && from.len() % 4 == 0 {
+        if to.offset().is_multiple_of(4) && from.len().is_multiple_of(4) {
             // it takes place before what is submitted next, and behind what was
             self.submit();
             self.inner.queue.write_buffer(memory.buffer(), to.offset(), from);
@@ -254,7 +254,9 @@ impl Stream for WebGpuStream {
         if to.device() != from.device() {
             return copy::across(self, to, from);
         }
-        let whole = to.offset() % 4 == 0 && from.offset() % 4 == 0 && from.bytes() % 4 == 0;
+        let whole = to.offset().is_multiple_of(4)
+            && from.offset().is_multiple_of(4)
+            && from.bytes().is_multiple_of(4);
         let apart = !std::ptr::eq(target, source);
         if whole && apart {
             let (at, bytes) = ((from.offset(), to.offset()), from.bytes());

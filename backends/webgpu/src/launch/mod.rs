@@ -137,7 +137,8 @@ impl Step {
             let memory = stream.touch(buffer).map_err(|()| wrong("an operand"))?;
             let begin = buffer.offset() + at;
             let first = begin / align * align;
-            let end = (begin + bytes).next_multiple_of(4);
+            // an array of vectors is bound with one element at least
+            let end = (begin + bytes).next_multiple_of(16).min(memory.buffer().size());
             *offset = (begin - first) as u32;
             key.extend([buffer.address() - buffer.offset(), begin, end]);
             bound.push((memory.buffer(), first, end - first));

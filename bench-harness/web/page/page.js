@@ -154,7 +154,7 @@ function charts() {
     mark: { type: "line", point: { size: 20, filled: true, fill: "#0072B2" }, color: "#0072B2", strokeWidth: 1 },
     encoding: {
       x: { field: "at", type: "quantitative", title: "sample", axis: { tickMinStep: 1, grid: false, format: "d" }, scale: { nice: false } },
-      y: { field: "ms", type: "quantitative", title: "ms a call", scale: { zero: false }, axis: { tickCount: 4 } },
+      y: { field: "ms", type: "quantitative", title: "ms a call", scale: { zero: false }, axis: { tickCount: 4, format: ".3~g" } },
     },
   });
   shares ||= new Chart("shares", {
@@ -171,7 +171,9 @@ function charts() {
 
 const testOf = r => [r.n_prompt ? "pp" + r.n_prompt : "", r.n_gen ? "tg" + r.n_gen : ""].filter(Boolean).join("+");
 const nameOf = r => r.kind === "tokens" ? r.model : r.kind === "ceiling" ? `ceiling: ${r.op.replace("_", "-")}` : r.op;
-const shapeOf = r => r.kind === "tokens" ? testOf(r) : r.kind === "ceiling" ? r.config : r.shape;
+// one matrix or sequence goes without saying
+const plain = shape => shape.split(",").filter(part => part !== "b=1").join(" ");
+const shapeOf = r => r.kind === "tokens" ? testOf(r) : r.kind === "ceiling" ? r.config : plain(r.shape);
 
 // The rate that says most: tokens, arithmetic, or bytes where there is little of it.
 function rate(r) {
@@ -187,7 +189,7 @@ function row(r) {
   const interval = r.ci95_ns ? `${time(r.ci95_ns[0])}..${time(r.ci95_ns[1])}` : "-";
   const energy = r.joules_per_call === null || r.joules_per_call === undefined ? "-" : `${joules(r.joules_per_call)}, modelled`;
   const line = make("tr", { className: r.valid ? "" : "invalid" },
-    cell(nameOf(r)), cell(shapeOf(r)), cell(r.dtype || "-", "word"),
+    cell(nameOf(r)), cell(shapeOf(r), "shape"), cell(r.dtype || "-", "word"),
     cell(r.kind === "ceiling" ? (r.provenance === "modelled" ? "modelled" : "-") : checked, r.provenance === "modelled" ? "modelled" : r.verified === false ? "wrong" : ""),
     cell(r.median_ns ? time(r.median_ns) : "-", "n"), cell(interval, "n"), cell(rate(r), "n"),
     cell(r.roof_fraction === null || r.roof_fraction === undefined ? "-" : percent(r.roof_fraction), "n"),
@@ -212,7 +214,7 @@ function tiles() {
   const list = [
     ...tile("Decode", decode, r => `${r.model}, ${r.dtype}`),
     ...tile("Prefill", prefill, r => `${r.model}, ${testOf(r)}, ${r.dtype}`),
-    ...tile("Matrix product", product, r => `${r.dtype}, ${r.shape}`),
+    ...tile("Matrix product", product, r => `${r.dtype}, ${plain(r.shape)}`),
     ...tile("Arithmetic at most", roof("multiply_add"), r => `ceiling, ${r.dtype}`),
     ...tile("Memory read at most", roof("read"), r => `ceiling, ${r.config}`),
   ];
@@ -228,6 +230,7 @@ function happened(event) {
   if (event.kind === "device") {
     state.steps = event.steps;
   } else if (event.kind === "step") {
+    by("live").closest("figure").hidden = false;
     by("bar").value = event.index / state.steps;
     by("step").textContent = event.title;
     by("detail").textContent = `step ${event.index + 1} of ${state.steps}`;
@@ -266,6 +269,7 @@ function ended() {
   by("controls").querySelectorAll("fieldset").forEach(f => { f.disabled = false; });
   if (!state.error) {
     by("bar").value = state.stopped ? by("bar").value : 1;
+    by("live").closest("figure").hidden = true;
     by("step").textContent = state.stopped ? "Stopped" : "Done";
     const wrong = state.rows.filter(r => r.verified === false).length;
     const right = state.rows.filter(r => r.verified === true).length;

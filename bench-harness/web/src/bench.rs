@@ -102,8 +102,8 @@ impl Plan {
             streamed: if short { 32 << 20 } else { 256 << 20 },
             rotated: if short { 64 << 20 } else { 4 * LAST_LEVEL },
             tokens: seconds(1.0, 8.0),
-            n_prompt: if short { 16 } else { 128 },
-            n_gen: if short { 4 } else { 32 },
+            n_prompt: if short { 4 } else { 128 },
+            n_gen: if short { 2 } else { 32 },
         }
     }
 

@@ -1,6 +1,7 @@
 // The page of `perjoule web` in a headless Chromium: `cargo xtask web --test` runs this and sets
 //   BROWSER   the browser's program
 //   PERJOULE  perjoule, built with the feature `web`
+//   ADDRESS   a page that is served already, instead of by perjoule
 //   PICTURES  a folder for pictures of the page; none without
 import Ajv2020 from "ajv/dist/2020.js";
 import assert from "node:assert/strict";
@@ -10,7 +11,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { chromium } from "playwright-core";
 
-const { BROWSER, PERJOULE, PICTURES } = process.env;
+const { ADDRESS, BROWSER, PERJOULE, PICTURES } = process.env;
 const MINUTES = 60_000;
 const QUIET = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
 const WEBGPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"];
@@ -204,7 +205,7 @@ const tests = {
   },
 };
 
-const { server, address } = await serve();
+const { server, address } = ADDRESS ? { address: ADDRESS } : await serve();
 let failed = 0;
 try {
   const only = process.argv[2] || "";
@@ -219,14 +220,14 @@ try {
       console.error(error);
     }
   }
-  for (const [path, status, type] of [["", 200, "text/html"], ["perjoule_web_bg.wasm", 200, "application/wasm"], ["page.js", 200, "text/javascript"], ["../Cargo.toml", 404, "text/plain"], ["nothing", 404, "text/plain"]]) {
+  for (const [path, status, type] of ADDRESS ? [] : [["", 200, "text/html"], ["perjoule_web_bg.wasm", 200, "application/wasm"], ["page.js", 200, "text/javascript"], ["../Cargo.toml", 404, "text/plain"], ["nothing", 404, "text/plain"]]) {
     const answer = await fetch(new URL(path, address));
     assert.equal(answer.status, status, path);
     assert.ok(answer.headers.get("content-type").startsWith(type), `${path}: ${answer.headers.get("content-type")}`);
   }
 } finally {
-  server.removeAllListeners("exit");
-  server.kill("SIGINT");
+  server?.removeAllListeners("exit");
+  server?.kill("SIGINT");
   rmSync(folder, { recursive: true, force: true });
 }
 process.exit(failed ? 1 : 0);

@@ -6,7 +6,7 @@
 import Ajv2020 from "ajv/dist/2020.js";
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { copyFileSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { chromium } from "playwright-core";
@@ -106,7 +106,10 @@ const tests = {
     for (const r of of("kernel")) {
       assert.equal(r.verified, true, `${r.op} ${r.shape} ${r.dtype}`);
       assert.equal(r.energy_kind, "modelled");
-      assert.ok(r.median_ns > 0 && r.ci95_ns[0] <= r.median_ns && r.median_ns <= r.ci95_ns[1]);
+      assert.ok(r.median_ns > 0);
+      // one sample, where a call takes longer than there is time, has no interval
+      if (r.ci95_ns) assert.ok(r.ci95_ns[0] <= r.median_ns && r.median_ns <= r.ci95_ns[1]);
+      else assert.equal(r.samples_ns.length, 1);
       assert.ok(["host", "device"].includes(r.clock));
       assert.equal(r.device_software, true);
     }
@@ -116,7 +119,9 @@ const tests = {
       for (const op of ["matmul", "attention", "rms_norm", "softmax", "gated", "add"]) assert.ok(of("kernel").some(r => r.op === op), op);
     }
     console.log(`  ${list.length} records, ${of("kernel").length} kernels right; clock: ${of("kernel")[0].clock}`);
-    const compared = perjoule("compare", path, path);
+    const copy = join(folder, "copy.jsonl");
+    copyFileSync(path, copy);
+    const compared = perjoule("compare", path, copy);
     assert.ok(compared.length > 0);
     const report = perjoule("report", path, "--format", "md");
     assert.match(report, /add/);

@@ -449,7 +449,8 @@ impl Bench {
         let mut geometry = zoo::geometry(MODEL)?;
         let mut name = MODEL.to_owned();
         if self.options.mode == Mode::Short {
-            (geometry.vocab, name) = (CUT.1, format!("{MODEL}, cut to {} layers and {} tokens", CUT.0, CUT.1));
+            (geometry.vocab, name) =
+                (CUT.1, format!("{MODEL}, cut to {} layers and {} tokens", CUT.0, CUT.1));
             geometry.layers.truncate(CUT.0);
         }
         let source = Source::random(&name, geometry, self.options.seed);

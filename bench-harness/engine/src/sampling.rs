@@ -135,11 +135,18 @@ impl<'s, S: Subject> Sampler<'s, S> {
         let start = clock.now();
         // the first call pays for page faults and caches; the second tells how many calls a sample needs
         sampler.warmup_calls = 1;
-        if sampler.sample().await? * 1e-9 > time.as_secs_f64() / 3.0 {
+        let long = |ns: f64| ns * 1e-9 > time.as_secs_f64() / 3.0;
+        let mut first = sampler.sample().await?;
+        if long(first) && !clock.step().is_zero() {
+            // beside a coarse clock, one long call may be a moment's, and single short ones tell nothing
+            first = sampler.sample().await?;
+            sampler.warmup_calls = 2;
+        }
+        if long(first) {
             return Ok(sampler); // calls this long are their own warm-up
         }
         let mut second = sampler.sample().await?;
-        sampler.warmup_calls = 2;
+        sampler.warmup_calls += 1;
         if !sampler.subject.one_call_a_sample() {
             let step = clock.step().as_nanos() as f64;
             // a coarse clock tells nothing of one call: more of them, until it does

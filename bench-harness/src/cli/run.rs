@@ -97,7 +97,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
     }
     let labels: Vec<String> = match args.device.as_slice() {
         // an adapter that the processor stands for measures the processor a second time, and worse: by name alone
-        [] => perjoule::devices().0.into_iter().filter(|info| !info.software).map(|info| info.label).collect(),
+        [] => {
+            perjoule::devices().0.into_iter().filter(|info| !info.software).map(|info| info.label).collect()
+        }
         list => list.to_vec(),
     };
     ensure!(!labels.is_empty(), "no device was found; `perjoule devices` says why");

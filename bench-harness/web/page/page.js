@@ -41,6 +41,7 @@ async function inPage() {
 const state = { about: null, device: null, lines: [], rows: [], missing: [], running: false, stopped: false, steps: 1, samples: [], error: null };
 // for tests, and for whoever is curious
 globalThis.perjoule = state;
+state.tell = message => hear(message);
 
 function trouble(title, text, hints = []) {
   const box = by("trouble");
@@ -124,12 +125,29 @@ const config = {
 };
 const colours = { f32: "#0072B2", f16: "#D55E00", bf16: "#009E73" };
 
+// Phones have no room for whole names beside bars.
+const narrow = matchMedia("(max-width: 640px)");
+
 class Chart {
-  constructor(id, spec) {
+  constructor(id, specify) {
     this.element = by(id);
+    this.specify = specify;
     this.rows = [];
     this.waiting = false;
-    this.ready = vegaEmbed(this.element, { $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", autosize: { type: "fit-x", contains: "padding" }, data: { name: "rows", values: [] }, ...spec }, {
+    this.embed();
+    narrow.addEventListener("change", () => {
+      this.view?.finalize();
+      this.view = null;
+      this.embed();
+      this.show(this.rows);
+    });
+    // also when it comes into sight: what is hidden has no width
+    new ResizeObserver(() => this.show(this.rows)).observe(this.element);
+  }
+  embed() {
+    const { left, ...spec } = this.specify(narrow.matches);
+    this.left = left;
+    this.ready = vegaEmbed(this.element, { $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: 300, padding: { left: 0, right: 16, top: 4, bottom: 4 }, data: { name: "rows", values: [] }, ...spec }, {
       mode: "vega-lite", config, renderer: "svg", actions: false, ast: true, logLevel: 1, tooltip: { theme: "page" },
     }).then(({ view }) => { this.view = view; }, error => {
       this.element.classList.add("failed");
@@ -142,36 +160,42 @@ class Chart {
     this.waiting = true;
     this.ready.then(() => requestAnimationFrame(() => {
       this.waiting = false;
-      this.view?.data("rows", this.rows.slice()).resize().runAsync();
+      // what stands left of the plot has a width of its own, so that the plot's is known
+      const width = this.element.clientWidth - this.left - 16;
+      if (width > 0) this.view?.width(width).data("rows", this.rows.slice()).resize().runAsync();
     }));
   }
 }
 
 let live, shares;
 function charts() {
-  live ||= new Chart("live", {
+  live ||= new Chart("live", () => ({
+    left: 62,
     height: 120,
     mark: { type: "line", point: { size: 20, filled: true, fill: "#0072B2" }, color: "#0072B2", strokeWidth: 1 },
     encoding: {
       x: { field: "at", type: "quantitative", title: "sample", axis: { tickMinStep: 1, grid: false, format: "d" }, scale: { nice: false } },
-      y: { field: "ms", type: "quantitative", title: "ms a call", scale: { zero: false }, axis: { tickCount: 4 } },
+      y: { field: "ms", type: "quantitative", title: "ms a call", scale: { zero: false }, axis: { tickCount: 4, format: ".3~g", minExtent: 44, maxExtent: 44 } },
     },
-  });
-  shares ||= new Chart("shares", {
+  }));
+  shares ||= new Chart("shares", small => ({
+    left: small ? 178 : 320,
     height: { step: 22 },
-    mark: { type: "bar", cornerRadiusEnd: 2, height: { band: 0.7 } },
+    mark: { type: "bar", clip: true, cornerRadiusEnd: 2, height: { band: 0.7 } },
     encoding: {
-      y: { field: "name", type: "nominal", sort: null, title: null, axis: { labelLimit: { expr: "max(90, min(300, width * 0.6))" }, domain: false, ticks: false } },
-      x: { field: "share", type: "quantitative", title: "share of the measured roof", axis: { format: ".0%", tickCount: 5 }, scale: { domainMax: { expr: "max(1, extent(pluck(data('rows'), 'share'))[1] || 1)" }, domainMin: 0 } },
+      y: { field: small ? "brief" : "name", type: "nominal", sort: null, title: null, axis: { labelLimit: small ? 174 : 316, minExtent: small ? 176 : 318, maxExtent: small ? 176 : 318, labelFontSize: small ? 10 : 12, domain: false, ticks: false } },
+      x: { field: "share", type: "quantitative", stack: null, title: small ? "share of the roof" : "share of the measured roof", axis: { format: ".0%", tickCount: small ? 2 : 5 }, scale: { domainMax: { expr: "max(1, extent(pluck(data('rows'), 'share'))[1] || 1)" }, domainMin: 0 } },
       color: { field: "dtype", type: "nominal", title: null, scale: { domain: Object.keys(colours), range: Object.values(colours) } },
       tooltip: [{ field: "name", title: "result" }, { field: "dtype", title: "type" }, { field: "text", title: "throughput" }, { field: "share", title: "share", format: ".1%" }],
     },
-  });
+  }));
 }
 
 const testOf = r => [r.n_prompt ? "pp" + r.n_prompt : "", r.n_gen ? "tg" + r.n_gen : ""].filter(Boolean).join("+");
 const nameOf = r => r.kind === "tokens" ? r.model : r.kind === "ceiling" ? `ceiling: ${r.op.replace("_", "-")}` : r.op;
-const shapeOf = r => r.kind === "tokens" ? testOf(r) : r.kind === "ceiling" ? r.config : r.shape;
+// one matrix or sequence goes without saying
+const plain = shape => shape.split(",").filter(part => part !== "b=1").join(" ");
+const shapeOf = r => r.kind === "tokens" ? testOf(r) : r.kind === "ceiling" ? r.config : plain(r.shape);
 
 // The rate that says most: tokens, arithmetic, or bytes where there is little of it.
 function rate(r) {
@@ -187,7 +211,7 @@ function row(r) {
   const interval = r.ci95_ns ? `${time(r.ci95_ns[0])}..${time(r.ci95_ns[1])}` : "-";
   const energy = r.joules_per_call === null || r.joules_per_call === undefined ? "-" : `${joules(r.joules_per_call)}, modelled`;
   const line = make("tr", { className: r.valid ? "" : "invalid" },
-    cell(nameOf(r)), cell(shapeOf(r)), cell(r.dtype || "-", "word"),
+    cell(nameOf(r)), cell(shapeOf(r), "shape"), cell(r.dtype || "-", "word"),
     cell(r.kind === "ceiling" ? (r.provenance === "modelled" ? "modelled" : "-") : checked, r.provenance === "modelled" ? "modelled" : r.verified === false ? "wrong" : ""),
     cell(r.median_ns ? time(r.median_ns) : "-", "n"), cell(interval, "n"), cell(rate(r), "n"),
     cell(r.roof_fraction === null || r.roof_fraction === undefined ? "-" : percent(r.roof_fraction), "n"),
@@ -212,14 +236,14 @@ function tiles() {
   const list = [
     ...tile("Decode", decode, r => `${r.model}, ${r.dtype}`),
     ...tile("Prefill", prefill, r => `${r.model}, ${testOf(r)}, ${r.dtype}`),
-    ...tile("Matrix product", product, r => `${r.dtype}, ${r.shape}`),
+    ...tile("Matrix product", product, r => `${r.dtype}, ${plain(r.shape)}`),
     ...tile("Arithmetic at most", roof("multiply_add"), r => `ceiling, ${r.dtype}`),
     ...tile("Memory read at most", roof("read"), r => `ceiling, ${r.config}`),
   ];
   const energy = decode && decode.joules_per_output_token;
   if (energy) {
     const [value, unit] = split(joules(energy));
-    list.push(make("li", { className: "modelled" }, make("span", { className: "what" }, "Energy a token"), make("span", { className: "value" }, value, make("span", { className: "unit" }, unit)), make("span", { className: "how" }, "modelled"), make("span", { className: "of" }, `decode, ${decode.device_class}`)));
+    list.push(make("li", { className: "modelled" }, make("span", { className: "what" }, "Energy a token"), make("span", { className: "value" }, value, make("span", { className: "unit" }, unit)), make("span", { className: "how" }, "modelled"), make("span", { className: "of" }, `decode, ${decode.device_class || "class unknown"}`)));
   }
   by("best").replaceChildren(...list);
 }
@@ -228,6 +252,7 @@ function happened(event) {
   if (event.kind === "device") {
     state.steps = event.steps;
   } else if (event.kind === "step") {
+    by("live").closest("figure").hidden = false;
     by("bar").value = event.index / state.steps;
     by("step").textContent = event.title;
     by("detail").textContent = `step ${event.index + 1} of ${state.steps}`;
@@ -247,7 +272,9 @@ function happened(event) {
     by("results").hidden = false;
     by("table").tBodies[0].append(row(r));
     const drawn = state.rows.filter(r => r.valid && typeof r.roof_fraction === "number");
-    shares.show(drawn.map(r => ({ name: `${nameOf(r)} ${shapeOf(r)}, ${r.dtype}`, dtype: r.dtype, share: r.roof_fraction, text: rate(r) })));
+    const numbers = r => r.kind === "tokens" ? testOf(r) : plain(r.shape).replace(/[a-z]+=/g, "").replaceAll(" ", "·");
+    const opOf = r => r.kind === "tokens" ? "tokens" : r.op;
+    shares.show(drawn.map(r => ({ name: `${nameOf(r)} ${shapeOf(r)}, ${r.dtype}`, brief: `${opOf(r)} ${numbers(r)} ${r.dtype}`, dtype: r.dtype, share: r.roof_fraction, text: rate(r) })));
     tiles();
     by("download").disabled = false;
   } else if (event.kind === "missing") {
@@ -266,6 +293,7 @@ function ended() {
   by("controls").querySelectorAll("fieldset").forEach(f => { f.disabled = false; });
   if (!state.error) {
     by("bar").value = state.stopped ? by("bar").value : 1;
+    by("live").closest("figure").hidden = true;
     by("step").textContent = state.stopped ? "Stopped" : "Done";
     const wrong = state.rows.filter(r => r.verified === false).length;
     const right = state.rows.filter(r => r.verified === true).length;

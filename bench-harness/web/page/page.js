@@ -185,7 +185,7 @@ function charts() {
     encoding: {
       y: { field: small ? "brief" : "name", type: "nominal", sort: null, title: null, axis: { labelLimit: small ? 174 : 316, minExtent: small ? 176 : 318, maxExtent: small ? 176 : 318, labelFontSize: small ? 10 : 12, domain: false, ticks: false } },
       x: { field: "share", type: "quantitative", stack: null, title: small ? "share of the roof" : "share of the measured roof", axis: { format: ".0%", tickCount: small ? 2 : 5 }, scale: { domainMax: { expr: "max(1, extent(pluck(data('rows'), 'share'))[1] || 1)" }, domainMin: 0 } },
-      color: { field: "dtype", type: "nominal", title: null, scale: { domain: Object.keys(colours), range: Object.values(colours) } },
+      color: { field: "dtype", type: "nominal", title: null, ...(small ? { legend: null } : {}), scale: { domain: Object.keys(colours), range: Object.values(colours) } },
       tooltip: [{ field: "name", title: "result" }, { field: "dtype", title: "type" }, { field: "text", title: "throughput" }, { field: "share", title: "share", format: ".1%" }],
     },
   }));

@@ -29,6 +29,7 @@ struct Params {
     // Whether sums are those of integers.
     u32 integers;
     u32 has_bias, has_up_bias, has_residual;
+    u32 up_bias_dtype, unused;
 };
 
 constexpr int TILE = 64;
@@ -211,7 +212,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gated_any(const __grid_
                 g += load_element(gate_bias, (u64)n, p.bias_dtype);
             }
             if (p.has_up_bias) {
-                u += load_element(up_bias, (u64)n, p.bias_dtype);
+                u += load_element(up_bias, (u64)n, p.up_bias_dtype);
             }
             store_element(c, (u64)(r * p.c.row + n), p.c_dtype, gate_by(p.gate, p.alpha, p.limit, g, u));
         }

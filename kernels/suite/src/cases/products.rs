@@ -344,6 +344,12 @@ pub(super) fn gated_matmul(maker: &mut Maker<'_>, tile: &[usize]) {
         // every function meets every layout
         let gated = Gated::dense(gate.m, gate.n, base.c, kinds[(variant + variant / 4) % 4]);
         let mut up = gate;
+        // of another type, or alone
+        match variant % 10 {
+            7 => up.epilogue.bias = Some(if base.c == DType::F32 { DType::BF16 } else { DType::F32 }),
+            9 => up.epilogue.bias = Some(DType::BF16),
+            _ => {}
+        }
         if variant % 4 == 2 {
             up.b.strides.col += base.b.block_len();
         }

@@ -65,6 +65,8 @@ struct Params {
     has_bias: u32,
     has_up_bias: u32,
     has_residual: u32,
+    up_bias_dtype: u32,
+    unused: u32,
 }
 
 struct Any {
@@ -128,6 +130,7 @@ fn of_gated(op: &GatedMatMul) -> Params {
         alpha,
         limit,
         has_up_bias: op.up.epilogue.bias.is_some().into(),
+        up_bias_dtype: op.up.epilogue.bias.unwrap_or(DType::F32) as u32,
         ..of_matmul(&op.gate)
     }
 }

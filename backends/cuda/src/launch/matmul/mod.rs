@@ -16,6 +16,17 @@ use crate::device::CudaCaps;
 use perjoule_kernels::op::{Activation, GatedKind, Granularity, Op};
 use perjoule_kernels::{Candidate, Error};
 
+/// Whether a gate and its up projection have biases of different types.
+fn has_unlike_biases(op: &Op) -> bool {
+    match op {
+        Op::GatedMatMul(op) => match (op.gate.epilogue.bias, op.up.epilogue.bias) {
+            (Some(gate), Some(up)) => gate != up,
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
 /// A [`Granularity`] as kernels have it (`common/product.cuh`), and the elements of a group.
 fn granularity(scale: Option<Granularity>) -> (u32, i64) {
     match scale {

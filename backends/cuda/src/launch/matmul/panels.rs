@@ -53,6 +53,9 @@ fn reject<const WEIGHT: usize>(candidate: &Candidate<'_>) -> Option<Reason> {
     let Some(form) = Form::of(candidate.op) else {
         return Some(Reason::new("multiplies one pair of matrices"));
     };
+    if super::has_unlike_biases(candidate.op) {
+        return Some(Reason::new("adds biases of one type"));
+    }
     let needs = shared(weight) as u32;
     if candidate.info.caps::<CudaCaps>().is_none_or(|caps| caps.sm < 80 || caps.shared < needs) {
         return Some(Reason::lacking(format!(

@@ -360,6 +360,9 @@ fn reject<const WEIGHT: usize>(candidate: &Candidate<'_>) -> Option<Reason> {
     let Some(form) = Form::of(candidate.op) else {
         return Some(Reason::new("multiplies one pair of matrices"));
     };
+    if super::has_unlike_biases(candidate.op) {
+        return Some(Reason::new("adds biases of one type"));
+    }
     let Some(caps) = candidate.info.caps::<CudaCaps>().filter(|caps| caps.sm >= 80) else {
         return Some(Reason::lacking("needs compute capability 8.0"));
     };

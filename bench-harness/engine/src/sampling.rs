@@ -1,6 +1,6 @@
 //! Warm-up until steady, samples until the interval of the median is narrow or the time is spent.
 //!
-//! A [`Subject`] is what is timed. A [`Sampler`] has warmed one up, knows how many calls make a sample that the clock can resolve, and
+//! A [`Subject`] is what is timed. A `Sampler` has warmed one up, knows how many calls make a sample that the clock can resolve, and
 //! takes one sample at a time, so that two subjects can also be sampled in turn. [`measure`] samples one to the end.
 
 use anyhow::Result;

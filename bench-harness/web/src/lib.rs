@@ -1,6 +1,6 @@
 //! The bench in a browser: kernels and a model on WebGPU, measured, verified and recorded by the code that native programs use.
 //!
-//! The page's script starts [`run`](bench::run) in a worker and hears of what happens by [`events`]. Records are lines of JSON as everywhere.
+//! The page's script starts `run` in a worker and hears of what happens by `events`. Records are lines of JSON as everywhere.
 //!
 //! | module | holds |
 //! |---|---|

@@ -41,7 +41,7 @@ async function open(browser, address, size = { width: 1280, height: 900 }) {
   const errors = [];
   page.on("pageerror", error => errors.push(String(error)));
   page.on("console", message => message.type() === "error" && errors.push(message.text()));
-  await page.goto(address);
+  await page.goto(address, { timeout: 2 * MINUTES });
   return { page, errors };
 }
 
@@ -183,7 +183,7 @@ const tests = {
     // where the flag is not enough
     await context.addInitScript(() => { delete Navigator.prototype.gpu; });
     const page = await context.newPage();
-    await page.goto(address);
+    await page.goto(address, { timeout: 2 * MINUTES });
     await until(page, ["trouble"], MINUTES);
     const text = await page.textContent("#trouble");
     assert.match(text, /no WebGPU/);
@@ -203,7 +203,7 @@ const tests = {
       contentType: "text/javascript",
       body: "export async function answer(message, tell) { tell({ kind: 'no-adapter' }); }",
     }));
-    await page.goto(address);
+    await page.goto(address, { timeout: 2 * MINUTES });
     await until(page, ["trouble"], MINUTES);
     assert.match(await page.textContent("#trouble"), /no adapter/);
     await browser.close();

@@ -2,9 +2,10 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use oxhttp::Server;
+use oxhttp::model::{Body, HeaderValue, Method, Request, Response, StatusCode, header};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
-use tiny_http::{Header, Method, Request, Response, Server};
 
 use super::Ended;
 use crate::measure::interrupted;
@@ -20,6 +21,10 @@ Nothing is sent back: records are downloaded from the page, and `perjoule compar
 /// The page's files, by name.
 const PAGE: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/page.rs"));
 
+/// How long a browser may be silent within a connection.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Connections at a time: a browser has six for each of its tabs.
+const CONNECTIONS: usize = 256;
 /// How long Ctrl-C may go unnoticed.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -44,11 +49,13 @@ pub(crate) fn run(args: &WebArgs) -> Result<Ended> {
         );
     }
     let wanted = SocketAddr::new(args.bind, args.port);
-    let server = match Server::http(wanted) {
-        Ok(server) => server,
-        Err(error) => bail!("cannot listen on {wanted}: {error}; --port 0 takes a free port"),
-    };
-    let address = server.server_addr().to_ip().context("a server without an address")?;
+    let refused = || format!("cannot listen on {wanted}; --port 0 takes a free port");
+    // which port is free is known by taking one
+    let address =
+        TcpListener::bind(wanted).and_then(|listener| listener.local_addr()).with_context(refused)?;
+    let server = Server::new(|request| answer(request)).with_global_timeout(PATIENCE);
+    let server = server.with_max_concurrent_connections(CONNECTIONS).bind(address);
+    let _listening = server.spawn().with_context(refused)?;
     // browsers offer WebGPU to this name, whatever the loopback address is
     let host = if address.ip().is_loopback() { "localhost".to_string() } else { args.bind.to_string() };
     let host = if args.bind.is_ipv6() && !args.bind.is_loopback() { format!("[{host}]") } else { host };
@@ -62,45 +69,43 @@ pub(crate) fn run(args: &WebArgs) -> Result<Ended> {
         eprintln!("Ctrl-C ends it");
     }
     while !interrupted() {
-        match server.recv_timeout(LOOK) {
-            Ok(Some(request)) => answer(request),
-            Ok(None) => {}
-            Err(error) => return Err(error).context("the server"),
-        }
+        std::thread::sleep(LOOK);
     }
     Ok(Ended::Done)
 }
 
-/// Answers a request; whoever has gone meanwhile gets nothing.
-fn answer(request: Request) {
-    let path = request.url().split(['?', '#']).next().unwrap_or_default();
-    let name = match path.trim_start_matches('/') {
+/// Answers a request, on a thread of its connection.
+fn answer(request: &Request<Body>) -> Response<Body> {
+    let name = match request.uri().path().trim_start_matches('/') {
         "" => "index.html",
         name => name,
     };
-    let header = |name: &str, value: &str| Header::from_bytes(name, value).ok();
-    let respond = |status: u16, mime: &str, body: &[u8]| {
-        let mut response = Response::from_data(body).with_status_code(status);
-        let headers = [
-            header("Content-Type", mime),
-            header("X-Content-Type-Options", "nosniff"),
-            // another build may serve other files under these names
-            header("Cache-Control", "no-cache"),
-            // alone in their process, pages get a finer clock
-            header("Cross-Origin-Opener-Policy", "same-origin"),
-            header("Cross-Origin-Embedder-Policy", "require-corp"),
-            header("Cross-Origin-Resource-Policy", "same-origin"),
-        ];
-        headers.into_iter().flatten().for_each(|header| response.add_header(header));
-        response
-    };
     const TEXT: &str = "text/plain; charset=utf-8";
-    let response = match (request.method(), PAGE.iter().find(|(known, _)| *known == name)) {
-        (Method::Get | Method::Head, Some((name, body))) => respond(200, mime(name), body),
-        (Method::Get | Method::Head, None) => respond(404, TEXT, b"there is no such file\n"),
-        _ => respond(405, TEXT, b"files can be read here, and nothing else\n"),
+    let found = PAGE.iter().find(|(known, _)| *known == name);
+    let (status, mime, body): (_, _, &[u8]) = match (request.method(), found) {
+        (&Method::GET | &Method::HEAD, Some((name, body))) => (StatusCode::OK, mime(name), body),
+        (&Method::GET | &Method::HEAD, None) => (StatusCode::NOT_FOUND, TEXT, b"there is no such file\n"),
+        _ => (StatusCode::METHOD_NOT_ALLOWED, TEXT, b"files can be read here, and nothing else\n"),
     };
-    let _ = request.respond(response);
+    let body = if request.method() == Method::HEAD { Body::empty() } else { Body::from(body) };
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = [
+        (header::CONTENT_TYPE, mime),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        // another build may serve other files under these names
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    // alone in their process, pages get a finer clock
+    let isolated = [
+        ("cross-origin-opener-policy", "same-origin"),
+        ("cross-origin-embedder-policy", "require-corp"),
+        ("cross-origin-resource-policy", "same-origin"),
+    ];
+    let to = response.headers_mut();
+    headers.into_iter().for_each(|(name, value)| drop(to.insert(name, HeaderValue::from_static(value))));
+    isolated.into_iter().for_each(|(name, value)| drop(to.insert(name, HeaderValue::from_static(value))));
+    response
 }
 
 /// The type of a file by its name's ending.

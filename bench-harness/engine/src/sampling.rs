@@ -158,6 +158,17 @@ impl<'s, S: Subject> Sampler<'s, S> {
             let least = (RESOLUTION * clock_ns).max(f64::from(STEPS) * step).max(least.as_nanos() as f64);
             let calls = (least / second.max(1.0)).ceil();
             sampler.calls = (calls as u64).clamp(1, 1 << 20);
+            // what a sample costs besides its calls was taken for theirs: a coarse clock needs the length, not the number
+            while step > 0.0 && sampler.calls < 1 << 20 && clock.now() - start < time {
+                second = sampler.sample().await?;
+                sampler.warmup_calls += sampler.calls;
+                let lasted = second * sampler.calls as f64;
+                if lasted >= 0.9 * least {
+                    break;
+                }
+                let calls = (sampler.calls as f64 * least / lasted.max(1.0)).ceil();
+                sampler.calls = (calls as u64).clamp(sampler.calls + 1, 1 << 20);
+            }
         }
         let mut window = Vec::new();
         let mut last: Option<f64> = None;

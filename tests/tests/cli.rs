@@ -260,7 +260,7 @@ fn bad_input_is_one_clear_error() {
     let llama = checkpoint("llama");
     for (line, part) in [
         ("run --device gpu9".into(), "no device \"gpu9\""),
-        ("run --device webgpu:0".into(), "no such backend"),
+        ("run --device webgpu:999".into(), "no device \"webgpu:999\""),
         ("run --device cuda:999".into(), "no device \"cuda:999\""),
         ("run --threads 0".into(), "--threads 0"),
         ("run --op nope".into(), "matmul"),

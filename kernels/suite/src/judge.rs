@@ -21,7 +21,7 @@ pub struct Tolerance {
     pub exact_below: f64,
     /// Absolute error that is allowed besides: what rounding to subnormals, or flushing them to zero, may lose.
     pub floor: f64,
-    /// Whether subnormal inputs may be taken for zero, which makes NaN of an infinity beside them.
+    /// Whether subnormal inputs may be taken for zero. NaN is then right where the reference of such inputs gives it: an infinity times 0.
     pub flushes: bool,
 }
 
@@ -145,7 +145,7 @@ impl Verdict {
         };
         let (low, high) = (rounded(dtype, want - error), rounded(dtype, want + error));
         let right = match (got.is_nan(), low.is_nan()) {
-            (true, nan) => nan || tolerance.flushes && !(want.is_finite() && magnitude.is_finite()),
+            (true, nan) => nan,
             (false, true) => false,
             _ => low <= got && got <= high,
         };
@@ -184,6 +184,8 @@ pub(crate) struct Expected {
     operands: Vec<Operand>,
     values: Vec<Values>,
     original: Vec<Vec<f64>>,
+    /// What it makes of the same inputs with zeroes for subnormals, where infinities stand beside some.
+    flushed: Option<Vec<Values>>,
 }
 
 impl Expected {
@@ -200,8 +202,17 @@ impl Expected {
             original.push(if operand.access.writes() { value.clone() } else { Vec::new() });
             values.push(Values::new(value));
         }
+        let subnormal = |v: &f64| *v != 0.0 && v.abs() < f64::from(f32::MIN_POSITIVE);
+        let inputs = || values.iter().flat_map(|v| &v.value);
+        let flushed = (inputs().any(subnormal) && inputs().any(|v| v.is_infinite())).then(|| {
+            let mut flushed = values.clone();
+            let all = flushed.iter_mut().flat_map(|v| &mut v.value);
+            all.filter(|v| subnormal(v)).for_each(|v| *v = 0.0);
+            op.reference(&mut flushed);
+            flushed
+        });
         op.reference(&mut values);
-        Ok(Expected { operands, values, original })
+        Ok(Expected { operands, values, original, flushed })
     }
 
     /// Compares `after`, the bytes of written operand `index`, with the reference; `before` are its bytes before the launch.
@@ -232,6 +243,8 @@ impl Expected {
                 }
                 continue;
             }
+            let flushed = || self.flushed.as_ref().is_some_and(|values| values[index].value[at].is_nan());
+            let want = if tolerance.flushes && got.is_nan() && flushed() { f64::NAN } else { want };
             verdict.element(operand.name, at, dtype, got, (want, magnitude), tolerance);
         }
         Ok(())
@@ -256,6 +269,26 @@ mod tests {
         assert!(!judged(DType::BF16, 1.0, 1.0 + 1.1 / 256.0, 1.0, 0.0));
         assert!(judged(DType::BF16, 1.0, 1.0 + 1.1 / 256.0, 1.0, 1e-3));
         assert!(!judged(DType::BF16, 1.0 + 1.0 / 128.0, 1.0, 1.0, 1e-3));
+    }
+
+    #[test]
+    fn an_infinity_times_what_was_flushed_is_nan_and_nothing_else_is() {
+        let op = Op::from(perjoule_kernels::op::MatMul::nn(1, 2, 1, DType::F32, DType::F32, DType::F32));
+        let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let judged = |b: [f32; 2], c: [f32; 2], numerics: Numerics| {
+            let before = [bytes(&[f32::INFINITY]), bytes(&b), bytes(&[0.0; 2])];
+            let expected = Expected::new(&op, &before.each_ref().map(|b| b.as_slice())).unwrap();
+            let mut verdict = Verdict::default();
+            let tolerance = Tolerance::new(&op, numerics);
+            expected.judge(2, &before[2], &bytes(&c), &tolerance, &mut verdict).unwrap();
+            verdict.wrong
+        };
+        let (subnormal, flushing) = (1e-40, Numerics::F32.flushing_subnormals());
+        assert_eq!(judged([subnormal, 1.0], [f32::INFINITY; 2], flushing), 0);
+        assert_eq!(judged([subnormal, 1.0], [f32::NAN, f32::INFINITY], flushing), 0);
+        assert_eq!(judged([subnormal, 1.0], [f32::NAN; 2], flushing), 1, "1 is not flushed");
+        assert_eq!(judged([1.0, 1.0], [f32::NAN; 2], flushing), 2);
+        assert_eq!(judged([subnormal, 1.0], [f32::NAN, f32::INFINITY], Numerics::F32), 1);
     }
 
     #[test]

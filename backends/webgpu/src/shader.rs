@@ -14,6 +14,7 @@
 //! | `fn x_put_byte(at: u32, bits: u32)` | stores a byte, counted from the operand's first: of block formats, to no effect elsewhere |
 //! | `fn x_quad(i: u32) -> vec4<f32>` | elements `4 i` to `4 i + 3`, widened; of operands that are touched by quads in one access |
 //! | `fn x_quad_set(i: u32, value: vec4<f32>)` | stores them |
+//! | `fn x_line(i: u32, step: u32, count: u32) -> vec4<f32>` | elements `i`, `i + step`, `i + 2 step`, `i + 3 step`; 0 for those from the `count`-th on, `count` at least 1 |
 //! | `const x_present: bool` | whether the op has it |
 //! | `x_words`, `x_at()` | an operand of words: the array, and the index of its first element there |
 //!
@@ -219,6 +220,9 @@ fn declare(text: &mut String, binding: &Binding, index: u32) {
             line(format!("fn {name}_put_byte(at: u32, bits: u32) {{}}"));
             line(format!("fn {name}_quad(i: u32) -> vec4<f32> {{ return vec4<f32>(0.0); }}"));
             line(format!("fn {name}_quad_set(i: u32, value: vec4<f32>) {{}}"));
+            line(format!(
+                "fn {name}_line(i: u32, step: u32, count: u32) -> vec4<f32> {{ return vec4<f32>(0.0); }}"
+            ));
         }
         Touch::AbsentRun => {
             line(format!("fn {name}_get(i: u32) -> vec4<f32> {{ return vec4<f32>(0.0); }}"));
@@ -315,6 +319,7 @@ fn {name}_{get}(i: u32) -> vec4<f32> {{ return {widen}({word}); }}"
     );
     if by_quad {
         let _ = writeln!(text, "fn {name}_get(i: u32) -> f32 {{ return {name}_{get}(i / 4u)[i % 4u]; }}");
+        line_getter(text, name);
     }
     if binding.is_written() {
         let _ = writeln!(text, "fn {name}_{set}(i: u32, value: vec4<f32>) {{ {word} = {narrow}(value); }}");
@@ -326,6 +331,27 @@ fn quad_getter(text: &mut String, name: &str) {
     let element = |i: u32| format!("{name}_get(4u * i + {i}u)");
     let list = [0, 1, 2, 3].map(element).join(", ");
     let _ = writeln!(text, "fn {name}_quad(i: u32) -> vec4<f32> {{ return vec4<f32>({list}); }}");
+    line_getter(text, name);
+}
+
+/// Four elements that lie apart, of which some are there.
+fn line_getter(text: &mut String, name: &str) {
+    let _ = writeln!(
+        text,
+        "fn {name}_line(i: u32, step: u32, count: u32) -> vec4<f32> {{
+    var value = vec4<f32>({name}_get(i), 0.0, 0.0, 0.0);
+    if count > 1u {{
+        value.y = {name}_get(i + step);
+    }}
+    if count > 2u {{
+        value.z = {name}_get(i + 2u * step);
+    }}
+    if count > 3u {{
+        value.w = {name}_get(i + 3u * step);
+    }}
+    return value;
+}}"
+    );
 }
 
 /// Functions that read elements, one as `f32` under the name `get_name`.

@@ -60,51 +60,21 @@ fn left_quad(at: u32, count: u32) -> vec4<f32> {
     if A_QUADS && count >= 4u {
         return a_quad(at / 4u);
     }
-    var value = vec4<f32>(a_get(at), 0.0, 0.0, 0.0);
-    if count > 1u {
-        value.y = a_get(at + params.a_col);
-    }
-    if count > 2u {
-        value.z = a_get(at + 2u * params.a_col);
-    }
-    if count > 3u {
-        value.w = a_get(at + 3u * params.a_col);
-    }
-    return value;
+    return a_line(at, params.a_col, count);
 }
 
 fn right_quad(at: u32, count: u32) -> vec4<f32> {
     if B_QUADS && count >= 4u {
         return b_quad(at / 4u);
     }
-    var value = vec4<f32>(b_get(at), 0.0, 0.0, 0.0);
-    if count > 1u {
-        value.y = b_get(at + params.b_row);
-    }
-    if count > 2u {
-        value.z = b_get(at + 2u * params.b_row);
-    }
-    if count > 3u {
-        value.w = b_get(at + 3u * params.b_row);
-    }
-    return value;
+    return b_line(at, params.b_row, count);
 }
 
 fn up_right_quad(at: u32, count: u32) -> vec4<f32> {
     if B_QUADS && count >= 4u {
         return up_quad(at / 4u);
     }
-    var value = vec4<f32>(up_get(at), 0.0, 0.0, 0.0);
-    if count > 1u {
-        value.y = up_get(at + params.up_row);
-    }
-    if count > 2u {
-        value.z = up_get(at + 2u * params.up_row);
-    }
-    if count > 3u {
-        value.w = up_get(at + 3u * params.up_row);
-    }
-    return value;
+    return up_line(at, params.up_row, count);
 }
 
 @compute @workgroup_size(WORKGROUP)

@@ -23,21 +23,6 @@ struct Params {
     unused_b: u32,
 }
 
-// Four elements along k of a row, from `at` on, of which `count` are there.
-fn left(at: u32, count: u32) -> vec4<f32> {
-    var value = vec4<f32>(a_get(at), 0.0, 0.0, 0.0);
-    if count > 1u {
-        value.y = a_get(at + params.step);
-    }
-    if count > 2u {
-        value.z = a_get(at + 2u * params.step);
-    }
-    if count > 3u {
-        value.w = a_get(at + 3u * params.step);
-    }
-    return value;
-}
-
 @compute @workgroup_size(256)
 fn rows(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -57,38 +42,10 @@ fn rows(
         if A_QUADS && k + 3u < params.k {
             value = a_quad(at / 4u);
         } else {
-            value = left(at, params.k - k);
+            value = a_line(at, params.step, params.k - k);
         }
     }
     panels_words[panels_at() + ((group.z * groups.y + group.y) * params.quads + quad) * ROWS + r] = value;
-}
-
-fn right(at: u32, step: u32, left: u32) -> vec4<f32> {
-    var value = vec4<f32>(b_get(at), 0.0, 0.0, 0.0);
-    if left > 1u {
-        value.y = b_get(at + step);
-    }
-    if left > 2u {
-        value.z = b_get(at + 2u * step);
-    }
-    if left > 3u {
-        value.w = b_get(at + 3u * step);
-    }
-    return value;
-}
-
-fn other(at: u32, step: u32, left: u32) -> vec4<f32> {
-    var value = vec4<f32>(up_get(at), 0.0, 0.0, 0.0);
-    if left > 1u {
-        value.y = up_get(at + step);
-    }
-    if left > 2u {
-        value.z = up_get(at + 2u * step);
-    }
-    if left > 3u {
-        value.w = up_get(at + 3u * step);
-    }
-    return value;
 }
 
 // Four elements along k of a column, from `at` on, of which `count` are there.
@@ -96,14 +53,14 @@ fn right_quad(at: u32, count: u32) -> vec4<f32> {
     if B_QUADS && count >= 4u {
         return b_quad(at / 4u);
     }
-    return right(at, params.step, count);
+    return b_line(at, params.step, count);
 }
 
 fn other_quad(at: u32, count: u32) -> vec4<f32> {
     if B_QUADS && count >= 4u {
         return up_quad(at / 4u);
     }
-    return other(at, params.up_step, count);
+    return up_line(at, params.up_step, count);
 }
 
 // Where columns are contiguous along k: four by four elements an invocation.
@@ -163,14 +120,14 @@ fn columns(
             if B_LINES && col + 3u < params.count {
                 value = b_quad(at / 4u);
             } else {
-                value = right(at, params.vector, params.count - col);
+                value = b_line(at, params.vector, params.count - col);
             }
         } else {
             let at = matrix + col * params.up_vector + k * params.up_step;
             if B_LINES && col + 3u < params.count {
                 value = up_quad(at / 4u);
             } else {
-                value = other(at, params.up_vector, params.count - col);
+                value = up_line(at, params.up_vector, params.count - col);
             }
         }
     }

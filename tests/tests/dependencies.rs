@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::process::Command;
 
 /// Every crate of the workspace with those of its own crates that it may depend on.
-const ALLOWED: [(&str, &[&str]); 18] = [
+const ALLOWED: [(&str, &[&str]); 19] = [
     ("perjoule-kernels", &[]),
     ("perjoule-shaders", &[]),
     ("perjoule-record", &[]),
@@ -13,9 +13,10 @@ const ALLOWED: [(&str, &[&str]); 18] = [
     ("perjoule-catalogue", &[]),
     ("perjoule-formats", &["perjoule-record"]),
     ("perjoule-suite", &["perjoule-kernels"]),
-    ("perjoule-cpu", &["perjoule-kernels"]),
-    ("perjoule-webgpu", &["perjoule-kernels", "perjoule-shaders"]),
-    ("perjoule-cuda", &["perjoule-kernels", "perjoule-shaders"]),
+    ("perjoule-build", &[]),
+    ("perjoule-cpu", &["perjoule-build", "perjoule-kernels"]),
+    ("perjoule-webgpu", &["perjoule-build", "perjoule-kernels", "perjoule-shaders"]),
+    ("perjoule-cuda", &["perjoule-build", "perjoule-kernels", "perjoule-shaders"]),
     ("perjoule", &["perjoule-kernels", "perjoule-cpu", "perjoule-webgpu", "perjoule-cuda"]),
     ("perjoule-model", &["perjoule-kernels", "perjoule"]),
     (

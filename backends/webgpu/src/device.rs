@@ -85,7 +85,7 @@ fn describe(index: usize, adapter: &wgpu::AdapterInfo, caps: Arc<WebGpuCaps>) ->
     info.driver = Some(driver.join(" "));
     let names = WANTED.iter().filter(|(feature, _)| caps.has(*feature)).map(|(_, name)| name.to_string());
     info.features = names.collect();
-    info.build = option_env!("PERJOULE_WEBGPU_BUILD");
+    info.build = Some(env!("PERJOULE_WEBGPU_BUILD"));
     let limits = &caps.limits;
     let max_bytes = limits.max_buffer_size.min(limits.max_storage_buffer_binding_size);
     info.arena = Arena { pools: 3, align: 256, max_bytes };

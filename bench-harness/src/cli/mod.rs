@@ -161,10 +161,14 @@ fn open_untuned(label: &str, threads: Option<usize>) -> Result<Device> {
     Ok(perjoule::open_with_threads(label, threads)?)
 }
 
-/// Threads that work for a device: the lanes of the CPU's team.
+/// Threads of the host that work for a device: the lanes of the CPU's team, all processors where software stands for a GPU, and one that
+/// submits to a GPU.
 fn threads_of(info: &DeviceInfo) -> usize {
-    let caps = info.caps::<perjoule_cpu::device::CpuCaps>();
-    caps.map_or(1, |caps| caps.threads)
+    match info.caps::<perjoule_cpu::device::CpuCaps>() {
+        Some(caps) => caps.threads,
+        None if info.software => std::thread::available_parallelism().map_or(1, usize::from),
+        None => 1,
+    }
 }
 
 /// What is known about this machine, for records.

@@ -367,6 +367,39 @@ pub trait Graph: Any + Shared {
     fn launches(&self) -> usize;
 }
 
+/// The scratch of a stream, as [`Stream::reserve`] and [`Stream::scratch`] promise it.
+#[derive(Default)]
+pub struct Scratch(Option<Buffer>);
+
+impl Scratch {
+    /// Makes it at least so large. What is recorded holds on to the one before.
+    ///
+    /// # Errors
+    /// Those of `alloc`.
+    pub fn reserve(&mut self, bytes: u64, alloc: impl FnOnce(u64) -> Result<Buffer>) -> Result<()> {
+        if bytes > self.bytes() {
+            self.0 = Some(alloc(bytes)?);
+        }
+        Ok(())
+    }
+
+    /// It, for a launch that needs `bytes`; `None` when that is 0.
+    ///
+    /// # Errors
+    /// [`Error::Scratch`] when less is reserved.
+    pub fn get(&self, bytes: u64) -> Result<Option<Buffer>> {
+        match bytes {
+            0 => Ok(None),
+            _ if bytes > self.bytes() => Err(Error::Scratch { need: bytes, have: self.bytes() }),
+            _ => Ok(self.0.clone()),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.0.as_ref().map_or(0, Buffer::bytes)
+    }
+}
+
 /// An ordered queue of work on a device. Streams are not ordered among each other: the [module](self) says what a caller may rely on.
 ///
 /// [`crate::Prepared::launch`] is the way to launch kernels on it.

@@ -91,6 +91,21 @@ impl Rows {
     }
 }
 
+/// Views of equal shapes with as few dimensions as all of them allow: dense ones become a single vector.
+pub fn collapse<const N: usize>(mut views: [Rows; N]) -> [Rows; N] {
+    if views.iter().all(|r| r.inner > 1 && r.inner_stride == r.len) {
+        for r in &mut views {
+            *r = Rows { len: r.inner * r.len, inner: 1, inner_stride: r.inner * r.len, ..*r };
+        }
+    }
+    if views.iter().all(|r| r.inner == 1 && r.outer > 1 && r.outer_stride == r.len) {
+        for r in &mut views {
+            *r = Rows::dense(1, r.outer * r.len);
+        }
+    }
+    views
+}
+
 /// Strides of a matrix operand, batched; the number of rows and columns belongs to the op.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Matrix {
@@ -259,5 +274,22 @@ impl KvLayout {
             None => (sequence, token),
         };
         slow * self.batch_stride + head * self.head_stride + token * self.token_stride
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dense_views_become_one_vector() {
+        let dense = Rows::grid(3, 5, 8);
+        assert_eq!(collapse([dense, dense]), [Rows::dense(1, 120); 2]);
+        let shared = Rows { outer_stride: 0, ..dense };
+        assert_eq!(collapse([dense, shared])[0], Rows::dense(3, 40));
+        let padded = dense.with_outer_stride(41);
+        assert_eq!(collapse([dense, padded])[1], Rows::dense(3, 40).with_outer_stride(41));
+        let swapped = Rows { outer: 3, inner: 5, len: 8, outer_stride: 8, inner_stride: 24 };
+        assert_eq!(collapse([swapped]), [swapped]);
     }
 }

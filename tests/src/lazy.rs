@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use perjoule::{Backend, OpenOptions};
-use perjoule_kernels::device::{Wait, alone, ready};
+use perjoule_kernels::device::{Scratch, Wait, alone, ready};
 use perjoule_kernels::kernel::Request;
 use perjoule_kernels::op::{Pack, Tensor2, Values};
 use perjoule_kernels::{
@@ -366,7 +366,12 @@ impl Device for LazyDevice {
     fn stream(&self) -> Result<Box<dyn Stream>> {
         self.inner.alive()?;
         let queue = Arc::default();
-        Ok(Box::new(LazyStream { inner: self.inner.clone(), queue, scratch: None, recording: None }))
+        Ok(Box::new(LazyStream {
+            inner: self.inner.clone(),
+            queue,
+            scratch: Scratch::default(),
+            recording: None,
+        }))
     }
 
     fn join(&self, _: &[u8], rank: u32, world: u32) -> Result<Arc<dyn Comm>> {
@@ -377,7 +382,7 @@ impl Device for LazyDevice {
 struct LazyStream {
     inner: Arc<Inner>,
     queue: Arc<Queue>,
-    scratch: Option<Buffer>,
+    scratch: Scratch,
     recording: Option<Vec<Work>>,
 }
 
@@ -439,18 +444,11 @@ impl Stream for LazyStream {
     }
 
     fn reserve(&mut self, bytes: u64) -> Result<()> {
-        if bytes > self.scratch.as_ref().map_or(0, Buffer::bytes) {
-            self.scratch = Some(self.inner.alloc(bytes, 0xff)?);
-        }
-        Ok(())
+        self.scratch.reserve(bytes, |bytes| self.inner.alloc(bytes, 0xff))
     }
 
     fn scratch(&self, bytes: u64) -> Result<Option<Buffer>> {
-        match &self.scratch {
-            _ if bytes == 0 => Ok(None),
-            Some(scratch) if scratch.bytes() >= bytes => Ok(Some(scratch.clone())),
-            scratch => Err(Error::Scratch { need: bytes, have: scratch.as_ref().map_or(0, Buffer::bytes) }),
-        }
+        self.scratch.get(bytes)
     }
 
     fn write(&mut self, to: &Buffer, from: &[u8]) -> Result<()> {

@@ -4,7 +4,7 @@ use crate::device::Inner;
 use crate::memory::HostMemory;
 use crate::spmd::{Args, Recorded, Spmd};
 use crate::team::{Exclusive, Lane, Panicked, Region, TeamId};
-use perjoule_kernels::device::ready;
+use perjoule_kernels::device::{Scratch, ready};
 use perjoule_kernels::{Buffer, DeviceId, Error, Event, Graph, Pending, Result, Stream};
 use std::any::Any;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ pub struct CpuStream {
     inner: Arc<Inner>,
     /// Tells its graphs from those of other streams.
     id: Arc<()>,
-    scratch: Option<Buffer>,
+    scratch: Scratch,
     recording: Option<Vec<Recorded>>,
 }
 
@@ -31,7 +31,7 @@ struct CpuEvent(Instant);
 
 impl CpuStream {
     pub(crate) fn new(inner: Arc<Inner>) -> Self {
-        CpuStream { inner, id: Arc::new(()), scratch: None, recording: None }
+        CpuStream { inner, id: Arc::new(()), scratch: Scratch::default(), recording: None }
     }
 
     /// Lanes of the team that runs its launches.
@@ -103,19 +103,11 @@ impl Stream for CpuStream {
     }
 
     fn reserve(&mut self, bytes: u64) -> Result<()> {
-        if bytes > self.scratch.as_ref().map_or(0, Buffer::bytes) {
-            // recorded launches hold on to the one before
-            self.scratch = Some(self.inner.alloc(bytes)?);
-        }
-        Ok(())
+        self.scratch.reserve(bytes, |bytes| self.inner.alloc(bytes))
     }
 
     fn scratch(&self, bytes: u64) -> Result<Option<Buffer>> {
-        match &self.scratch {
-            _ if bytes == 0 => Ok(None),
-            Some(scratch) if scratch.bytes() >= bytes => Ok(Some(scratch.clone())),
-            scratch => Err(Error::Scratch { need: bytes, have: scratch.as_ref().map_or(0, Buffer::bytes) }),
-        }
+        self.scratch.get(bytes)
     }
 
     fn write(&mut self, to: &Buffer, from: &[u8]) -> Result<()> {

@@ -4,7 +4,7 @@ use crate::device::Inner;
 use crate::driver::{Refused, check};
 use crate::memory::{CudaMemory, Pinned};
 use cudarc::driver::sys::{self, CUresult};
-use perjoule_kernels::device::{Wait, ready};
+use perjoule_kernels::device::{Scratch, Wait, ready};
 use perjoule_kernels::{Buffer, DeviceId, Error, Event, Graph, Memory, Pending, Result, Stream};
 use std::any::Any;
 use std::future::Future;
@@ -87,7 +87,7 @@ struct Recording {
 /// A stream of a [`crate::CudaDevice`].
 pub struct CudaStream {
     core: Arc<Core>,
-    scratch: Option<Buffer>,
+    scratch: Scratch,
     /// Numbers by which blocks of a kernel count each other: 0 before and behind every kernel.
     counters: Buffer,
     recording: Option<Recording>,
@@ -306,7 +306,7 @@ impl CudaStream {
         let counters = Buffer::new(core.inner.alloc(4 * COUNTERS as u64, true)?);
         Ok(CudaStream {
             core,
-            scratch: None,
+            scratch: Scratch::default(),
             counters,
             recording: None,
             seen: 0,
@@ -446,19 +446,11 @@ impl Stream for CudaStream {
     }
 
     fn reserve(&mut self, bytes: u64) -> Result<()> {
-        if bytes > self.scratch.as_ref().map_or(0, Buffer::bytes) {
-            // recorded launches hold on to the one before
-            self.scratch = Some(Buffer::new(self.core.inner.alloc(bytes, true)?));
-        }
-        Ok(())
+        self.scratch.reserve(bytes, |bytes| Ok(Buffer::new(self.core.inner.alloc(bytes, true)?)))
     }
 
     fn scratch(&self, bytes: u64) -> Result<Option<Buffer>> {
-        match &self.scratch {
-            _ if bytes == 0 => Ok(None),
-            Some(scratch) if scratch.bytes() >= bytes => Ok(Some(scratch.clone())),
-            scratch => Err(Error::Scratch { need: bytes, have: scratch.as_ref().map_or(0, Buffer::bytes) }),
-        }
+        self.scratch.get(bytes)
     }
 
     fn write(&mut self, to: &Buffer, from: &[u8]) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::inner::{Inner, locked};
 use crate::memory::{WebGpuMemory, memory_of};
 use crate::pipeline::Pipeline;
 use crate::wait::{Later, Signal};
-use perjoule_kernels::device::ready;
+use perjoule_kernels::device::{Scratch, ready};
 use perjoule_kernels::{Buffer, DeviceId, Error, Event, Graph, Memory, Pending, Result, Stream};
 use std::any::Any;
 use std::sync::{Arc, Mutex};
@@ -47,7 +47,7 @@ pub struct WebGpuStream {
     inner: Arc<Inner>,
     /// What tells its graphs from those of others.
     id: u64,
-    scratch: Option<Buffer>,
+    scratch: Scratch,
     open: Option<Open>,
     recording: Option<Recording>,
     /// The kernel that was launched last, for the reports of faults.
@@ -69,7 +69,7 @@ impl Graph for WebGpuGraph {
 impl WebGpuStream {
     pub(crate) fn new(inner: Arc<Inner>) -> Self {
         let id = inner.unique();
-        WebGpuStream { inner, id, scratch: None, open: None, recording: None, last: "nothing" }
+        WebGpuStream { inner, id, scratch: Scratch::default(), open: None, recording: None, last: "nothing" }
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {
@@ -200,19 +200,11 @@ impl Stream for WebGpuStream {
     }
 
     fn reserve(&mut self, bytes: u64) -> Result<()> {
-        if bytes > self.scratch.as_ref().map_or(0, Buffer::bytes) {
-            // recorded launches hold on to the one before
-            self.scratch = Some(self.inner.alloc(bytes)?);
-        }
-        Ok(())
+        self.scratch.reserve(bytes, |bytes| self.inner.alloc(bytes))
     }
 
     fn scratch(&self, bytes: u64) -> Result<Option<Buffer>> {
-        match &self.scratch {
-            _ if bytes == 0 => Ok(None),
-            Some(scratch) if scratch.bytes() >= bytes => Ok(Some(scratch.clone())),
-            scratch => Err(Error::Scratch { need: bytes, have: scratch.as_ref().map_or(0, Buffer::bytes) }),
-        }
+        self.scratch.get(bytes)
     }
 
     fn write(&mut self, to: &Buffer, from: &[u8]) -> Result<()> {

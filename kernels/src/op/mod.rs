@@ -48,7 +48,7 @@ pub use gated::{Gated, GatedKind};
 pub use grouped::GroupedMatMul;
 pub use kv::{Advance, KvAppend};
 pub use matmul::{Activation, Constant, Epilogue, Granularity, MatMul, Policy, Tensor2};
-pub use norm::{LayerNorm, Residual, RmsNorm};
+pub use norm::{LayerNorm, Norm, Residual, RmsNorm};
 pub use pack::Pack;
 pub use rope::{Rope, RopeScaling, RopeStyle};
 pub use route::{Combine, Route, RouteOrder};

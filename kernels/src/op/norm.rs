@@ -4,7 +4,7 @@ use super::check::{
     bytes_of, ensure, ensure_disjoint, ensure_extent, ensure_float, ensure_like, product, rows_bytes, total,
 };
 use super::key::Key;
-use super::{Operand, Spec, Values};
+use super::{Op, Operand, Spec, Values};
 use crate::buffer::Access;
 use crate::dtype::DType;
 use crate::error::Result;
@@ -363,5 +363,63 @@ impl Spec for LayerNorm {
             };
             (0..v.x.len()).map(element).collect()
         });
+    }
+}
+
+/// What the two norms share, for kernels that do both.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Norm {
+    /// Whether the mean is subtracted.
+    pub layer: bool,
+    /// Where the vectors lie.
+    pub x: Rows,
+    /// Their element type.
+    pub x_dtype: DType,
+    /// Element type of the weight.
+    pub weight: DType,
+    /// What is added to the weight.
+    pub weight_offset: f32,
+    /// Whether there is a bias.
+    pub bias: bool,
+    /// What is added to the mean square.
+    pub eps: f32,
+    /// What is added to the vectors first.
+    pub residual: Option<Residual>,
+    /// Where the results lie.
+    pub out: Rows,
+    /// Their element type.
+    pub out_dtype: DType,
+}
+
+impl Norm {
+    /// The norm that the op is; `None` for other ops.
+    pub fn of(op: &Op) -> Option<Norm> {
+        match *op {
+            Op::RmsNorm(op) => Some(Norm {
+                layer: false,
+                x: op.x,
+                x_dtype: op.x_dtype,
+                weight: op.weight,
+                weight_offset: op.weight_offset,
+                bias: false,
+                eps: op.eps,
+                residual: op.residual,
+                out: op.out,
+                out_dtype: op.out_dtype,
+            }),
+            Op::LayerNorm(op) => Some(Norm {
+                layer: true,
+                x: op.x,
+                x_dtype: op.x_dtype,
+                weight: op.weight,
+                weight_offset: 0.0,
+                bias: op.bias,
+                eps: op.eps,
+                residual: op.residual,
+                out: op.out,
+                out_dtype: op.out_dtype,
+            }),
+            _ => None,
+        }
     }
 }

@@ -7,7 +7,7 @@ use crate::buffer::Access;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::layout::Rows;
-use std::f64::consts::PI;
+use std::f64::consts::{PI, TAU};
 
 const NAME: &str = "rope";
 
@@ -99,6 +99,13 @@ impl Rope {
             theta,
             scaling: RopeScaling::None,
         }
+    }
+
+    /// By how many 2^-64 turns a token moves each pair: [`Rope::inverse_frequencies`] without whole turns. A position times one of them
+    /// overflows by whole turns, so that kernels whose sines are inexact for large angles reduce them exactly, in integers.
+    pub fn turns(&self) -> Vec<u64> {
+        let fraction = |f: f64| (f / TAU).rem_euclid(1.0);
+        self.inverse_frequencies().into_iter().map(|f| (fraction(f) * 2f64.powi(64)) as u64).collect()
     }
 
     /// Radians a token for each of the `rotary_dim / 2` pairs. Hugging Face transformers computes the same in f32.
@@ -276,6 +283,24 @@ impl Spec for Rope {
                 for d in 0..self.rotary_dim {
                     x.set(start + d, value[d], magnitude[d]);
                 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_are_exact_for_large_positions() {
+        let op = Rope::dense(1, 1, 128, DType::F32, 500_000.0);
+        for (turn, frequency) in op.turns().into_iter().zip(op.inverse_frequencies()) {
+            for position in [-7i64, 0, 1, 100_000, 1 << 30] {
+                let got = (position as u64).wrapping_mul(turn) as f64 / 2f64.powi(64);
+                let want = (position as f64 * frequency / TAU).rem_euclid(1.0);
+                let apart = (got - want).abs();
+                assert!(apart.min(1.0 - apart) < 1e-6, "{position} {frequency}: {got} {want}");
             }
         }
     }

@@ -1,9 +1,10 @@
 //! Addition, gated activations, conversions, rows of tables, sums of experts' results, and copies: a thread takes a few runs.
 
-use super::rows::{RowsParam, collapse, define, grid, id, run_of, tiles, whole_runs};
+use super::rows::{RowsParam, define, grid, id, run_of, tiles, whole_runs};
 use super::steps::{Pointer, Steps, prepared};
 use super::{Dims, module, other_op};
 use bytemuck::{NoUninit, Pod, Zeroable};
+use perjoule_kernels::layout::collapse;
 use perjoule_kernels::op::{Add, Cast, Collective, Combine, Embed, Gated, GatedKind, Op};
 use perjoule_kernels::{Candidate, DType, Launch, Reason, Request, Result, Rows};
 use perjoule_shaders::{Source, cuda};

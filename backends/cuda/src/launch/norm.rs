@@ -4,8 +4,8 @@ use super::rows::{RowsParam, define, grid, id, multiprocessors, run_of, whole_ru
 use super::steps::{Pointer, Steps, prepared};
 use super::{module, other_op};
 use bytemuck::{Pod, Zeroable};
-use perjoule_kernels::op::{Op, Residual};
-use perjoule_kernels::{Candidate, DType, Launch, Reason, Request, Result, Rows};
+use perjoule_kernels::op::Norm;
+use perjoule_kernels::{Candidate, Launch, Reason, Request, Result};
 use perjoule_shaders::cuda;
 
 /// `NormParams`.
@@ -26,87 +26,41 @@ struct NormParams {
     has_bias: u32,
 }
 
-/// What the two norms share.
-struct Norm {
-    layer: bool,
-    x: Rows,
-    x_dtype: DType,
-    weight: DType,
-    weight_offset: f32,
-    bias: bool,
-    eps: f32,
-    residual: Option<Residual>,
-    out: Rows,
-    out_dtype: DType,
+fn params(norm: &Norm) -> NormParams {
+    NormParams {
+        x: norm.x.into(),
+        residual: norm.residual.map_or(norm.x, |r| r.rows).into(),
+        sum: norm.residual.map_or(norm.x, |r| r.sum).into(),
+        out: norm.out.into(),
+        eps: norm.eps,
+        weight_offset: norm.weight_offset,
+        x_dtype: id(norm.x_dtype),
+        weight_dtype: id(norm.weight),
+        out_dtype: id(norm.out_dtype),
+        layer: norm.layer.into(),
+        has_residual: norm.residual.is_some().into(),
+        has_bias: norm.bias.into(),
+    }
 }
 
-impl Norm {
-    fn of(op: &Op) -> Option<Norm> {
-        match *op {
-            Op::RmsNorm(op) => Some(Norm {
-                layer: false,
-                x: op.x,
-                x_dtype: op.x_dtype,
-                weight: op.weight,
-                weight_offset: op.weight_offset,
-                bias: false,
-                eps: op.eps,
-                residual: op.residual,
-                out: op.out,
-                out_dtype: op.out_dtype,
-            }),
-            Op::LayerNorm(op) => Some(Norm {
-                layer: true,
-                x: op.x,
-                x_dtype: op.x_dtype,
-                weight: op.weight,
-                weight_offset: 0.0,
-                bias: op.bias,
-                eps: op.eps,
-                residual: op.residual,
-                out: op.out,
-                out_dtype: op.out_dtype,
-            }),
-            _ => None,
-        }
-    }
+/// In the order of the kernels: x, residual, weight, bias, sum, out.
+fn pointers(norm: &Norm) -> Vec<Pointer> {
+    let (fused, biased) = (usize::from(norm.residual.is_some()), usize::from(norm.bias));
+    let last = 2 + 2 * fused + biased;
+    vec![
+        Pointer::Operand(0),
+        Pointer::some(norm.residual.map(|_| 1)),
+        Pointer::Operand(1 + fused),
+        Pointer::some(norm.bias.then_some(2 + fused)),
+        Pointer::some(norm.residual.map(|_| last - 1)),
+        Pointer::Operand(last),
+    ]
+}
 
-    fn params(&self) -> NormParams {
-        NormParams {
-            x: self.x.into(),
-            residual: self.residual.map_or(self.x, |r| r.rows).into(),
-            sum: self.residual.map_or(self.x, |r| r.sum).into(),
-            out: self.out.into(),
-            eps: self.eps,
-            weight_offset: self.weight_offset,
-            x_dtype: id(self.x_dtype),
-            weight_dtype: id(self.weight),
-            out_dtype: id(self.out_dtype),
-            layer: self.layer.into(),
-            has_residual: self.residual.is_some().into(),
-            has_bias: self.bias.into(),
-        }
-    }
-
-    /// In the order of the kernels: x, residual, weight, bias, sum, out.
-    fn pointers(&self) -> Vec<Pointer> {
-        let (fused, biased) = (usize::from(self.residual.is_some()), usize::from(self.bias));
-        let last = 2 + 2 * fused + biased;
-        vec![
-            Pointer::Operand(0),
-            Pointer::some(self.residual.map(|_| 1)),
-            Pointer::Operand(1 + fused),
-            Pointer::some(self.bias.then_some(2 + fused)),
-            Pointer::some(self.residual.map(|_| last - 1)),
-            Pointer::Operand(last),
-        ]
-    }
-
-    fn run(&self) -> usize {
-        match self.residual {
-            Some(_) => run_of(&[self.x_dtype, self.out_dtype]),
-            None => run_of(&[self.out_dtype]),
-        }
+fn run(norm: &Norm) -> usize {
+    match norm.residual {
+        Some(_) => run_of(&[norm.x_dtype, norm.out_dtype]),
+        None => run_of(&[norm.out_dtype]),
     }
 }
 
@@ -148,7 +102,7 @@ pub(crate) fn refuse_registers(candidate: &Candidate<'_>) -> Option<Reason> {
     let Some(norm) = Norm::of(candidate.op) else {
         return Some(Reason::new(format!("{} is another op", candidate.op.name())));
     };
-    let run = norm.run();
+    let run = run(&norm);
     if norm.x.len > run * MOST_RUNS {
         return Some(Reason::new("a vector is longer than the registers of a block"));
     }
@@ -160,7 +114,7 @@ pub(crate) fn refuse_registers(candidate: &Candidate<'_>) -> Option<Reason> {
 
 pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let norm = Norm::of(request.op).ok_or_else(|| other_op(request.op))?;
-    let (run, vectors) = (norm.run(), norm.x.outer * norm.x.inner);
+    let (run, vectors) = (run(&norm), norm.x.outer * norm.x.inner);
     let shape = shape(vectors, norm.x.len / run, multiprocessors(request.info));
     // weights on their way early take registers: where other vectors do not hide that they are waited for, or bytes are moved besides
     let wide = norm.x_dtype.block_bytes() > norm.out_dtype.block_bytes();
@@ -180,12 +134,12 @@ pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>
     ];
     let function = module(request, &cuda::NORM_REGISTERS, &defines)?.function("norm_registers")?;
     let dims = grid(vectors.div_ceil(shape.block[1] as usize), shape.block)?;
-    prepared(request, Steps::one(function, dims, norm.params(), norm.pointers()))
+    prepared(request, Steps::one(function, dims, params(&norm), pointers(&norm)))
 }
 
 pub(crate) fn prepare_any(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let norm = Norm::of(request.op).ok_or_else(|| other_op(request.op))?;
     let function = module(request, &cuda::NORM_ROWS, &[])?.function("norm_rows")?;
     let dims = grid((norm.x.outer * norm.x.inner).min(i32::MAX as usize), [256, 1])?;
-    prepared(request, Steps::one(function, dims, norm.params(), norm.pointers()))
+    prepared(request, Steps::one(function, dims, params(&norm), pointers(&norm)))
 }

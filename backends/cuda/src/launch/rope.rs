@@ -7,7 +7,6 @@ use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Op, Rope, RopeStyle};
 use perjoule_kernels::{Buffer, Candidate, Launch, Reason, Request, Result};
 use perjoule_shaders::cuda;
-use std::f64::consts::TAU;
 
 const THREADS: usize = 64;
 
@@ -35,15 +34,9 @@ impl From<&Rope> for RotationParam {
     }
 }
 
-/// By how many 2^-64 turns a token moves each pair.
-fn turns(op: &Rope) -> Vec<u64> {
-    let fraction = |f: f64| (f / TAU).rem_euclid(1.0);
-    op.inverse_frequencies().into_iter().map(|f| (fraction(f) * 2f64.powi(64)) as u64).collect()
-}
-
 /// The table of a rotation in the device's memory.
 pub(super) fn turn_table(request: &Request<'_>, op: &Rope) -> Result<Buffer> {
-    table(request, &turns(op))
+    table(request, &op.turns())
 }
 
 /// `RopeParams`.
@@ -96,23 +89,4 @@ fn prepare(
     let params = RopeParams { x: op.x.into(), rotation: op.into(), parts, dtype: id(op.dtype) };
     let pointers = vec![Pointer::Operand(0), Pointer::Table(turn_table(request, op)?), Pointer::Operand(1)];
     prepared(request, Steps::one(function, dims, params, pointers))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use perjoule_kernels::DType;
-
-    #[test]
-    fn turns_are_exact_for_large_positions() {
-        let op = Rope::dense(1, 1, 128, DType::F32, 500_000.0);
-        for (turn, frequency) in turns(&op).into_iter().zip(op.inverse_frequencies()) {
-            for position in [-7i64, 0, 1, 100_000, 1 << 30] {
-                let got = (position as u64).wrapping_mul(turn) as f64 / 2f64.powi(64);
-                let want = (position as f64 * frequency / TAU).rem_euclid(1.0);
-                let apart = (got - want).abs();
-                assert!(apart.min(1.0 - apart) < 1e-6, "{position} {frequency}: {got} {want}");
-            }
-        }
-    }
 }

@@ -102,21 +102,6 @@ pub(super) fn whole_runs(rows: Rows, dtype: DType, run: usize) -> Option<Reason>
     (!all).then(|| Reason::new("vectors do not begin at multiples of 16 bytes"))
 }
 
-/// Views of equal shapes with as few dimensions as all of them allow: dense ones become a single vector.
-pub(super) fn collapse<const N: usize>(mut views: [Rows; N]) -> [Rows; N] {
-    if views.iter().all(|r| r.inner > 1 && r.inner_stride == r.len) {
-        for r in &mut views {
-            *r = Rows { len: r.inner * r.len, inner: 1, inner_stride: r.inner * r.len, ..*r };
-        }
-    }
-    if views.iter().all(|r| r.inner == 1 && r.outer > 1 && r.outer_stride == r.len) {
-        for r in &mut views {
-            *r = Rows::dense(1, r.outer * r.len);
-        }
-    }
-    views
-}
-
 /// A number of blocks that a grid can have.
 pub(super) fn blocks(count: usize) -> Result<u32> {
     u32::try_from(count).ok().filter(|&count| count <= i32::MAX as u32).ok_or_else(|| Error::Unsupported {
@@ -159,18 +144,6 @@ pub(crate) fn stream_cost(candidate: &Candidate<'_>, launches: f32, share: f32) 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dense_views_become_one_vector() {
-        let dense = Rows::grid(3, 5, 8);
-        assert_eq!(collapse([dense, dense]), [Rows::dense(1, 120); 2]);
-        let shared = Rows { outer_stride: 0, ..dense };
-        assert_eq!(collapse([dense, shared])[0], Rows::dense(3, 40));
-        let padded = dense.with_outer_stride(41);
-        assert_eq!(collapse([dense, padded])[1], Rows::dense(3, 40).with_outer_stride(41));
-        let swapped = Rows { outer: 3, inner: 5, len: 8, outer_stride: 8, inner_stride: 24 };
-        assert_eq!(collapse([swapped]), [swapped]);
-    }
 
     #[test]
     fn tiles_cover_every_run_once() {

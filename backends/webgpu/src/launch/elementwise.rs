@@ -1,12 +1,13 @@
 //! Addition, gated activations, conversions, rows of tables, sums of experts' results, and copies: an invocation takes a value, which is an
 //! element, or a run of four where operands lie so that these can be moved at once.
 
-use super::rows::{RowsParam, caps, collapse, run_align, whole_runs};
+use super::rows::{RowsParam, caps, run_align, whole_runs};
 use super::{Builder, Dims, Place, other_op};
 use crate::copy;
 use crate::pipeline::Checks;
 use crate::shader::{Binding, Variant};
 use bytemuck::{NoUninit, Pod, Zeroable};
+use perjoule_kernels::layout::collapse;
 use perjoule_kernels::op::{Add, Cast, Collective, Combine, Embed, Gated, GatedKind, Op};
 use perjoule_kernels::{Candidate, DType, Launch, Reason, Request, Result, Rows};
 use perjoule_shaders::{Source, wgsl};

@@ -6,8 +6,8 @@ use super::{Builder, Dims, Place, other_op};
 use crate::pipeline::Checks;
 use crate::shader::Variant;
 use bytemuck::{Pod, Zeroable};
-use perjoule_kernels::op::{Op, Residual};
-use perjoule_kernels::{Candidate, DType, Launch, Reason, Request, Result, Rows};
+use perjoule_kernels::op::Norm;
+use perjoule_kernels::{Candidate, Launch, Reason, Request, Result};
 use perjoule_shaders::{Source, wgsl};
 
 /// `Params` of `norm/range.wgsl`.
@@ -23,85 +23,39 @@ struct NormParams {
     unused: [u32; 2],
 }
 
-/// What the two norms share.
-struct Norm {
-    layer: bool,
-    x: Rows,
-    x_dtype: DType,
-    weight: DType,
-    weight_offset: f32,
-    bias: bool,
-    eps: f32,
-    residual: Option<Residual>,
-    out: Rows,
-    out_dtype: DType,
+fn params(norm: &Norm) -> NormParams {
+    NormParams {
+        x: norm.x.into(),
+        residual: norm.residual.map_or(norm.x, |r| r.rows).into(),
+        sum: norm.residual.map_or(norm.x, |r| r.sum).into(),
+        out: norm.out.into(),
+        eps: norm.eps,
+        weight_offset: norm.weight_offset,
+        unused: [0; 2],
+    }
 }
 
-impl Norm {
-    fn of(op: &Op) -> Option<Norm> {
-        match *op {
-            Op::RmsNorm(op) => Some(Norm {
-                layer: false,
-                x: op.x,
-                x_dtype: op.x_dtype,
-                weight: op.weight,
-                weight_offset: op.weight_offset,
-                bias: false,
-                eps: op.eps,
-                residual: op.residual,
-                out: op.out,
-                out_dtype: op.out_dtype,
-            }),
-            Op::LayerNorm(op) => Some(Norm {
-                layer: true,
-                x: op.x,
-                x_dtype: op.x_dtype,
-                weight: op.weight,
-                weight_offset: 0.0,
-                bias: op.bias,
-                eps: op.eps,
-                residual: op.residual,
-                out: op.out,
-                out_dtype: op.out_dtype,
-            }),
-            _ => None,
-        }
-    }
+fn variant(norm: &Norm, value: Value) -> Variant {
+    let fused = norm.residual.is_some();
+    Variant::of(vec![
+        value.read("x", norm.x_dtype),
+        value.read("residual", norm.x_dtype).when(fused),
+        value.read("weight", norm.weight),
+        value.read("bias", norm.weight).when(norm.bias),
+        value.write("sum", norm.x_dtype).when(fused),
+        value.write("out", norm.out_dtype),
+    ])
+    .flag("LAYER", norm.layer)
+}
 
-    fn params(&self) -> NormParams {
-        NormParams {
-            x: self.x.into(),
-            residual: self.residual.map_or(self.x, |r| r.rows).into(),
-            sum: self.residual.map_or(self.x, |r| r.sum).into(),
-            out: self.out.into(),
-            eps: self.eps,
-            weight_offset: self.weight_offset,
-            unused: [0; 2],
-        }
-    }
+/// In the order of the op, which is that of the kernels.
+fn places(norm: &Norm) -> Vec<Place> {
+    let count = 3 + 2 * usize::from(norm.residual.is_some()) + usize::from(norm.bias);
+    (0..count).map(Place::Operand).collect()
+}
 
-    fn variant(&self, value: Value) -> Variant {
-        let fused = self.residual.is_some();
-        Variant::of(vec![
-            value.read("x", self.x_dtype),
-            value.read("residual", self.x_dtype).when(fused),
-            value.read("weight", self.weight),
-            value.read("bias", self.weight).when(self.bias),
-            value.write("sum", self.x_dtype).when(fused),
-            value.write("out", self.out_dtype),
-        ])
-        .flag("LAYER", self.layer)
-    }
-
-    /// In the order of the op, which is that of the kernels.
-    fn places(&self) -> Vec<Place> {
-        let count = 3 + 2 * usize::from(self.residual.is_some()) + usize::from(self.bias);
-        (0..count).map(Place::Operand).collect()
-    }
-
-    fn vectors(&self) -> usize {
-        self.x.outer * self.x.inner
-    }
+fn vectors(norm: &Norm) -> usize {
+    norm.x.outer * norm.x.inner
 }
 
 /// Runs of four elements that an invocation holds at most: registers bound it.
@@ -137,11 +91,11 @@ pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>
     let norm = Norm::of(request.op).ok_or_else(|| other_op(request.op))?;
     let (width, items) = shape(norm.x.len / 4).ok_or_else(|| other_op(request.op))?;
     let mut builder = Builder::new(request, request.op.name())?;
-    let variant = norm.variant(Value::Four).uint("WIDTH", width).uint("ITEMS", items);
+    let variant = variant(&norm, Value::Four).uint("WIDTH", width).uint("ITEMS", items);
     let headers: &[&Source] = &[&wgsl::ELEMENT, &wgsl::LAYOUT, &wgsl::FOUR, &wgsl::REDUCE, &wgsl::NORM_RANGE];
-    let dims = Dims::line(norm.vectors() as u64, 256 / width as u64)?;
+    let dims = Dims::line(vectors(&norm) as u64, 256 / width as u64)?;
     let program = (&wgsl::NORM_REGISTERS, headers, "norm");
-    builder.step(program, (&variant, Checks::None), dims, &norm.params(), norm.places())?;
+    builder.step(program, (&variant, Checks::None), dims, &params(&norm), places(&norm))?;
     Ok(builder.finish())
 }
 
@@ -149,10 +103,10 @@ pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>
 pub(crate) fn prepare_any(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let norm = Norm::of(request.op).ok_or_else(|| other_op(request.op))?;
     let mut builder = Builder::new(request, request.op.name())?;
-    let variant = norm.variant(Value::One).uint("WIDTH", 256);
+    let variant = variant(&norm, Value::One).uint("WIDTH", 256);
     let headers: &[&Source] = &[&wgsl::ELEMENT, &wgsl::LAYOUT, &wgsl::REDUCE, &wgsl::NORM_RANGE];
-    let dims = Dims::line(norm.vectors() as u64, 1)?;
+    let dims = Dims::line(vectors(&norm) as u64, 1)?;
     let program = (&wgsl::NORM_ROWS, headers, "norm");
-    builder.step(program, (&variant, Checks::None), dims, &norm.params(), norm.places())?;
+    builder.step(program, (&variant, Checks::None), dims, &params(&norm), places(&norm))?;
     Ok(builder.finish())
 }

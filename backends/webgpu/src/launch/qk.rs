@@ -1,7 +1,7 @@
 //! Norm and rotation of the heads of queries and keys, fused with the append to the caches.
 
 use super::kv::{HEADERS, append, in_fours, refuse_quads_of, slot_bindings, slot_places, unit};
-use super::rope::{RotationParam, TABLE, turns};
+use super::rope::{RotationParam, TABLE};
 use super::rows::{KvParam, RowsParam, refuse_bytes};
 use super::{Builder, Dims, Place, other_op};
 use crate::pipeline::Checks;
@@ -89,7 +89,7 @@ fn heads(builder: &mut Builder<'_>, op: &QkNormRopeAppend, keys: bool, whole: bo
         weight_offset: norm.weight_offset,
     };
     let (x, weight) = if keys { (1, 4) } else { (0, 3) };
-    let table = builder.table(&turns(rope))?;
+    let table = builder.table(&rope.turns())?;
     let mut places = vec![Place::Operand(x), Place::Operand(weight), Place::Operand(5), Place::Table(table)];
     if keys {
         places.extend(slot_places(ragged, paged, 6));

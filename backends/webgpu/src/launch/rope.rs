@@ -9,7 +9,6 @@ use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Op, Rope, RopeStyle};
 use perjoule_kernels::{Candidate, DType, Launch, Reason, Request, Result, Rows};
 use perjoule_shaders::{Source, wgsl};
-use std::f64::consts::TAU;
 
 const HEADERS: &[&Source] = &[&wgsl::ELEMENT, &wgsl::LAYOUT, &wgsl::TURNS];
 
@@ -32,12 +31,6 @@ impl From<&Rope> for RotationParam {
             unused: 0,
         }
     }
-}
-
-/// By how many 2^-64 turns a token moves each pair.
-pub(super) fn turns(op: &Rope) -> Vec<u64> {
-    let fraction = |f: f64| (f / TAU).rem_euclid(1.0);
-    op.inverse_frequencies().into_iter().map(|f| (fraction(f) * 2f64.powi(64)) as u64).collect()
 }
 
 /// The table of a rotation as kernels bind it.
@@ -90,7 +83,7 @@ fn prepare(request: &Request<'_>, name: &'static str, whole: bool) -> Result<Box
         Binding::quads_mut("x", op.dtype, whole),
     ]);
     let params = RopeParams { x: op.x.into(), rotation: op.into() };
-    let table = builder.table(&turns(op))?;
+    let table = builder.table(&op.turns())?;
     let pairs = op.rotary_dim / 2;
     let (source, count, size) = match whole {
         true => (&wgsl::ROPE_QUADS, op.x.outer * op.x.inner.div_ceil(HEADS) * (pairs / 4), 64),
@@ -104,22 +97,4 @@ fn prepare(request: &Request<'_>, name: &'static str, whole: bool) -> Result<Box
         vec![Place::Operand(0), Place::Table(table), Place::Operand(1)],
     )?;
     Ok(builder.finish())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn turns_are_exact_for_large_positions() {
-        let op = Rope::dense(1, 1, 128, DType::F32, 500_000.0);
-        for (turn, frequency) in turns(&op).into_iter().zip(op.inverse_frequencies()) {
-            for position in [-7i64, 0, 1, 100_000, 1 << 30] {
-                let got = (position as u64).wrapping_mul(turn) as f64 / 2f64.powi(64);
-                let want = (position as f64 * frequency / TAU).rem_euclid(1.0);
-                let apart = (got - want).abs();
-                assert!(apart.min(1.0 - apart) < 1e-6, "{position} {frequency}: {got} {want}");
-            }
-        }
-    }
 }

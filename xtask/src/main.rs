@@ -15,7 +15,7 @@ mod webgpu;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use packages::{install, install_for_tests, may_install, on_path};
+use packages::{install_chromium_in_ci, install_for_tests};
 use std::path::Path;
 use std::process::Command;
 
@@ -37,7 +37,7 @@ enum Task {
     },
     /// What CI checks beside the tests: formatting, clippy and documentation, warnings denied.
     Lint,
-    /// Everything CI runs: test, lint, arm and cuda.
+    /// Everything CI runs: test, lint, arm, cuda, and samples of webgpu and web.
     Ci,
     /// Runs the CPU backend's tests on an emulated processor with AVX-512, which takes minutes to an hour; no part of `test` or `ci`.
     ///
@@ -92,7 +92,9 @@ fn main() -> Result<()> {
             test(&[])?;
             lint()?;
             arm::arm(&arm::Options::default())?;
-            cuda::cuda(&cuda::Options::default())
+            cuda::cuda(&cuda::Options::default())?;
+            webgpu::samples().iter().try_for_each(webgpu::webgpu)?;
+            web::web(&web::Options::test())
         }
         Task::Emulate(options) => emulate::emulate(&options),
         #[cfg(unix)]
@@ -119,15 +121,6 @@ fn required() -> Result<String> {
         list.push("webgpu");
     }
     Ok(list.join(","))
-}
-
-/// Installs Chromium where CI may: the test of the report's page in a browser says that it is ignored without one. Off unless `CI=true`,
-/// Chromium is missing, and this is root; a failure to install is no failure of the tests.
-fn install_chromium_in_ci() {
-    let missing = !["chromium", "chromium-browser", "google-chrome"].iter().any(|name| on_path(name));
-    if may_install() && missing && !install(&["chromium"]) {
-        eprintln!("xtask: Chromium could not be installed; the test of the page in a browser is ignored");
-    }
 }
 
 fn test(filter: &[String]) -> Result<()> {

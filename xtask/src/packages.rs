@@ -37,6 +37,15 @@ pub(crate) fn install(packages: &[&str]) -> bool {
     apt(&[["install", "--yes", "--no-install-recommends"].as_slice(), packages].concat())
 }
 
+/// Installs Chromium where CI may: the test of the report's page in a browser says that it is ignored without one. Off unless `CI=true`,
+/// Chromium is missing, and this is root; a failure to install is no failure of the tests.
+pub(crate) fn install_chromium_in_ci() {
+    let missing = !["chromium", "chromium-browser", "google-chrome"].iter().any(|name| on_path(name));
+    if may_install() && missing && !install(&["chromium"]) {
+        eprintln!("xtask: Chromium could not be installed; the test of the page in a browser is ignored");
+    }
+}
+
 /// Installs what the tests of GPU backends need on machines without a GPU, as root where there is apt-get. Where that is not possible it
 /// says what to install: those tests then fail or are reported as ignored.
 pub(crate) fn install_for_tests() {

@@ -37,9 +37,6 @@ pub(crate) enum Adapter {
 }
 
 impl Adapter {
-    /// All of them.
-    pub(crate) const ALL: [Adapter; 3] = [Adapter::System, Adapter::Newer, Adapter::SwiftShader];
-
     /// For what is printed.
     pub(crate) fn name(self) -> &'static str {
         match self {

@@ -2,7 +2,7 @@
 
 use crate::cargo_command;
 use crate::dist::target_folder;
-use crate::packages::on_path;
+use crate::packages::{install_chromium_in_ci, on_path};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,10 +38,18 @@ pub(crate) struct Options {
     pictures: Option<PathBuf>,
 }
 
+impl Options {
+    /// Tries the page.
+    pub(crate) fn test() -> Self {
+        Options { test: true, pictures: None }
+    }
+}
+
 /// Builds the page, and tries it where that is asked for.
 pub(crate) fn web(options: &Options) -> Result<()> {
     if options.test {
         // what is missing is known before minutes of building
+        install_chromium_in_ci();
         browser()?;
         ensure!(on_path("node") && on_path("npm"), "node and npm are missing: apt-get install nodejs npm");
     }

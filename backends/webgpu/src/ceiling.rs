@@ -6,7 +6,7 @@
 use crate::device::WebGpuDevice;
 use crate::inner::Inner;
 use crate::launch::{Dims, Place, Step};
-use crate::pipeline::{Checks, Pipeline, Shader};
+use crate::pipeline::{Checks, Kernel, Shader};
 use crate::shader::{Binding, Variant};
 use crate::stream::WebGpuStream;
 use perjoule_kernels::{Buffer, DType, Device, Pending, Result, Stream};
@@ -48,18 +48,18 @@ const ROUNDS: (u32, u32) = (2048, 64);
 
 struct Probe {
     which: Arithmetic,
-    pipeline: Arc<Pipeline>,
+    kernel: Arc<Kernel>,
     step: Step,
     flops: u64,
 }
 
 impl Probe {
-    fn new(inner: &Arc<Inner>, which: Arithmetic, pipeline: Arc<Pipeline>, rounds: u32) -> Result<Self> {
+    fn new(inner: &Arc<Inner>, which: Arithmetic, kernel: Arc<Kernel>, rounds: u32) -> Result<Self> {
         let dims = Dims::line(GROUPS * LANES, LANES)?;
         let params = [rounds, 0, 0, 0];
         let places = vec![Place::Operand(1)];
-        let step = Step::new(inner, pipeline.clone(), dims, bytemuck::bytes_of(&params), places);
-        Ok(Probe { which, pipeline, step, flops: GROUPS * LANES * ROUND * u64::from(rounds) })
+        let step = Step::new(inner, kernel.clone(), dims, bytemuck::bytes_of(&params), places);
+        Ok(Probe { which, kernel, step, flops: GROUPS * LANES * ROUND * u64::from(rounds) })
     }
 }
 
@@ -99,17 +99,17 @@ impl Probes {
                 }
                 Arithmetic::MultiplyAddF16 => continue,
             };
-            let pipeline = compile(&wgsl::CEILING_ARITHMETIC, "multiply_add", &variant)?;
-            arithmetic.push(Probe::new(inner, which, pipeline, rounds)?);
+            let kernel = compile(&wgsl::CEILING_ARITHMETIC, "multiply_add", &variant);
+            arithmetic.push(Probe::new(inner, which, kernel, rounds)?);
         }
         let streaming = Dims::line(GROUPS * LANES, LANES)?;
         let params = [(bytes / 16) as u32, (GROUPS * LANES) as u32, 0, 0];
         let memory = |entry| {
             let operands =
                 vec![Binding::words("source", "vec4<u32>"), Binding::words_mut("sink", "vec4<u32>")];
-            let pipeline = compile(&wgsl::CEILING_MEMORY, entry, &Variant::of(operands))?;
+            let kernel = compile(&wgsl::CEILING_MEMORY, entry, &Variant::of(operands));
             let places = vec![Place::Operand(0), Place::Operand(1)];
-            Ok(Step::new(inner, pipeline, streaming, bytemuck::bytes_of(&params), places))
+            Ok(Step::new(inner, kernel, streaming, bytemuck::bytes_of(&params), places))
         };
         let (read, copy) = (memory("read_all")?, memory("copy_all")?);
         let mut stream = WebGpuStream::new(inner.clone());
@@ -132,7 +132,7 @@ impl Probes {
     pub fn set_rounds(&mut self, rounds: u32) -> Result<()> {
         let inner = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner).inner().clone();
         for probe in &mut self.arithmetic {
-            *probe = Probe::new(&inner, probe.which, probe.pipeline.clone(), rounds)?;
+            *probe = Probe::new(&inner, probe.which, probe.kernel.clone(), rounds)?;
         }
         Ok(())
     }

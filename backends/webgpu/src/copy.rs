@@ -57,7 +57,7 @@ pub(crate) fn bytes(stream: &mut WebGpuStream, to: &Buffer, from: &Buffer) -> Re
         variant: &variant,
         checks: Checks::None,
     };
-    let pipeline = inner.pipelines.get(&inner, NAME, &shader)?;
+    let kernel = inner.pipelines.get(&inner, NAME, &shader);
     let bytes = from.bytes();
     let mut at = 0;
     while at < bytes {
@@ -66,7 +66,7 @@ pub(crate) fn bytes(stream: &mut WebGpuStream, to: &Buffer, from: &Buffer) -> Re
         let params = Params { bytes: piece as u32, unused: [0; 3] };
         let dims = Dims::line(piece.div_ceil(4) + 1, 256)?;
         let places = vec![Place::Operand(0), Place::Operand(1)];
-        let step = Step::new(&inner, pipeline.clone(), dims, bytemuck::bytes_of(&params), places);
+        let step = Step::new(&inner, kernel.clone(), dims, bytemuck::bytes_of(&params), places);
         step.start(stream, NAME, &[&source, &target], None)?;
         at += piece;
     }

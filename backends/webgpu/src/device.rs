@@ -260,6 +260,15 @@ impl WebGpuDevice {
         &self.inner.queue
     }
 
+    /// Waits until every kernel that was prepared so far is compiled. Without this, a launch waits for its own; all are compiled side by
+    /// side from when they are prepared.
+    ///
+    /// # Errors
+    /// [`Error::Fault`], with the kernel's name, where one does not compile; [`Error::Lost`] when the device is gone.
+    pub fn compiled(&self) -> Result<()> {
+        self.inner.pipelines.compiled(&self.inner)
+    }
+
     /// A buffer of the caller's, of this device. Its size in bytes is a multiple of 4.
     ///
     /// # Errors

@@ -5,25 +5,36 @@ use crate::shader::Variant;
 use perjoule_kernels::{Error, Result};
 use perjoule_shaders::Source;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, OnceLock};
 
 /// A kernel that can be dispatched.
 pub(crate) struct Pipeline {
     pub(crate) pipeline: wgpu::ComputePipeline,
     pub(crate) layout: wgpu::BindGroupLayout,
-    /// Which of its bindings are written.
-    pub(crate) writes: Vec<bool>,
 }
 
-/// Variants that are compiled, or that somebody compiles right now: who comes second waits.
+/// Variants that are compiled, or that somebody compiles right now.
 #[derive(Default)]
 pub(crate) struct Pipelines {
-    made: Mutex<HashMap<String, Slot>>,
+    made: Mutex<HashMap<String, Arc<Kernel>>>,
     #[cfg(not(target_arch = "wasm32"))]
     cache: Option<crate::cache::DiskCache>,
 }
 
-type Slot = Arc<OnceLock<Result<Arc<Pipeline>, String>>>;
+/// A variant of a source, which threads of rayon compile while the host prepares what comes next, or who needs it first: all kernels of a
+/// model are compiled side by side.
+pub(crate) struct Kernel {
+    /// Which of its bindings are written.
+    pub(crate) writes: Vec<bool>,
+    /// The row that asked for it first.
+    name: &'static str,
+    path: &'static str,
+    entry: &'static str,
+    checks: Checks,
+    text: String,
+    made: OnceLock<Result<Pipeline, String>>,
+}
 
 /// Which checks `wgpu` leaves in a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,85 +60,34 @@ impl Pipelines {
         Pipelines { made: Mutex::default(), cache }
     }
 
-    /// The variant, compiled where it is new.
-    pub(crate) fn get(
-        &self,
-        inner: &Inner,
-        kernel: &'static str,
-        shader: &Shader<'_>,
-    ) -> Result<Arc<Pipeline>> {
+    /// The variant. Where it is new, it is being compiled from now on.
+    pub(crate) fn get(&self, inner: &Arc<Inner>, name: &'static str, shader: &Shader<'_>) -> Arc<Kernel> {
         let headers: Vec<&str> = shader.headers.iter().map(|header| header.text).collect();
         let text = shader.variant.text(&headers, shader.source.text);
         // the text says all but these two
         let key = format!("{}\0{:?}\0{text}", shader.entry, shader.checks);
-        let slot = locked(&self.made).entry(key).or_default().clone();
-        let made = slot.get_or_init(|| self.compile(inner, kernel, shader, &text).map(Arc::new));
-        made.clone().map_err(|why| match inner.alive() {
-            Err(lost) => lost,
-            Ok(()) => {
-                Error::Fault { kernel, detail: format!("{} does not compile: {why}", shader.source.path) }
+        match locked(&self.made).entry(key) {
+            Entry::Occupied(known) => known.get().clone(),
+            Entry::Vacant(new) => {
+                let kernel = Arc::new(Kernel {
+                    writes: shader.variant.bound().map(|b| b.is_written()).collect(),
+                    name,
+                    path: shader.source.path,
+                    entry: shader.entry,
+                    checks: shader.checks,
+                    text,
+                    made: OnceLock::new(),
+                });
+                kernel.begin(inner);
+                new.insert(kernel).clone()
             }
-        })
+        }
     }
 
-    fn compile(
-        &self,
-        inner: &Inner,
-        kernel: &'static str,
-        shader: &Shader<'_>,
-        text: &str,
-    ) -> Result<Pipeline, String> {
-        let variant = shader.variant;
-        let buffer = |binding: usize, ty| wgpu::BindGroupLayoutEntry {
-            binding: binding as u32,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
-            count: None,
-        };
-        let mut entries: Vec<_> = variant
-            .bound()
-            .enumerate()
-            .map(|(i, b)| buffer(i, wgpu::BufferBindingType::Storage { read_only: !b.is_written() }))
-            .collect();
-        let bound = entries.len();
-        entries.extend([bound, bound + 1].map(|i| buffer(i, wgpu::BufferBindingType::Uniform)));
-        let device = &inner.device;
-        let make = || {
-            let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-                label: Some(kernel),
-                entries: &entries,
-            });
-            let desc = wgpu::ShaderModuleDescriptor {
-                label: Some(shader.source.path),
-                source: wgpu::ShaderSource::Wgsl(text.into()),
-            };
-            let module = match shader.checks {
-                Checks::All => device.create_shader_module(desc),
-                // SAFETY: only kernels that stay within what is bound, whose loops end, and that initialise what they share, are
-                // asked for without checks: the conformance suite runs them over their edges, between guards.
-                Checks::None => unsafe {
-                    device.create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked())
-                },
-            };
-            let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                label: Some(kernel),
-                bind_group_layouts: &[Some(&layout)],
-                ..Default::default()
-            });
-            let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(kernel),
-                layout: Some(&pipeline_layout),
-                module: &module,
-                entry_point: Some(shader.entry),
-                compilation_options: wgpu::PipelineCompilationOptions {
-                    zero_initialize_workgroup_memory: shader.checks == Checks::All,
-                    ..Default::default()
-                },
-                cache: self.disk(),
-            });
-            Pipeline { pipeline, layout, writes: variant.bound().map(|b| b.is_written()).collect() }
-        };
-        inner.checked(make).map_err(|error| error.to_string())
+    /// Waits for all that was asked for, and takes part. Fails with the first that does not compile.
+    pub(crate) fn compiled(&self, inner: &Inner) -> Result<()> {
+        let kernels: Vec<_> = locked(&self.made).values().cloned().collect();
+        kernels.iter().try_for_each(|kernel| kernel.ready(inner).map(drop))
     }
 
     #[cfg(not(target_arch = "wasm32"))]
@@ -138,5 +98,85 @@ impl Pipelines {
     #[cfg(target_arch = "wasm32")]
     fn disk(&self) -> Option<&wgpu::PipelineCache> {
         None
+    }
+}
+
+impl Kernel {
+    #[cfg(not(target_arch = "wasm32"))]
+    fn begin(self: &Arc<Self>, inner: &Arc<Inner>) {
+        // a device that is gone by then needs no kernels
+        let (kernel, inner) = (self.clone(), Arc::downgrade(inner));
+        rayon::spawn(move || {
+            if let Some(inner) = inner.upgrade() {
+                kernel.made.get_or_init(|| kernel.compile(&inner));
+            }
+        });
+    }
+
+    /// A browser compiles in processes of its own.
+    #[cfg(target_arch = "wasm32")]
+    fn begin(self: &Arc<Self>, inner: &Arc<Inner>) {
+        self.made.get_or_init(|| self.compile(inner));
+    }
+
+    /// The pipeline: waits while it is being compiled, and compiles it where nobody has begun.
+    pub(crate) fn ready(&self, inner: &Inner) -> Result<&Pipeline> {
+        let made = self.made.get_or_init(|| self.compile(inner));
+        made.as_ref().map_err(|why| match inner.alive() {
+            Err(lost) => lost,
+            Ok(()) => {
+                Error::Fault { kernel: self.name, detail: format!("{} does not compile: {why}", self.path) }
+            }
+        })
+    }
+
+    fn compile(&self, inner: &Inner) -> Result<Pipeline, String> {
+        let buffer = |binding: usize, ty| wgpu::BindGroupLayoutEntry {
+            binding: binding as u32,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+            count: None,
+        };
+        let storage = |&written: &bool| wgpu::BufferBindingType::Storage { read_only: !written };
+        let uniforms = [wgpu::BufferBindingType::Uniform; 2];
+        let types = self.writes.iter().map(storage).chain(uniforms);
+        let entries: Vec<_> = types.enumerate().map(|(i, ty)| buffer(i, ty)).collect();
+        let device = &inner.device;
+        let make = || {
+            let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: Some(self.name),
+                entries: &entries,
+            });
+            let desc = wgpu::ShaderModuleDescriptor {
+                label: Some(self.path),
+                source: wgpu::ShaderSource::Wgsl(self.text.as_str().into()),
+            };
+            let module = match self.checks {
+                Checks::All => device.create_shader_module(desc),
+                // SAFETY: only kernels that stay within what is bound, whose loops end, and that initialise what they share, are
+                // asked for without checks: the conformance suite runs them over their edges, between guards.
+                Checks::None => unsafe {
+                    device.create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked())
+                },
+            };
+            let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: Some(self.name),
+                bind_group_layouts: &[Some(&layout)],
+                ..Default::default()
+            });
+            let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(self.name),
+                layout: Some(&pipeline_layout),
+                module: &module,
+                entry_point: Some(self.entry),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    zero_initialize_workgroup_memory: self.checks == Checks::All,
+                    ..Default::default()
+                },
+                cache: inner.pipelines.disk(),
+            });
+            Pipeline { pipeline, layout }
+        };
+        inner.checked(make).map_err(|error| error.to_string())
     }
 }

@@ -7,7 +7,6 @@
 use crate::copy;
 use crate::inner::{Inner, locked};
 use crate::memory::{WebGpuMemory, memory_of};
-use crate::pipeline::Pipeline;
 use crate::wait::{Later, Signal};
 use perjoule_kernels::device::{Scratch, ready};
 use perjoule_kernels::{Buffer, DeviceId, Error, Event, Graph, Memory, Pending, Result, Stream};
@@ -21,7 +20,7 @@ const BATCH: usize = 128;
 /// One kernel's start.
 #[derive(Clone)]
 pub(crate) struct Dispatch {
-    pub(crate) pipeline: Arc<Pipeline>,
+    pub(crate) pipeline: wgpu::ComputePipeline,
     pub(crate) group: wgpu::BindGroup,
     pub(crate) grid: [u32; 3],
 }
@@ -113,7 +112,7 @@ impl WebGpuStream {
         let pass = open
             .pass
             .get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
-        pass.set_pipeline(&dispatch.pipeline.pipeline);
+        pass.set_pipeline(&dispatch.pipeline);
         pass.set_bind_group(0, &dispatch.group, &[]);
         let [x, y, z] = dispatch.grid;
         pass.dispatch_workgroups(x, y, z);

@@ -24,6 +24,7 @@ fn check(features: wgpu::Features, limits: wgpu::Limits) {
             prepared += 1;
         }
     }
+    device.compiled().unwrap_or_else(|error| panic!("{error}"));
     assert!(prepared > 0, "{}", device.info().name);
 }
 

@@ -84,9 +84,6 @@ fn main() -> ExitCode {
             "cpu" => &[(Some(2), "cpu", 1), (Some(3), "cpu-3", 6)],
             // its rows are the references: what is checked is that the suite keeps to the order of streams
             "lazy" => &[(None, "", 10)],
-            // a driver that compiles for the processor takes longer over a kernel than over its case: `cargo xtask webgpu`, which says how
-            // many it wants, runs all
-            "webgpu" if info.software && std::env::var_os(EVERY).is_none() => &[(None, "", 6)],
             _ => &[(None, "", 1)],
         };
         for &(threads, label, step) in ways {

@@ -17,7 +17,7 @@ pub(crate) mod softmax;
 use crate::device::WebGpuDevice;
 use crate::inner::{Inner, OFFSETS_BYTES};
 use crate::memory::memory_of;
-use crate::pipeline::{Checks, Pipeline, Shader};
+use crate::pipeline::{Checks, Kernel, Pipeline, Shader};
 use crate::shader::{MAX_BINDINGS, Variant};
 use crate::stream::{Dispatch, WebGpuStream};
 use bytemuck::NoUninit;
@@ -86,7 +86,7 @@ pub(crate) struct Step {
     inner: Arc<Inner>,
     /// A number for its bind groups.
     id: u64,
-    pipeline: Arc<Pipeline>,
+    kernel: Arc<Kernel>,
     dims: Dims,
     params: wgpu::Buffer,
     places: Vec<Place>,
@@ -96,13 +96,13 @@ impl Step {
     /// `params`: the bytes of the source's `Params`.
     pub(crate) fn new(
         inner: &Arc<Inner>,
-        pipeline: Arc<Pipeline>,
+        kernel: Arc<Kernel>,
         dims: Dims,
         params: &[u8],
         places: Vec<Place>,
     ) -> Self {
         let params = inner.uniform("parameters", params);
-        Step { inner: inner.clone(), id: inner.unique(), pipeline, dims, params, places }
+        Step { inner: inner.clone(), id: inner.unique(), kernel, dims, params, places }
     }
 
     /// Starts it.
@@ -121,7 +121,7 @@ impl Step {
         let mut bound = Vec::with_capacity(self.places.len());
         let mut key = vec![self.id];
         let mut offsets = [0u32; MAX_BINDINGS];
-        for ((place, offset), &writes) in self.places.iter().zip(&mut offsets).zip(&self.pipeline.writes) {
+        for ((place, offset), &writes) in self.places.iter().zip(&mut offsets).zip(&self.kernel.writes) {
             let (buffer, at, bytes) = match place {
                 Place::Operand(index) => (operands[*index], 0, operands[*index].bytes()),
                 Place::Part(index, at, bytes) => (operands[*index], *at, *bytes),
@@ -144,12 +144,18 @@ impl Step {
             bound.push((memory.buffer(), first, end - first));
         }
         let owners = [self.id].into_iter().chain(key[1..].iter().copied().step_by(3));
-        let group = self.inner.groups.get(&key, owners, || self.bind(&bound, &offsets));
-        stream.dispatch(Dispatch { pipeline: self.pipeline.clone(), group, grid: self.dims.0 });
+        let made = self.kernel.ready(&self.inner)?;
+        let group = self.inner.groups.get(&key, owners, || self.bind(made, &bound, &offsets));
+        stream.dispatch(Dispatch { pipeline: made.pipeline.clone(), group, grid: self.dims.0 });
         Ok(())
     }
 
-    fn bind(&self, bound: &[(&wgpu::Buffer, u64, u64)], offsets: &[u32; MAX_BINDINGS]) -> wgpu::BindGroup {
+    fn bind(
+        &self,
+        made: &Pipeline,
+        bound: &[(&wgpu::Buffer, u64, u64)],
+        offsets: &[u32; MAX_BINDINGS],
+    ) -> wgpu::BindGroup {
         let inner = &self.inner;
         let table = match offsets.iter().all(|&offset| offset == 0) {
             true => inner.no_offsets.clone(),
@@ -173,7 +179,7 @@ impl Step {
             .collect();
         inner.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,
-            layout: &self.pipeline.layout,
+            layout: &made.layout,
             entries: &entries,
         })
     }
@@ -238,8 +244,8 @@ impl<'a> Builder<'a> {
         }
         self.keep_apart(variant, &places)?;
         let shader = Shader { source, headers, entry, variant, checks };
-        let pipeline = self.inner.pipelines.get(&self.inner, self.kernel, &shader)?;
-        let step = Step::new(&self.inner, pipeline, dims, bytemuck::bytes_of(params), places);
+        let compiled = self.inner.pipelines.get(&self.inner, self.kernel, &shader);
+        let step = Step::new(&self.inner, compiled, dims, bytemuck::bytes_of(params), places);
         self.steps.push(step);
         Ok(())
     }

@@ -175,6 +175,10 @@ impl<'m> Repetition<'m> {
         timing.overhead_ns = Some(samples.overhead_ns);
         timing.set_samples(samples.ns, seed);
         timing.derive_token_rates(self.test.tokens());
+        if let Some(host) = self.session.host_cost().filter(|_| self.test.n_gen > 0) {
+            timing.host_ns_per_step = Some(host.seconds * 1e9);
+            timing.launches_per_step = Some(host.launches as u64);
+        }
     }
 
     /// Floating-point operations of a repetition: two for each active parameter of the layers and token, two for each of the output

@@ -35,5 +35,5 @@ pub use config::Geometry;
 pub use error::{Error, Result};
 pub use ids::check_ids;
 pub use load::{LoadOptions, Model, cache_dtype};
-pub use session::{Session, SessionOptions};
+pub use session::{HostCost, Session, SessionOptions};
 pub use source::Source;

@@ -29,6 +29,18 @@ pub struct SessionOptions {
     pub chunk: usize,
 }
 
+/// Times of the host that are kept: the last so many steps.
+const TIMES: usize = 1024;
+
+/// What recorded decode steps cost the host of a device that computes on its own.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HostCost {
+    /// Seconds for which it was busy with starting a step: the median of the last ones.
+    pub seconds: f64,
+    /// Launches of a step.
+    pub launches: usize,
+}
+
 /// One or more sequences of equal length, with their KV cache.
 pub struct Session<'m> {
     model: &'m Model,
@@ -40,6 +52,10 @@ pub struct Session<'m> {
     len: usize,
     /// Whether the ids on the device were chosen from the last logits.
     chosen: bool,
+    /// Seconds that the host took to start recorded decode steps, the newest in place of the oldest.
+    host: Vec<f64>,
+    /// Decode steps that were started in all.
+    started: usize,
 }
 
 impl Model {
@@ -95,6 +111,8 @@ impl Model {
             uniform: device.alloc(parallel as u64 * 4)?,
             len: 0,
             chosen: false,
+            host: Vec::new(),
+            started: 0,
         })
     }
 }
@@ -426,8 +444,28 @@ impl Session<'_> {
 
     /// Runs a step and gives the ids that it chose.
     async fn step(&mut self, shape: StepShape) -> Result<Vec<u32>> {
+        let recorded = self.steps.get(&shape).is_some_and(Step::is_recorded);
+        let begin = web_time::Instant::now();
         self.run(shape)?;
+        if recorded {
+            let seconds = begin.elapsed().as_secs_f64();
+            match self.host.get_mut(self.started % TIMES) {
+                Some(oldest) => *oldest = seconds,
+                None => self.host.push(seconds),
+            }
+            self.started += 1;
+        }
         self.ids().await
+    }
+
+    /// What the decode steps cost the host so far; nothing before one was replayed, and on devices whose work is the host's own.
+    pub fn host_cost(&self) -> Option<HostCost> {
+        let shape = StepShape { batch: self.options.parallel, q_len: 1, output: Output::Greedy };
+        let launches = self.steps.get(&shape)?.launches();
+        let mut sorted = self.host.clone();
+        sorted.sort_by(f64::total_cmp);
+        let seconds = *sorted.get(sorted.len() / 2)?;
+        (!self.model.device().info().synchronous).then_some(HostCost { seconds, launches })
     }
 
     async fn ids(&mut self) -> Result<Vec<u32>> {

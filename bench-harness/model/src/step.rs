@@ -113,6 +113,16 @@ impl Step {
         self.scratch
     }
 
+    /// Whether it was run before, and is replayed from now on.
+    pub(crate) fn is_recorded(&self) -> bool {
+        self.graph.is_some()
+    }
+
+    /// Launches that it is made of.
+    pub(crate) fn launches(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// Runs it: records it the first time, replays it afterwards. The stream has [`Step::scratch`] reserved.
     pub(crate) fn run(&mut self, stream: &mut dyn Stream) -> Result<()> {
         let graph = match &self.graph {

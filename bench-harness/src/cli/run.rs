@@ -420,6 +420,7 @@ impl Run<'_> {
                 false => "±: half of the 95 % interval of the median",
             })?;
             report::unobserved_note(records).iter().try_for_each(|note| output.line(note))?;
+            report::host_notes(records).iter().try_for_each(|note| output.line(note))?;
         }
         report::disturbance_note(records).iter().try_for_each(|note| output.line(note))?;
         report::warning_notes(records).iter().try_for_each(|note| output.line(note))?;

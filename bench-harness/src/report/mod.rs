@@ -360,6 +360,20 @@ pub(crate) fn roof_note(records: &[Record]) -> Option<String> {
     })
 }
 
+/// What the host had to do for decode steps that a device runs on its own, test by test.
+pub(crate) fn host_notes(records: &[Record]) -> Vec<String> {
+    let note = |record: &Record| {
+        let (ns, launches) = (record.timing.host_ns_per_step?, record.timing.launches_per_step?);
+        let each = ns / 1e3 / launches.max(1) as f64;
+        let test = record.workload.token_test()?;
+        let micros = si(ns / 1e3);
+        Some(format!(
+            "{test}: the host starts a step in {micros} µs, {each:.2} µs for each of {launches} launches"
+        ))
+    };
+    records.iter().filter_map(note).collect()
+}
+
 /// What the numbers of these records must not be read without, a line each.
 pub(crate) fn warning_notes(records: &[Record]) -> Vec<String> {
     records.iter().flat_map(warnings).map(|warning| format!("warning: {warning}")).collect()

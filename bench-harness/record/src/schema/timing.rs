@@ -47,6 +47,11 @@ pub struct Timing {
     pub stddev_ns: Option<f64>,
     /// Generated tokens per second while prompts are processed as well (serving), all sequences together. No decode rate.
     pub avg_output_ts: Option<f64>,
+    /// Time for which the host was busy with starting one recorded decode step, median, nanoseconds. Null where the host itself computes.
+    pub host_ns_per_step: Option<f64>,
+    /// Launches that such a step is made of.
+    #[serde(default, deserialize_with = "count")]
+    pub launches_per_step: Option<u64>,
     /// Rate of what is not counted in tokens, in `throughput_unit`.
     pub throughput: Option<f64>,
     /// Unit of `throughput`, such as `samples/s`.

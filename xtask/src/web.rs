@@ -142,7 +142,8 @@ fn browser() -> Result<PathBuf> {
 /// Serves the page by `perjoule web` to a browser that a script drives, and reads what it downloads.
 fn test(page: &Path, pictures: Option<&Path>) -> Result<()> {
     let mut cargo = cargo_command();
-    cargo.args(["build", "--release", "--package", "perjoule-bench", "--features", "web"]);
+    // of the whole workspace, so that its dependencies are those that its tests have built
+    cargo.args(["build", "--release", "--workspace", "--features", "perjoule-bench/web", "--bin", "perjoule"]);
     run(&mut cargo)?;
     let target = target_folder()?;
     let perjoule = target.join("release").join(format!("perjoule{}", std::env::consts::EXE_SUFFIX));

@@ -143,7 +143,15 @@ fn browser() -> Result<PathBuf> {
 fn test(page: &Path, pictures: Option<&Path>) -> Result<()> {
     let mut cargo = cargo_command();
     // of the whole workspace, so that its dependencies are those that its tests have built
-    cargo.args(["build", "--release", "--workspace", "--features", "perjoule-bench/web", "--bin", "perjoule"]);
+    cargo.args([
+        "build",
+        "--release",
+        "--workspace",
+        "--features",
+        "perjoule-bench/web",
+        "--bin",
+        "perjoule",
+    ]);
     run(&mut cargo)?;
     let target = target_folder()?;
     let perjoule = target.join("release").join(format!("perjoule{}", std::env::consts::EXE_SUFFIX));

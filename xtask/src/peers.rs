@@ -8,6 +8,8 @@ mod cases;
 mod setup;
 mod worker;
 
+use crate::vulkan::{Adapter, mesa};
+use crate::webgpu::Driver;
 use anyhow::{Context, Result, ensure};
 use cases::{Case, Group, groups};
 use perjoule_record::stats;
@@ -26,7 +28,7 @@ pub(crate) struct Options {
     /// Only cases whose name contains this, such as `f32`, `gemv` or `attention`.
     #[arg(long, value_name = "WHAT")]
     only: Option<String>,
-    /// Only these peers.
+    /// Only these peers; `burn` is one, too, of WebGPU (its build takes half an hour).
     #[arg(
         long,
         value_name = "NAME,..",
@@ -34,6 +36,9 @@ pub(crate) struct Options {
         default_value = "torch,mkl,openblas,gemm,llama"
     )]
     peers: Vec<String>,
+    /// The Vulkan driver of cases on WebGPU (--peers burn), instead of the first one of the system.
+    #[arg(long, value_enum)]
+    driver: Option<Driver>,
     /// Threads of each.
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -55,6 +60,9 @@ struct Field {
     worker: PathBuf,
     venv: PathBuf,
     models: Option<PathBuf>,
+    /// burn's worker, where it is asked for.
+    burn: Option<PathBuf>,
+    driver: Option<Adapter>,
     threads: usize,
 }
 
@@ -66,8 +74,21 @@ impl Field {
                 command.arg(setup::python("peers.py"));
                 command
             }
-            _ => Command::new(&self.worker),
+            _ => {
+                let worker =
+                    if who == "burn" { self.burn.as_ref().context("burn was built")? } else { &self.worker };
+                match self.driver.filter(|_| group.webgpu) {
+                    Some(driver) => driver.command(worker)?,
+                    None => Command::new(worker),
+                }
+            }
         };
+        if group.webgpu {
+            command.env("PERJOULE_PEERS_DEVICE", "webgpu:0");
+            if self.driver.is_some() {
+                command.env("PERJOULE_PEERS_SOFTWARE", "1");
+            }
+        }
         command.args([who, &self.threads.to_string()]).env("VIRTUAL_ENV", &self.venv);
         if let (Some(model), Some(models)) = (group.model, &self.models) {
             command.arg(models.join(model).with_extension("gguf"));
@@ -81,7 +102,7 @@ impl Field {
 
 pub(crate) fn peers(options: &Options) -> Result<()> {
     ensure!(options.budget > 0.0, "--budget {}: expected a positive number of seconds", options.budget);
-    let known = ["torch", "mkl", "openblas", "gemm", "llama"];
+    let known = ["torch", "mkl", "openblas", "gemm", "llama", "burn"];
     if let Some(name) = options.peers.iter().find(|name| !known.contains(&name.as_str())) {
         anyhow::bail!("no peer {name:?}; there are {}", known.join(", "));
     }
@@ -95,13 +116,21 @@ pub(crate) fn peers(options: &Options) -> Result<()> {
     let asked = |group: &Group| group.peers.iter().any(|peer| options.peers.iter().any(|name| name == peer));
     groups.retain(|group| !group.cases.is_empty() && asked(group));
     ensure!(!groups.is_empty(), "no case is called {only:?}");
+    let driver = options.driver.map(Adapter::from);
+    if driver == Some(Adapter::Newer) {
+        mesa()?;
+    }
     let venv = setup::environment(options)?;
-    let worker = setup::build()?;
+    let worker = setup::build("peers", "perjoule-peers")?;
+    let burn = match options.peers.iter().any(|name| name == "burn") {
+        true => Some(setup::build("peers/burn", "perjoule-peers-burn")?),
+        false => None,
+    };
     let models = match groups.iter().any(|group| group.model.is_some()) {
         true => Some(setup::models(&venv)?),
         false => None,
     };
-    let field = Field { worker, venv, models, threads };
+    let field = Field { worker, venv, models, burn, driver, threads };
     if !options.json {
         println!("{threads} threads; time of the peer over ours [95 %]\n");
         println!("{:36} {:>12}  {:>7}  {:42} target", "case", "ours", "of read", "peers");

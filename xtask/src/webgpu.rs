@@ -24,8 +24,9 @@ pub(crate) struct Options {
     filter: Vec<String>,
 }
 
+/// Vulkan drivers that compute on the processor.
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Driver {
+pub(crate) enum Driver {
     /// The lavapipe that the system has (22 on Debian 12).
     System,
     /// Lavapipe 26 in target/mesa, fetched at first (`cargo xtask setup --mesa`).

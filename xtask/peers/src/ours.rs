@@ -47,8 +47,9 @@ fn op_of(case: &Value) -> Result<(Op, Vec<usize>)> {
     let policy = Policy { quantised_activations: true, ..Policy::default() };
     if case["op"] == "attention" {
         let (b, q, kv) = (size(case, "b")?, size(case, "q")?, size(case, "kv")?);
-        let kv = KvLayout::contiguous(8, kv, 128);
-        let op = Attention { policy, ..Attention::causal(b, q, 32, kv, dtype) };
+        let kv = KvLayout::contiguous(size(case, "kv_heads")?, kv, size(case, "d")?);
+        let causal = case["causal"] != false;
+        let op = Attention { policy, causal, ..Attention::causal(b, q, size(case, "heads")?, kv, dtype) };
         return Ok((op.into(), vec![1, 2]));
     }
     let (m, n, k) = (size(case, "m")?, size(case, "n")?, size(case, "k")?);
@@ -123,6 +124,10 @@ impl Ready for Ours {
         self.prepared.launch(&mut *self.stream, &mut args)?;
         self.next = (self.next + 1) % self.sets.len();
         Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        Ok(self.stream.sync().wait()?)
     }
 
     fn sample(&mut self) -> Result<Vec<f32>> {

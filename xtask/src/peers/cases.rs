@@ -47,6 +47,8 @@ pub(super) struct Group {
     pub(super) peers: &'static [&'static str],
     /// What `PERJOULE_CPU_FEATURES` restricts ours to.
     pub(super) features: Option<&'static str>,
+    /// Whether ours run on the first adapter of WebGPU.
+    pub(super) webgpu: bool,
     /// The file of the model that they run.
     pub(super) model: Option<&'static str>,
     /// What the ratios to the fastest peer are to reach in their geometric mean.
@@ -70,6 +72,7 @@ pub(super) fn groups() -> Vec<Group> {
     groups.push(group("attention", &["torch"], attention()));
     let squares = [256, 512, 1024, 2048].map(|s| square("f32", s, "f32 avx2", Target::Ratio(1.1)));
     groups.push(Group { features: Some("avx2"), ..group("avx2", &["gemm"], squares.into()) });
+    groups.push(Group { webgpu: true, ..group("webgpu", &["burn"], webgpu()) });
     for (model, prefill, decode) in
         [("bf16", 10.0, 1.35), ("q8_0", 3.0, 1.1), ("q4_0", 3.0, 1.1), ("q4_k_m", 3.0, 1.1)]
     {
@@ -142,16 +145,23 @@ fn gemv() -> Vec<Case> {
     list
 }
 
+fn webgpu() -> Vec<Case> {
+    let mut list: Vec<Case> =
+        [512, 1024, 2048].map(|s| square("f32", s, "webgpu f32", Target::Ratio(1.2))).into();
+    let sizes = json!({ "op": "attention", "dtype": "f32", "b": 1, "q": 512, "kv": 512, "heads": 8, "kv_heads": 8, "d": 64, "causal": false });
+    list.push(case("attention webgpu f32 8 x 512 x 64".into(), sizes, Target::Ratio(1.5)));
+    list
+}
+
 fn attention() -> Vec<Case> {
     let mut list = Vec::new();
     for (dtype, bytes, prefill) in [("bf16", 2.0, 2.0), ("f32", 4.0, 1.3)] {
         for tokens in [512, 2048, 4096] {
-            let sizes = json!({ "op": "attention", "dtype": dtype, "b": 1, "q": tokens, "kv": tokens });
+            let sizes = json!({ "op": "attention", "dtype": dtype, "b": 1, "q": tokens, "kv": tokens, "heads": 32, "kv_heads": 8, "d": 128 });
             list.push(case(format!("attention {dtype} prefill {tokens}"), sizes, Target::Ratio(prefill)));
         }
         for b in [1, 8] {
-            let sizes =
-                json!({ "op": "attention", "dtype": dtype, "b": b, "q": 1, "kv": 4096, "rotate": ROTATE });
+            let sizes = json!({ "op": "attention", "dtype": dtype, "b": b, "q": 1, "kv": 4096, "heads": 32, "kv_heads": 8, "d": 128, "rotate": ROTATE });
             list.push(Case {
                 bytes: Some(f64::from(b) * 2.0 * 8.0 * 4096.0 * 128.0 * bytes),
                 ..case(format!("attention {dtype} decode {b} x 4096"), sizes, Target::Ratio(2.7))

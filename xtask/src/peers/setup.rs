@@ -34,16 +34,16 @@ pub(super) fn environment(options: &Options) -> Result<PathBuf> {
     Ok(venv)
 }
 
-/// Builds the worker, in a workspace of its own.
-pub(super) fn build() -> Result<PathBuf> {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/Cargo.toml");
-    let target = std::env::current_exe()?.ancestors().nth(2).context("the target folder")?.join("peers");
+/// Builds a worker, in a workspace of its own, whose folder is given.
+pub(super) fn build(folder: &str, name: &str) -> Result<PathBuf> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join("Cargo.toml");
+    let target = std::env::current_exe()?.ancestors().nth(2).context("the target folder")?.join(folder);
     run(cargo_command()
         .args(["build", "--quiet", "--release", "--manifest-path"])
         .arg(manifest)
         .arg("--target-dir")
         .arg(&target))?;
-    Ok(target.join("release/perjoule-peers"))
+    Ok(target.join("release").join(name))
 }
 
 /// The files of `models.py`, written on first use.

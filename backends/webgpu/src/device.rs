@@ -14,7 +14,7 @@ pub const WITHOUT: &str = "PERJOULE_WEBGPU_WITHOUT";
 /// What rows look at.
 #[derive(Debug, Clone)]
 pub struct WebGpuCaps {
-    /// Limits of the device.
+    /// Limits of the device; a binding holds no more than kernels address, however much larger the device would allow.
     pub limits: wgpu::Limits,
     /// Features of the device.
     pub features: wgpu::Features,
@@ -93,11 +93,26 @@ fn describe(index: usize, adapter: &wgpu::AdapterInfo, caps: Arc<WebGpuCaps>) ->
 }
 
 fn caps_of(
+/// Most bytes of a binding: kernels count bytes by 32 bits, and the last step of their loops goes beyond. Metal has larger ones.
+const MOST_BOUND: u64 = (u32::MAX as u64 - 512) / 256 * 256;
+
+/// Invocations and bytes of workgroup memory that kernels rely on: what WebGPU has everywhere, and old OpenGL does not.
+pub(crate) const WORKGROUP: (u32, u32) = (256, 16_384);
+
+/// Whether workgroups are as large as kernels need them.
+pub(crate) fn computes(limits: &wgpu::Limits) -> bool {
+    let (invocations, bytes) = WORKGROUP;
+    limits.max_compute_invocations_per_workgroup >= invocations
+        && limits.max_compute_workgroup_size_x >= invocations
+        && limits.max_compute_workgroup_storage_size >= bytes
+}
+
     info: &wgpu::AdapterInfo,
     adapter: Option<&wgpu::Adapter>,
     device: (wgpu::Limits, wgpu::Features),
 ) -> WebGpuCaps {
-    let (limits, features) = device;
+    let (mut limits, features) = device;
+    limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(MOST_BOUND);
     let cooperative = match (adapter, features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX)) {
         (Some(adapter), true) => adapter.cooperative_matrix_properties(),
         _ => Vec::new(),
@@ -123,6 +138,7 @@ fn adapters() -> Vec<wgpu::Adapter> {
             adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
                 && adapter.limits().max_storage_buffers_per_shader_stage >= 8
         });
+                && computes(&adapter.limits())
         list
     };
     // the same GPUs again and slower: OpenGL is only asked where nothing else answers

@@ -14,7 +14,7 @@ pub(crate) mod rows;
 pub(crate) mod sample;
 pub(crate) mod softmax;
 
-use crate::device::WebGpuDevice;
+use crate::device::{WebGpuDevice, computes};
 use crate::inner::{Inner, OFFSETS_BYTES};
 use crate::memory::memory_of;
 use crate::pipeline::{Checks, Kernel, Pipeline, Shader};
@@ -208,6 +208,12 @@ impl<'a> Builder<'a> {
         let inner = device.map(|device| device.inner().clone()).ok_or_else(|| Error::Unsupported {
             what: "this device",
             why: "the row runs on devices of the WebGPU backend alone".into(),
+        if !computes(&inner.caps.limits) {
+            return Err(Error::Unsupported {
+                what: "this device",
+                why: "its workgroups are too small".into(),
+            });
+        }
         })?;
         Ok(Builder { inner, kernel, request, steps: Vec::new(), scratch: 0 })
     }

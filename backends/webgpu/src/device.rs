@@ -1,7 +1,8 @@
 //! [`WebGpuDevice`]: an adapter of `wgpu`, or a device of the caller's.
 
+use crate::faults::Faults;
 use crate::inner::Inner;
-use crate::memory::{USAGES, WebGpuMemory};
+use crate::memory::USAGES;
 use crate::pipeline::Pipelines;
 use crate::stream::WebGpuStream;
 use perjoule_kernels::device::alone;
@@ -92,7 +93,6 @@ fn describe(index: usize, adapter: &wgpu::AdapterInfo, caps: Arc<WebGpuCaps>) ->
     info
 }
 
-fn caps_of(
 /// Most bytes of a binding: kernels count bytes by 32 bits, and the last step of their loops goes beyond. Metal has larger ones.
 const MOST_BOUND: u64 = (u32::MAX as u64 - 512) / 256 * 256;
 
@@ -107,6 +107,7 @@ pub(crate) fn computes(limits: &wgpu::Limits) -> bool {
         && limits.max_compute_workgroup_storage_size >= bytes
 }
 
+fn caps_of(
     info: &wgpu::AdapterInfo,
     adapter: Option<&wgpu::Adapter>,
     device: (wgpu::Limits, wgpu::Features),
@@ -137,8 +138,8 @@ fn adapters() -> Vec<wgpu::Adapter> {
         list.retain(|adapter| {
             adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
                 && adapter.limits().max_storage_buffers_per_shader_stage >= 8
-        });
                 && computes(&adapter.limits())
+        });
         list
     };
     // the same GPUs again and slower: OpenGL is only asked where nothing else answers
@@ -235,14 +236,19 @@ impl WebGpuDevice {
         let (device, queue) = adapter.request_device(&desc).await.map_err(|e| absent(&id, e.to_string()))?;
         let info = adapter.get_info();
         let caps = caps_of(&info, Some(adapter), (device.limits(), device.features()));
-        Ok(Self::new(index, &info, caps, (device, queue)))
+        let faults = Arc::<Faults>::default();
+        faults.listen(&device);
+        Ok(Self::new(index, &info, caps, (device, queue), faults))
     }
 
     /// A device of the caller's. Memory, streams and launches are that device's; kernels use the features that it was opened with.
+    ///
+    /// Its handlers of uncaptured errors and of its loss stay the caller's. Natively errors of launches are told all the same, since they
+    /// arise within calls, and its loss is noticed at the latest where somebody waits; a browser tells the caller's handlers alone.
     pub fn of_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let info = device.adapter_info();
         let caps = caps_of(&info, None, (device.limits(), device.features()));
-        Self::new(0, &info, caps, (device, queue))
+        Self::new(0, &info, caps, (device, queue), Arc::default())
     }
 
     fn new(
@@ -250,6 +256,7 @@ impl WebGpuDevice {
         adapter: &wgpu::AdapterInfo,
         caps: WebGpuCaps,
         device: (wgpu::Device, wgpu::Queue),
+        faults: Arc<Faults>,
     ) -> Self {
         let caps = Arc::new(caps);
         let info = describe(index, adapter, caps.clone());
@@ -257,7 +264,7 @@ impl WebGpuDevice {
         let pipelines = Pipelines::with_cache(crate::cache::DiskCache::open(&device.0, adapter));
         #[cfg(target_arch = "wasm32")]
         let pipelines = Pipelines::default();
-        let inner = Inner::new(info.id, info.label.clone(), device, caps, pipelines);
+        let inner = Inner::new(info.id, info.label.clone(), device, caps, pipelines, faults);
         WebGpuDevice { info, table: Table::new(crate::table::rows()), inner: Arc::new(inner) }
     }
 
@@ -285,7 +292,8 @@ impl WebGpuDevice {
         self.inner.pipelines.compiled(&self.inner)
     }
 
-    /// A buffer of the caller's, of this device. Its size in bytes is a multiple of 4.
+    /// A buffer of the caller's, of this device. Its size in bytes is a multiple of 4. Wrapped again it is the same memory, so that operands
+    /// which overlap are seen.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when it was made without the usages that kernels and copies need ([`USAGES`]).
@@ -296,8 +304,7 @@ impl WebGpuDevice {
                 why: format!("it needs the usages {USAGES:?} and a size in whole words of 4 bytes"),
             });
         }
-        let bytes = buffer.size();
-        Ok(Buffer::new(Arc::new(WebGpuMemory::new(self.inner.clone(), buffer, bytes))))
+        Ok(Buffer::new(self.inner.wrapped(buffer)))
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {

@@ -52,6 +52,7 @@ impl Drop for WebGpuMemory {
     fn drop(&mut self) {
         // bind groups that are kept for later launches would keep the buffer; those of submitted work are wgpu's own to keep
         self.inner.groups.forget(self.base);
+        self.inner.release(&self.buffer);
     }
 }
 

@@ -19,7 +19,8 @@ use crate::inner::{Inner, OFFSETS_BYTES};
 use crate::memory::memory_of;
 use crate::pipeline::{Checks, Kernel, Pipeline, Shader};
 use crate::shader::{MAX_BINDINGS, Variant};
-use crate::stream::{Dispatch, WebGpuStream};
+use crate::stream::WebGpuStream;
+use crate::work::Dispatch;
 use bytemuck::NoUninit;
 use perjoule_kernels::op::{MAX_OPERANDS, Op};
 use perjoule_kernels::{Arg, Buffer, Checked, Error, Launch, Request, Result, Stream};
@@ -146,6 +147,7 @@ impl Step {
         let owners = [self.id].into_iter().chain(key[1..].iter().copied().step_by(3));
         let made = self.kernel.ready(&self.inner)?;
         let group = self.inner.groups.get(&key, owners, || self.bind(made, &bound, &offsets));
+        let group = group.map_err(|error| Error::Fault { kernel, detail: error.to_string() })?;
         stream.dispatch(Dispatch { pipeline: made.pipeline.clone(), group, grid: self.dims.0 });
         Ok(())
     }
@@ -155,7 +157,7 @@ impl Step {
         made: &Pipeline,
         bound: &[(&wgpu::Buffer, u64, u64)],
         offsets: &[u32; MAX_BINDINGS],
-    ) -> wgpu::BindGroup {
+    ) -> Result<wgpu::BindGroup, wgpu::Error> {
         let inner = &self.inner;
         let table = match offsets.iter().all(|&offset| offset == 0) {
             true => inner.no_offsets.clone(),
@@ -177,11 +179,8 @@ impl Step {
             .enumerate()
             .map(|(index, resource)| wgpu::BindGroupEntry { binding: index as u32, resource })
             .collect();
-        inner.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &made.layout,
-            entries: &entries,
-        })
+        let desc = wgpu::BindGroupDescriptor { label: None, layout: &made.layout, entries: &entries };
+        inner.checked(|| inner.device.create_bind_group(&desc))
     }
 }
 
@@ -208,13 +207,13 @@ impl<'a> Builder<'a> {
         let inner = device.map(|device| device.inner().clone()).ok_or_else(|| Error::Unsupported {
             what: "this device",
             why: "the row runs on devices of the WebGPU backend alone".into(),
+        })?;
         if !computes(&inner.caps.limits) {
             return Err(Error::Unsupported {
                 what: "this device",
                 why: "its workgroups are too small".into(),
             });
         }
-        })?;
         Ok(Builder { inner, kernel, request, steps: Vec::new(), scratch: 0 })
     }
 

@@ -325,6 +325,10 @@ impl Device for WebGpuDevice {
         self.inner.alloc(bytes)
     }
 
+    fn alloc_any(&self, bytes: u64) -> Result<Buffer> {
+        self.inner.alloc_any(bytes)
+    }
+
     fn stream(&self) -> Result<Box<dyn Stream>> {
         self.inner.alive()?;
         Ok(Box::new(WebGpuStream::new(self.inner.clone())))

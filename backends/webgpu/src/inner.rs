@@ -4,7 +4,7 @@ use crate::clock::Stamps;
 use crate::device::WebGpuCaps;
 use crate::faults::{Faults, checked};
 use crate::groups::Groups;
-use crate::memory::{USAGES, WebGpuMemory};
+use crate::memory::{Block, Freed, USAGES, WebGpuMemory};
 use crate::pipeline::Pipelines;
 use crate::submissions::Staged;
 use perjoule_kernels::{Buffer, DeviceId, Error, Result};
@@ -33,6 +33,7 @@ pub(crate) struct Inner {
     pub(crate) staged: Staged,
     #[cfg(not(target_arch = "wasm32"))]
     pub(crate) awaited: crate::wait::Awaited,
+    pub(crate) freed: Freed,
     /// Callers' buffers.
     wrapped: Mutex<HashMap<wgpu::Buffer, Weak<WebGpuMemory>>>,
     faults: Arc<Faults>,
@@ -85,6 +86,7 @@ impl Inner {
             staged: Staged::default(),
             #[cfg(not(target_arch = "wasm32"))]
             awaited: Default::default(),
+            freed: Freed::default(),
             wrapped: Mutex::default(),
             faults,
             next: AtomicU64::new(1 << 16),
@@ -126,10 +128,27 @@ impl Inner {
 
     /// Zeroed memory.
     pub(crate) fn alloc(self: &Arc<Self>, bytes: u64) -> Result<Buffer> {
+        // a binding holds a vector at least
+        let buffer = self.buffer(bytes, bytes.max(1).checked_next_multiple_of(16))?;
+        Ok(Buffer::new(Arc::new(WebGpuMemory::new(self.clone(), Block::once(self, buffer), bytes))))
+    }
+
+    /// Memory of any content: what an earlier block of this device held, or zeroes.
+    pub(crate) fn alloc_any(self: &Arc<Self>, bytes: u64) -> Result<Buffer> {
+        self.alive()?;
+        let size = Freed::size(bytes);
+        let block = match size.and_then(|size| self.freed.take(size)) {
+            Some(block) => block,
+            None => Block::often(self, self.buffer(bytes, size)?),
+        };
+        Ok(Buffer::new(Arc::new(WebGpuMemory::new(self.clone(), block, bytes))))
+    }
+
+    /// A buffer of that size for so many bytes.
+    fn buffer(&self, bytes: u64, size: Option<u64>) -> Result<wgpu::Buffer> {
         self.alive()?;
         let most = self.caps.limits.max_buffer_size;
-        // a binding holds a vector at least
-        let Some(size) = bytes.max(1).checked_next_multiple_of(16).filter(|&size| size <= most) else {
+        let Some(size) = size.filter(|&size| size <= most) else {
             return Err(Error::Unsupported {
                 what: "a buffer of this size",
                 why: format!("{bytes} bytes are more than the {most} that a buffer of {} has", self.label),
@@ -144,8 +163,12 @@ impl Inner {
                 mapped_at_creation: false,
             })
         };
-        let buffer = self.checked(make).map_err(|error| self.refused(bytes, error))?;
-        Ok(Buffer::new(Arc::new(WebGpuMemory::new(self.clone(), buffer, bytes))))
+        match self.checked(make) {
+            // what is kept for later may be what is missing now
+            Err(wgpu::Error::OutOfMemory { .. }) if self.freed.clear(self) => self.checked(make),
+            made => made,
+        }
+        .map_err(|error| self.refused(bytes, error))
     }
 
     /// The memory that a caller's buffer is: one for all who wrap it.
@@ -155,7 +178,8 @@ impl Inner {
             return memory;
         }
         let bytes = buffer.size();
-        let memory = Arc::new(WebGpuMemory::new(self.clone(), buffer.clone(), bytes));
+        let block = Block::once(self, buffer.clone());
+        let memory = Arc::new(WebGpuMemory::new(self.clone(), block, bytes));
         wrapped.insert(buffer, Arc::downgrade(&memory));
         memory
     }
@@ -186,7 +210,7 @@ impl Inner {
             view.slice(..bytes.len()).copy_from_slice(bytes);
         }
         buffer.unmap();
-        Ok(Buffer::new(Arc::new(WebGpuMemory::new(self.clone(), buffer, size))))
+        Ok(Buffer::new(Arc::new(WebGpuMemory::new(self.clone(), Block::once(self, buffer), size))))
     }
 
     /// A buffer that what is read back is copied into.

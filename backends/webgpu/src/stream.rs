@@ -74,6 +74,7 @@ impl WebGpuStream {
     /// The memory of an argument, kept by what is recorded.
     pub(crate) fn touch<'a>(&mut self, buffer: &'a Buffer) -> Result<&'a WebGpuMemory, ()> {
         let memory = memory_of(buffer).ok_or(())?;
+        memory.used_by(&self.work);
         if let Some(recording) = &mut self.recording {
             recording.memory.push(buffer.memory().clone());
         }
@@ -100,9 +101,12 @@ impl WebGpuStream {
         self.work().encoder(&self.inner).copy_buffer_to_buffer(from.0, from.1, to.0, to.1, bytes);
     }
 
+    /// The memory of a buffer of this device, which is about to be used.
     fn own<'a>(&self, buffer: &'a Buffer) -> Result<&'a WebGpuMemory> {
         let wrong = Error::WrongDevice { kernel: "copy", operand: "buffer" };
-        memory_of(buffer).filter(|_| buffer.device() == self.inner.id).ok_or(wrong)
+        let memory = memory_of(buffer).filter(|_| buffer.device() == self.inner.id).ok_or(wrong)?;
+        memory.used_by(&self.work);
+        Ok(memory)
     }
 
     /// Refuses what is not recorded while a sequence is, and on a device that is lost.
@@ -238,6 +242,8 @@ impl Stream for WebGpuStream {
         if to.device() != from.device() {
             return copy::across(self, to, from);
         }
+        target.used_by(&self.work);
+        source.used_by(&self.work);
         let whole = to.offset().is_multiple_of(4)
             && from.offset().is_multiple_of(4)
             && from.bytes().is_multiple_of(4);

@@ -117,6 +117,48 @@ fn fresh_memory_is_zero_and_streams_keep_their_order() {
 }
 
 #[test]
+fn results_take_the_memory_of_earlier_ones_in_order() {
+    let device = device!();
+    let (mut stream, mut other) = (device.stream().unwrap(), device.stream().unwrap());
+    let add = adding(&device, 1000);
+    let ones = filled(&device, &mut *stream, &1f32.to_le_bytes().repeat(1000));
+    let mut sum = device.alloc(4000).unwrap();
+    for _ in 0..300 {
+        let next = device.alloc_any(4000).unwrap();
+        launch(&add, &mut *stream, [&sum, &ones, &next]).unwrap();
+        sum = next;
+    }
+    assert_eq!(floats(&stream.read(&sum).wait().unwrap()), vec![300.0; 1000]);
+    // a stream reads a block, collected and not submitted, and another one overwrites what takes its place
+    let out = device.alloc(4000).unwrap();
+    for way in 0..3 {
+        let before = sum.address();
+        launch(&add, &mut *stream, [&sum, &ones, &out]).unwrap();
+        drop(sum);
+        sum = device.alloc_any(4000).unwrap();
+        assert_eq!(sum.address(), before, "freed last, given first");
+        match way {
+            0 => other.write(&sum, &7f32.to_le_bytes().repeat(1000)).unwrap(),
+            1 => other.copy(&sum, &ones).unwrap(),
+            _ => launch(&add, &mut *other, [&ones, &ones, &sum]).unwrap(),
+        }
+        other.sync().wait().unwrap();
+        let expected = [301.0, 8.0, 2.0][way];
+        assert_eq!(floats(&stream.read(&out).wait().unwrap()), vec![expected; 1000], "way {way}");
+    }
+    // who holds a part holds it all, and what is zeroed is fresh
+    let part = sum.view(400, 8).unwrap();
+    let address = sum.address();
+    drop(sum);
+    assert_ne!(device.alloc_any(4000).unwrap().address(), address);
+    drop(part);
+    let zeroed = device.alloc(4000).unwrap();
+    assert_eq!(stream.read(&zeroed).wait().unwrap(), vec![0; 4000]);
+    assert_eq!(device.alloc_any(3999).unwrap().address(), address, "sizes that are alike share blocks");
+    assert_eq!(device.alloc_any(0).unwrap().bytes(), 0);
+}
+
+#[test]
 fn recorded_sequences_replay_on_their_stream_alone() {
     let device = device!();
     let mut stream = device.stream().unwrap();
@@ -363,8 +405,10 @@ fn what_is_too_large_is_refused() {
     let device = device!();
     let most = device.caps().limits.max_buffer_size;
     for bytes in [most + 1, u64::MAX / 2, u64::MAX - 7, u64::MAX] {
-        let Err(error) = device.alloc(bytes) else { panic!("{bytes} bytes were given") };
-        assert!(matches!(error, Error::Unsupported { .. } | Error::OutOfMemory { .. }), "{error}");
+        for result in [device.alloc(bytes), device.alloc_any(bytes)] {
+            let Err(error) = result else { panic!("{bytes} bytes were given") };
+            assert!(matches!(error, Error::Unsupported { .. } | Error::OutOfMemory { .. }), "{error}");
+        }
     }
     let mut stream = device.stream().unwrap();
     assert!(stream.reserve(most + 1).is_err());

@@ -201,3 +201,39 @@ impl Event for Mark {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::WebGpuDevice;
+
+    #[test]
+    fn passes_have_times_with_and_without_work() {
+        let Ok(device) = WebGpuDevice::open(0) else { return eprintln!("ignored: no adapter") };
+        let inner = device.inner();
+        for empty in [true, false] {
+            let Some(stamps) = Stamps::of_passes(&inner.device, empty) else { return };
+            // every slot, and each of them again
+            for _ in 0..2 {
+                let mut encoder = inner.device.create_command_encoder(&Default::default());
+                let written: Vec<_> = std::iter::from_fn(|| stamps.write(&mut encoder))
+                    .map(|slot| (slot, Arc::<Clock>::default()))
+                    .collect();
+                assert_eq!(written.len(), SLOTS as usize);
+                let landings = stamps.resolve(inner, &mut encoder, written);
+                let submission = inner.submit(Some(encoder)).unwrap();
+                let clocks: Vec<_> = landings
+                    .into_iter()
+                    .map(|(clock, landing)| {
+                        clock.arrives(landing, submission.clone());
+                        assert!(clock.signal(inner).is_some());
+                        clock
+                    })
+                    .collect();
+                inner.finished(&submission).unwrap();
+                let ticks: Vec<_> = clocks.iter().map(|clock| clock.ticks().unwrap()).collect();
+                assert!(ticks.is_sorted(), "{ticks:?}");
+            }
+        }
+    }
+}

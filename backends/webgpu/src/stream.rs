@@ -6,7 +6,7 @@
 
 use crate::clock::{Clock, Mark};
 use crate::copy;
-use crate::faults::Untold;
+use crate::faults::{Fault, Untold};
 use crate::inner::{Inner, locked};
 use crate::memory::{WebGpuMemory, memory_of};
 use crate::wait::{Later, Signal};
@@ -135,8 +135,8 @@ impl WebGpuStream {
         let landing = self.inner.landing(size)?;
         self.copy_words((memory.buffer(), first), (&landing, 0), size);
         let submission = self.work().submit(&self.inner);
-        if self.untold.get().is_some() {
-            return Ok(self.later(Vec::new(), || Ok(Vec::new())));
+        if let Some(fault) = self.untold.get() {
+            return Ok(self.tells(fault));
         }
         let signal = Signal::mapped(&self.inner, &landing, submission);
         let finish = move || {
@@ -158,15 +158,7 @@ impl WebGpuStream {
     ) -> Pending<T> {
         match self.untold.get() {
             None => Later::pending(&self.inner, self.work().last, signals, finish),
-            Some(crate::faults::Fault { kernel, detail }) => {
-                let untold = self.untold.clone();
-                let tell = move || {
-                    // an error of a call that came first was the same
-                    let _ = untold.tell();
-                    Err(detail)
-                };
-                Later::pending(&self.inner, kernel, Vec::new(), tell)
-            }
+            Some(fault) => self.tells(fault),
         }
     }
 
@@ -178,6 +170,17 @@ impl WebGpuStream {
         finish: impl FnOnce() -> Result<T, String> + 'static,
     ) -> Pending<T> {
         Later::pending(&self.inner, self.work().last, signals, finish)
+    }
+
+    /// A result that tells a fault, which is told then.
+    fn tells<T: Local + 'static>(&self, Fault { kernel, detail }: Fault) -> Pending<T> {
+        let untold = self.untold.clone();
+        let tell = move || {
+            // somebody may have been told in the meantime
+            let _ = untold.tell();
+            Err(detail)
+        };
+        Later::pending(&self.inner, kernel, Vec::new(), tell)
     }
 }
 

@@ -338,3 +338,24 @@ impl Device for WebGpuDevice {
         alone(rank, world, "WebGPU moves nothing between devices")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bindings_stay_below_what_32_bits_count() {
+        let (device, _) = wgpu::Device::noop(&Default::default());
+        let adapter = device.adapter_info();
+        // as Metal has it
+        let large = 32 << 30;
+        let limits = wgpu::Limits {
+            max_buffer_size: large,
+            max_storage_buffer_binding_size: large,
+            ..Default::default()
+        };
+        let caps = caps_of(&adapter, None, (limits, wgpu::Features::empty()));
+        let most = describe(0, &adapter, Arc::new(caps)).arena.max_bytes;
+        assert!(((4 << 30) - 1024..(4 << 30) - 256).contains(&most) && most.is_multiple_of(256), "{most}");
+    }
+}

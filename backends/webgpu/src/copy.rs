@@ -105,8 +105,12 @@ pub(crate) fn across(_: &mut WebGpuStream, _: &Buffer, _: &Buffer) -> Result<()>
 
 /// Waits for all that was submitted to another device.
 pub(crate) fn finish(inner: &Arc<Inner>) -> Result<()> {
-    let done: Pending<()> =
-        Later::pending(inner, "an event of another device", vec![Signal::submitted(&inner.queue)], || Ok(()));
+    let done: Pending<()> = Later::pending(
+        inner,
+        "an event of another device",
+        vec![Signal::submitted(&inner.queue, None)],
+        || Ok(()),
+    );
     #[cfg(not(target_arch = "wasm32"))]
     return done.wait();
     #[cfg(target_arch = "wasm32")]

@@ -1,7 +1,8 @@
 //! [`WebGpuDevice`]: an adapter of `wgpu`, or a device of the caller's.
 
+use crate::faults::Faults;
 use crate::inner::Inner;
-use crate::memory::{USAGES, WebGpuMemory};
+use crate::memory::USAGES;
 use crate::pipeline::Pipelines;
 use crate::stream::WebGpuStream;
 use perjoule_kernels::device::alone;
@@ -14,7 +15,7 @@ pub const WITHOUT: &str = "PERJOULE_WEBGPU_WITHOUT";
 /// What rows look at.
 #[derive(Debug, Clone)]
 pub struct WebGpuCaps {
-    /// Limits of the device.
+    /// Limits of the device; a binding holds no more than kernels address, however much larger the device would allow.
     pub limits: wgpu::Limits,
     /// Features of the device.
     pub features: wgpu::Features,
@@ -92,12 +93,27 @@ fn describe(index: usize, adapter: &wgpu::AdapterInfo, caps: Arc<WebGpuCaps>) ->
     info
 }
 
+/// Most bytes of a binding: kernels count bytes by 32 bits, and the last step of their loops goes beyond. Metal has larger ones.
+const MOST_BOUND: u64 = (u32::MAX as u64 - 512) / 256 * 256;
+
+/// Invocations and bytes of workgroup memory that kernels rely on: what WebGPU has everywhere, and old OpenGL does not.
+pub(crate) const WORKGROUP: (u32, u32) = (256, 16_384);
+
+/// Whether workgroups are as large as kernels need them.
+pub(crate) fn computes(limits: &wgpu::Limits) -> bool {
+    let (invocations, bytes) = WORKGROUP;
+    limits.max_compute_invocations_per_workgroup >= invocations
+        && limits.max_compute_workgroup_size_x >= invocations
+        && limits.max_compute_workgroup_storage_size >= bytes
+}
+
 fn caps_of(
     info: &wgpu::AdapterInfo,
     adapter: Option<&wgpu::Adapter>,
     device: (wgpu::Limits, wgpu::Features),
 ) -> WebGpuCaps {
-    let (limits, features) = device;
+    let (mut limits, features) = device;
+    limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(MOST_BOUND);
     let cooperative = match (adapter, features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX)) {
         (Some(adapter), true) => adapter.cooperative_matrix_properties(),
         _ => Vec::new(),
@@ -122,6 +138,7 @@ fn adapters() -> Vec<wgpu::Adapter> {
         list.retain(|adapter| {
             adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
                 && adapter.limits().max_storage_buffers_per_shader_stage >= 8
+                && computes(&adapter.limits())
         });
         list
     };
@@ -219,14 +236,19 @@ impl WebGpuDevice {
         let (device, queue) = adapter.request_device(&desc).await.map_err(|e| absent(&id, e.to_string()))?;
         let info = adapter.get_info();
         let caps = caps_of(&info, Some(adapter), (device.limits(), device.features()));
-        Ok(Self::new(index, &info, caps, (device, queue)))
+        let faults = Arc::<Faults>::default();
+        faults.listen(&device);
+        Ok(Self::new(index, &info, caps, (device, queue), faults))
     }
 
     /// A device of the caller's. Memory, streams and launches are that device's; kernels use the features that it was opened with.
+    ///
+    /// Its handlers of uncaptured errors and of its loss stay the caller's. Natively errors of launches are told all the same, since they
+    /// arise within calls, and its loss is noticed at the latest where somebody waits; a browser tells the caller's handlers alone.
     pub fn of_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let info = device.adapter_info();
         let caps = caps_of(&info, None, (device.limits(), device.features()));
-        Self::new(0, &info, caps, (device, queue))
+        Self::new(0, &info, caps, (device, queue), Arc::default())
     }
 
     fn new(
@@ -234,6 +256,7 @@ impl WebGpuDevice {
         adapter: &wgpu::AdapterInfo,
         caps: WebGpuCaps,
         device: (wgpu::Device, wgpu::Queue),
+        faults: Arc<Faults>,
     ) -> Self {
         let caps = Arc::new(caps);
         let info = describe(index, adapter, caps.clone());
@@ -241,7 +264,7 @@ impl WebGpuDevice {
         let pipelines = Pipelines::with_cache(crate::cache::DiskCache::open(&device.0, adapter));
         #[cfg(target_arch = "wasm32")]
         let pipelines = Pipelines::default();
-        let inner = Inner::new(info.id, info.label.clone(), device, caps, pipelines);
+        let inner = Inner::new(info.id, info.label.clone(), device, caps, pipelines, faults);
         WebGpuDevice { info, table: Table::new(crate::table::rows()), inner: Arc::new(inner) }
     }
 
@@ -269,7 +292,8 @@ impl WebGpuDevice {
         self.inner.pipelines.compiled(&self.inner)
     }
 
-    /// A buffer of the caller's, of this device. Its size in bytes is a multiple of 4.
+    /// A buffer of the caller's, of this device. Its size in bytes is a multiple of 4. Wrapped again it is the same memory, so that operands
+    /// which overlap are seen.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when it was made without the usages that kernels and copies need ([`USAGES`]).
@@ -280,8 +304,7 @@ impl WebGpuDevice {
                 why: format!("it needs the usages {USAGES:?} and a size in whole words of 4 bytes"),
             });
         }
-        let bytes = buffer.size();
-        Ok(Buffer::new(Arc::new(WebGpuMemory::new(self.inner.clone(), buffer, bytes))))
+        Ok(Buffer::new(self.inner.wrapped(buffer)))
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {
@@ -302,6 +325,10 @@ impl Device for WebGpuDevice {
         self.inner.alloc(bytes)
     }
 
+    fn alloc_any(&self, bytes: u64) -> Result<Buffer> {
+        self.inner.alloc_any(bytes)
+    }
+
     fn stream(&self) -> Result<Box<dyn Stream>> {
         self.inner.alive()?;
         Ok(Box::new(WebGpuStream::new(self.inner.clone())))
@@ -309,5 +336,26 @@ impl Device for WebGpuDevice {
 
     fn join(&self, _id: &[u8], rank: u32, world: u32) -> Result<Arc<dyn Comm>> {
         alone(rank, world, "WebGPU moves nothing between devices")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bindings_stay_below_what_32_bits_count() {
+        let (device, _) = wgpu::Device::noop(&Default::default());
+        let adapter = device.adapter_info();
+        // as Metal has it
+        let large = 32 << 30;
+        let limits = wgpu::Limits {
+            max_buffer_size: large,
+            max_storage_buffer_binding_size: large,
+            ..Default::default()
+        };
+        let caps = caps_of(&adapter, None, (limits, wgpu::Features::empty()));
+        let most = describe(0, &adapter, Arc::new(caps)).arena.max_bytes;
+        assert!(((4 << 30) - 1024..(4 << 30) - 256).contains(&most) && most.is_multiple_of(256), "{most}");
     }
 }

@@ -27,23 +27,25 @@ impl Groups {
         &self,
         key: &[u64],
         owners: impl Iterator<Item = u64>,
-        make: impl FnOnce() -> wgpu::BindGroup,
-    ) -> wgpu::BindGroup {
+        make: impl FnOnce() -> Result<wgpu::BindGroup, wgpu::Error>,
+    ) -> Result<wgpu::BindGroup, wgpu::Error> {
         if let Some(group) = locked(&self.0).groups.get(key) {
-            return group.clone();
+            return Ok(group.clone());
         }
-        // not under the lock: making one takes longer than anything else here
-        let group = make();
+        // making and dropping take longer than anything else here: not under the lock
+        let group = make()?;
+        let mut forgotten = Kept::default();
         let mut kept = locked(&self.0);
         if kept.groups.len() >= MOST {
-            *kept = Kept::default();
+            std::mem::swap(&mut *kept, &mut forgotten);
         }
         let key: Key = key.into();
         for owner in owners {
             kept.users.entry(owner).or_default().push(key.clone());
         }
         kept.groups.insert(key, group.clone());
-        group
+        drop(kept);
+        Ok(group)
     }
 
     /// Forgets the groups of a block of memory or a step that goes.

@@ -1,12 +1,16 @@
 //! What memory, streams and prepared kernels of a device share: `wgpu`'s device and queue, its faults, pipelines and bind groups.
 
+use crate::clock::Stamps;
 use crate::device::WebGpuCaps;
+use crate::faults::{Faults, checked};
 use crate::groups::Groups;
-use crate::memory::{USAGES, WebGpuMemory};
+use crate::memory::{Block, Freed, USAGES, WebGpuMemory};
 use crate::pipeline::Pipelines;
+use crate::submissions::Staged;
 use perjoule_kernels::{Buffer, DeviceId, Error, Result};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Where blocks of memory begin in the address space by which overlaps are found: buffers have no addresses of their own.
 pub(crate) const ALIGN: u64 = 256;
@@ -24,37 +28,20 @@ pub(crate) struct Inner {
     pub(crate) no_offsets: wgpu::Buffer,
     /// What is bound for empty operands, to be read and to be written: they may lie anywhere, and a binding is never empty.
     pub(crate) nothing: [wgpu::Buffer; 2],
+    /// The device's clock, where it has one.
+    pub(crate) stamps: Option<Stamps>,
+    pub(crate) staged: Staged,
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) awaited: crate::wait::Awaited,
+    pub(crate) freed: Freed,
+    /// Callers' buffers.
+    wrapped: Mutex<HashMap<wgpu::Buffer, Weak<WebGpuMemory>>>,
     faults: Arc<Faults>,
     next: AtomicU64,
 }
 
-/// What went wrong behind a launch's back.
-#[derive(Default)]
-pub(crate) struct Faults {
-    /// The first error that no call answered with, until somebody waits.
-    first: Mutex<Option<String>>,
-    /// What was said when the device was lost.
-    lost: Mutex<Option<String>>,
-}
-
 pub(crate) fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Faults {
-    /// Hears of errors of a device from now on.
-    pub(crate) fn listen(device: &wgpu::Device) -> Arc<Self> {
-        let faults: Arc<Faults> = Arc::default();
-        let (uncaptured, lost) = (faults.clone(), faults.clone());
-        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            locked(&uncaptured.first).get_or_insert_with(|| error.to_string());
-        }));
-        device.set_device_lost_callback(move |reason, message| {
-            let message = if message.is_empty() { format!("{reason:?}") } else { message };
-            locked(&lost.lost).get_or_insert(message);
-        });
-        faults
-    }
 }
 
 /// Bytes of the table of operands' offsets that kernels are given.
@@ -67,8 +54,9 @@ impl Inner {
         (device, queue): (wgpu::Device, wgpu::Queue),
         caps: Arc<WebGpuCaps>,
         pipelines: Pipelines,
+        faults: Arc<Faults>,
     ) -> Self {
-        let faults = Faults::listen(&device);
+        let stamps = Stamps::new(&device);
         let no_offsets = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("no offsets"),
             size: OFFSETS_BYTES as u64,
@@ -94,6 +82,12 @@ impl Inner {
             groups: Groups::default(),
             no_offsets,
             nothing,
+            stamps,
+            staged: Staged::default(),
+            #[cfg(not(target_arch = "wasm32"))]
+            awaited: Default::default(),
+            freed: Freed::default(),
+            wrapped: Mutex::default(),
             faults,
             next: AtomicU64::new(1 << 16),
         }
@@ -111,39 +105,55 @@ impl Inner {
 
     /// The error of a lost device.
     pub(crate) fn alive(&self) -> Result<()> {
-        match &*locked(&self.faults.lost) {
+        match self.faults.lost() {
             None => Ok(()),
-            Some(detail) => Err(Error::Lost { device: self.label.clone(), detail: detail.clone() }),
+            Some(detail) => Err(Error::Lost { device: self.label.clone(), detail: detail.into() }),
         }
     }
 
-    /// What went wrong since it was last asked, as the error of the kernel that was launched last.
+    /// What went wrong and nobody was told, as the error of the kernel that was launched last.
     pub(crate) fn fault(&self, kernel: &'static str) -> Result<()> {
         self.alive()?;
-        match locked(&self.faults.first).take() {
+        match self.faults.take() {
             None => Ok(()),
             Some(detail) => Err(Error::Fault { kernel, detail }),
         }
     }
 
     /// The device answers no more: it is taken for lost.
+    #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn give_up(&self, detail: String) -> Error {
-        let detail = locked(&self.faults.lost).get_or_insert(detail).clone();
-        Error::Lost { device: self.label.clone(), detail }
+        Error::Lost { device: self.label.clone(), detail: self.faults.lose(detail).into() }
     }
 
     /// Zeroed memory.
     pub(crate) fn alloc(self: &Arc<Self>, bytes: u64) -> Result<Buffer> {
-        self.alive()?;
         // a binding holds a vector at least
-        let size = bytes.max(1).next_multiple_of(16);
+        let buffer = self.buffer(bytes, bytes.max(1).checked_next_multiple_of(16))?;
+        Ok(Buffer::new(Arc::new(WebGpuMemory::new(self.clone(), Block::once(self, buffer), bytes))))
+    }
+
+    /// Memory of any content: what an earlier block of this device held, or zeroes.
+    pub(crate) fn alloc_any(self: &Arc<Self>, bytes: u64) -> Result<Buffer> {
+        self.alive()?;
+        let size = Freed::size(bytes);
+        let block = match size.and_then(|size| self.freed.take(size)) {
+            Some(block) => block,
+            None => Block::often(self, self.buffer(bytes, size)?),
+        };
+        Ok(Buffer::new(Arc::new(WebGpuMemory::new(self.clone(), block, bytes))))
+    }
+
+    /// A buffer of that size for so many bytes.
+    fn buffer(&self, bytes: u64, size: Option<u64>) -> Result<wgpu::Buffer> {
+        self.alive()?;
         let most = self.caps.limits.max_buffer_size;
-        if size > most {
+        let Some(size) = size.filter(|&size| size <= most) else {
             return Err(Error::Unsupported {
                 what: "a buffer of this size",
                 why: format!("{bytes} bytes are more than the {most} that a buffer of {} has", self.label),
             });
-        }
+        };
         let make = || {
             let usage = USAGES;
             self.device.create_buffer(&wgpu::BufferDescriptor {
@@ -153,8 +163,34 @@ impl Inner {
                 mapped_at_creation: false,
             })
         };
-        let buffer = self.checked(make).map_err(|error| self.refused(bytes, error))?;
-        Ok(Buffer::new(Arc::new(WebGpuMemory::new(self.clone(), buffer, bytes))))
+        match self.checked(make) {
+            // what is kept for later may be what is missing now
+            Err(wgpu::Error::OutOfMemory { .. }) if self.freed.clear(self) => self.checked(make),
+            made => made,
+        }
+        .map_err(|error| self.refused(bytes, error))
+    }
+
+    /// The memory that a caller's buffer is: one for all who wrap it.
+    pub(crate) fn wrapped(self: &Arc<Self>, buffer: wgpu::Buffer) -> Arc<WebGpuMemory> {
+        let mut wrapped = locked(&self.wrapped);
+        if let Some(memory) = wrapped.get(&buffer).and_then(Weak::upgrade) {
+            return memory;
+        }
+        let bytes = buffer.size();
+        let block = Block::once(self, buffer.clone());
+        let memory = Arc::new(WebGpuMemory::new(self.clone(), block, bytes));
+        wrapped.insert(buffer, Arc::downgrade(&memory));
+        memory
+    }
+
+    /// Memory goes: if it is a caller's buffer, that is the caller's alone again.
+    pub(crate) fn release(&self, buffer: &wgpu::Buffer) {
+        let mut wrapped = locked(&self.wrapped);
+        // somebody may have wrapped it again
+        if wrapped.get(buffer).is_some_and(|memory| memory.strong_count() == 0) {
+            wrapped.remove(buffer);
+        }
     }
 
     /// Memory that holds these bytes.
@@ -174,7 +210,7 @@ impl Inner {
             view.slice(..bytes.len()).copy_from_slice(bytes);
         }
         buffer.unmap();
-        Ok(Buffer::new(Arc::new(WebGpuMemory::new(self.clone(), buffer, size))))
+        Ok(Buffer::new(Arc::new(WebGpuMemory::new(self.clone(), Block::once(self, buffer), size))))
     }
 
     /// A buffer that what is read back is copied into.
@@ -216,20 +252,8 @@ impl Inner {
         buffer
     }
 
-    /// What `make` makes, or the error that it met. A browser answers later: there, errors arrive where somebody waits.
-    #[cfg(not(target_arch = "wasm32"))]
+    /// What `make` makes, or the error that it met: see [`checked`].
     pub(crate) fn checked<T>(&self, make: impl FnOnce() -> T) -> Result<T, wgpu::Error> {
-        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
-        let made = make();
-        let errors = [internal.pop(), memory.pop(), validation.pop()].map(pollster::block_on);
-        errors.into_iter().flatten().next().map_or(Ok(made), Err)
-    }
-
-    /// What `make` makes. A browser answers later: errors arrive where somebody waits.
-    #[cfg(target_arch = "wasm32")]
-    pub(crate) fn checked<T>(&self, make: impl FnOnce() -> T) -> Result<T, wgpu::Error> {
-        Ok(make())
+        checked(&self.device, make)
     }
 }

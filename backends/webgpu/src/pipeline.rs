@@ -1,5 +1,6 @@
 //! Compiled kernels: each variant of a source once a device, with a cache on disk where the driver has one.
 
+use crate::faults::caught;
 use crate::inner::{Inner, locked};
 use crate::shader::Variant;
 use perjoule_kernels::{Error, Result};
@@ -17,9 +18,17 @@ pub(crate) struct Pipeline {
 /// Variants that are compiled, or that somebody compiles right now.
 #[derive(Default)]
 pub(crate) struct Pipelines {
-    made: Mutex<HashMap<String, Arc<Kernel>>>,
+    made: Mutex<HashMap<Key, Arc<Kernel>>>,
     #[cfg(not(target_arch = "wasm32"))]
     cache: Option<crate::cache::DiskCache>,
+}
+
+/// What tells a kernel from all others. Two kernels of one text are one.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    entry: &'static str,
+    checks: Checks,
+    text: Arc<str>,
 }
 
 /// A variant of a source, which threads of rayon compile while the host prepares what comes next, or who needs it first: all kernels of a
@@ -30,14 +39,14 @@ pub(crate) struct Kernel {
     /// The row that asked for it first.
     name: &'static str,
     path: &'static str,
-    entry: &'static str,
-    checks: Checks,
-    text: String,
+    key: Key,
     made: OnceLock<Result<Pipeline, String>>,
+    /// Held by who compiles it.
+    compiling: Mutex<()>,
 }
 
 /// Which checks `wgpu` leaves in a kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Checks {
     /// Accesses out of bounds are caught.
     All,
@@ -64,19 +73,17 @@ impl Pipelines {
     pub(crate) fn get(&self, inner: &Arc<Inner>, name: &'static str, shader: &Shader<'_>) -> Arc<Kernel> {
         let headers: Vec<&str> = shader.headers.iter().map(|header| header.text).collect();
         let text = shader.variant.text(&headers, shader.source.text);
-        // the text says all but these two
-        let key = format!("{}\0{:?}\0{text}", shader.entry, shader.checks);
-        match locked(&self.made).entry(key) {
+        let key = Key { entry: shader.entry, checks: shader.checks, text: text.into() };
+        match locked(&self.made).entry(key.clone()) {
             Entry::Occupied(known) => known.get().clone(),
             Entry::Vacant(new) => {
                 let kernel = Arc::new(Kernel {
                     writes: shader.variant.bound().map(|b| b.is_written()).collect(),
                     name,
                     path: shader.source.path,
-                    entry: shader.entry,
-                    checks: shader.checks,
-                    text,
+                    key,
                     made: OnceLock::new(),
+                    compiling: Mutex::default(),
                 });
                 kernel.begin(inner);
                 new.insert(kernel).clone()
@@ -108,7 +115,8 @@ impl Kernel {
         let (kernel, inner) = (self.clone(), Arc::downgrade(inner));
         rayon::spawn(move || {
             if let Some(inner) = inner.upgrade() {
-                kernel.made.get_or_init(|| kernel.compile(&inner));
+                // an error is told to whoever needs the kernel
+                let _ = kernel.made(&inner);
             }
         });
     }
@@ -116,13 +124,12 @@ impl Kernel {
     /// A browser compiles in processes of its own.
     #[cfg(target_arch = "wasm32")]
     fn begin(self: &Arc<Self>, inner: &Arc<Inner>) {
-        self.made.get_or_init(|| self.compile(inner));
+        let _ = self.made(inner);
     }
 
     /// The pipeline: waits while it is being compiled, and compiles it where nobody has begun.
     pub(crate) fn ready(&self, inner: &Inner) -> Result<&Pipeline> {
-        let made = self.made.get_or_init(|| self.compile(inner));
-        made.as_ref().map_err(|why| match inner.alive() {
+        self.made(inner).map_err(|why| match inner.alive() {
             Err(lost) => lost,
             Ok(()) => {
                 Error::Fault { kernel: self.name, detail: format!("{} does not compile: {why}", self.path) }
@@ -130,7 +137,26 @@ impl Kernel {
         })
     }
 
-    fn compile(&self, inner: &Inner) -> Result<Pipeline, String> {
+    /// The pipeline, or why there is none: for ever, unless only memory was missing.
+    fn made(&self, inner: &Inner) -> Result<&Pipeline, String> {
+        let known = || self.made.get().map(|made| made.as_ref().map_err(String::clone));
+        if let Some(made) = known() {
+            return made;
+        }
+        let _one = locked(&self.compiling);
+        if let Some(made) = known() {
+            return made;
+        }
+        // a panic would end the process on a thread of rayon, and is an error like any other
+        let made = match caught(|| self.compile(inner)) {
+            Ok(Err(error @ wgpu::Error::OutOfMemory { .. })) => return Err(error.to_string()),
+            Ok(made) => made.map_err(|error| error.to_string()),
+            Err(said) => Err(said),
+        };
+        self.made.get_or_init(|| made).as_ref().map_err(String::clone)
+    }
+
+    fn compile(&self, inner: &Inner) -> Result<Pipeline, wgpu::Error> {
         let buffer = |binding: usize, ty| wgpu::BindGroupLayoutEntry {
             binding: binding as u32,
             visibility: wgpu::ShaderStages::COMPUTE,
@@ -149,9 +175,9 @@ impl Kernel {
             });
             let desc = wgpu::ShaderModuleDescriptor {
                 label: Some(self.path),
-                source: wgpu::ShaderSource::Wgsl(self.text.as_str().into()),
+                source: wgpu::ShaderSource::Wgsl((&*self.key.text).into()),
             };
-            let module = match self.checks {
+            let module = match self.key.checks {
                 Checks::All => device.create_shader_module(desc),
                 // SAFETY: only kernels that stay within what is bound, whose loops end, and that initialise what they share, are
                 // asked for without checks: the conformance suite runs them over their edges, between guards.
@@ -168,15 +194,15 @@ impl Kernel {
                 label: Some(self.name),
                 layout: Some(&pipeline_layout),
                 module: &module,
-                entry_point: Some(self.entry),
+                entry_point: Some(self.key.entry),
                 compilation_options: wgpu::PipelineCompilationOptions {
-                    zero_initialize_workgroup_memory: self.checks == Checks::All,
+                    zero_initialize_workgroup_memory: self.key.checks == Checks::All,
                     ..Default::default()
                 },
                 cache: inner.pipelines.disk(),
             });
             Pipeline { pipeline, layout }
         };
-        inner.checked(make).map_err(|error| error.to_string())
+        inner.checked(make)
     }
 }

@@ -4,34 +4,17 @@
 //! what another stream waits for has been submitted once it holds the event. A recorded sequence is a list of pipelines and bind groups
 //! that a replay encodes into one submission: command buffers are used once.
 
+use crate::clock::{Clock, Mark};
 use crate::copy;
+use crate::faults::{Fault, Untold};
 use crate::inner::{Inner, locked};
 use crate::memory::{WebGpuMemory, memory_of};
 use crate::wait::{Later, Signal};
-use perjoule_kernels::device::{Scratch, ready};
+use crate::work::{Dispatch, Work};
+use perjoule_kernels::device::{Local, Scratch, ready};
 use perjoule_kernels::{Buffer, DeviceId, Error, Event, Graph, Memory, Pending, Result, Stream};
 use std::any::Any;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
-
-/// Launches after which a stream submits what it has collected, so that the device works while the host goes on.
-const BATCH: usize = 128;
-
-/// One kernel's start.
-#[derive(Clone)]
-pub(crate) struct Dispatch {
-    pub(crate) pipeline: wgpu::ComputePipeline,
-    pub(crate) group: wgpu::BindGroup,
-    pub(crate) grid: [u32; 3],
-}
-
-/// Work that is not submitted yet.
-struct Open {
-    // ended before the encoder is finished
-    pass: Option<wgpu::ComputePass<'static>>,
-    encoder: wgpu::CommandEncoder,
-    dispatches: usize,
-}
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What a recorded sequence keeps.
 #[derive(Default)]
@@ -47,10 +30,9 @@ pub struct WebGpuStream {
     /// What tells its graphs from those of others.
     id: u64,
     scratch: Scratch,
-    open: Option<Open>,
+    work: Arc<Mutex<Work>>,
+    untold: Arc<Untold>,
     recording: Option<Recording>,
-    /// The kernel that was launched last, for the reports of faults.
-    last: &'static str,
 }
 
 struct WebGpuGraph {
@@ -68,7 +50,10 @@ impl Graph for WebGpuGraph {
 impl WebGpuStream {
     pub(crate) fn new(inner: Arc<Inner>) -> Self {
         let id = inner.unique();
-        WebGpuStream { inner, id, scratch: Scratch::default(), open: None, recording: None, last: "nothing" }
+        let work = Work::default();
+        let untold = work.untold.clone();
+        let (scratch, work) = (Scratch::default(), Arc::new(Mutex::new(work)));
+        WebGpuStream { inner, id, scratch, work, untold, recording: None }
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {
@@ -78,7 +63,8 @@ impl WebGpuStream {
     /// Before a launch of that name.
     pub(crate) fn begin(&mut self, kernel: &'static str) -> Result<()> {
         self.inner.alive()?;
-        self.last = kernel;
+        self.untold.tell()?;
+        self.work().last = kernel;
         if let Some(recording) = &mut self.recording {
             recording.launches += 1;
         }
@@ -88,6 +74,7 @@ impl WebGpuStream {
     /// The memory of an argument, kept by what is recorded.
     pub(crate) fn touch<'a>(&mut self, buffer: &'a Buffer) -> Result<&'a WebGpuMemory, ()> {
         let memory = memory_of(buffer).ok_or(())?;
+        memory.used_by(&self.work);
         if let Some(recording) = &mut self.recording {
             recording.memory.push(buffer.memory().clone());
         }
@@ -100,54 +87,29 @@ impl WebGpuStream {
             recording.dispatches.push(dispatch);
             return;
         }
-        self.encode(&dispatch);
-        if self.open.as_ref().is_some_and(|open| open.dispatches >= BATCH) {
-            self.submit();
-        }
+        let mut work = self.work();
+        work.encode(&self.inner, &dispatch);
+        work.submit_batch(&self.inner);
     }
 
-    fn encode(&mut self, dispatch: &Dispatch) {
-        let open = self.open();
-        let encoder = &mut open.encoder;
-        let pass = open
-            .pass
-            .get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
-        pass.set_pipeline(&dispatch.pipeline);
-        pass.set_bind_group(0, &dispatch.group, &[]);
-        let [x, y, z] = dispatch.grid;
-        pass.dispatch_workgroups(x, y, z);
-        open.dispatches += 1;
+    fn work(&self) -> MutexGuard<'_, Work> {
+        locked(&self.work)
     }
 
-    fn open(&mut self) -> &mut Open {
-        let device = &self.inner.device;
-        self.open.get_or_insert_with(|| Open {
-            pass: None,
-            encoder: device.create_command_encoder(&Default::default()),
-            dispatches: 0,
-        })
+    /// Adds the copy of a part of a buffer, in whole words, to another one.
+    fn copy_words(&self, from: (&wgpu::Buffer, u64), to: (&wgpu::Buffer, u64), bytes: u64) {
+        self.work().encoder(&self.inner).copy_buffer_to_buffer(from.0, from.1, to.0, to.1, bytes);
     }
 
-    /// The encoder, outside of passes: for copies.
-    pub(crate) fn encoder(&mut self) -> &mut wgpu::CommandEncoder {
-        let open = self.open();
-        open.pass = None;
-        &mut open.encoder
-    }
-
-    /// Submits what was collected.
-    pub(crate) fn submit(&mut self) {
-        if let Some(Open { pass, encoder, .. }) = self.open.take() {
-            drop(pass);
-            self.inner.queue.submit([encoder.finish()]);
-        }
-    }
-
+    /// The memory of a buffer of this device, which is about to be used.
     fn own<'a>(&self, buffer: &'a Buffer) -> Result<&'a WebGpuMemory> {
         let wrong = Error::WrongDevice { kernel: "copy", operand: "buffer" };
-        memory_of(buffer).filter(|_| buffer.device() == self.inner.id).ok_or(wrong)
+        let memory = memory_of(buffer).filter(|_| buffer.device() == self.inner.id).ok_or(wrong)?;
+        memory.used_by(&self.work);
+        Ok(memory)
     }
 
+    /// Refuses what is not recorded while a sequence is, and on a device that is lost.
     fn not_recording(&self, what: &'static str) -> Result<()> {
         self.inner.alive()?;
         match self.recording {
@@ -164,16 +126,19 @@ impl WebGpuStream {
         let memory = self.own(from)?;
         let bytes = from.bytes();
         if bytes == 0 {
-            return Ok(ready(self.inner.fault(self.last).map(|()| Vec::new())));
+            return Ok(self.later(Vec::new(), || Ok(Vec::new())));
         }
         // whole words, cut to the bytes that were asked for on the host
         let first = from.offset() / 4 * 4;
         let skip = (from.offset() - first) as usize;
         let size = (from.offset() + bytes).next_multiple_of(4) - first;
         let landing = self.inner.landing(size)?;
-        self.encoder().copy_buffer_to_buffer(memory.buffer(), first, &landing, 0, size);
-        self.submit();
-        let signal = Signal::mapped(&landing);
+        self.copy_words((memory.buffer(), first), (&landing, 0), size);
+        let submission = self.work().submit(&self.inner);
+        if let Some(fault) = self.untold.get() {
+            return Ok(self.tells(fault));
+        }
+        let signal = Signal::mapped(&self.inner, &landing, submission);
         let finish = move || {
             let view = landing.get_mapped_range(..).map_err(|e| e.to_string())?;
             let read = view[skip..skip + bytes as usize].to_vec();
@@ -181,14 +146,48 @@ impl WebGpuStream {
             landing.unmap();
             Ok(read)
         };
-        Ok(Later::pending(&self.inner, self.last, vec![signal], finish))
+        Ok(self.later(vec![signal], finish))
+    }
+
+    /// A result that is there once some signals are. Behind a fault there is none: it is told instead.
+    #[cfg(not(target_arch = "wasm32"))]
+    fn later<T: Local + 'static>(
+        &self,
+        signals: Vec<Arc<Signal>>,
+        finish: impl FnOnce() -> Result<T, String> + Send + 'static,
+    ) -> Pending<T> {
+        match self.untold.get() {
+            None => Later::pending(&self.inner, self.work().last, signals, finish),
+            Some(fault) => self.tells(fault),
+        }
+    }
+
+    /// A result that is there once some signals are. Faults come with all others, once the browser tells them.
+    #[cfg(target_arch = "wasm32")]
+    fn later<T: Local + 'static>(
+        &self,
+        signals: Vec<Arc<Signal>>,
+        finish: impl FnOnce() -> Result<T, String> + 'static,
+    ) -> Pending<T> {
+        Later::pending(&self.inner, self.work().last, signals, finish)
+    }
+
+    /// A result that tells a fault, which is told then.
+    fn tells<T: Local + 'static>(&self, Fault { kernel, detail }: Fault) -> Pending<T> {
+        let untold = self.untold.clone();
+        let tell = move || {
+            // somebody may have been told in the meantime
+            let _ = untold.tell();
+            Err(detail)
+        };
+        Later::pending(&self.inner, kernel, Vec::new(), tell)
     }
 }
 
 impl Drop for WebGpuStream {
     fn drop(&mut self) {
         if self.inner.alive().is_ok() {
-            self.submit();
+            self.work().submit(&self.inner);
         }
     }
 }
@@ -208,6 +207,7 @@ impl Stream for WebGpuStream {
 
     fn write(&mut self, to: &Buffer, from: &[u8]) -> Result<()> {
         self.not_recording("writing")?;
+        self.untold.tell()?;
         if to.bytes() < from.len() as u64 {
             return Err(Error::OutOfRange { at: 0, bytes: from.len() as u64, have: to.bytes() });
         }
@@ -217,20 +217,20 @@ impl Stream for WebGpuStream {
         }
         if to.offset().is_multiple_of(4) && from.len().is_multiple_of(4) {
             // it takes place before what is submitted next, and behind what was
-            self.submit();
-            self.inner.queue.write_buffer(memory.buffer(), to.offset(), from);
-            return Ok(());
+            self.work().submit(&self.inner);
+            return self.inner.upload(memory.buffer(), to.offset(), from);
         }
         let padded = from.len().next_multiple_of(4) as u64;
         let staging = self.inner.alloc(padded)?;
         let mut whole = from.to_vec();
         whole.resize(padded as usize, 0);
-        self.inner.queue.write_buffer(self.own(&staging)?.buffer(), 0, &whole);
+        self.inner.upload(self.own(&staging)?.buffer(), 0, &whole)?;
         copy::bytes(self, to, &staging.view(0, from.len() as u64)?)
     }
 
     fn copy(&mut self, to: &Buffer, from: &Buffer) -> Result<()> {
         self.not_recording("copying")?;
+        self.untold.tell()?;
         let wrong = |operand| Error::WrongDevice { kernel: "copy", operand };
         if ![to.device(), from.device()].contains(&self.inner.id) {
             return Err(wrong("stream"));
@@ -245,13 +245,15 @@ impl Stream for WebGpuStream {
         if to.device() != from.device() {
             return copy::across(self, to, from);
         }
+        target.used_by(&self.work);
+        source.used_by(&self.work);
         let whole = to.offset().is_multiple_of(4)
             && from.offset().is_multiple_of(4)
             && from.bytes().is_multiple_of(4);
         let apart = !std::ptr::eq(target, source);
         if whole && apart {
-            let (at, bytes) = ((from.offset(), to.offset()), from.bytes());
-            self.encoder().copy_buffer_to_buffer(source.buffer(), at.0, target.buffer(), at.1, bytes);
+            let (source, target) = ((source.buffer(), from.offset()), (target.buffer(), to.offset()));
+            self.copy_words(source, target, from.bytes());
             return Ok(());
         }
         if apart {
@@ -262,11 +264,10 @@ impl Stream for WebGpuStream {
         let size = (from.offset() + from.bytes()).next_multiple_of(4) - first;
         let between = self.inner.alloc(size)?;
         let middle = self.own(&between)?.buffer().clone();
-        self.encoder().copy_buffer_to_buffer(source.buffer(), first, &middle, 0, size);
+        self.copy_words((source.buffer(), first), (&middle, 0), size);
         let moved = between.view(from.offset() - first, from.bytes())?;
         if whole {
-            let (at, bytes) = (to.offset(), from.bytes());
-            self.encoder().copy_buffer_to_buffer(&middle, 0, target.buffer(), at, bytes);
+            self.copy_words((&middle, 0), (target.buffer(), to.offset()), from.bytes());
             return Ok(());
         }
         copy::bytes(self, to, &moved)
@@ -278,14 +279,16 @@ impl Stream for WebGpuStream {
 
     fn record(&mut self) -> Result<Arc<dyn Event>> {
         self.not_recording("an event")?;
-        let inner = self.inner.clone();
-        let time = match inner.caps.has(wgpu::Features::TIMESTAMP_QUERY) {
-            true => Some(self.timestamp()?),
-            false => None,
-        };
-        self.submit();
-        let time = Arc::new(Clock(Mutex::new(time.map(Time::OnDevice))));
-        Ok(Arc::new(Mark { inner, last: self.last, time }))
+        self.untold.tell()?;
+        let clock = Arc::<Clock>::default();
+        let mut work = self.work();
+        let first = work.is_empty();
+        work.stamp(&self.inner, &clock);
+        // the beginning of what is timed goes with it: submitted alone, what the host takes to collect the rest would be in the time
+        if !first {
+            work.submit(&self.inner);
+        }
+        Ok(Arc::new(Mark { inner: self.inner.clone(), work: self.work.clone(), clock }))
     }
 
     fn wait_for(&mut self, event: &dyn Event) -> Result<()> {
@@ -294,9 +297,26 @@ impl Stream for WebGpuStream {
         let wrong = Error::WrongDevice { kernel: "wait_for", operand: "event" };
         let mark = event.downcast_ref::<Mark>().ok_or(wrong)?;
         if mark.inner.id == self.inner.id {
-            return Ok(()); // it was submitted, and the queue is in order
+            return Ok(()); // what it stands behind was submitted, and the queue is in order
         }
         copy::finish(&mark.inner)
+    }
+
+    fn follow(&mut self, other: &mut dyn Stream) -> Result<()> {
+        self.not_recording("waiting for a stream")?;
+        let stream: &dyn Any = other;
+        match stream.downcast_ref::<WebGpuStream>().filter(|stream| stream.inner.id == self.inner.id) {
+            Some(stream) => {
+                stream.not_recording("an event")?;
+                stream.untold.tell()?;
+                stream.work().submit(&self.inner);
+                Ok(())
+            }
+            None => {
+                let event = other.record()?;
+                self.wait_for(&*event)
+            }
+        }
     }
 
     fn capture(&mut self, body: &mut dyn FnMut(&mut dyn Stream) -> Result<()>) -> Result<Arc<dyn Graph>> {
@@ -318,6 +338,7 @@ impl Stream for WebGpuStream {
 
     fn replay(&mut self, graph: &Arc<dyn Graph>) -> Result<()> {
         self.not_recording("replaying")?;
+        self.untold.tell()?;
         let graph: &dyn Any = &**graph;
         let graph = graph
             .downcast_ref::<WebGpuGraph>()
@@ -326,11 +347,12 @@ impl Stream for WebGpuStream {
         if graph.stream != self.id {
             return Err(Error::WrongStream);
         }
-        self.last = "a recorded sequence";
+        let mut work = self.work();
+        work.last = "a recorded sequence";
         for dispatch in &graph.kept.dispatches {
-            self.encode(dispatch);
+            work.encode(&self.inner, dispatch);
         }
-        self.submit();
+        work.submit(&self.inner);
         Ok(())
     }
 
@@ -338,116 +360,7 @@ impl Stream for WebGpuStream {
         if let Err(error) = self.not_recording("synchronising") {
             return ready(Err(error));
         }
-        self.submit();
-        Later::pending(&self.inner, self.last, vec![Signal::submitted(&self.inner.queue)], || Ok(()))
-    }
-}
-
-impl WebGpuStream {
-    /// Writes the device's clock, behind all that was launched, into a buffer that can be mapped.
-    fn timestamp(&mut self) -> Result<wgpu::Buffer> {
-        const BYTES: u64 = wgpu::QUERY_SIZE as u64;
-        let device = self.inner.device.clone();
-        let buffer = |usage| {
-            let desc =
-                wgpu::BufferDescriptor { label: Some("time"), size: BYTES, usage, mapped_at_creation: false };
-            device.create_buffer(&desc)
-        };
-        let resolved = buffer(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC);
-        let landing = buffer(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
-        let queries = device.create_query_set(&wgpu::QuerySetDescriptor {
-            label: Some("time"),
-            ty: wgpu::QueryType::Timestamp,
-            count: 1,
-        });
-        let encoder = self.encoder();
-        // a pass of its own: what browsers have, too
-        drop(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-            label: Some("time"),
-            timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
-                query_set: &queries,
-                beginning_of_pass_write_index: None,
-                end_of_pass_write_index: Some(0),
-            }),
-        }));
-        encoder.resolve_query_set(&queries, 0..1, &resolved, 0);
-        encoder.copy_buffer_to_buffer(&resolved, 0, &landing, 0, BYTES);
-        Ok(landing)
-    }
-}
-
-/// A point in a stream's work.
-struct Mark {
-    inner: Arc<Inner>,
-    last: &'static str,
-    time: Arc<Clock>,
-}
-
-/// When it was, by the device's clock; nothing where it has none.
-struct Clock(Mutex<Option<Time>>);
-
-enum Time {
-    /// In a buffer that is not mapped yet.
-    OnDevice(wgpu::Buffer),
-    /// Read.
-    Ticks(u64),
-    /// Being read: somebody else waits for it.
-    Mapping(wgpu::Buffer, Arc<Signal>),
-}
-
-impl Clock {
-    /// What to wait for before [`Clock::ticks`].
-    fn signal(&self) -> Option<Arc<Signal>> {
-        let mut time = locked(&self.0);
-        match time.take() {
-            Some(Time::OnDevice(buffer)) => {
-                let signal = Signal::mapped(&buffer);
-                *time = Some(Time::Mapping(buffer, signal.clone()));
-                Some(signal)
-            }
-            Some(Time::Mapping(buffer, signal)) => {
-                *time = Some(Time::Mapping(buffer, signal.clone()));
-                Some(signal)
-            }
-            other => {
-                *time = other;
-                None
-            }
-        }
-    }
-
-    fn ticks(&self) -> Option<u64> {
-        let mut time = locked(&self.0);
-        if let Some(Time::Mapping(buffer, _)) = &*time {
-            let view = buffer.get_mapped_range(..).ok()?;
-            let ticks = u64::from_le_bytes(view[..8].try_into().ok()?);
-            *time = Some(Time::Ticks(ticks));
-        }
-        match &*time {
-            Some(Time::Ticks(ticks)) => Some(*ticks),
-            _ => None,
-        }
-    }
-}
-
-impl Event for Mark {
-    fn since(&self, earlier: &dyn Event) -> Pending<Option<Duration>> {
-        let earlier: &dyn Any = earlier;
-        let Some(earlier) = earlier.downcast_ref::<Mark>().filter(|e| e.inner.id == self.inner.id) else {
-            return ready(Ok(None));
-        };
-        let signals: Vec<_> = [self.time.signal(), earlier.time.signal()].into_iter().flatten().collect();
-        let period = f64::from(self.inner.queue.get_timestamp_period());
-        // the times are read when they are there; marks may be gone by then
-        let times = [self.time.clone(), earlier.time.clone()];
-        Later::pending(&self.inner, self.last, signals, move || {
-            let [end, begin] = times.map(|time| time.ticks());
-            Ok(match (begin, end) {
-                (Some(begin), Some(end)) => {
-                    Some(Duration::from_secs_f64(end.saturating_sub(begin) as f64 * period / 1e9))
-                }
-                _ => None,
-            })
-        })
+        let submission = self.work().submit(&self.inner);
+        self.later(vec![Signal::submitted(&self.inner.queue, submission)], || Ok(()))
     }
 }

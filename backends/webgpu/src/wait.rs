@@ -10,7 +10,12 @@ use std::task::{Context, Poll, Waker};
 
 /// What a callback of `wgpu` tells: once.
 #[derive(Default)]
-pub(crate) struct Signal(Mutex<State>);
+pub(crate) struct Signal {
+    state: Mutex<State>,
+    /// It comes when this is done; without one, when everything is.
+    #[cfg_attr(target_arch = "wasm32", allow(dead_code, reason = "a browser polls by itself"))]
+    submission: Option<wgpu::SubmissionIndex>,
+}
 
 #[derive(Default)]
 struct State {
@@ -19,19 +24,25 @@ struct State {
 }
 
 impl Signal {
-    /// Comes when the buffer is mapped for reading.
-    pub(crate) fn mapped(buffer: &wgpu::Buffer) -> Arc<Self> {
-        let signal: Arc<Signal> = Arc::default();
+    /// Comes when the buffer is mapped for reading, behind the submission that writes it.
+    pub(crate) fn mapped(
+        inner: &Inner,
+        buffer: &wgpu::Buffer,
+        submission: Option<wgpu::SubmissionIndex>,
+    ) -> Arc<Self> {
+        let signal = Arc::new(Signal { state: Mutex::default(), submission });
         let told = signal.clone();
-        buffer.map_async(wgpu::MapMode::Read, .., move |result| {
+        let tell = move |result: Result<(), wgpu::BufferAsyncError>| {
             told.tell(result.map_err(|error| error.to_string()));
-        });
+        };
+        // an error is told twice: the signal is enough
+        let _ = inner.checked(|| buffer.map_async(wgpu::MapMode::Read, .., tell));
         signal
     }
 
-    /// Comes when all that was submitted so far is done.
-    pub(crate) fn submitted(queue: &wgpu::Queue) -> Arc<Self> {
-        let signal: Arc<Signal> = Arc::default();
+    /// Comes when all that was submitted so far is done, `submission` the last of it.
+    pub(crate) fn submitted(queue: &wgpu::Queue, submission: Option<wgpu::SubmissionIndex>) -> Arc<Self> {
+        let signal = Arc::new(Signal { state: Mutex::default(), submission });
         let told = signal.clone();
         queue.on_submitted_work_done(move || told.tell(Ok(())));
         signal
@@ -39,21 +50,22 @@ impl Signal {
 
     fn tell(&self, result: Result<(), String>) {
         let wakers = {
-            let mut state = locked(&self.0);
-            state.told = Some(result);
+            let mut state = locked(&self.state);
+            state.told.get_or_insert(result);
             std::mem::take(&mut state.wakers)
         };
         wakers.into_iter().for_each(Waker::wake);
     }
 
+    #[cfg(not(target_arch = "wasm32"))]
     fn told(&self) -> Option<Result<(), String>> {
-        locked(&self.0).told.clone()
+        locked(&self.state).told.clone()
     }
 
     /// As [`Signal::told`]; where it is not, the task is woken when it is.
     fn ask(&self, context: &Context<'_>) -> Option<Result<(), String>> {
-        let mut state = locked(&self.0);
-        if state.told.is_none() {
+        let mut state = locked(&self.state);
+        if state.told.is_none() && !state.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
             state.wakers.push(context.waker().clone());
         }
         state.told.clone()
@@ -73,10 +85,6 @@ pub(crate) struct Later<T> {
 type Finish<T> = Box<dyn FnOnce() -> Result<T, String> + Send>;
 #[cfg(target_arch = "wasm32")]
 type Finish<T> = Box<dyn FnOnce() -> Result<T, String>>;
-
-/// A device that answers nothing for so long is taken for lost.
-#[cfg(not(target_arch = "wasm32"))]
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(600);
 
 impl<T> Unpin for Later<T> {}
 
@@ -146,16 +154,9 @@ impl<T: Local + 'static> Later<T> {
     /// Natively callbacks come while somebody polls the device: a thread does, where a future is awaited.
     #[cfg(not(target_arch = "wasm32"))]
     fn watch(&mut self) {
-        if std::mem::replace(&mut self.watched, true) {
-            return;
+        if !std::mem::replace(&mut self.watched, true) {
+            Awaited::watch(&self.inner, self.signals.clone());
         }
-        let (inner, signals) = (self.inner.clone(), self.signals.clone());
-        std::thread::spawn(move || {
-            if let Err(error) = until(&inner, &signals) {
-                // the futures wake, and meet the loss
-                signals.iter().for_each(|signal| signal.tell(Err(error.to_string())));
-            }
-        });
     }
 
     #[cfg(target_arch = "wasm32")]
@@ -164,34 +165,76 @@ impl<T: Local + 'static> Later<T> {
     }
 }
 
+/// What is awaited of a device. One thread polls for all of it, while there is any.
+#[cfg(not(target_arch = "wasm32"))]
+#[derive(Default)]
+pub(crate) struct Awaited(Mutex<Watch>);
+
+#[cfg(not(target_arch = "wasm32"))]
+#[derive(Default)]
+struct Watch {
+    waiting: std::collections::VecDeque<Vec<Arc<Signal>>>,
+    polled: bool,
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+impl Awaited {
+    fn watch(inner: &Arc<Inner>, signals: Vec<Arc<Signal>>) {
+        let mut watch = locked(&inner.awaited.0);
+        watch.waiting.push_back(signals);
+        if watch.polled {
+            return;
+        }
+        let polling = inner.clone();
+        let thread = std::thread::Builder::new().name("perjoule webgpu".into());
+        watch.polled = thread.spawn(move || Self::poll(&polling)).is_ok();
+        if !watch.polled {
+            let waiting = std::mem::take(&mut watch.waiting);
+            drop(watch);
+            let told = || Err("no thread waits for the device: the system gives none".into());
+            waiting.iter().flatten().for_each(|signal| signal.tell(told()));
+        }
+    }
+
+    fn poll(inner: &Inner) {
+        loop {
+            let next = {
+                let mut watch = locked(&inner.awaited.0);
+                let next = watch.waiting.pop_front();
+                watch.polled = next.is_some();
+                next
+            };
+            let Some(signals) = next else { return };
+            if let Err(error) = until(inner, &signals) {
+                // the futures wake, and meet the loss
+                signals.iter().for_each(|signal| signal.tell(Err(error.to_string())));
+            }
+        }
+    }
+}
+
 /// Polls the device until all signals have come.
 #[cfg(not(target_arch = "wasm32"))]
 fn until(inner: &Inner, signals: &[Arc<Signal>]) -> Result<()> {
-    use std::time::{Duration, Instant};
-    let start = Instant::now();
-    loop {
-        let timeout = Some(Duration::from_secs(5));
-        let polled = inner.device.poll(wgpu::PollType::Wait { submission_index: None, timeout });
-        if signals.iter().all(|signal| signal.told().is_some()) {
-            return Ok(());
+    let start = std::time::Instant::now();
+    for signal in signals {
+        // its own submission first: later ones are no concern of it
+        let mut submission = signal.submission.clone();
+        while signal.told().is_none() {
+            let polled = inner.poll(submission.take(), start)?;
+            // another thread may be about to run the callback
+            let idle = polled.is_some_and(|status| status.is_queue_empty());
+            if idle && start.elapsed().as_secs() > 30 && signal.told().is_none() {
+                return Err(inner.give_up("all work is done, and a result did not come".into()));
+            }
+            std::thread::yield_now();
         }
-        inner.alive()?;
-        match polled {
-            Ok(status) if status.is_queue_empty() => {
-                // another thread may be about to run the callbacks
-                if start.elapsed() > Duration::from_secs(30) {
-                    return Err(inner.give_up("all work is done, and a result did not come".into()));
-                }
-                std::thread::yield_now();
-            }
-            Ok(_) | Err(wgpu::PollError::Timeout) if start.elapsed() < PATIENCE => {}
-            Ok(_) | Err(wgpu::PollError::Timeout) => {
-                let seconds = PATIENCE.as_secs();
-                return Err(inner.give_up(format!("no answer for {seconds} seconds")));
-            }
-            Err(error) => return Err(inner.give_up(error.to_string())),
+        if let Some(Err(_)) = signal.told() {
+            // a device that is lost may say so only here
+            inner.poll(signal.submission.clone(), start)?;
         }
     }
+    Ok(())
 }
 
 impl<T: Local + 'static> Wait<T> for Later<T> {

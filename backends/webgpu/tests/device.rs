@@ -10,6 +10,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 fn open() -> Option<WebGpuDevice> {
     match WebGpuDevice::open(0) {
@@ -116,6 +117,48 @@ fn fresh_memory_is_zero_and_streams_keep_their_order() {
 }
 
 #[test]
+fn results_take_the_memory_of_earlier_ones_in_order() {
+    let device = device!();
+    let (mut stream, mut other) = (device.stream().unwrap(), device.stream().unwrap());
+    let add = adding(&device, 1000);
+    let ones = filled(&device, &mut *stream, &1f32.to_le_bytes().repeat(1000));
+    let mut sum = device.alloc(4000).unwrap();
+    for _ in 0..300 {
+        let next = device.alloc_any(4000).unwrap();
+        launch(&add, &mut *stream, [&sum, &ones, &next]).unwrap();
+        sum = next;
+    }
+    assert_eq!(floats(&stream.read(&sum).wait().unwrap()), vec![300.0; 1000]);
+    // a stream reads a block, collected and not submitted, and another one overwrites what takes its place
+    let out = device.alloc(4000).unwrap();
+    for way in 0..3 {
+        let before = sum.address();
+        launch(&add, &mut *stream, [&sum, &ones, &out]).unwrap();
+        drop(sum);
+        sum = device.alloc_any(4000).unwrap();
+        assert_eq!(sum.address(), before, "freed last, given first");
+        match way {
+            0 => other.write(&sum, &7f32.to_le_bytes().repeat(1000)).unwrap(),
+            1 => other.copy(&sum, &ones).unwrap(),
+            _ => launch(&add, &mut *other, [&ones, &ones, &sum]).unwrap(),
+        }
+        other.sync().wait().unwrap();
+        let expected = [301.0, 8.0, 2.0][way];
+        assert_eq!(floats(&stream.read(&out).wait().unwrap()), vec![expected; 1000], "way {way}");
+    }
+    // who holds a part holds it all, and what is zeroed is fresh
+    let part = sum.view(400, 8).unwrap();
+    let address = sum.address();
+    drop(sum);
+    assert_ne!(device.alloc_any(4000).unwrap().address(), address);
+    drop(part);
+    let zeroed = device.alloc(4000).unwrap();
+    assert_eq!(stream.read(&zeroed).wait().unwrap(), vec![0; 4000]);
+    assert_eq!(device.alloc_any(3999).unwrap().address(), address, "sizes that are alike share blocks");
+    assert_eq!(device.alloc_any(0).unwrap().bytes(), 0);
+}
+
+#[test]
 fn recorded_sequences_replay_on_their_stream_alone() {
     let device = device!();
     let mut stream = device.stream().unwrap();
@@ -163,28 +206,149 @@ fn events_have_times_where_the_device_has_a_clock() {
 }
 
 #[test]
-fn results_can_be_awaited() {
-    struct Flag(Mutex<bool>, Condvar);
-    impl Wake for Flag {
-        fn wake(self: Arc<Self>) {
-            *self.0.lock().unwrap() = true;
-            self.1.notify_all();
-        }
-    }
+fn what_the_host_does_between_events_is_not_in_their_time() {
     let device = device!();
     let mut stream = device.stream().unwrap();
-    let buffer = filled(&device, &mut *stream, &pattern(1000, 3));
-    let mut read = pin!(stream.read(&buffer));
+    let add = adding(&device, 64);
+    let [a, b, out] = [(); 3].map(|()| device.alloc(256).unwrap());
+    let pause = Duration::from_millis(400);
+    let begin = stream.record().unwrap();
+    std::thread::sleep(pause);
+    launch(&add, &mut *stream, [&a, &b, &out]).unwrap();
+    let end = stream.record().unwrap();
+    stream.sync().wait().unwrap();
+    let time = end.since(&*begin).wait().unwrap();
+    assert!(time.is_none_or(|time| time < pause), "{time:?}");
+    // events whose work was not submitted, of a stream that is gone: more of them than Metal has sets of queries
+    let events: Vec<_> = (0..100).map(|_| stream.record().unwrap()).collect();
+    let last = stream.record().unwrap();
+    drop(stream);
+    for event in events {
+        assert!(last.since(&*event).wait().unwrap().is_none_or(|time| time < Duration::from_secs(60)));
+    }
+    assert_eq!(last.since(&*last).wait().unwrap(), None, "no time has passed");
+}
+
+struct Flag(Mutex<bool>, Condvar);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        *self.0.lock().unwrap() = true;
+        self.1.notify_all();
+    }
+}
+
+/// Drives a future as an executor does.
+fn awaited<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
     let flag = Arc::new(Flag(Default::default(), Default::default()));
     let waker = Waker::from(flag.clone());
-    let bytes = loop {
-        if let Poll::Ready(bytes) = read.as_mut().poll(&mut Context::from_waker(&waker)) {
-            break bytes.unwrap();
+    loop {
+        if let Poll::Ready(result) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return result;
         }
         let woken = flag.0.lock().unwrap();
         *flag.1.wait_while(woken, |woken| !*woken).unwrap() = false;
+    }
+}
+
+#[test]
+fn results_can_be_awaited() {
+    let device = device!();
+    let mut stream = device.stream().unwrap();
+    let buffer = filled(&device, &mut *stream, &pattern(1000, 3));
+    assert_eq!(awaited(stream.read(&buffer)).unwrap(), pattern(1000, 3));
+    // many at once, the last one first
+    let reads: Vec<_> = (0..50)
+        .map(|seed| {
+            stream.write(&buffer, &pattern(1000, seed)).unwrap();
+            stream.read(&buffer)
+        })
+        .collect();
+    for (seed, read) in reads.into_iter().enumerate().rev() {
+        assert_eq!(awaited(read).unwrap(), pattern(1000, seed as u8));
+    }
+    awaited(stream.sync()).unwrap();
+}
+
+/// A buffer of a device, and the memory that it is for kernels.
+fn bring(device: &WebGpuDevice, size: u64) -> (wgpu::Buffer, Buffer) {
+    let desc = wgpu::BufferDescriptor { label: None, size, usage: USAGES, mapped_at_creation: false };
+    let buffer = device.device().create_buffer(&desc);
+    (buffer.clone(), device.wrap(buffer).unwrap())
+}
+
+#[test]
+fn a_stream_tells_its_own_faults() {
+    let device = device!();
+    let (mut broken, mut other) = (device.stream().unwrap(), device.stream().unwrap());
+    let add = adding(&device, 64);
+    let [a, b] = [(); 2].map(|()| device.alloc(256).unwrap());
+    let fault = |result: Result<()>| match result {
+        Err(Error::Fault { kernel, .. }) => assert_eq!(kernel, add.choice().kernel.name),
+        other => panic!("{other:?}"),
     };
-    assert_eq!(bytes, pattern(1000, 3));
+    let lose = |stream: &mut dyn Stream| {
+        let (theirs, memory) = bring(&device, 256);
+        launch(&add, stream, [&memory, &a, &b]).unwrap();
+        theirs.destroy();
+    };
+    lose(&mut *broken);
+    let pending = [broken.read(&a), broken.read(&b)];
+    other.sync().wait().expect("another stream's work is done");
+    for read in pending {
+        // whatever is in the buffers, it is not what the launches made
+        fault(read.wait().map(drop));
+    }
+    broken.sync().wait().expect("it was told");
+    // once is enough, wherever somebody hears it
+    lose(&mut *broken);
+    drop(broken.record().unwrap());
+    fault(launch(&add, &mut *broken, [&a, &a, &b]));
+    launch(&add, &mut *broken, [&a, &a, &b]).unwrap();
+    broken.sync().wait().unwrap();
+    // what was taken away before the launch is no operand of it
+    let (theirs, memory) = bring(&device, 256);
+    theirs.destroy();
+    fault(launch(&add, &mut *broken, [&memory, &a, &b]));
+    broken.sync().wait().unwrap();
+}
+
+#[test]
+fn handlers_of_a_callers_device_stay() {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let adapter = pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default()));
+    let Ok(adapter) = adapter.inspect_err(|error| eprintln!("ignored: {error}")) else { return };
+    let (theirs, queue) = pollster::block_on(adapter.request_device(&Default::default())).unwrap();
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let (errors, losses) = (heard.clone(), heard.clone());
+    theirs.on_uncaptured_error(Arc::new(move |_| errors.lock().unwrap().push("error")));
+    theirs.set_device_lost_callback(move |_, _| losses.lock().unwrap().push("loss"));
+    let [first, second] = [(); 2].map(|()| WebGpuDevice::of_device(theirs.clone(), queue.clone()));
+    for device in [&first, &second] {
+        let (add, mut stream) = (adding(device, 64), device.stream().unwrap());
+        let out = device.alloc(256).unwrap();
+        let (buffer, memory) = bring(device, 256);
+        launch(&add, &mut *stream, [&memory, &memory, &out]).unwrap();
+        buffer.destroy();
+        assert!(matches!(stream.read(&out).wait(), Err(Error::Fault { .. })));
+    }
+    assert!(heard.lock().unwrap().is_empty(), "what launches meet is ours to tell");
+    // a usage that does not exist together with that one
+    let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::STORAGE;
+    let desc = wgpu::BufferDescriptor { label: None, size: 16, usage, mapped_at_creation: false };
+    drop(theirs.create_buffer(&desc));
+    let mut stream = first.stream().unwrap();
+    stream.sync().wait().expect("the caller's error is the caller's");
+    let buffers = [&first, &second].map(|device| device.alloc(256).unwrap());
+    theirs.destroy();
+    for (device, buffer) in [&first, &second].into_iter().zip(buffers) {
+        let mut stream = device.stream().unwrap();
+        let lost = stream.read(&buffer).wait().map(drop);
+        assert!(matches!(lost, Err(Error::Lost { .. })), "{lost:?}");
+        assert!(matches!(device.stream().map(drop), Err(Error::Lost { .. })));
+    }
+    assert_eq!(heard.lock().unwrap().iter().filter(|&&what| what == "error").count(), 1);
 }
 
 #[test]
@@ -203,6 +367,15 @@ fn callers_bring_their_own_devices_and_buffers() {
     launch(&add, &mut *stream, [&wrapped, &wrapped, &out]).unwrap();
     assert_eq!(floats(&stream.read(&out).wait().unwrap()), vec![6.0; 10]);
     assert!(matches!(ours.wrap(buffer(wgpu::BufferUsages::STORAGE)), Err(Error::Unsupported { .. })));
+    // a buffer is one block of memory, however often it is wrapped
+    let (theirs_too, first) = bring(&ours, 64);
+    let second = ours.wrap(theirs_too.clone()).unwrap();
+    assert_eq!(first.address(), second.address());
+    let overlap = launch(&add, &mut *stream, [&wrapped, &first, &second]);
+    assert!(matches!(overlap, Err(Error::Overlap { .. })), "{overlap:?}");
+    stream.copy(&second.view(0, 8).unwrap(), &first.view(4, 8).unwrap()).unwrap();
+    drop((first, second));
+    ours.wrap(theirs_too).unwrap();
     // devices are strangers to each other, but for copies
     let stranger = theirs.alloc(40).unwrap();
     let refused = launch(&add, &mut *stream, [&stranger, &wrapped, &out]);
@@ -231,9 +404,11 @@ fn ceilings_are_driven() {
 fn what_is_too_large_is_refused() {
     let device = device!();
     let most = device.caps().limits.max_buffer_size;
-    for bytes in [most + 1, u64::MAX / 2] {
-        let Err(error) = device.alloc(bytes) else { panic!("{bytes} bytes were given") };
-        assert!(matches!(error, Error::Unsupported { .. } | Error::OutOfMemory { .. }), "{error}");
+    for bytes in [most + 1, u64::MAX / 2, u64::MAX - 7, u64::MAX] {
+        for result in [device.alloc(bytes), device.alloc_any(bytes)] {
+            let Err(error) = result else { panic!("{bytes} bytes were given") };
+            assert!(matches!(error, Error::Unsupported { .. } | Error::OutOfMemory { .. }), "{error}");
+        }
     }
     let mut stream = device.stream().unwrap();
     assert!(stream.reserve(most + 1).is_err());

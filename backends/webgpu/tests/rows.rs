@@ -1,7 +1,7 @@
 //! What the sizes and fills of the conformance suite leave out: vocabularies, tables larger than a binding, squares out of range. On the
 //! first adapter that is there; without one every test says so and passes.
 
-use perjoule_kernels::op::{Argmax, Embed, LayerNorm, Residual, RmsNorm, Sample, Softmax, Values};
+use perjoule_kernels::op::{Add, Argmax, Embed, LayerNorm, Residual, RmsNorm, Sample, Softmax, Values};
 use perjoule_kernels::{Arg, Choice, DType, Device, Op, Rows, block, prepare};
 use perjoule_suite::{Buffers, Case, Fill, Outcome, run, subjects};
 use perjoule_webgpu::WebGpuDevice;
@@ -75,6 +75,22 @@ fn tables_larger_than_a_binding_are_read_in_windows() {
     }
     let op = Op::from(Embed::dense(1, 2, 20_000, DType::F32, DType::F32));
     assert!(choices(&device, &op).is_empty(), "a row that no binding holds");
+}
+
+#[test]
+fn small_workgroups_are_refused() {
+    let noop = |required_limits| {
+        let desc = wgpu::DeviceDescriptor { required_limits, ..Default::default() };
+        let (device, queue) = wgpu::Device::noop(&desc);
+        WebGpuDevice::of_device(device, queue)
+    };
+    // as old OpenGL has it
+    let small = noop(wgpu::Limits {
+        max_compute_invocations_per_workgroup: 128,
+        max_compute_workgroup_size_x: 128,
+        ..Default::default()
+    });
+    assert!(choices(&small, &Op::from(Add::dense(1, 64, DType::F32))).is_empty());
 }
 
 #[test]

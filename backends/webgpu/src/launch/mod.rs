@@ -14,12 +14,13 @@ pub(crate) mod rows;
 pub(crate) mod sample;
 pub(crate) mod softmax;
 
-use crate::device::WebGpuDevice;
+use crate::device::{WebGpuDevice, computes};
 use crate::inner::{Inner, OFFSETS_BYTES};
 use crate::memory::memory_of;
 use crate::pipeline::{Checks, Kernel, Pipeline, Shader};
 use crate::shader::{MAX_BINDINGS, Variant};
-use crate::stream::{Dispatch, WebGpuStream};
+use crate::stream::WebGpuStream;
+use crate::work::Dispatch;
 use bytemuck::NoUninit;
 use perjoule_kernels::op::{MAX_OPERANDS, Op};
 use perjoule_kernels::{Arg, Buffer, Checked, Error, Launch, Request, Result, Stream};
@@ -118,10 +119,16 @@ impl Step {
         }
         let wrong = |operand| Error::WrongDevice { kernel, operand };
         let align = u64::from(self.inner.caps.limits.min_storage_buffer_offset_alignment.max(4));
-        let mut bound = Vec::with_capacity(self.places.len());
-        let mut key = vec![self.id];
+        // without an allocation: most launches find their bind group
+        let mut bound = [None; MAX_BINDINGS];
+        let mut key = [0; 1 + 3 * MAX_BINDINGS];
         let mut offsets = [0u32; MAX_BINDINGS];
-        for ((place, offset), &writes) in self.places.iter().zip(&mut offsets).zip(&self.kernel.writes) {
+        let (id, keys) = key.split_at_mut(1);
+        id[0] = self.id;
+        let bindings = bound.iter_mut().zip(keys.chunks_exact_mut(3)).zip(&mut offsets);
+        for ((place, &writes), ((bound, key), offset)) in
+            self.places.iter().zip(&self.kernel.writes).zip(bindings)
+        {
             let (buffer, at, bytes) = match place {
                 Place::Operand(index) => (operands[*index], 0, operands[*index].bytes()),
                 Place::Part(index, at, bytes) => (operands[*index], *at, *bytes),
@@ -130,8 +137,7 @@ impl Step {
             };
             if bytes == 0 {
                 let nothing = &self.inner.nothing[usize::from(writes)];
-                key.extend([0; 3]);
-                bound.push((nothing, 0, nothing.size()));
+                *bound = Some((nothing, 0, nothing.size()));
                 continue;
             }
             let memory = stream.touch(buffer).map_err(|()| wrong("an operand"))?;
@@ -140,12 +146,14 @@ impl Step {
             // an array of vectors is bound with one element at least
             let end = (begin + bytes).next_multiple_of(16).min(memory.buffer().size());
             *offset = (begin - first) as u32;
-            key.extend([buffer.address() - buffer.offset(), begin, end]);
-            bound.push((memory.buffer(), first, end - first));
+            key.copy_from_slice(&[buffer.address() - buffer.offset(), begin, end]);
+            *bound = Some((memory.buffer(), first, end - first));
         }
+        let key = &key[..1 + 3 * self.places.len().min(MAX_BINDINGS)];
         let owners = [self.id].into_iter().chain(key[1..].iter().copied().step_by(3));
         let made = self.kernel.ready(&self.inner)?;
-        let group = self.inner.groups.get(&key, owners, || self.bind(made, &bound, &offsets));
+        let group = self.inner.groups.get(key, owners, || self.bind(made, &bound, &offsets));
+        let group = group.map_err(|error| Error::Fault { kernel, detail: error.to_string() })?;
         stream.dispatch(Dispatch { pipeline: made.pipeline.clone(), group, grid: self.dims.0 });
         Ok(())
     }
@@ -153,9 +161,9 @@ impl Step {
     fn bind(
         &self,
         made: &Pipeline,
-        bound: &[(&wgpu::Buffer, u64, u64)],
+        bound: &[Option<(&wgpu::Buffer, u64, u64)>; MAX_BINDINGS],
         offsets: &[u32; MAX_BINDINGS],
-    ) -> wgpu::BindGroup {
+    ) -> Result<wgpu::BindGroup, wgpu::Error> {
         let inner = &self.inner;
         let table = match offsets.iter().all(|&offset| offset == 0) {
             true => inner.no_offsets.clone(),
@@ -163,6 +171,7 @@ impl Step {
         };
         let mut entries: Vec<_> = bound
             .iter()
+            .flatten()
             .map(|&(buffer, offset, size)| {
                 wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                     buffer,
@@ -177,11 +186,8 @@ impl Step {
             .enumerate()
             .map(|(index, resource)| wgpu::BindGroupEntry { binding: index as u32, resource })
             .collect();
-        inner.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &made.layout,
-            entries: &entries,
-        })
+        let desc = wgpu::BindGroupDescriptor { label: None, layout: &made.layout, entries: &entries };
+        inner.checked(|| inner.device.create_bind_group(&desc))
     }
 }
 
@@ -209,6 +215,12 @@ impl<'a> Builder<'a> {
             what: "this device",
             why: "the row runs on devices of the WebGPU backend alone".into(),
         })?;
+        if !computes(&inner.caps.limits) {
+            return Err(Error::Unsupported {
+                what: "this device",
+                why: "its workgroups are too small".into(),
+            });
+        }
         Ok(Builder { inner, kernel, request, steps: Vec::new(), scratch: 0 })
     }
 
@@ -236,6 +248,7 @@ impl<'a> Builder<'a> {
         let bound = variant.bound().count();
         debug_assert_eq!(bound, places.len(), "{}", source.path);
         let most = self.inner.caps.limits.max_storage_buffers_per_shader_stage as usize;
+        let most = most.min(MAX_BINDINGS);
         if bound > most {
             return Err(Error::Unsupported {
                 what: "an op of this form",

@@ -1,6 +1,6 @@
 //! Layouts as kernels take them, and what every row is refused.
 
-use crate::device::WebGpuCaps;
+use crate::device::{WORKGROUP, WebGpuCaps, computes};
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::Op;
 use perjoule_kernels::{Candidate, DType, DeviceInfo, KvLayout, Reason, Rows};
@@ -68,7 +68,7 @@ pub(crate) fn caps(info: &DeviceInfo) -> Option<&WebGpuCaps> {
 /// Most elements of an operand: kernels count them by 32 bits, and the last step of their loops goes beyond.
 const MOST_ELEMENTS: u64 = u32::MAX as u64 - (1 << 22);
 
-/// Why no kernel takes the op: operands that no binding holds, or more of them than a kernel binds.
+/// Why no kernel takes the op: workgroups that are too small, operands that no binding holds, or more of them than a kernel binds.
 pub(crate) fn refuse(candidate: &Candidate<'_>) -> Option<Reason> {
     refuse_bytes(candidate).or_else(|| refuse_operands(candidate, candidate.op.operands().len()))
 }
@@ -76,6 +76,12 @@ pub(crate) fn refuse(candidate: &Candidate<'_>) -> Option<Reason> {
 /// The same for rows whose kernels bind a part of the operands each.
 pub(crate) fn refuse_bytes(candidate: &Candidate<'_>) -> Option<Reason> {
     let Some(caps) = caps(candidate.info) else { return Some(Reason::new("the device is none of WebGPU")) };
+    if !computes(&caps.limits) {
+        let (invocations, bytes) = WORKGROUP;
+        return Some(Reason::new(format!(
+            "needs workgroups of {invocations} invocations and {bytes} bytes, and those of this device are smaller"
+        )));
+    }
     let most = caps.limits.max_storage_buffer_binding_size;
     let operands = candidate.op.operands();
     // an embedding goes through its table in windows

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{bytes, judge, open, random, random_as, refused};
-use perjoule::kernels::op::{Attention, KvAppend, QkNormRopeAppend, RmsNorm, Rope};
+use perjoule::kernels::op::{Attention, HeadNorm, KvAppend, QkNormRopeAppend, Rope};
 use perjoule::kernels::{KvLayout, Rows};
 use perjoule::ops::{self, KvCache, Paging, QkNormRope, RopeOptions};
 use perjoule::{DType, Device, Tensor};
@@ -141,7 +141,14 @@ fn norm_rotation_and_append_in_one_pass() {
     let d = open();
     let (q_weight, k_weight) = (random(&d, 1, &[DIM]), random(&d, 2, &[DIM]));
     let rope = RopeOptions::new(1e6).rotary_dim(16);
-    let how = QkNormRope { q_weight: &q_weight, k_weight: &k_weight, weight_offset: 1.0, eps: 1e-6, rope };
+    let (q_weight, k_weight) = (&q_weight, &k_weight);
+    let how = QkNormRope {
+        q_weight: Some(q_weight),
+        k_weight: Some(k_weight),
+        weight_offset: 1.0,
+        eps: 1e-6,
+        rope,
+    };
     let mut cache = paged(&d, 2, DType::BF16);
     step(&d, &mut cache, 5, &[3, 1]);
     let counts = [2, 4];
@@ -156,10 +163,7 @@ fn norm_rotation_and_append_in_one_pass() {
     let positions = cache.positions().clone();
     let caches = bytes(&[cache.keys(), cache.values()]);
     let out = ops::qk_norm_rope_append(&q, &k, &v, &how, &mut cache).unwrap();
-    let norm = |heads| {
-        let rows = Rows::grid(6, heads, DIM);
-        RmsNorm { x: rows, out: rows, weight_offset: 1.0, ..RmsNorm::dense(6, DIM, F32) }
-    };
+    let norm = Some(HeadNorm { weight_offset: 1.0, ..HeadNorm::default() });
     let turn = |heads| Rope { rotary_dim: 16, ..Rope::dense(6, heads, DIM, F32, 1e6) };
     let rows = Rows::grid(6, KV_HEADS, DIM);
     let layout = KvLayout::paged(KV_HEADS, 20, DIM, PAGING);
@@ -171,11 +175,11 @@ fn norm_rotation_and_append_in_one_pass() {
         ..KvAppend::dense(2, 4, layout, F32)
     };
     let op = QkNormRopeAppend {
-        q_norm: norm(HEADS),
-        k_norm: norm(KV_HEADS),
+        q_norm: norm,
+        k_norm: norm,
         q_rope: turn(HEADS),
         k_rope: turn(KV_HEADS),
-        append,
+        ..QkNormRopeAppend::dense(HEADS, append, 1e6)
     };
     let slots = vec![i32s([5, 5]), i32s(offsets(&counts)), table(&cache)];
     let args = [bytes(&[&q, &k, &v, &q_weight, &k_weight, &positions]), slots, caches, vec![vec![]]].concat();
@@ -186,8 +190,32 @@ fn norm_rotation_and_append_in_one_pass() {
     cache.advance_ragged(&counts).unwrap();
     refused(ops::qk_norm_rope_append(&k, &v, &q, &how, &mut cache), &["v is", "shape"]);
     refused(ops::qk_norm_rope_append(&q.slice(0, 1..).unwrap(), &k, &v, &how, &mut cache), &["q is"]);
-    let short = QkNormRope { k_weight: &random(&d, 2, &[8]), ..how };
+    let short = QkNormRope { k_weight: Some(&random(&d, 2, &[8])), ..how };
     refused(ops::qk_norm_rope_append(&q, &k, &v, &short, &mut cache), &["k_weight"]);
+}
+
+#[test]
+fn rotation_and_append_in_one_pass_are_those_in_turn() {
+    let d = open();
+    let rope = RopeOptions::new(1e4);
+    let how = QkNormRope { q_weight: None, k_weight: None, weight_offset: 0.0, eps: 1e-6, rope };
+    let [parts, fused] = [false, true].map(|fused| {
+        let [q, k, v] = [(1, HEADS), (2, KV_HEADS), (3, KV_HEADS)]
+            .map(|(seed, heads)| random(&d, seed, &[2, 5, heads, DIM]));
+        let mut cache = KvCache::new(&d, 2, KV_HEADS, 20, DIM, F32).unwrap();
+        cache.advance(5).unwrap();
+        let queries = if fused {
+            ops::qk_norm_rope_append(&q, &k, &v, &how, &mut cache).unwrap()
+        } else {
+            [&q, &k].map(|x| ops::rope(x, cache.positions(), rope).unwrap());
+            cache.append(&k, &v).unwrap();
+            q
+        };
+        [&queries, cache.keys(), cache.values()].map(|t| t.to_vec::<f32>().unwrap())
+    });
+    for (a, b) in parts.iter().flatten().zip(fused.iter().flatten()) {
+        assert!((a - b).abs() < 1e-5, "{a} {b}");
+    }
 }
 
 #[test]

@@ -11,8 +11,8 @@ use criterion::{
 use perjoule_cpu::{CpuDevice, ceiling};
 use perjoule_kernels::op::{
     Add, Advance, Argmax, Attention, Cast, Collective, CollectiveKind, Combine, Embed, Gated, GatedKind,
-    GatedMatMul, GroupedMatMul, KvAppend, LayerNorm, MatMul, Op, Pack, QkNormRopeAppend, Quantise, RmsNorm,
-    Rope, Route, RouteOrder, Sample, Softmax, Tensor2,
+    GatedMatMul, GroupedMatMul, HeadNorm, KvAppend, LayerNorm, MatMul, Op, Pack, QkNormRopeAppend, Quantise,
+    RmsNorm, Rope, Route, RouteOrder, Sample, Softmax, Tensor2,
 };
 use perjoule_kernels::{
     Access, Arg, Buffer, DType, Device, Error, KvLayout, Matrix, Operand, Result, Rows, block, prepare,
@@ -156,10 +156,9 @@ fn all(criterion: &mut Criterion) -> Result<()> {
 /// Ops that go through their operands once or a few times.
 fn streaming(dtype: DType) -> Vec<Op> {
     let kv = KvLayout::contiguous(8, 1024, 128);
-    let head_norm = |heads| {
-        let rows = Rows::grid(512, heads, 128);
-        RmsNorm { x: rows, out: rows, ..RmsNorm::dense(1, 128, dtype) }
-    };
+    let append = KvAppend::dense(1, 512, kv, dtype);
+    let heads = QkNormRopeAppend::dense(32, append, 1_000_000.0);
+    let norm = Some(HeadNorm::default());
     let logits = Rows::dense(1, 128_256);
     let from = if dtype == DType::F32 { DType::BF16 } else { DType::F32 };
     vec![
@@ -171,15 +170,9 @@ fn streaming(dtype: DType) -> Vec<Op> {
         Embed::dense(512, 32_000, 4096, dtype, dtype).into(),
         Add::dense(512, 4096, dtype).into(),
         Combine::dense(512, 8, 2048, dtype).into(),
-        KvAppend::dense(1, 512, kv, dtype).into(),
-        QkNormRopeAppend {
-            q_norm: head_norm(32),
-            k_norm: head_norm(8),
-            q_rope: Rope::dense(512, 32, 128, dtype, 1_000_000.0),
-            k_rope: Rope::dense(512, 8, 128, dtype, 1_000_000.0),
-            append: KvAppend::dense(1, 512, kv, dtype),
-        }
-        .into(),
+        append.into(),
+        QkNormRopeAppend { q_norm: norm, k_norm: norm, ..heads }.into(),
+        heads.into(),
         Route {
             tokens: 512,
             experts: 128,

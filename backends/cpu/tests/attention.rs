@@ -194,21 +194,12 @@ fn slots_are_not_trusted() {
         let (rows, keys) = (Rows::grid(tokens, 4, 16), Rows::grid(tokens, 2, 16));
         let attention = Attention::causal(2, 1, 4, kv, f);
         let append = KvAppend::dense(2, 1, kv, f);
-        let norm = |x: Rows| RmsNorm { x, out: x, ..RmsNorm::dense(1, 16, f) };
-        let rope = |x: Rows| Rope { x, ..Rope::dense(1, 1, 16, f, 1e4) };
         let append = KvAppend { q_len, ragged: true, src_k: keys, src_v: keys, ..append };
         let ops: [Op; 6] = [
             Attention { q_len, ragged: true, q: rows, out: rows, ..attention }.into(),
             append.into(),
             Advance { batch: 2, q_len, ragged: true, tokens }.into(),
-            QkNormRopeAppend {
-                q_norm: norm(rows),
-                k_norm: norm(keys),
-                q_rope: rope(rows),
-                k_rope: rope(keys),
-                append,
-            }
-            .into(),
+            QkNormRopeAppend::dense(4, append, 1e4).into(),
             routed.into(),
             Embed::dense(tokens, 9, 16, f, f).into(),
         ];

@@ -277,17 +277,14 @@ fn compositions() {
     let devices = devices();
     for (dtype, kv_dtype) in [(DType::F32, DType::F32), (DType::BF16, DType::F16), (DType::F16, DType::Q8_0)]
     {
-        let kv = KvLayout::contiguous(2, 12, 64);
-        let [q, k] = [Rows::grid(6, 4, 64), Rows::grid(6, 2, 64)];
-        let norm = |x: Rows| RmsNorm { x, out: x, ..RmsNorm::dense(1, 64, dtype) };
-        let rope = |x: Rows| Rope { x, ..Rope::dense(6, 1, 64, dtype, 10_000.0) };
-        let op = QkNormRopeAppend {
-            q_norm: norm(q),
-            k_norm: norm(k),
-            q_rope: rope(q),
-            k_rope: rope(k),
-            append: KvAppend { kv_dtype, src_dtype: dtype, ..KvAppend::dense(2, 3, kv, kv_dtype) },
+        let append = KvAppend {
+            kv_dtype,
+            src_dtype: dtype,
+            ..KvAppend::dense(2, 3, KvLayout::contiguous(2, 12, 64), kv_dtype)
         };
+        let norm = Some(HeadNorm::default());
+        let op = QkNormRopeAppend::dense(4, append, 10_000.0);
+        let op = QkNormRopeAppend { q_norm: norm, k_norm: norm, ..op };
         let positions = vec![4.0, 5.0, 6.0, 8.0, 9.0, 10.0];
         if kv_dtype.is_float() {
             check(&devices, op, &[("positions", positions), ("kv_len", vec![7.0, 11.0])]);

@@ -4,7 +4,7 @@ use super::cache::KvCache;
 use super::rope::RopeOptions;
 use super::{as_heads, as_matrix, expect_dense, expect_dtype, run, shape_error, tensor2};
 use crate::tensor::Tensor;
-use perjoule_kernels::op::{Epilogue, Gated, GatedKind, GatedMatMul, MatMul, QkNormRopeAppend, RmsNorm};
+use perjoule_kernels::op::{Epilogue, Gated, GatedKind, GatedMatMul, HeadNorm, MatMul, QkNormRopeAppend};
 use perjoule_kernels::{DType, Result, Rows};
 
 const GATED: &str = "gated_matmul";
@@ -99,10 +99,10 @@ impl<'a> GatedMatMulCall<'a> {
 /// How [`qk_norm_rope_append`] treats the heads of queries and keys.
 #[derive(Debug, Clone, Copy)]
 pub struct QkNormRope<'a> {
-    /// Weight of the queries' norm, `[head_dim]`.
-    pub q_weight: &'a Tensor,
-    /// Weight of the keys' norm, `[head_dim]`.
-    pub k_weight: &'a Tensor,
+    /// Weight of the queries' norm, `[head_dim]`; `None` where they are not normalised.
+    pub q_weight: Option<&'a Tensor>,
+    /// Weight of the keys' norm, `[head_dim]`; `None` where they are not normalised.
+    pub k_weight: Option<&'a Tensor>,
     /// Added to both weights: 1 for Gemma, else 0.
     pub weight_offset: f32,
     /// Added to the mean squares.
@@ -111,9 +111,9 @@ pub struct QkNormRope<'a> {
     pub rope: RopeOptions,
 }
 
-/// Between the projections and attention, in one pass: normalises each head of `q` and `k`, rotates both by the positions of the last
-/// [`KvCache::advance`], and appends keys and values to the cache. Shapes are those of [`KvCache::append`], with `heads` for `q`.
-/// Returns the queries for [`super::attention_cached`].
+/// Between the projections and attention, in one pass: normalises each head of `q` and `k`, where it has a weight for that, rotates both
+/// by the positions of the last [`KvCache::advance`], and appends keys and values to the cache. Shapes are those of
+/// [`KvCache::append`], with `heads` for `q`. Returns the queries for [`super::attention_cached`].
 pub fn qk_norm_rope_append(
     q: &Tensor,
     k: &Tensor,
@@ -128,29 +128,28 @@ pub fn qk_norm_rope_append(
         return Err(shape_error(QK, "q", q, format!("the shape of k, {:?}, but for the heads", k.shape())));
     }
     let (q_rows, k_rows) = (as_heads(QK, "q", q)?, as_heads(QK, "k", k)?);
-    for (field, weight) in [("q_weight", how.q_weight), ("k_weight", how.k_weight)] {
-        expect_dense(QK, field, weight, &[q_rows.len])?;
+    let weights = [("q_weight", how.q_weight), ("k_weight", how.k_weight)];
+    for (field, weight) in weights {
+        weight.map_or(Ok(()), |weight| expect_dense(QK, field, weight, &[q_rows.len]))?;
     }
     let out = Tensor::unwritten(q.device(), q.dtype(), q.shape())?;
-    let norm = |rows: Rows, x: &Tensor, weight: &Tensor| RmsNorm {
-        x: rows,
-        x_dtype: x.dtype(),
-        weight: weight.dtype(),
-        weight_offset: how.weight_offset,
-        eps: how.eps,
-        residual: None,
-        out: Rows::grid(rows.outer, rows.inner, rows.len),
-        out_dtype: x.dtype(),
-    };
-    let (q_norm, k_norm) = (norm(q_rows, q, how.q_weight), norm(k_rows, k, how.k_weight));
+    let [q_norm, k_norm] = weights.map(|(_, weight)| {
+        let (weight_offset, eps) = (how.weight_offset, how.eps);
+        weight.map(|weight| HeadNorm { weight: weight.dtype(), weight_offset, eps })
+    });
+    let dense = |rows: Rows| Rows::grid(rows.outer, rows.inner, rows.len);
     let op = QkNormRopeAppend {
+        q: q_rows,
+        q_dtype: q.dtype(),
         q_norm,
         k_norm,
-        q_rope: how.rope.op(q_norm.out, q.dtype()),
-        k_rope: how.rope.op(k_norm.out, k.dtype()),
+        q_rope: how.rope.op(dense(q_rows), q.dtype()),
+        k_rope: how.rope.op(dense(k_rows), k.dtype()),
         append,
     };
-    let mut args = vec![q, k, v, how.q_weight, how.k_weight, cache.positions()];
+    let mut args = vec![q, k, v];
+    args.extend(weights.into_iter().filter_map(|(_, weight)| weight));
+    args.push(cache.positions());
     args.extend(cache.slots(append.ragged));
     args.extend([cache.keys(), cache.values(), &out]);
     run(op, &args)?;

@@ -3,8 +3,8 @@
 use anyhow::{Result, bail};
 use perjoule_kernels::op::{
     Add, Advance, Argmax, Attention, Cast, Collective, CollectiveKind, Combine, Embed, Gated, GatedKind,
-    GatedMatMul, GroupedMatMul, KvAppend, LayerNorm, MatMul, Pack, Policy, QkNormRopeAppend, Quantise,
-    RmsNorm, Rope, Route, RouteOrder, Sample, Softmax, Tensor2,
+    GatedMatMul, GroupedMatMul, HeadNorm, KvAppend, LayerNorm, MatMul, Pack, Policy, QkNormRopeAppend,
+    Quantise, RmsNorm, Rope, Route, RouteOrder, Sample, Softmax, Tensor2,
 };
 use perjoule_kernels::{Alignment, DType, Device, KvLayout, Matrix, Op, PackFormat, Query};
 use std::fmt;
@@ -184,21 +184,11 @@ pub const OPS: &[Entry] = &[
         name: "qk_norm_rope_append",
         keys: &[("b", 1), ("q", 512), ("kv", 1024), ("h", 32), ("hkv", 8), ("d", 64)],
         build: |s, t, _| {
-            let (b, q, h, hkv, d) = (s.get("b"), s.get("q"), s.get("h"), s.get("hkv"), s.get("d"));
-            let Some(tokens) = b.checked_mul(q) else { bail!("b x q overflows; use smaller sizes") };
-            let norm = |heads: usize| {
-                let rows = perjoule_kernels::Rows::grid(tokens, heads, d);
-                RmsNorm { x: rows, out: rows, ..RmsNorm::dense(1, d, t) }
-            };
-            let rope = |heads| Rope::dense(tokens, heads, d, t, 1_000_000.0);
-            Ok(QkNormRopeAppend {
-                q_norm: norm(h),
-                k_norm: norm(hkv),
-                q_rope: rope(h),
-                k_rope: rope(hkv),
-                append: KvAppend::dense(b, q, KvLayout::contiguous(hkv, s.get("kv"), d), t),
-            }
-            .into())
+            let kv = KvLayout::contiguous(s.get("hkv"), s.get("kv"), s.get("d"));
+            let append = KvAppend::dense(s.get("b"), s.get("q"), kv, t);
+            let norm = Some(HeadNorm::default());
+            let op = QkNormRopeAppend::dense(s.get("h"), append, 1_000_000.0);
+            Ok(QkNormRopeAppend { q_norm: norm, k_norm: norm, ..op }.into())
         },
     },
     Entry {

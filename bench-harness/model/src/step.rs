@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use perjoule::{Arg, Buffer, DType, Device, Graph, Op, Prepared, Stream};
 use perjoule_kernels::op::{
-    Add, Advance, Argmax, Attention, Combine, Embed, Epilogue, Gated, KvAppend, MatMul, RmsNorm, Rope,
-    RopeStyle, Route, Tensor2,
+    Add, Advance, Argmax, Attention, Combine, Embed, Epilogue, Gated, HeadNorm, KvAppend, MatMul,
+    QkNormRopeAppend, RmsNorm, Rope, Route, Tensor2,
 };
 use perjoule_kernels::plan::{EXTERNAL, plan};
 use perjoule_kernels::{Alignment, KvLayout, Matrix, PackFormat, Query, Rows};
@@ -332,55 +332,43 @@ impl Builder<'_> {
         let (heads, kv_heads, d) = (g.heads, g.kv_heads, g.head_dim);
         let normed = self.norm_dense(tokens, x, &layer.attention_norm)?;
         let widths = [heads * d, kv_heads * d, kv_heads * d];
-        let [(mut q, q_width), (mut k, k_width), (v, v_width)] =
+        let [(q, q_width), (k, k_width), (v, v_width)] =
             self.slices(&layer.qkv, widths, |builder, linear| {
                 let out = builder.value();
                 builder.linear(linear, tokens, normed, out.into(), dtype, None)?;
                 Ok(out)
             })?;
         let fused = |heads: usize, width| Rows::grid(tokens, heads, d).with_outer_stride(width);
-        let (mut q_rows, mut k_rows, v_rows) =
-            (fused(heads, q_width), fused(kv_heads, k_width), fused(kv_heads, v_width));
-        for (norm, value, rows) in
-            [(&layer.q_norm, &mut q, &mut q_rows), (&layer.k_norm, &mut k, &mut k_rows)]
-        {
-            if let Some(weight) = norm {
-                let out = self.value();
-                let op = self.norm(*rows);
-                *rows = op.out;
-                self.launch(op, vec![(*value).into(), weight.into(), out.into()])?;
-                *value = out;
-            }
-        }
         let rope = &g.ropes[g.layers[index].rope];
-        for (value, rows) in [(q, q_rows), (k, k_rows)] {
-            let op = Rope {
-                x: rows,
-                dtype,
-                rotary_dim: rope.rotary_dim,
-                style: RopeStyle::HalfSplit,
-                theta: rope.theta,
-                scaling: rope.scaling,
-            };
-            self.launch(op, vec![(&state.positions).into(), value.into()])?;
-        }
-        let (k_cache, v_cache) = &state.caches[index];
-        let append = KvAppend {
-            batch,
-            q_len,
-            ragged: false,
-            src_k: k_rows,
-            src_v: v_rows,
-            src_dtype: dtype,
-            kv: state.layout,
-            kv_dtype: model.cache,
+        let rotation = |heads: usize| Rope {
+            rotary_dim: rope.rotary_dim,
+            scaling: rope.scaling,
+            ..Rope::dense(tokens, heads, d, dtype, rope.theta)
         };
-        self.launch(
-            append,
-            vec![k.into(), v.into(), (&state.kv_len).into(), k_cache.into(), v_cache.into()],
-        )?;
+        let norm =
+            HeadNorm { weight: DType::F32, weight_offset: g.norm_weight_offset, eps: g.norm_eps as f32 };
+        let op = QkNormRopeAppend {
+            q: fused(heads, q_width),
+            q_dtype: dtype,
+            q_norm: layer.q_norm.as_ref().map(|_| norm),
+            k_norm: layer.k_norm.as_ref().map(|_| norm),
+            q_rope: rotation(heads),
+            k_rope: rotation(kv_heads),
+            append: KvAppend {
+                src_k: fused(kv_heads, k_width),
+                src_v: fused(kv_heads, v_width),
+                kv_dtype: model.cache,
+                ..KvAppend::dense(batch, q_len, state.layout, dtype)
+            },
+        };
+        let (k_cache, v_cache) = &state.caches[index];
+        let queries = self.value();
+        let mut args: Vec<Place> = vec![q.into(), k.into(), v.into()];
+        args.extend([&layer.q_norm, &layer.k_norm].into_iter().flatten().map(Place::from));
+        args.extend([&state.positions, &state.kv_len, k_cache, v_cache].map(Place::from));
+        args.push(queries.into());
+        self.launch(op, args)?;
         let mut op = Attention::causal(batch, q_len, heads, state.layout, dtype);
-        op.q = q_rows;
         op.kv_dtype = model.cache;
         op.scale = g.attention_scale as f32;
         op.soft_cap = g.attention_softcap.map(|c| c as f32);
@@ -388,7 +376,8 @@ impl Builder<'_> {
         op.window = g.layers[index].attention.window();
         op.sinks = layer.sinks.is_some();
         let out = self.value();
-        let mut args: Vec<Place> = vec![q.into(), k_cache.into(), v_cache.into(), (&state.kv_len).into()];
+        let mut args: Vec<Place> =
+            vec![queries.into(), k_cache.into(), v_cache.into(), (&state.kv_len).into()];
         args.extend(layer.sinks.as_ref().map(Place::from));
         args.push(out.into());
         self.launch(op, args)?;

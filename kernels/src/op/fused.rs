@@ -1,7 +1,7 @@
 //! Ops that do the work of several in one pass. Their fields are the descriptors of the parts, and what a part hands to the next
 //! is never stored: it is not rounded, and it is no operand.
 
-use super::check::{bytes_of, ensure, ensure_like, product, rows_bytes, total};
+use super::check::{bytes_of, ensure, ensure_extent, ensure_float, ensure_like, product, rows_bytes, total};
 use super::gated::STEEPEST;
 use super::key::Key;
 use super::kv::vector;
@@ -14,43 +14,107 @@ use crate::layout::Rows;
 const QK: &str = "qk_norm_rope_append";
 const GATED: &str = "gated_matmul";
 
-/// Between the projections and attention: normalises the heads of queries and keys, rotates both, and appends keys and values to
-/// the caches.
+/// How each head of queries or keys is normalised: an [`RmsNorm`] over its elements.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct HeadNorm {
+    /// Element type of the weight, which the heads share.
+    pub weight: DType,
+    /// Added to the weight: 1 for Gemma, else 0.
+    pub weight_offset: f32,
+    /// Added to the mean square; not negative.
+    pub eps: f32,
+}
+
+impl Default for HeadNorm {
+    /// A weight in f32, and an `eps` of 1e-6.
+    fn default() -> Self {
+        HeadNorm { weight: DType::F32, weight_offset: 0.0, eps: 1e-6 }
+    }
+}
+
+impl HeadNorm {
+    /// The norm of `x`, densely.
+    fn of(self, x: Rows, x_dtype: DType) -> RmsNorm {
+        let HeadNorm { weight, weight_offset, eps } = self;
+        let out = Rows::grid(x.outer, x.inner, x.len);
+        RmsNorm { x, x_dtype, weight, weight_offset, eps, residual: None, out, out_dtype: DType::F32 }
+    }
+}
+
+/// Between the projections and attention: normalises the heads of queries and keys where the model does, rotates both, and appends
+/// keys and values to the caches.
 ///
-/// Operands: `q`, `k`, `v`, `q_weight`, `k_weight` (of the norms), `positions` (slot), then those of [`KvAppend`] from `kv_len` on
-/// (`kv_len`, `q_offsets`, `block_table`, `k_cache`, `v_cache`), and last `out`, the queries for attention.
+/// Operands: `q`, `k`, `v`, then those present of `q_weight` and `k_weight` (of the norms), `positions` (slot), those of [`KvAppend`]
+/// from `kv_len` on (`kv_len`, `q_offsets`, `block_table`, `k_cache`, `v_cache`), and last `out`, the queries for attention.
 ///
-/// The parts agree: `q_norm.out` is `q_rope.x`, where and in what type the queries are stored; `k_norm.out`, `k_rope.x` and
-/// `append.src_k` have the shape of `k_norm.x`, and their strides and types are not used, since keys are stored in the cache only.
-/// The norms have no residual.
+/// The parts agree: `q` and `q_rope.x` have the same shape, and so have `append.src_k` and `k_rope.x`. Strides and type of `k_rope` are
+/// not used, since rotated keys are stored in the cache only.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct QkNormRopeAppend {
+    /// Queries: outer = tokens, inner = heads, len = head_dim.
+    pub q: Rows,
+    /// Their element type.
+    pub q_dtype: DType,
     /// Normalises each head of the queries.
-    pub q_norm: RmsNorm,
+    pub q_norm: Option<HeadNorm>,
     /// Normalises each head of the keys.
-    pub k_norm: RmsNorm,
-    /// Rotates the queries.
+    pub k_norm: Option<HeadNorm>,
+    /// Rotates the queries. Its `x` and `dtype` are those of `out`.
     pub q_rope: Rope,
     /// Rotates the keys.
     pub k_rope: Rope,
-    /// Stores keys and values.
+    /// Stores keys and values. Its `src_k` is where the keys lie that are normalised and rotated first.
     pub append: KvAppend,
 }
 
 impl QkNormRopeAppend {
-    /// Normalised and rotated vectors of `x`, one after the other, as values with magnitudes.
-    fn rotated(norm: RmsNorm, rope: Rope, x: &Values, weight: &Values, positions: &Values) -> Values {
-        let dense = Rows::grid(norm.x.outer, norm.x.inner, norm.x.len);
-        let out = Values::new(vec![0.0; dense.extent().unwrap_or(0)]);
-        let mut args = [x.clone(), weight.clone(), out];
-        RmsNorm { out: dense, ..norm }.reference(&mut args);
-        let [_, _, mut out] = args;
+    /// `heads` dense queries for each token that `append` stores, of the type of its keys, without norms; queries and keys are rotated
+    /// as [`Rope::dense`] says.
+    pub fn dense(heads: usize, append: KvAppend, theta: f64) -> Self {
+        let (keys, dtype) = (append.src_k, append.src_dtype);
+        let rope = |heads| Rope::dense(keys.outer, heads, keys.len, dtype, theta);
+        let (q_rope, k_rope) = (rope(heads), rope(keys.inner));
+        QkNormRopeAppend { q: q_rope.x, q_dtype: dtype, q_norm: None, k_norm: None, q_rope, k_rope, append }
+    }
+
+    /// Index of the operand `positions`. The weights before it, if any, are from 3 on.
+    pub fn positions(&self) -> usize {
+        3 + usize::from(self.q_norm.is_some()) + usize::from(self.k_norm.is_some())
+    }
+
+    /// The norms that are present, each as an op.
+    fn norms(&self) -> impl Iterator<Item = RmsNorm> + use<> {
+        let q = self.q_norm.map(|norm| norm.of(self.q, self.q_dtype));
+        let k = self.k_norm.map(|norm| norm.of(self.append.src_k, self.append.src_dtype));
+        q.into_iter().chain(k)
+    }
+
+    /// The vectors of `rows` normalised, if `norm` says how, and rotated: one after the other, with magnitudes.
+    fn rotated(
+        norm: Option<(RmsNorm, &Values)>,
+        rope: &Rope,
+        (x, rows): (&Values, Rows),
+        positions: &Values,
+    ) -> Values {
+        let dense = Rows::grid(rows.outer, rows.inner, rows.len);
+        let mut out = Values::new(vec![0.0; dense.extent().unwrap_or(0)]);
         out.settle();
+        if let Some((norm, weight)) = norm {
+            let mut args = [x.clone(), weight.clone(), out];
+            norm.reference(&mut args);
+            [_, _, out] = args;
+        }
         let frequencies = rope.inverse_frequencies();
         for token in 0..dense.outer {
             for head in 0..dense.inner {
                 let range = dense.start(token, head)..dense.start(token, head) + dense.len;
                 let (value, magnitude) = (&mut out.value[range.clone()], &mut out.magnitude[range]);
+                if norm.is_none() {
+                    let vector = vector(x, rows, token, head);
+                    for ((to, size), from) in value.iter_mut().zip(&mut *magnitude).zip(vector) {
+                        (*to, *size) = from;
+                    }
+                }
                 rope.rotate(&frequencies, positions.index(token), value, magnitude);
             }
         }
@@ -64,88 +128,101 @@ impl Spec for QkNormRopeAppend {
     }
 
     fn validate(&self) -> Result<()> {
-        let parts: [&dyn Spec; 5] = [&self.q_norm, &self.k_norm, &self.q_rope, &self.k_rope, &self.append];
+        let parts: [&dyn Spec; 3] = [&self.q_rope, &self.k_rope, &self.append];
         parts.iter().try_for_each(|part| part.validate())?;
-        let plain = self.q_norm.residual.is_none() && self.k_norm.residual.is_none();
-        ensure(plain, QK, "residual of a norm", "present", "none")?;
-        let same = self.q_norm.out == self.q_rope.x && self.q_norm.out_dtype == self.q_rope.dtype;
-        ensure(same, QK, "x of q_rope", format!("{:?}", self.q_rope.x), "the out of q_norm")?;
-        ensure_like(QK, "shape of k_rope.x", self.k_rope.x, self.k_norm.x)?;
-        ensure_like(QK, "shape of append.src_k", self.append.src_k, self.k_norm.x)?;
-        let tokens = self.q_norm.x.outer == self.k_norm.x.outer;
-        ensure(tokens, QK, "rows of q", self.q_norm.x.outer, "as many as those of k")
+        self.norms().try_for_each(|norm| norm.validate())?;
+        ensure_float(QK, "dtype of q", self.q_dtype)?;
+        ensure_extent(QK, "q", self.q)?;
+        ensure_like(QK, "shape of q_rope.x", self.q_rope.x, self.q)?;
+        ensure_like(QK, "shape of k_rope.x", self.k_rope.x, self.append.src_k)?;
+        let tokens = self.q.outer == self.append.src_k.outer;
+        ensure(tokens, QK, "rows of q", self.q.outer, "as many as those of k")
     }
 
     fn operands(&self) -> Vec<Operand> {
         use Access::{Read, Write};
+        let append = &self.append;
         let mut list = vec![
-            Operand::data("q", self.q_norm.x_dtype, self.q_norm.x.extent(), Read),
-            Operand::data("k", self.k_norm.x_dtype, self.k_norm.x.extent(), Read),
-            Operand::data("v", self.append.src_dtype, self.append.src_v.extent(), Read),
-            Operand::data("q_weight", self.q_norm.weight, Some(self.q_norm.x.len), Read),
-            Operand::data("k_weight", self.k_norm.weight, Some(self.k_norm.x.len), Read),
-            Operand::slot("positions", Some(self.q_norm.x.outer), Read),
+            Operand::data("q", self.q_dtype, self.q.extent(), Read),
+            Operand::data("k", append.src_dtype, append.src_k.extent(), Read),
+            Operand::data("v", append.src_dtype, append.src_v.extent(), Read),
         ];
-        list.extend(self.append.slots());
-        list.extend(self.append.caches());
-        list.push(Operand::data("out", self.q_norm.out_dtype, self.q_norm.out.extent(), Write));
+        let weight = |name, norm: Option<HeadNorm>, rows: Rows| {
+            norm.map(|norm| Operand::data(name, norm.weight, Some(rows.len), Read))
+        };
+        list.extend(weight("q_weight", self.q_norm, self.q));
+        list.extend(weight("k_weight", self.k_norm, append.src_k));
+        list.push(Operand::slot("positions", Some(self.q.outer), Read));
+        list.extend(append.slots());
+        list.extend(append.caches());
+        list.push(Operand::data("out", self.q_rope.dtype, self.q_rope.x.extent(), Write));
         list
     }
 
     fn dtypes(&self) -> Vec<DType> {
-        vec![self.q_norm.x_dtype, self.q_norm.out_dtype, self.append.kv_dtype]
+        vec![self.q_dtype, self.q_rope.dtype, self.append.kv_dtype]
     }
 
     fn shape(&self) -> Vec<(&'static str, usize)> {
         let mut shape = self.append.shape();
-        shape.push(("h", self.q_norm.x.inner));
+        shape.push(("h", self.q.inner));
         shape
     }
 
     fn tuning_key(&self) -> String {
-        // the parts' own words, each part's together
-        let parts: [&dyn Spec; 5] = [&self.q_norm, &self.k_norm, &self.q_rope, &self.k_rope, &self.append];
-        parts.iter().fold(Key::new(self), |key, part| key.word(part.tuning_key())).finish()
+        // the parts' own words, each part's together; which norms there are is among the operands
+        let parts: [&dyn Spec; 3] = [&self.q_rope, &self.k_rope, &self.append];
+        let key = Key::new(self).rows("q", &self.q);
+        parts.iter().fold(key, |key, part| key.word(part.tuning_key())).finish()
     }
 
     fn flops(&self) -> u64 {
-        let parts: [&dyn Spec; 4] = [&self.q_norm, &self.k_norm, &self.q_rope, &self.k_rope];
-        total(&parts.map(|part| part.flops()))
+        let norms = self.norms().fold(0, |all: u64, norm| all.saturating_add(norm.flops()));
+        total(&[norms, self.q_rope.flops(), self.k_rope.flops()])
     }
 
     fn bytes(&self) -> u64 {
-        // the keys' norm reads what the append would read
-        let keys = RmsNorm { out: Rows::dense(0, 0), ..self.k_norm };
-        let append = KvAppend { src_k: Rows { len: 0, ..self.append.src_k }, ..self.append };
-        total(&[self.q_norm.bytes(), keys.bytes(), append.bytes()])
+        let weights = self
+            .norms()
+            .fold(0, |all: u64, norm| all.saturating_add(bytes_of(norm.weight, product(&[norm.x.len]))));
+        total(&[
+            rows_bytes(self.q_dtype, self.q),
+            weights,
+            product(&[4, self.q.outer]),
+            self.append.bytes(),
+            rows_bytes(self.q_rope.dtype, self.q_rope.x),
+        ])
     }
 
     fn reduction(&self) -> usize {
-        self.q_norm.x.len.max(self.k_norm.x.len)
+        self.norms().map(|norm| norm.x.len).max().unwrap_or(1)
     }
 
     fn reference(&self, args: &mut [Values]) {
-        let [q, k, v, q_weight, k_weight, positions, slots @ .., k_cache, v_cache, out] = args else {
-            return;
-        };
-        let queries = Self::rotated(self.q_norm, self.q_rope, q, q_weight, positions);
-        let keys = Self::rotated(self.k_norm, self.k_rope, k, k_weight, positions);
-        let q_rows = self.q_norm.out;
-        for token in 0..q_rows.outer {
-            for head in 0..q_rows.inner {
-                let from = (token * q_rows.inner + head) * q_rows.len;
-                let to = q_rows.start(token, head);
-                for d in 0..q_rows.len {
+        let [q, k, v, rest @ .., k_cache, v_cache, out] = args else { return };
+        let (weights, slots) = rest.split_at(self.positions() - 3);
+        let Some((positions, slots)) = slots.split_first() else { return };
+        let append = &self.append;
+        let q_norm = self.q_norm.map(|norm| norm.of(self.q, self.q_dtype)).zip(weights.first());
+        let k_norm = self.k_norm.map(|norm| norm.of(append.src_k, append.src_dtype)).zip(weights.last());
+        let queries = Self::rotated(q_norm, &self.q_rope, (q, self.q), positions);
+        let keys = Self::rotated(k_norm, &self.k_rope, (k, append.src_k), positions);
+        let rows = self.q_rope.x;
+        for token in 0..rows.outer {
+            for head in 0..rows.inner {
+                let from = (token * rows.inner + head) * rows.len;
+                let to = rows.start(token, head);
+                for d in 0..rows.len {
                     out.set(to + d, queries.value[from + d], queries.magnitude[from + d]);
                 }
             }
         }
-        let (heads, len) = (self.k_norm.x.inner, self.k_norm.x.len);
-        self.append.store(slots, k_cache, |token, head| {
+        let (heads, len) = (append.src_k.inner, append.src_k.len);
+        append.store(slots, k_cache, |token, head| {
             let from = (token * heads + head) * len;
             (from..from + len).map(|at| (keys.value[at], keys.magnitude[at])).collect()
         });
-        self.append.store(slots, v_cache, |token, head| vector(v, self.append.src_v, token, head));
+        append.store(slots, v_cache, |token, head| vector(v, append.src_v, token, head));
     }
 }
 

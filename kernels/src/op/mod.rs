@@ -43,7 +43,7 @@ pub use attention::Attention;
 pub use cast::{Cast, Quantise};
 pub use collective::{Collective, CollectiveKind};
 pub use embed::Embed;
-pub use fused::{GatedMatMul, QkNormRopeAppend};
+pub use fused::{GatedMatMul, HeadNorm, QkNormRopeAppend};
 pub use gated::{Gated, GatedKind};
 pub use grouped::GroupedMatMul;
 pub use kv::{Advance, KvAppend};

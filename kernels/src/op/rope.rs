@@ -150,6 +150,12 @@ impl Rope {
         }
     }
 
+    /// Whether the pairs of both turn by the same angles, wherever they lie.
+    pub fn turns_like(&self, other: &Rope) -> bool {
+        let Rope { x, dtype, style, .. } = *self;
+        *self == Rope { x, dtype, style, ..*other }
+    }
+
     /// Factor of cosine and sine: 1 but for YaRN.
     pub fn attention_factor(&self) -> f64 {
         match self.scaling {

@@ -296,14 +296,9 @@ fn roles(op: &Op, fill: Fill, random: &mut Random) -> Vec<Role> {
             let append = &op.append;
             let s =
                 sequences(append.batch, append.q_len, append.ragged, append.src_k.outer, &append.kv, random);
-            let mut list = vec![
-                rows(op.q_norm.x),
-                rows(op.k_norm.x),
-                rows(append.src_v),
-                data(),
-                data(),
-                Role::Slots(s.positions.clone()),
-            ];
+            let mut list = vec![rows(op.q), rows(append.src_k), rows(append.src_v)];
+            list.extend([op.q_norm, op.k_norm].into_iter().flatten().map(|_| data()));
+            list.push(Role::Slots(s.positions.clone()));
             list.extend(append_slots(append, &s));
             list.extend([data(), data(), Role::Output]);
             list

@@ -381,39 +381,50 @@ proptest! {
     }
 
     #[test]
-    fn fused_norm_rope_append_is_its_parts_in_turn(n in 1usize..4, style: bool, seed: u64) {
+    fn fused_norm_rope_append_is_its_parts_in_turn(
+        n in 1usize..4,
+        style: bool,
+        q_normed: bool,
+        k_normed: bool,
+        seed: u64,
+    ) {
         let mut dice = Dice(seed);
         let (heads, kv_heads, d, capacity) = (4, 2, 6, 8);
         let kv = KvLayout::contiguous(kv_heads, capacity, d);
-        let norm = |heads: usize| {
-            let rows = Rows::grid(n, heads, d);
-            RmsNorm { x: rows, out: rows, ..RmsNorm::dense(1, d, F32) }
-        };
         let rope = |heads: usize| Rope {
             style: if style { RopeStyle::HalfSplit } else { RopeStyle::Interleaved },
+            rotary_dim: 4,
             ..Rope::dense(n, heads, d, F32, 1000.0)
         };
         let append = KvAppend::dense(1, n, kv, F32);
         let fused = QkNormRopeAppend {
-            q_norm: norm(heads),
-            k_norm: norm(kv_heads),
+            q_norm: q_normed.then(HeadNorm::default),
+            k_norm: k_normed.then(HeadNorm::default),
             q_rope: rope(heads),
             k_rope: rope(kv_heads),
-            append,
+            ..QkNormRopeAppend::dense(heads, append, 1000.0)
         };
         let (q, k, v) = (dice.reals(n * heads * d), dice.reals(n * kv_heads * d), dice.reals(n * kv_heads * d));
         let (q_weight, k_weight) = (dice.reals(d), dice.reals(d));
         let cache = dice.reals(kv.extent(1).unwrap());
         let length = [(n + 3) as f64];
         let positions = slots(3..n + 3);
-        let all = run(fused, &[&q, &k, &v, &q_weight, &k_weight, &positions, &length, &cache, &cache]);
-        let normed = result(norm(heads), &[&q, &q_weight]);
-        assert_close("queries", &all[9].value, &result(rope(heads), &[&positions, &normed]), 1e-14);
-        let normed = result(norm(kv_heads), &[&k, &k_weight]);
-        let rotated = result(rope(kv_heads), &[&positions, &normed]);
-        let appended = run(append, &[&rotated, &v, &length, &cache, &cache]);
-        assert_close("keys", &all[7].value, &appended[3].value, 1e-14);
-        assert_close("values", &all[8].value, &appended[4].value, 0.0);
+        let mut inputs: Vec<&[f64]> = vec![&q, &k, &v];
+        inputs.extend(q_normed.then_some(q_weight.as_slice()));
+        inputs.extend(k_normed.then_some(k_weight.as_slice()));
+        inputs.extend([positions.as_slice(), &length, &cache, &cache]);
+        let all = run(fused, &inputs);
+        let [k_cache, v_cache, out] = all.last_chunk().unwrap();
+        let rotated = |normed: bool, heads: usize, x: &[f64], weight: &[f64]| {
+            let rows = Rows::grid(n, heads, d);
+            let norm = RmsNorm { x: rows, out: rows, ..RmsNorm::dense(1, d, F32) };
+            let x = if normed { result(norm, &[x, weight]) } else { x.to_vec() };
+            result(rope(heads), &[&positions, &x])
+        };
+        assert_close("queries", &out.value, &rotated(q_normed, heads, &q, &q_weight), 1e-14);
+        let appended = run(append, &[&rotated(k_normed, kv_heads, &k, &k_weight), &v, &length, &cache, &cache]);
+        assert_close("keys", &k_cache.value, &appended[3].value, 1e-14);
+        assert_close("values", &v_cache.value, &appended[4].value, 0.0);
     }
 
     #[test]

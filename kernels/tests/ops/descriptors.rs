@@ -122,6 +122,41 @@ fn empty_sizes_are_computed_not_refused() {
     }
 }
 
+#[test]
+fn fused_parts_that_disagree_are_refused() {
+    let append = KvAppend::dense(2, 3, KvLayout::contiguous(2, 8, 6), F32);
+    let op = QkNormRopeAppend::dense(4, append, 10_000.0);
+    let norm = HeadNorm::default();
+    for (q_norm, k_norm) in [(None, None), (Some(norm), None), (None, Some(norm)), (Some(norm), Some(norm))] {
+        Op::from(QkNormRopeAppend { q_norm, k_norm, ..op }).validate().unwrap();
+    }
+    let rope = |tokens, heads| Rope::dense(tokens, heads, 6, F32, 10_000.0);
+    let coinciding = Rope { x: Rows { outer_stride: 0, ..op.q }, ..op.q_rope };
+    let odd = KvAppend { src_k: Rows::grid(6, 2, 5), ..append };
+    let wrong = [
+        ("q of fewer heads", QkNormRopeAppend { q: Rows::grid(6, 3, 6), ..op }),
+        ("q of fewer tokens", QkNormRopeAppend { q: Rows::grid(5, 4, 6), q_rope: rope(5, 4), ..op }),
+        ("q of integers", QkNormRopeAppend { q_dtype: DType::I8, ..op }),
+        ("out that coincides", QkNormRopeAppend { q_rope: coinciding, ..op }),
+        ("a norm's eps", QkNormRopeAppend { q_norm: Some(HeadNorm { eps: -1.0, ..norm }), ..op }),
+        (
+            "a norm's weight",
+            QkNormRopeAppend { k_norm: Some(HeadNorm { weight: DType::Q8_0, ..norm }), ..op },
+        ),
+        ("another number of keys", QkNormRopeAppend { k_rope: rope(6, 3), ..op }),
+        ("an odd rotation", QkNormRopeAppend { k_rope: Rope { rotary_dim: 5, ..op.k_rope }, ..op }),
+        ("keys that the cache has no room for", QkNormRopeAppend { append: odd, ..op }),
+    ];
+    for (what, op) in wrong {
+        assert!(matches!(Op::from(op).validate(), Err(Error::Invalid { .. })), "{what}");
+    }
+    // of nothing there is no mean
+    let append = KvAppend::dense(2, 3, KvLayout::contiguous(2, 8, 0), F32);
+    let op = QkNormRopeAppend::dense(4, append, 10_000.0);
+    Op::from(op).validate().unwrap();
+    assert!(Op::from(QkNormRopeAppend { k_norm: Some(norm), ..op }).validate().is_err());
+}
+
 /// `op` is valid for exactly these dtypes in the place that `with` fills.
 #[track_caller]
 fn accepts<T: Into<Op>>(what: &str, dtypes: &[DType], with: impl Fn(DType) -> T) {

@@ -391,16 +391,21 @@ impl Source {
                 Collective { kind, dtype: self.float(), count: outer, world: self.positive() }.into()
             }
             20 => {
-                let mut append = self.append();
+                let append = self.append();
                 let Rows { outer, inner, len, .. } = append.src_k;
                 let heads = inner.saturating_mul(self.positive());
-                let (mut q_norm, mut k_norm) =
-                    (self.rms_norm(outer, heads, len), self.rms_norm(outer, inner, len));
-                (q_norm.residual, k_norm.residual) = (None, None);
-                let (mut q_rope, mut k_rope) = (self.rope(outer, heads, len), self.rope(outer, inner, len));
-                (q_rope.x, q_rope.dtype) = (q_norm.out, q_norm.out_dtype);
-                (k_rope.x, append.src_k) = (k_norm.out, k_norm.out);
-                QkNormRopeAppend { q_norm, k_norm, q_rope, k_rope, append }.into()
+                let norm =
+                    |s: &mut Self| HeadNorm { weight: s.float(), weight_offset: s.real(), eps: s.real() };
+                QkNormRopeAppend {
+                    q: self.rows(outer, heads, len),
+                    q_dtype: self.float(),
+                    q_norm: self.option(norm),
+                    k_norm: self.option(norm),
+                    q_rope: self.rope(outer, heads, len),
+                    k_rope: self.rope(outer, inner, len),
+                    append,
+                }
+                .into()
             }
             _ => {
                 let mut gate = self.matmul();

@@ -6,7 +6,7 @@
 #include "norm/common.cuh"
 #include "rope/common.cuh"
 
-// A head's norm and rotation.
+// A head's norm and rotation. The weight of a norm that the op does not have is null.
 struct HeadParams {
     Rows x;
     Rotation rotation;

@@ -1,5 +1,6 @@
 // Norm and rotation of the heads of queries and keys, and the append to the caches, of any types and sizes: a block takes a
-// token, a warp a head. A warp reads the head for its norm, and again for the rotated elements, 32 neighbours at a time.
+// token, a warp a head. A warp reads the head for its norm, if it has one, and again for the rotated elements, 32 neighbours at a
+// time.
 #include "qk_norm_rope_append/common.cuh"
 
 #define THREADS 256
@@ -10,9 +11,34 @@ struct Head {
     u64 from;
     float inverse;
 
+    // One over the root of the mean of the squares; the lanes of a warp share the work.
+    __device__ __forceinline__ float inverse_root() const {
+        const u32 len = (u32)p.x.len;
+        float squares = 0.0f;
+        for (u32 d = lane_id(); d < len; d += WARP_SIZE) {
+            const float value = load_element(x, from + d, p.x_dtype);
+            squares += value * value;
+        }
+        squares = reduce_warp<Sum>(squares);
+        if (!out_of_range(squares)) {
+            return 1.0f / sqrtf(squares / (float)len + p.eps);
+        }
+        float most = 0.0f, total = 0.0f;
+        for (u32 d = lane_id(); d < len; d += WARP_SIZE) {
+            most = fmaxf(most, fabsf(load_element(x, from + d, p.x_dtype)));
+        }
+        const float factor = down_scale(reduce_warp<Max>(most));
+        for (u32 d = lane_id(); d < len; d += WARP_SIZE) {
+            const float value = load_element(x, from + d, p.x_dtype) * factor;
+            total += value * value;
+        }
+        total = reduce_warp<Sum>(total);
+        return 1.0f / hypotf(sqrtf(total / (float)len) / factor, sqrtf(p.eps));
+    }
+
     __device__ __forceinline__ float normalised(u32 d) const {
-        const float scale = load_element(weight, d, p.weight_dtype) + p.weight_offset;
-        return load_element(x, from + d, p.x_dtype) * inverse * scale;
+        const float value = load_element(x, from + d, p.x_dtype);
+        return weight ? value * inverse * (load_element(weight, d, p.weight_dtype) + p.weight_offset) : value;
     }
 
     // Element `d` of the rotated head.
@@ -57,28 +83,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
         const u64 own = query ? head : head - queries;
         const HeadParams &params = query ? p.q : p.k;
-        Head h{params, query ? q : k, query ? q_weight : k_weight, params.x.start(token, own), 0.0f};
+        Head h{params, query ? q : k, query ? q_weight : k_weight, params.x.start(token, own), 1.0f};
+        if (h.weight) {
+            h.inverse = h.inverse_root();
+        }
         const u32 len = (u32)params.x.len;
-        float squares = 0.0f;
-        for (u32 d = lane; d < len; d += WARP_SIZE) {
-            const float value = load_element(h.x, h.from + d, params.x_dtype);
-            squares += value * value;
-        }
-        squares = reduce_warp<Sum>(squares);
-        h.inverse = 1.0f / sqrtf(squares / (float)len + params.eps);
-        if (out_of_range(squares)) {
-            float most = 0.0f, total = 0.0f;
-            for (u32 d = lane; d < len; d += WARP_SIZE) {
-                most = fmaxf(most, fabsf(load_element(h.x, h.from + d, params.x_dtype)));
-            }
-            const float factor = down_scale(reduce_warp<Max>(most));
-            for (u32 d = lane; d < len; d += WARP_SIZE) {
-                const float value = load_element(h.x, h.from + d, params.x_dtype) * factor;
-                total += value * value;
-            }
-            total = reduce_warp<Sum>(total);
-            h.inverse = 1.0f / hypotf(sqrtf(total / (float)len) / factor, sqrtf(params.eps));
-        }
         const u64 to = query ? p.out.start(token, own) : place + own * p.append.kv.head_stride;
         for (u32 d = lane; d < len; d += WARP_SIZE) {
             const float value = h.rotated(query ? q_table : k_table, position, d);

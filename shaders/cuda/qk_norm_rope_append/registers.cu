@@ -1,8 +1,8 @@
 // Norm and rotation of the heads of queries and keys, and the append to the caches, in one pass over memory: a block takes a
 // token; blockDim.x lanes share a head, each with RUN pairs. Sines and cosines of the token are computed once, in shared memory.
 //
-// Compiled for X, W, OUT, KV (types of q, k and v, of the weights, of the queries for attention, of the caches) and RUN (elements
-// of 16 bytes of X). Preconditions: heads of queries and keys have 2 * RUN * blockDim.x elements, a power of two, all of which
+// Compiled for X, W, OUT, KV (types of q, k and v, of the weights of what norms there are, of the queries for attention, of the
+// caches) and RUN (elements of 16 bytes of X). Preconditions: heads of queries and keys have 2 * RUN * blockDim.x elements, a power of two, all of which
 // are rotated; vectors begin at multiples of what a run takes, up to 16 bytes; blocks are whole warps.
 #include "qk_norm_rope_append/common.cuh"
 
@@ -62,44 +62,51 @@ qk_registers(const __grid_constant__ QkParams p, const X *__restrict__ q, const 
         float a[RUN], b[RUN];
         here.a.widen(a);
         here.b.widen(b);
-        float squares = 0.0f;
-#pragma unroll
-        for (int j = 0; j < RUN; j++) {
-            squares += a[j] * a[j] + b[j] * b[j];
-        }
-        squares = reduce_warp<Sum>(there ? squares : 0.0f, blockDim.x);
-        const float share = 1.0f / (float)(2 * pairs);
-        float inverse = 1.0f / sqrtf(squares * share + params.eps);
-        const bool far = there && !value && out_of_range(squares);
-        if (__any_sync(FULL_MASK, far)) {
-            float most = 0.0f, total = 0.0f;
+        const W *weight = value ? nullptr : query ? q_weight : k_weight;
+        float inverse = 1.0f;
+        // alike for all threads
+        if (q_weight || k_weight) {
+            float squares = 0.0f;
 #pragma unroll
             for (int j = 0; j < RUN; j++) {
-                most = fmaxf(most, fmaxf(fabsf(a[j]), fabsf(b[j])));
+                squares += a[j] * a[j] + b[j] * b[j];
             }
-            const float factor = down_scale(reduce_warp<Max>(most, blockDim.x));
+            squares = reduce_warp<Sum>(there ? squares : 0.0f, blockDim.x);
+            const float share = 1.0f / (float)(2 * pairs);
+            inverse = 1.0f / sqrtf(squares * share + params.eps);
+            const bool far = there && weight && out_of_range(squares);
+            if (__any_sync(FULL_MASK, far)) {
+                float most = 0.0f, total = 0.0f;
 #pragma unroll
-            for (int j = 0; j < RUN; j++) {
-                total += a[j] * factor * (a[j] * factor) + b[j] * factor * (b[j] * factor);
+                for (int j = 0; j < RUN; j++) {
+                    most = fmaxf(most, fmaxf(fabsf(a[j]), fabsf(b[j])));
+                }
+                const float factor = down_scale(reduce_warp<Max>(most, blockDim.x));
+#pragma unroll
+                for (int j = 0; j < RUN; j++) {
+                    total += a[j] * factor * (a[j] * factor) + b[j] * factor * (b[j] * factor);
+                }
+                total = reduce_warp<Sum>(total, blockDim.x);
+                inverse = far ? 1.0f / hypotf(sqrtf(total * share) / factor, sqrtf(params.eps)) : inverse;
             }
-            total = reduce_warp<Sum>(total, blockDim.x);
-            inverse = far ? 1.0f / hypotf(sqrtf(total * share) / factor, sqrtf(params.eps)) : inverse;
         }
         if (!there) {
             continue;
         }
         if (!value) {
-            const W *weight = query ? q_weight : k_weight;
-            float scale[RUN], sine[RUN], cosine[RUN];
-            load_vector(weight + at, scale);
+            float sine[RUN], cosine[RUN];
+            if (weight) {
+                float scale[RUN];
+                load_vector(weight + at, scale);
 #pragma unroll
-            for (int j = 0; j < RUN; j++) {
-                a[j] = a[j] * inverse * (scale[j] + params.weight_offset);
-            }
-            load_vector(weight + beside, scale);
+                for (int j = 0; j < RUN; j++) {
+                    a[j] = a[j] * inverse * (scale[j] + params.weight_offset);
+                }
+                load_vector(weight + beside, scale);
 #pragma unroll
-            for (int j = 0; j < RUN; j++) {
-                b[j] = b[j] * inverse * (scale[j] + params.weight_offset);
+                for (int j = 0; j < RUN; j++) {
+                    b[j] = b[j] * inverse * (scale[j] + params.weight_offset);
+                }
             }
             load_vector(sines[!query] + pair, sine);
             load_vector(cosines[!query] + pair, cosine);

@@ -1,5 +1,5 @@
-// Norm and rotation of the heads of queries, or of keys, which go to the cache: a workgroup takes a head. It reads the head for its norm,
-// and again for the rotated elements, UNIT neighbours an invocation: one, or a block of q8_0.
+// Norm and rotation of the heads of queries, or of keys, which go to the cache: a workgroup takes a head. It reads the head for its norm, if
+// there is a weight, and again for the rotated elements, UNIT neighbours an invocation: one, or a block of q8_0.
 
 struct Params {
     x: Rows,
@@ -46,8 +46,37 @@ fn most_of(lane: u32, value: f32) -> f32 {
     return most;
 }
 
+// One over the root of the mean of the squares of the head that begins at `begin`.
+fn inverse_root_of(lane: u32, begin: u32, len: u32) -> f32 {
+    var squares = 0.0;
+    for (var d = lane; d < len; d += LANES) {
+        let value = x_get(begin + d);
+        squares += value * value;
+    }
+    squares = sum_of(lane, squares);
+    // squares may leave the range in which f32 rounds relatively: a power of two brings them near 1. Everybody takes part in the sums.
+    var most = 0.0;
+    for (var d = lane; d < len; d += LANES) {
+        let magnitude = abs(x_get(begin + d));
+        most = select(most, magnitude, magnitude > most);
+    }
+    most = most_of(lane, most);
+    let exponent = clamp((bitcast<u32>(most) >> 23u) & 255u, 1u, 253u);
+    let factor = bitcast<f32>((254u - exponent) << 23u);
+    var total = 0.0;
+    for (var d = lane; d < len; d += LANES) {
+        let value = x_get(begin + d) * factor;
+        total += value * value;
+    }
+    total = sum_of(lane, total);
+    return inverse_root(squares, total, factor, f32(len), params.eps);
+}
+
 // Element `d` of the normalised head that begins at `begin`.
 fn normalised(begin: u32, d: u32, inverse: f32) -> f32 {
+    if !weight_present {
+        return x_get(begin + d);
+    }
     return x_get(begin + d) * inverse * (weight_get(d) + params.weight_offset);
 }
 
@@ -89,28 +118,10 @@ fn heads(
     }
     let begin = start_of(params.x, vector);
     let len = params.x.len;
-    var squares = 0.0;
-    for (var d = lane; d < len; d += LANES) {
-        let value = x_get(begin + d);
-        squares += value * value;
+    var inverse = 1.0;
+    if weight_present {
+        inverse = inverse_root_of(lane, begin, len);
     }
-    squares = sum_of(lane, squares);
-    // squares may leave the range in which f32 rounds relatively: a power of two brings them near 1. Everybody takes part in the sums.
-    var most = 0.0;
-    for (var d = lane; d < len; d += LANES) {
-        let magnitude = abs(x_get(begin + d));
-        most = select(most, magnitude, magnitude > most);
-    }
-    most = most_of(lane, most);
-    let exponent = clamp((bitcast<u32>(most) >> 23u) & 255u, 1u, 253u);
-    let factor = bitcast<f32>((254u - exponent) << 23u);
-    var total = 0.0;
-    for (var d = lane; d < len; d += LANES) {
-        let value = x_get(begin + d) * factor;
-        total += value * value;
-    }
-    total = sum_of(lane, total);
-    let inverse = inverse_root(squares, total, factor, f32(len), params.eps);
     let position = positions_int(token);
     for (var d = lane * UNIT; d < len; d += LANES * UNIT) {
         if UNIT == 1u {

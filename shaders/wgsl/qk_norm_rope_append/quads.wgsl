@@ -1,15 +1,22 @@
-// Norm and rotation of the heads of queries, or of keys, which go to the cache, in one pass over memory: SHARING invocations take a head,
-// each four pairs, and a workgroup as many heads as it has room for. All of a head is rotated. Vectors begin at multiples of four elements.
+// Norm and rotation of the heads of queries and keys, and the append to the caches, in one pass over memory: SHARING invocations take a
+// vector of queries, keys or values, each eight elements, and a workgroup as many vectors as it has room for. Of queries, keys and values
+// those that are present, and of norms those whose weights are. All of a head is rotated. Vectors begin at multiples of four elements.
 
 struct Params {
-    x: Rows,
+    q: Rows,
+    k: Rows,
+    v: Rows,
     out: Rows,
     kv: KvLayout,
     rotation: Rotation,
     batch: u32,
     q_len: u32,
-    eps: f32,
-    weight_offset: f32,
+    q_eps: f32,
+    q_weight_offset: f32,
+    k_eps: f32,
+    k_weight_offset: f32,
+    unused_a: u32,
+    unused_b: u32,
 }
 
 const LANES = 64u;
@@ -26,22 +33,8 @@ fn largest(x: vec4<f32>, before: f32) -> f32 {
     return most;
 }
 
-@compute @workgroup_size(64)
-fn heads(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let vectors = params.x.outer * params.x.inner;
-    // what does not exist is the last head again, and never stored
-    let number = group_number(group, groups) * HEADS + lane / SHARING;
-    let vector = min(number, vectors - 1u);
-    let quad = lane % SHARING;
-    let token = vector / params.x.inner;
-    let head = vector % params.x.inner;
-    let start = start_of(params.x, vector) / 4u;
-    let places = quads_of(params.rotation, quad);
-    let x = Pairs(x_quad(start + places.x), x_quad(start + places.y));
+// One over the root of the mean of the squares of a vector, of which the invocation has `x`.
+fn inverse_root_of(lane: u32, x: Pairs, len: f32, eps: f32) -> f32 {
     let most_here = largest(x.b, largest(x.a, 0.0));
     shares[lane] = vec2<f32>(most_here, dot(x.a, x.a) + dot(x.b, x.b));
     workgroupBarrier();
@@ -65,32 +58,89 @@ fn heads(
     for (var i = 0u; i < SHARING; i++) {
         total += shares[min(first + i, LANES - 1u)].y;
     }
-    let inverse = inverse_root(squares, total, factor, f32(params.x.len), params.eps);
+    return inverse_root(squares, total, factor, len, eps);
+}
+
+// The first four elements of a vector.
+fn quad_of(rows: Rows, token: u32, head: u32) -> u32 {
+    return (token * rows.outer_stride + head * rows.inner_stride) / 4u;
+}
+
+@compute @workgroup_size(64)
+fn heads(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let queries = select(0u, params.q.inner, q_present);
+    let keys = select(0u, params.k.inner, k_present);
+    let each = queries + keys + select(0u, params.v.inner, v_present);
+    let vectors = params.q.outer * each;
+    // what does not exist is the last vector again, and never stored
+    let number = group_number(group, groups) * HEADS + lane / SHARING;
+    let vector = min(number, vectors - 1u);
+    let token = vector / each;
+    let index = vector % each;
+    let is_query = index < queries;
+    let is_value = index >= queries + keys;
+    let head = index - select(queries + select(0u, keys, is_value), 0u, is_query);
+    let places = quads_of(params.rotation, lane % SHARING);
+    var x: Pairs;
+    if is_query {
+        let at = places + quad_of(params.q, token, head);
+        x = Pairs(q_quad(at.x), q_quad(at.y));
+    } else if is_value {
+        let at = places + quad_of(params.v, token, head);
+        x = Pairs(v_quad(at.x), v_quad(at.y));
+    } else {
+        let at = places + quad_of(params.k, token, head);
+        x = Pairs(k_quad(at.x), k_quad(at.y));
+    }
+    var inverse = 1.0;
+    if q_weight_present || k_weight_present {
+        inverse = inverse_root_of(lane, x, f32(8u * SHARING), select(params.k_eps, params.q_eps, is_query));
+    }
     if number >= vectors || lane / SHARING >= HEADS {
         return;
     }
-    var to = start_of(params.out, vector) / 4u;
-    if KEYS {
-        let place = cache_place(params.kv, token, params.batch, params.q_len, params.x.outer);
+    var to = places;
+    if is_query {
+        to += quad_of(params.out, token, head);
+    } else {
+        let place = cache_place(params.kv, token, params.batch, params.q_len, params.q.outer);
         if place == NOWHERE {
             return;
         }
-        to = (place + head * params.kv.head_stride) / 4u;
+        to += (place + head * params.kv.head_stride) / 4u;
+    }
+    if is_value {
+        v_cache_quad_set(to.x, x.a);
+        v_cache_quad_set(to.y, x.b);
+        return;
+    }
+    if is_query && q_weight_present {
+        x.a *= inverse * (q_weight_quad(places.x) + params.q_weight_offset);
+        x.b *= inverse * (q_weight_quad(places.y) + params.q_weight_offset);
+    }
+    if !is_query && k_weight_present {
+        x.a *= inverse * (k_weight_quad(places.x) + params.k_weight_offset);
+        x.b *= inverse * (k_weight_quad(places.y) + params.k_weight_offset);
     }
     var sine: vec4<f32>;
     var cosine: vec4<f32>;
     let position = positions_int(token);
     for (var j = 0u; j < 4u; j++) {
-        let turn = table_words[table_at() + 4u * quad + j];
+        let turn = table_words[table_at() + 4u * (lane % SHARING) + j];
         let factors = sincos_turns(turned(position, turn)) * params.rotation.factor;
         sine[j] = factors.x;
         cosine[j] = factors.y;
     }
-    let normalised = Pairs(
-        x.a * inverse * (weight_quad(places.x) + params.weight_offset),
-        x.b * inverse * (weight_quad(places.y) + params.weight_offset),
-    );
-    let rotated = rotate(params.rotation, normalised, sine, cosine);
-    out_quad_set(to + places.x, rotated.a);
-    out_quad_set(to + places.y, rotated.b);
+    let rotated = rotate(params.rotation, x, sine, cosine);
+    if is_query {
+        out_quad_set(to.x, rotated.a);
+        out_quad_set(to.y, rotated.b);
+    } else {
+        k_cache_quad_set(to.x, rotated.a);
+        k_cache_quad_set(to.y, rotated.b);
+    }
 }

@@ -1,127 +1,164 @@
-//! Ops that are compositions: what a part hands to the next stays in scratch as f32.
+//! Ops that are compositions: what a part hands to the next stays in cache, as f32.
 
 use super::body::{Body, on, other_op};
 use super::gated::gated;
-use super::kv::{Slots, append};
+use super::kv::{Slots, places};
 use super::norm::squares;
-use super::rope::{Angles, Rotation};
+use super::rope::Rotation;
 use super::run::{LEN, Run, Source, Target, read, runs, write};
 use crate::device::lanes;
-use crate::simd::Simd;
+use crate::simd::{MAX_LANES, Simd};
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
 use perjoule_kernels::Request;
-use perjoule_kernels::op::{GatedMatMul, MatMul, Op, QkNormRopeAppend, RmsNorm};
+use perjoule_kernels::op::{GatedMatMul, HeadNorm, MatMul, Op, QkNormRopeAppend};
 use perjoule_kernels::{DType, Launch, Result, Rows};
 
 pub(crate) fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let lanes = lanes(request.info);
     match request.op {
-        Op::QkNormRopeAppend(op) => on::<S>(
-            request,
-            QkNorm { op: **op, q_rope: Rotation::new(op.q_rope), k_rope: Rotation::new(op.k_rope), lanes },
-        ),
+        Op::QkNormRopeAppend(op) => on::<S>(request, Heads::new(**op, lanes)),
         Op::GatedMatMul(op) => on::<S>(request, Products { op: **op, lanes }),
         op => Err(other_op(op)),
     }
 }
 
-/// Queries by token, keys by token into scratch; after a barrier keys and values go to the caches by head.
-struct QkNorm {
+/// Angles by token into scratch; after a barrier queries by vector, keys and values by head, as [`super::kv`] says.
+struct Heads {
     op: QkNormRopeAppend,
     q_rope: Rotation,
     k_rope: Rotation,
+    /// Whether queries and keys share their angles.
+    alike: bool,
     lanes: usize,
 }
 
-/// Normalises and rotates one vector into `to`.
-#[inline(always)]
-fn prepare_head<S: Simd>(
-    s: S,
-    norm: &RmsNorm,
-    rope: &Rotation,
-    (x, at): (Source<'_>, usize),
-    weight: Source<'_>,
-    position: i32,
-    to: &mut [f32],
-) {
-    read(s, x, at, to);
-    let (mut run, mut w, mut angles) = (Run::ZERO, Run::ZERO, Angles::NONE);
-    let mut total = 0.0;
-    for (first, n) in runs(to.len()) {
-        run.0[..n].copy_from_slice(&to[first..first + n]);
-        run.0[n..].fill(0.0);
-        total += squares(s, &run.0, 0.0);
-    }
-    let inverse = (1.0 / (total / to.len() as f64 + f64::from(norm.eps)).sqrt()) as f32;
-    for (first, n) in runs(to.len()) {
-        w.read(s, weight, first, n, 0.0);
-        for (x, w) in to[first..first + n].iter_mut().zip(&w.0) {
-            *x = *x * inverse * (w + norm.weight_offset);
+/// How the vectors of queries or keys are prepared.
+struct Vectors<'a> {
+    x: Source<'a>,
+    rows: Rows,
+    norm: Option<(HeadNorm, Source<'a>)>,
+    rope: &'a Rotation,
+    /// Cosines and sines of each token.
+    angles: &'a [f32],
+}
+
+impl Vectors<'_> {
+    /// Normalises and rotates one vector into `to`, which is longer by up to a SIMD vector.
+    #[inline(always)]
+    fn prepare<S: Simd>(&self, s: S, token: usize, head: usize, weights: &mut Run, to: &mut [f32]) {
+        let len = self.rows.len;
+        read(s, self.x, self.rows.start(token, head), &mut to[..len]);
+        if let Some((norm, weight)) = self.norm {
+            let whole = &mut to[..len.next_multiple_of(S::LANES)];
+            whole[len..].fill(0.0);
+            let mut total = 0.0;
+            for (first, n) in runs(whole.len()) {
+                total += squares(s, &whole[first..first + n], 0.0);
+            }
+            let inverse = s.splat((1.0 / (total / len as f64 + f64::from(norm.eps)).sqrt()) as f32);
+            let offset = s.splat(norm.weight_offset);
+            for (first, n) in runs(len) {
+                weights.read(s, weight, first, n, 0.0);
+                for i in (0..n).step_by(S::LANES) {
+                    let x = s.mul(s.load(&whole[first + i..]), inverse);
+                    s.store(&mut whole[first + i..], s.mul(x, s.add(weights.get(s, i), offset)));
+                }
+            }
         }
-    }
-    for (first, n) in rope.runs() {
-        rope.angles(position, first, n, &mut angles);
-        rope.rotate_vector(s, first, n, &angles, to);
-    }
-}
-
-impl QkNorm {
-    fn keys(&self) -> Rows {
-        let x = self.op.k_norm.x;
-        Rows::grid(x.outer, x.inner, x.len)
-    }
-
-    fn key_floats(&self) -> usize {
-        self.keys().elements().unwrap_or(usize::MAX)
+        let pairs = self.rope.pairs();
+        let (cos, sin) = self.angles[2 * pairs * token..][..2 * pairs].split_at(pairs);
+        self.rope.rotate_vector(s, cos, sin, &mut to[..len]);
     }
 }
 
-impl Body for QkNorm {
+impl Heads {
+    fn new(op: QkNormRopeAppend, lanes: usize) -> Self {
+        let (q_rope, k_rope) = (Rotation::new(op.q_rope), Rotation::new(op.k_rope));
+        Heads { op, q_rope, k_rope, alike: op.q_rope.turns_like(&op.k_rope), lanes }
+    }
+
+    /// Floats of the angles of queries, and of those of keys that are not the same.
+    fn angles(&self) -> [usize; 2] {
+        let floats = |rope: &Rotation| self.op.q.outer.saturating_mul(2 * rope.pairs());
+        [floats(&self.q_rope), if self.alike { 0 } else { floats(&self.k_rope) }]
+    }
+
+    /// Floats of a lane's vector.
+    fn vector(&self) -> usize {
+        self.op.q.len.max(self.op.append.src_k.len).saturating_add(MAX_LANES)
+    }
+}
+
+impl Body for Heads {
     fn scratch(&self) -> u64 {
-        let heads = self.op.q_norm.x.len.saturating_mul(self.lanes);
-        (self.key_floats().saturating_add(heads) as u64).saturating_mul(4)
+        let [q, k] = self.angles();
+        let vectors = self.vector().saturating_mul(self.lanes);
+        (q.saturating_add(k).saturating_add(vectors) as u64).saturating_mul(4)
     }
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, lane: &Lane<'_>, args: &Args) {
-        let QkNormRopeAppend { q_norm, k_norm, append: appending, .. } = &self.op;
-        let source = |i: usize, dtype: DType| Source { bytes: args.read(i), dtype };
-        let (q, k) = (source(0, q_norm.x_dtype), source(1, k_norm.x_dtype));
-        let (q_weight, k_weight) = (source(3, q_norm.weight), source(4, k_norm.weight));
-        let positions = args.read::<i32>(5);
-        let slots = Slots::new(appending, args, 6);
-        let out = Target { bytes: args.out(slots.next + 2), dtype: q_norm.out_dtype };
+        let op = &self.op;
+        let append = &op.append;
+        let positions = args.read::<i32>(op.positions());
         let scratch: Out<'_, f32> = args.scratch();
-        let (keys, len) = (self.keys(), q_norm.x.len);
-        let own = self.key_floats() + lane.index() * len;
-        // SAFETY: each lane has a piece of its own behind the keys.
-        let head = unsafe { scratch.slice(own..own + len) };
-        for token in lane.split(q_norm.x.outer, 1) {
-            for h in 0..q_norm.x.inner {
-                let x = (q, q_norm.x.start(token, h));
-                prepare_head(s, q_norm, &self.q_rope, x, q_weight, positions[token], head);
-                // SAFETY: lanes have different tokens, whose vectors do not overlap.
-                unsafe { write(s, head, out, q_norm.out.start(token, h)) };
-            }
-            for h in 0..keys.inner {
-                let to = keys.start(token, h);
-                // SAFETY: as above, of the keys in scratch.
-                let to = unsafe { scratch.slice(to..to + keys.len) };
-                let x = (k, k_norm.x.start(token, h));
-                prepare_head(s, k_norm, &self.k_rope, x, k_weight, positions[token], to);
+        let [own, other] = self.angles();
+        let tables = [(&self.q_rope, 0), (&self.k_rope, own)];
+        let tables = &tables[..if self.alike { 1 } else { 2 }];
+        for token in lane.split(op.q.outer, 1) {
+            for (rope, first) in tables {
+                let pairs = rope.pairs();
+                let at = first + 2 * pairs * token;
+                // SAFETY: lanes have different tokens, whose angles do not overlap.
+                let (cos, sin) = unsafe { scratch.slice(at..at + 2 * pairs) }.split_at_mut(pairs);
+                rope.angles(positions[token], 0, cos, sin);
             }
         }
         lane.barrier();
-        // SAFETY: after the barrier nobody writes the keys.
-        let prepared: &[u8] = bytemuck::cast_slice(unsafe { scratch.shared(0..self.key_floats()) });
-        let prepared = Source { bytes: prepared, dtype: DType::F32 };
-        let values = source(2, appending.src_dtype);
-        for task in lane.split(2 * keys.inner, 1) {
-            let which = task % 2;
-            let from = [(prepared, keys), (values, appending.src_v)][which];
-            let cache = Target { bytes: args.out(slots.next + which), dtype: appending.kv_dtype };
-            append(s, appending, &slots, task / 2, from, cache);
+        // SAFETY: after the barrier nobody writes the angles.
+        let angles = unsafe { scratch.shared(0..own + other) };
+        let at = own + other + lane.index() * self.vector();
+        // SAFETY: each lane has a piece of its own behind the angles.
+        let vector = unsafe { scratch.slice(at..at + self.vector()) };
+        let mut weights = Run::ZERO;
+        let source = |i: usize, dtype: DType| Source { bytes: args.read(i), dtype };
+        let slots = Slots::new(append, args, op.positions() + 1);
+
+        let queries = Vectors {
+            x: source(0, op.q_dtype),
+            rows: op.q,
+            norm: op.q_norm.map(|norm| (norm, source(3, norm.weight))),
+            rope: &self.q_rope,
+            angles,
+        };
+        let out = Target { bytes: args.out(slots.next + 2), dtype: op.q_rope.dtype };
+        for task in lane.split(op.q.outer * op.q.inner, 1) {
+            let (token, head) = (task / op.q.inner, task % op.q.inner);
+            queries.prepare(s, token, head, &mut weights, vector);
+            // SAFETY: lanes have different vectors, which do not overlap.
+            unsafe { write(s, &vector[..op.q.len], out, op.q_rope.x.start(token, head)) };
+        }
+
+        let keys = Vectors {
+            x: source(1, append.src_dtype),
+            rows: append.src_k,
+            norm: op.k_norm.map(|norm| (norm, source(op.positions() - 1, norm.weight))),
+            rope: &self.k_rope,
+            angles: if self.alike { angles } else { &angles[own..] },
+        };
+        let (values, rows) = (source(2, append.src_dtype), append.src_v);
+        for task in lane.split(2 * rows.inner, 1) {
+            let (head, which) = (task / 2, task % 2);
+            let cache = Target { bytes: args.out(slots.next + which), dtype: append.kv_dtype };
+            for (token, to) in places(append, &slots, rows.outer) {
+                match which {
+                    0 => keys.prepare(s, token, head, &mut weights, vector),
+                    _ => read(s, values, rows.start(token, head), &mut vector[..rows.len]),
+                }
+                // SAFETY: only this lane writes this head of this cache.
+                unsafe { write(s, &vector[..rows.len], cache, to + head * append.kv.head_stride) };
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::team::Lane;
 use perjoule_kernels::Request;
 use perjoule_kernels::op::slots::{self, QueryRows};
 use perjoule_kernels::op::{Advance, KvAppend, Op};
-use perjoule_kernels::{Launch, Result, Rows};
+use perjoule_kernels::{Launch, Result};
 
 pub(crate) fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     match request.op {
@@ -40,43 +40,40 @@ impl<'a> Slots<'a> {
     }
 }
 
-/// Copies one head of all new tokens into one cache.
+/// New tokens, of `rows`, with the first element of their place in either cache, in head 0: those that have one.
 #[inline(always)]
-pub(crate) fn append<S: Simd>(
-    s: S,
-    op: &KvAppend,
-    slots: &Slots<'_>,
-    head: usize,
-    (from, rows): (Source<'_>, Rows),
-    cache: Target<'_>,
-) {
-    let mut run = Run::ZERO;
-    let all = QueryRows::new(op.q_len, rows.outer, slots.offsets);
-    for (b, tokens) in all.take(op.batch).enumerate() {
-        let length = i64::from(slots.kv_len[b]);
-        for (i, token) in tokens.clone().enumerate() {
-            let position = length - tokens.len() as i64 + i as i64;
-            let position = usize::try_from(position).ok().filter(|&p| p < op.kv.capacity);
-            let Some(to) = position.and_then(|p| slots::vector(&op.kv, b, p, slots.table)) else { continue };
-            for (first, n) in runs(rows.len) {
-                run.read(s, from, rows.start(token, head) + first, n, 0.0);
-                // SAFETY: only this lane writes this head of this cache.
-                unsafe { write(s, &run.0[..n], cache, to + head * op.kv.head_stride + first) };
-            }
-        }
-    }
+pub(crate) fn places<'a>(
+    op: &'a KvAppend,
+    slots: &'a Slots<'_>,
+    rows: usize,
+) -> impl Iterator<Item = (usize, usize)> + 'a {
+    let sequences = QueryRows::new(op.q_len, rows, slots.offsets).take(op.batch).enumerate();
+    sequences.flat_map(move |(b, tokens)| {
+        let first = i64::from(slots.kv_len[b]) - tokens.len() as i64;
+        tokens.enumerate().filter_map(move |(i, token)| {
+            let position = usize::try_from(first + i as i64).ok().filter(|&p| p < op.kv.capacity)?;
+            Some((token, slots::vector(&op.kv, b, position, slots.table)?))
+        })
+    })
 }
 
 impl Body for KvAppend {
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, lane: &Lane<'_>, args: &Args) {
         let slots = Slots::new(self, args, 2);
+        let mut run = Run::ZERO;
         for task in lane.split(2 * self.kv.kv_heads, 1) {
             let (head, which) = (task / 2, task % 2);
             let rows = [self.src_k, self.src_v][which];
             let from = Source { bytes: args.read(which), dtype: self.src_dtype };
             let cache = Target { bytes: args.out(slots.next + which), dtype: self.kv_dtype };
-            append(s, self, &slots, head, (from, rows), cache);
+            for (token, to) in places(self, &slots, rows.outer) {
+                for (first, n) in runs(rows.len) {
+                    run.read(s, from, rows.start(token, head) + first, n, 0.0);
+                    // SAFETY: only this lane writes this head of this cache.
+                    unsafe { write(s, &run.0[..n], cache, to + head * self.kv.head_stride + first) };
+                }
+            }
         }
     }
 }

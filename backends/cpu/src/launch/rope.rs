@@ -23,14 +23,9 @@ pub(crate) struct Rotation {
 }
 
 /// Cosines and sines of some pairs.
-pub(crate) struct Angles {
+struct Angles {
     cos: Run,
     sin: Run,
-}
-
-impl Angles {
-    /// Nothing yet.
-    pub(crate) const NONE: Angles = Angles { cos: Run::ZERO, sin: Run::ZERO };
 }
 
 /// Pairs that are rotated at a time.
@@ -42,20 +37,24 @@ impl Rotation {
         Rotation { op, frequencies: op.inverse_frequencies() }
     }
 
+    /// Pairs of a vector.
+    pub(crate) fn pairs(&self) -> usize {
+        self.frequencies.len()
+    }
+
     /// First pair and number of each run of pairs.
     #[inline(always)]
-    pub(crate) fn runs(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let pairs = self.frequencies.len();
+    fn runs(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let pairs = self.pairs();
         (0..pairs).step_by(PAIRS).map(move |first| (first, PAIRS.min(pairs - first)))
     }
 
-    /// Angles of `n` pairs from `first` on, at `position`.
-    pub(crate) fn angles(&self, position: i32, first: usize, n: usize, angles: &mut Angles) {
+    /// Cosines and sines at `position` of as many pairs as there is room for, from pair `first` on.
+    pub(crate) fn angles(&self, position: i32, first: usize, cos: &mut [f32], sin: &mut [f32]) {
         let factor = self.op.attention_factor();
-        for (i, frequency) in self.frequencies[first..first + n].iter().enumerate() {
-            let (sin, cos) = (f64::from(position) * frequency).sin_cos();
-            angles.cos.0[i] = (factor * cos) as f32;
-            angles.sin.0[i] = (factor * sin) as f32;
+        for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&self.frequencies[first..]) {
+            let (s, c) = (f64::from(position) * frequency).sin_cos();
+            (*cos, *sin) = ((factor * c) as f32, (factor * s) as f32);
         }
     }
 
@@ -70,25 +69,27 @@ impl Rotation {
         }
     }
 
-    /// Rotates `n` pairs from `first` on of a whole vector in memory.
+    /// Rotates a whole vector in memory by the angles of all its pairs.
     #[inline(always)]
-    pub(crate) fn rotate_vector<S: Simd>(
-        &self,
-        s: S,
-        first: usize,
-        n: usize,
-        angles: &Angles,
-        vector: &mut [f32],
-    ) {
-        let (mut x, mut y) = (Run::ZERO, Run::ZERO);
-        for i in 0..n {
-            let (a, b) = self.op.pair(first + i);
-            (x.0[i], y.0[i]) = (vector[a], vector[b]);
-        }
-        self.rotate(s, n, angles, &mut x, &mut y);
-        for i in 0..n {
-            let (a, b) = self.op.pair(first + i);
-            (vector[a], vector[b]) = (x.0[i], y.0[i]);
+    pub(crate) fn rotate_vector<S: Simd>(&self, s: S, cos: &[f32], sin: &[f32], vector: &mut [f32]) {
+        match self.op.style {
+            RopeStyle::HalfSplit => {
+                let (x, y) = vector.split_at_mut(self.pairs());
+                let pieces = x.chunks_mut(S::LANES).zip(y.chunks_mut(S::LANES));
+                for ((x, y), (cos, sin)) in pieces.zip(cos.chunks(S::LANES).zip(sin.chunks(S::LANES))) {
+                    let (cos, sin) = (s.load_or(cos, 0.0), s.load_or(sin, 0.0));
+                    let (a, b) = (s.load_or(x, 0.0), s.load_or(y, 0.0));
+                    s.store_some(x, s.sub(s.mul(a, cos), s.mul(b, sin)));
+                    // behind the last pair of a vector may be more elements, which have no angles
+                    s.store_some(&mut y[..x.len()], s.add(s.mul(a, sin), s.mul(b, cos)));
+                }
+            }
+            RopeStyle::Interleaved => {
+                for (pair, (cos, sin)) in vector.as_chunks_mut::<2>().0.iter_mut().zip(cos.iter().zip(sin)) {
+                    let [a, b] = *pair;
+                    *pair = [a * cos - b * sin, a * sin + b * cos];
+                }
+            }
         }
     }
 }
@@ -100,10 +101,11 @@ impl Body for Rotation {
         let (rows, dtype) = (self.op.x, self.op.dtype);
         let bytes = args.out::<u8>(1);
         let half = self.op.rotary_dim / 2;
-        let (mut angles, mut x, mut y, mut both) = (Angles::NONE, Run::ZERO, Run::ZERO, Run::ZERO);
+        let mut angles = Angles { cos: Run::ZERO, sin: Run::ZERO };
+        let (mut x, mut y, mut both) = (Run::ZERO, Run::ZERO, Run::ZERO);
         for token in lane.split(rows.outer, 1) {
             for (first, n) in self.runs() {
-                self.angles(positions[token], first, n, &mut angles);
+                self.angles(positions[token], first, &mut angles.cos.0[..n], &mut angles.sin.0[..n]);
                 for head in 0..rows.inner {
                     let start = rows.start(token, head);
                     let size = dtype.block_bytes();

@@ -6,8 +6,8 @@ use super::steps::{Pointer, Steps, prepared};
 use super::{module, other_op};
 use crate::compile::Function;
 use bytemuck::{Pod, Zeroable};
-use perjoule_kernels::op::{KvAppend, Op, QkNormRopeAppend, RmsNorm, Rope};
-use perjoule_kernels::{Candidate, KvLayout, Launch, Reason, Request, Result, Rows};
+use perjoule_kernels::op::{HeadNorm, KvAppend, Op, QkNormRopeAppend, Rope};
+use perjoule_kernels::{Candidate, DType, KvLayout, Launch, Reason, Request, Result, Rows};
 use perjoule_shaders::cuda;
 
 /// `AppendParams`.
@@ -123,15 +123,10 @@ struct HeadParams {
     weight_dtype: u32,
 }
 
-fn head(norm: &RmsNorm, rope: &Rope) -> HeadParams {
-    HeadParams {
-        x: norm.x.into(),
-        rotation: rope.into(),
-        eps: norm.eps,
-        weight_offset: norm.weight_offset,
-        x_dtype: id(norm.x_dtype),
-        weight_dtype: id(norm.weight),
-    }
+fn head(x: Rows, x_dtype: DType, norm: Option<HeadNorm>, rope: &Rope) -> HeadParams {
+    let HeadNorm { weight, weight_offset, eps } = norm.unwrap_or_default();
+    let (x, rotation) = (x.into(), rope.into());
+    HeadParams { x, rotation, eps, weight_offset, x_dtype: id(x_dtype), weight_dtype: id(weight) }
 }
 
 /// `QkParams`.
@@ -148,7 +143,7 @@ struct QkParams {
 
 /// Lanes that share a head, each with a run of pairs.
 fn lanes(op: &QkNormRopeAppend) -> usize {
-    op.q_norm.x.len / (2 * run_of(&[op.q_norm.x_dtype]))
+    op.q.len / (2 * run_of(&[op.q_dtype]))
 }
 
 /// Vectors of a cache as rows of elements, for what their strides allow.
@@ -166,8 +161,9 @@ fn cache_rows(kv: &KvLayout) -> [Rows; 2] {
 /// Why heads are not for the registers of a few lanes.
 pub(crate) fn refuse_registers(candidate: &Candidate<'_>) -> Option<Reason> {
     let Op::QkNormRopeAppend(op) = candidate.op else { return Some(Reason::new("it is another op")) };
-    let (q, k, append) = (&op.q_norm, &op.k_norm, &op.append);
-    if q.x_dtype != k.x_dtype || q.x_dtype != append.src_dtype || q.weight != k.weight {
+    let (q, k, append) = (op.q, op.append.src_k, &op.append);
+    let weights = op.q_norm.zip(op.k_norm).is_none_or(|(q, k)| q.weight == k.weight);
+    if op.q_dtype != append.src_dtype || !weights {
         return Some(Reason::new(
             "queries, keys and values, or the weights of their norms, have different types",
         ));
@@ -175,39 +171,39 @@ pub(crate) fn refuse_registers(candidate: &Candidate<'_>) -> Option<Reason> {
     if append.kv_dtype.is_block() {
         return Some(Reason::new("the caches have a block format"));
     }
-    if q.x.len != k.x.len || op.q_rope.rotary_dim != q.x.len || op.k_rope.rotary_dim != k.x.len {
+    if q.len != k.len || op.q_rope.rotary_dim != q.len || op.k_rope.rotary_dim != k.len {
         return Some(Reason::new("heads are not rotated as a whole, or differ in length"));
     }
-    let run = run_of(&[q.x_dtype]);
-    if !q.x.len.is_multiple_of(2 * run) || !lanes(op).is_power_of_two() || lanes(op) > 32 {
+    let run = run_of(&[op.q_dtype]);
+    if !q.len.is_multiple_of(2 * run) || !lanes(op).is_power_of_two() || lanes(op) > 32 {
         return Some(Reason::new("the pairs of a head do not fill a power of two of up to 32 lanes"));
     }
-    let sources = [q.x, k.x, append.src_v].map(|rows| (rows, q.x_dtype));
+    let sources = [q, k, append.src_v].map(|rows| (rows, op.q_dtype));
     let targets = cache_rows(&append.kv).map(|rows| (rows, append.kv_dtype));
-    let mut all = sources.into_iter().chain(targets).chain([(q.out, q.out_dtype)]);
+    let mut all = sources.into_iter().chain(targets).chain([(op.q_rope.x, op.q_rope.dtype)]);
     all.find_map(|(rows, dtype)| whole_runs(rows, dtype, run))
 }
 
 /// Bytes to whose multiple the registers' kernel needs an operand: all but the slots.
 pub(crate) fn align_registers(candidate: &Candidate<'_>, operand: usize) -> u32 {
     let Op::QkNormRopeAppend(op) = candidate.op else { return 1 };
-    let (_, caches) = slots(&op.append, 6);
-    if (5..caches).contains(&operand) { 1 } else { 16 }
+    let (_, caches) = slots(&op.append, op.positions() + 1);
+    if (op.positions()..caches).contains(&operand) { 1 } else { 16 }
 }
 
 pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::QkNormRopeAppend(op) = request.op else { return Err(other_op(request.op)) };
     let defines = [
-        define("X", op.q_norm.x_dtype),
-        define("W", op.q_norm.weight),
-        define("OUT", op.q_norm.out_dtype),
+        define("X", op.q_dtype),
+        define("W", op.q_norm.or(op.k_norm).unwrap_or_default().weight),
+        define("OUT", op.q_rope.dtype),
         define("KV", op.append.kv_dtype),
-        ("RUN", run_of(&[op.q_norm.x_dtype]).to_string()),
+        ("RUN", run_of(&[op.q_dtype]).to_string()),
     ];
     let function = module(request, &cuda::QK_REGISTERS, &defines)?.function("qk_registers")?;
     // whole warps; few tokens have a block's threads for every head, of many more blocks share a multiprocessor
-    let (along, heads) = (lanes(op), op.q_norm.x.inner + 2 * op.k_norm.x.inner);
-    let few = op.q_norm.x.outer <= 2 * multiprocessors(request.info);
+    let (along, heads) = (lanes(op), op.q.inner + 2 * op.append.src_k.inner);
+    let few = op.q.outer <= 2 * multiprocessors(request.info);
     let beside = heads.clamp(1, if few { 512 } else { 64 } / along).next_multiple_of(32 / along);
     qk(request, op, function, [along as u32, beside as u32])
 }
@@ -225,18 +221,22 @@ fn qk(
     block: [u32; 2],
 ) -> Result<Box<dyn Launch>> {
     let params = QkParams {
-        q: head(&op.q_norm, &op.q_rope),
-        k: head(&op.k_norm, &op.k_rope),
-        out: op.q_norm.out.into(),
+        q: head(op.q, op.q_dtype, op.q_norm, &op.q_rope),
+        k: head(op.append.src_k, op.append.src_dtype, op.k_norm, &op.k_rope),
+        out: op.q_rope.x.into(),
         append: (&op.append).into(),
-        out_dtype: id(op.q_norm.out_dtype),
+        out_dtype: id(op.q_rope.dtype),
         unused: 0,
     };
-    let (slots, next) = slots(&op.append, 6);
-    let mut pointers: Vec<Pointer> = (0..6).map(Pointer::Operand).collect();
+    let positions = op.positions();
+    let (slots, next) = slots(&op.append, positions + 1);
+    let mut pointers: Vec<Pointer> = (0..3).map(Pointer::Operand).collect();
+    pointers.push(Pointer::some(op.q_norm.map(|_| 3)));
+    pointers.push(Pointer::some(op.k_norm.map(|_| positions - 1)));
+    pointers.push(Pointer::Operand(positions));
     pointers.extend(slots);
     pointers.push(Pointer::Table(turn_table(request, &op.q_rope)?));
     pointers.push(Pointer::Table(turn_table(request, &op.k_rope)?));
     pointers.extend((next..next + 3).map(Pointer::Operand));
-    prepared(request, Steps::one(function, grid(op.q_norm.x.outer, block)?, params, pointers))
+    prepared(request, Steps::one(function, grid(op.q.outer, block)?, params, pointers))
 }

@@ -231,6 +231,11 @@ impl<'a> Builder<'a> {
         at
     }
 
+    /// Most operands, scratch and tables that a kernel binds.
+    pub(crate) fn most_bindings(&self) -> usize {
+        (self.inner.caps.limits.max_storage_buffers_per_shader_stage as usize).min(MAX_BINDINGS)
+    }
+
     /// A table of constants in the device's memory.
     pub(crate) fn table<T: NoUninit>(&self, values: &[T]) -> Result<Buffer> {
         self.inner.table(bytemuck::cast_slice(values))
@@ -247,8 +252,7 @@ impl<'a> Builder<'a> {
     ) -> Result<()> {
         let bound = variant.bound().count();
         debug_assert_eq!(bound, places.len(), "{}", source.path);
-        let most = self.inner.caps.limits.max_storage_buffers_per_shader_stage as usize;
-        let most = most.min(MAX_BINDINGS);
+        let most = self.most_bindings();
         if bound > most {
             return Err(Error::Unsupported {
                 what: "an op of this form",

@@ -2,9 +2,7 @@
 
 use super::{FLOATS, Maker, edges, side};
 use crate::case::Fill;
-use perjoule_kernels::op::{
-    Advance, Attention, KvAppend, Op, Policy, QkNormRopeAppend, RmsNorm, Rope, RopeStyle,
-};
+use perjoule_kernels::op::{Advance, Attention, HeadNorm, KvAppend, Op, Policy, QkNormRopeAppend, RopeStyle};
 use perjoule_kernels::{DType, KvLayout, Paging, Rows};
 
 /// Shape of a case.
@@ -267,45 +265,46 @@ pub(super) fn qk_norm_rope_append(maker: &mut Maker<'_>, tile: &[usize]) {
     let tile_d = side(tile, 0, 64);
     let mut i = 0;
     for src in FLOATS {
-        for kv in FLOATS {
+        for kv in FLOATS.into_iter().chain([DType::Q8_0]) {
             for layout in CACHES {
                 i += 1;
-                let head_dim = [tile_d, 64, 128, 2 * tile_d + 6][i % 4].next_multiple_of(2);
+                let head_dim = [tile_d, 64, 128, 2 * tile_d + 6, tile_d + 1][i % 5];
                 let shape = Shape {
                     batch: [1, 2, 3][i % 3],
                     q_len: [1, 4, 1, 7][i % 4],
                     heads: [4, 2, 8][i % 3],
                     kv_heads: [2, 1][i % 2],
                     capacity: [24, 40][i % 2],
-                    head_dim,
+                    head_dim: head_dim.next_multiple_of(kv.block_len()),
                 };
-                let cache = cache(shape, kv, layout);
-                let tokens = shape.batch * shape.q_len;
+                let (cache, head_dim) = (cache(shape, kv, layout), shape.head_dim);
                 let append =
                     KvAppend { kv_dtype: kv, ..KvAppend::dense(shape.batch, shape.q_len, cache, src) };
-                let norm = |heads: usize| {
-                    let rows = Rows::grid(tokens, heads, head_dim);
-                    RmsNorm { x: rows, out: rows, ..RmsNorm::dense(1, head_dim, src) }
-                };
-                let rope = |heads| Rope {
-                    style: if i % 2 == 0 { RopeStyle::HalfSplit } else { RopeStyle::Interleaved },
-                    ..Rope::dense(tokens, heads, head_dim, src, 10_000.0)
-                };
-                let mut op = QkNormRopeAppend {
-                    q_norm: norm(shape.heads),
-                    k_norm: norm(shape.kv_heads),
-                    q_rope: rope(shape.heads),
-                    k_rope: rope(shape.kv_heads),
-                    append,
-                };
+                let mut op = QkNormRopeAppend::dense(shape.heads, append, 10_000.0);
+                // each norm with and without the other
+                let weight = if i % 7 == 0 { src } else { DType::F32 };
+                let norm = HeadNorm { weight, weight_offset: [0.0, 1.0][i % 2], ..HeadNorm::default() };
+                let (q_normed, k_normed) = [(true, true), (false, false), (true, false), (false, true)]
+                    [if i % 3 == 0 { 0 } else { i / 2 % 4 }];
+                (op.q_norm, op.k_norm) = (q_normed.then_some(norm), k_normed.then_some(norm));
+                for rope in [&mut op.q_rope, &mut op.k_rope] {
+                    if i % 2 == 1 {
+                        rope.style = RopeStyle::Interleaved;
+                    }
+                    // a head of odd length is not rotated as a whole
+                    rope.rotary_dim = if i % 11 == 0 { head_dim / 4 } else { head_dim / 2 } * 2;
+                }
                 if i % 3 == 0 {
                     // queries, keys and values are slices of one buffer
                     let width = (shape.heads + 2 * shape.kv_heads) * head_dim;
-                    op.q_norm.x.outer_stride = width;
-                    op.k_norm.x.outer_stride = width;
+                    op.q.outer_stride = width;
+                    op.append.src_k.outer_stride = width;
                     op.append.src_v.outer_stride = width;
                 }
-                maker.push(layout, Op::QkNormRopeAppend(Box::new(op)), Fill::Random);
+                op.append.ragged = i % 4 == 1;
+                let names = [("q", q_normed), ("k", k_normed), ("ragged", op.append.ragged)];
+                let names = names.iter().filter(|(_, holds)| *holds).map(|(name, _)| format!("-{name}"));
+                maker.push(&format!("{layout}{}", names.collect::<String>()), op, Fill::Random);
             }
         }
     }

@@ -206,6 +206,8 @@ sources! {
     MATMUL_TILED = "wgsl/matmul/tiled.wgsl";
     /// Matrix products of f16 by matrices in registers.
     MATMUL_COOPERATIVE = "wgsl/matmul/cooperative.wgsl";
+    /// Scales that rows of A are rounded to f16 under.
+    MATMUL_ROW_SCALES = "wgsl/matmul/row_scales.wgsl";
     /// Sums of parts of k.
     MATMUL_REDUCE = "wgsl/matmul/reduce.wgsl";
     /// Products on processors: operands in panels.

@@ -12,6 +12,8 @@ pub enum Fill {
     Random,
     /// Magnitudes spread over many powers of two.
     Wide,
+    /// Normal numbers, those of f32 and bf16 times 1e5: beyond f16, as activations of some models are.
+    Large,
     /// Normal numbers with a few NaN, infinities and subnormals among them, and ids out of range where an op defines what they give.
     Special,
     /// Every bit pattern of 8- and 16-bit types, random patterns of wider ones.
@@ -25,6 +27,7 @@ impl Fill {
             Fill::Integers => "int",
             Fill::Random => "rand",
             Fill::Wide => "wide",
+            Fill::Large => "large",
             Fill::Special => "special",
             Fill::Codes => "codes",
         }

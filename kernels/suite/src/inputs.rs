@@ -413,6 +413,7 @@ fn number(dtype: DType, draw: Draw, fill: Fill, random: &mut Random) -> f32 {
             };
             random.normal() * (random.within(-span, span) as f32).exp2()
         }
+        (Draw::Data, Fill::Large) if matches!(dtype, DType::F32 | DType::BF16) => 1e5 * random.normal(),
         _ => random.normal(),
     }
 }

@@ -1,4 +1,4 @@
-// Puts the parts of splits.wgsl together: a workgroup takes a row, an invocation a four of the head.
+// Puts the parts of splits.wgsl together: a workgroup takes a row, an invocation a four of the head, for every SLICES-th part.
 
 struct Params {
     op: Attention,
@@ -10,9 +10,15 @@ struct Params {
 
 const SPLIT = 128u;
 
-var<workgroup> broken: array<u32, 64>;
+const LANES = 64u;
+const SLICES = LANES / QUADS;
 
-@compute @workgroup_size(64)
+var<workgroup> tops: array<f32, LANES>;
+var<workgroup> sums: array<f32, LANES>;
+var<workgroup> values: array<vec4<f32>, LANES>;
+var<workgroup> broken: array<u32, LANES>;
+
+@compute @workgroup_size(LANES)
 fn combine(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
@@ -39,31 +45,45 @@ fn combine(
     let record = (block * params.splits * R + number % R) * (QUADS + 1u) + parts_at();
     let pitch = R * (QUADS + 1u);
     var top = -infinity();
+    for (var split = first + lane; split < behind; split += LANES) {
+        top = higher(top, parts_words[record + split * pitch + QUADS].x);
+    }
+    tops[lane] = top;
+    workgroupBarrier();
+    for (var i = 0u; i < min(behind - first, LANES); i++) {
+        top = higher(top, tops[i]);
+    }
     if sinks_present {
         top = higher(top, sinks_get(head));
     }
-    for (var split = first; split < behind; split++) {
-        top = higher(top, parts_words[record + split * pitch + QUADS].x);
-    }
     let less = subtrahend(top);
+    let slice = lane / QUADS;
     var sum = 0.0;
-    if sinks_present {
-        sum = exp_fast(sinks_get(head) - less);
-    }
     var value = vec4<f32>(0.0);
-    for (var split = first; split < behind; split++) {
-        let at = record + split * pitch;
-        let end = parts_words[at + QUADS];
-        let weight = exp_fast(end.x - less);
-        sum += end.y * weight;
-        value += weight * parts_words[at + min(lane, QUADS - 1u)];
+    if slice < SLICES {
+        for (var split = first + slice; split < behind; split += SLICES) {
+            let at = record + split * pitch;
+            let end = parts_words[at + QUADS];
+            let weight = exp_fast(end.x - less);
+            sum += end.y * weight;
+            value += weight * parts_words[at + lane % QUADS];
+        }
+    }
+    sums[lane] = sum;
+    values[lane] = value;
+    workgroupBarrier();
+    for (var i = 1u; i < SLICES; i++) {
+        sum += sums[i * QUADS];
+        value += values[i * QUADS + lane % QUADS];
+    }
+    if sinks_present {
+        sum += exp_fast(sinks_get(head) - less);
     }
     value = select(value / sum, vec4<f32>(0.0), is_empty);
     if lane < QUADS {
         out_quad_set(start_of(p.out, (s.first + row / p.group) * p.heads + head) / 4u + lane, value);
     }
-    let total = value * 0.0;
-    broken[lane] = select(0u, 1u, is_nan(total.x + total.y + total.z + total.w));
+    broken[lane] = select(1u, 0u, are_finite(value));
     storageBarrier();
     workgroupBarrier();
     if lane == 0u {

@@ -161,15 +161,15 @@ fn attention(
                 sums[r] = sums[r] * share + exp_fast(sinks_get(head) - less);
             }
             share /= sums[r];
-            var total = vec4<f32>(0.0);
+            var all_finite = true;
             for (var o = 0u; o < OUTER; o++) {
                 for (var i = 0u; i < INNER; i++) {
                     let value = values[r][o * INNER + i] * share;
-                    total += value * 0.0;
+                    all_finite = all_finite && are_finite(value);
                     out_quad_set(begin + o * INNER + i, select(vec4<f32>(0.0), value, seen.x < seen.y));
                 }
             }
-            broken |= select(0u, 1u << r, is_nan(total.x + total.y + total.z + total.w) && seen.x < seen.y);
+            broken |= select(0u, 1u << r, !all_finite && seen.x < seen.y);
         }
     }
     while broken != 0u {

@@ -62,5 +62,5 @@ fn higher(top: f32, score: f32) -> f32 {
 
 // The number that is subtracted from scores before they are exponentiated: 0 where there is no finite score yet.
 fn subtrahend(top: f32) -> f32 {
-    return select(top, 0.0, top == -infinity());
+    return select(top, 0.0, is_minus_infinity(top));
 }

@@ -3,10 +3,9 @@
 // e^x for x up to 0, to a few units in the last place besides those of x; 0 from -87.33 on down.
 fn exp_fast(x: f32) -> f32 {
     let scaled = x * 1.442695041;
-    // not by max, of which nothing is promised where x is NaN
-    let bounded = select(scaled, -126.0, scaled < -126.0);
-    let n = round(bounded);
-    let r = bounded - n;
+    let n = round(max(scaled, -126.0));
+    // NaN where x is, whatever was made of it above
+    let r = scaled - n;
     // Cephes, exp2f.c
     var p = 1.535336188319500e-4;
     p = p * r + 1.339887440266574e-3;

@@ -33,7 +33,7 @@ fn exp_quad(x: vec4<f32>) -> vec4<f32> {
 }
 
 fn subtrahends(top: vec4<f32>) -> vec4<f32> {
-    return select(top, vec4<f32>(0.0), top == vec4<f32>(-infinity()));
+    return select(top, vec4<f32>(0.0), bitcast<vec4<u32>>(top) == vec4<u32>(0xff800000u));
 }
 
 @compute @workgroup_size(128)
@@ -175,7 +175,7 @@ fn attention(
     for (var i = 0u; i < 8u; i++) {
         sums += tile[i * 16u + y];
     }
-    // what is NaN makes more than 0 of the row's component
+    // more than 0 where a row has what is NaN or infinite
     var broken = vec4<f32>(0.0);
     for (var r = 0u; r < 4u; r++) {
         let row = first + 4u * y + r;
@@ -192,16 +192,15 @@ fn attention(
                 sum = sum * share + exp_fast(sinks_get(head) - less);
             }
             share /= sum;
-            var total = vec4<f32>(0.0);
+            var all_finite = true;
             for (var c = 0u; c < SHARE; c++) {
                 if x + 8u * c < QUADS {
                     let value = values[c][r] * share;
-                    total += value * 0.0;
+                    all_finite = all_finite && are_finite(value);
                     out_quad_set(begin + x + 8u * c, select(vec4<f32>(0.0), value, seen.x < seen.y));
                 }
             }
-            let is_broken = is_nan(total.x + total.y + total.z + total.w) && seen.x < seen.y;
-            broken[r] = select(0.0, 1.0, is_broken);
+            broken[r] = select(0.0, 1.0, !all_finite && seen.x < seen.y);
         }
     }
     // what others stored of the row comes before

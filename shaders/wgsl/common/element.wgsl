@@ -1,8 +1,20 @@
 // Elements of every type as f32 and back. Conversions round to nearest even by integer arithmetic: WGSL leaves the rounding of its own to
 // the implementation.
 
+// What is NaN or infinite is told by its bits: compilers may take it that nothing is (Metal's and FXC's do), and fold comparisons and
+// products that would tell.
+
 fn is_nan(value: f32) -> bool {
     return (bitcast<u32>(value) & 0x7fffffffu) > 0x7f800000u;
+}
+
+fn is_minus_infinity(value: f32) -> bool {
+    return bitcast<u32>(value) == 0xff800000u;
+}
+
+// Whether all four are neither NaN nor infinite.
+fn are_finite(value: vec4<f32>) -> bool {
+    return all((bitcast<vec4<u32>>(value) & vec4<u32>(0x7f800000u)) != vec4<u32>(0x7f800000u));
 }
 
 // The larger number; NaN only where both are.

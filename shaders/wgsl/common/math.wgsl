@@ -110,6 +110,16 @@ fn gelu_tanh(x: f32) -> f32 {
     return x / (1.0 + exp_of(-2.0 * u));
 }
 
+// The smaller of a number and a limit; NaN stays NaN.
+fn at_most(x: f32, limit: f32) -> f32 {
+    return select(min(x, limit), x, is_nan(x));
+}
+
+// A number within a limit to either side; NaN stays NaN.
+fn within(x: f32, limit: f32) -> f32 {
+    return select(clamp(x, -limit, limit), x, is_nan(x));
+}
+
 // perjoule_kernels::op::Activation, in its order.
 fn activate(x: f32, activation: u32) -> f32 {
     switch activation {

@@ -12,6 +12,10 @@ fn expect_none(lane: u32) {
     if lane == 0u {
         found = 0u;
     }
+    // a sum of one waits for nobody
+    if WIDTH == 1u {
+        workgroupBarrier();
+    }
 }
 
 // Whether it holds for any of the workgroup: the same for all, which compilers know.

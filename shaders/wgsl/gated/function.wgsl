@@ -6,10 +6,7 @@ fn gate_one(gate: f32, up: f32) -> f32 {
         case 1u: { return gelu(gate) * up; }
         case 2u: { return gelu_tanh(gate) * up; }
         default: {
-            // comparisons that let NaN through
-            let g = select(gate, params.limit, gate > params.limit);
-            let u = select(select(up, -params.limit, up < -params.limit), params.limit, up > params.limit);
-            return swish(g, params.alpha) * (u + 1.0);
+            return swish(at_most(gate, params.limit), params.alpha) * (within(up, params.limit) + 1.0);
         }
     }
 }

@@ -4,7 +4,8 @@
 // operands, DEPTH deep, are in workgroup memory as f16, [vector][k], with PITCH elements from one vector to the next; the following slice is
 // on its way through registers. Sums go to the epilogue by way of workgroup memory.
 //
-// Edges are zeroes on the way in and left out on the way out. A of another type is rounded to f16 on the way.
+// Edges are zeroes on the way in and left out on the way out. A of another type (ROUNDED) is rounded to f16 on the way, each row under a power
+// of two that matmul/row_scales.wgsl gives: f16 ends at 65504, and activations do not.
 
 struct Params {
     epilogue: Epilogue,
@@ -20,8 +21,9 @@ struct Params {
     n: u32,
     // DEPTH, for a loop that compilers do not unroll.
     depth: u32,
-    unused_a: u32,
-    unused_b: u32,
+    // Scales from one matrix to the next: 0 where all share one A.
+    scale_batch: u32,
+    unused: u32,
 }
 
 const TILE = SIDE * 4u;
@@ -57,14 +59,22 @@ fn right_quad(at: u32, count: u32) -> vec4<f32> {
     return b_line(at, params.b_row, count);
 }
 
+// What a row of A is multiplied by on the way in; rows beyond the last are zeroes.
+fn scale_of(matrix: u32, row: u32) -> f32 {
+    return row_scales_get(matrix * params.scale_batch + min(row, params.m - 1u));
+}
+
 // The quad number `index` of a slice of A that begins at `k0`.
-fn left_at(matrix: u32, row0: u32, k0: u32, index: u32) -> vec4<f16> {
+fn left_at(matrix: u32, row0: u32, k0: u32, index: u32, scale: f32) -> vec4<f16> {
     let place = place_of(index, A_ALONG_K);
     let row = row0 + place.x;
     let k = k0 + place.y * 4u;
     var value = vec4<f32>();
     if row < params.m && k < params.k {
         value = left_quad(matrix * params.a_batch + row * params.a_row + k * params.a_col, params.k - k);
+        if ROUNDED {
+            value *= scale;
+        }
     }
     return vec4<f16>(value);
 }
@@ -113,8 +123,15 @@ fn cooperative(
     var c11 = CoopC();
     var a_next: array<vec4<f16>, EACH>;
     var b_next: array<vec4<f16>, EACH>;
+    // an invocation's quads are of the same rows in every slice
+    var a_scales: array<f32, EACH>;
+    if ROUNDED {
+        for (var i = 0u; i < EACH; i++) {
+            a_scales[i] = scale_of(matrix, row0 + place_of(index + i * WORKGROUP, A_ALONG_K).x);
+        }
+    }
     for (var i = 0u; i < EACH; i++) {
-        a_next[i] = left_at(matrix, row0, 0u, index + i * WORKGROUP);
+        a_next[i] = left_at(matrix, row0, 0u, index + i * WORKGROUP, a_scales[i]);
         b_next[i] = right_at(matrix, col0, 0u, index + i * WORKGROUP);
     }
     for (var i = 0u; i < EACH; i++) {
@@ -124,7 +141,7 @@ fn cooperative(
     // no condition around the products: all of a subgroup have to be seen to take part
     for (var k0 = 0u; k0 < params.k; k0 += DEPTH) {
         for (var i = 0u; i < EACH; i++) {
-            a_next[i] = left_at(matrix, row0, k0 + DEPTH, index + i * WORKGROUP);
+            a_next[i] = left_at(matrix, row0, k0 + DEPTH, index + i * WORKGROUP, a_scales[i]);
             b_next[i] = right_at(matrix, col0, k0 + DEPTH, index + i * WORKGROUP);
         }
         for (var k = 0u; k < params.depth; k += SIDE) {
@@ -156,7 +173,11 @@ fn cooperative(
         let owner = row / (2u * SIDE) * 2u + col / (2u * SIDE);
         let part = row / SIDE % 2u * 2u + col / SIDE % 2u;
         if row0 + row < params.m && col0 + col < params.n {
-            let sum = sums[(owner * 4u + part) * area + row % SIDE * SIDE + col % SIDE];
+            var sum = sums[(owner * 4u + part) * area + row % SIDE * SIDE + col % SIDE];
+            if ROUNDED {
+                // the inverse of a power of two
+                sum *= bitcast<f32>((254u << 23u) - bitcast<u32>(scale_of(matrix, row0 + row)));
+            }
             store(sum, matrix, row0 + row, col0 + col);
         }
     }

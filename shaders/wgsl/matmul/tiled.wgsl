@@ -1,7 +1,7 @@
 // Products of floats by tiles in workgroup memory, for GPUs.
 //
 // A workgroup computes TILE_M x TILE_N of C; a slice of both operands, QUADS * 4 deep, is in workgroup memory as f32, [quad of k][vector]
-// with the four of a quad together, while the next one is on its way through registers to the other half. An invocation has ROWS x COLS
+// with the four of a quad together and PAD places between planes, while the next one is on its way through registers to the other half. An invocation has ROWS x COLS
 // outputs, TILE_M / ROWS rows and TILE_N / COLS columns apart, so that neighbours read and write neighbours.
 //
 // Edges are zeroes on the way in and left out on the way out. A pair (SIDES is 2) has the columns of the up projection behind the gate's.
@@ -44,8 +44,12 @@ const LEFT_EACH = (TILE_M * QUADS + THREADS - 1u) / THREADS;
 const RIGHT_EACH = (WIDTH * QUADS + THREADS - 1u) / THREADS;
 const SUMS = ROWS * COLS * SIDES;
 
-var<workgroup> left: array<vec4<f32>, 2u * QUADS * TILE_M>;
-var<workgroup> right: array<vec4<f32>, 2u * QUADS * WIDTH>;
+// From one quad of k to the next.
+const LEFT_PITCH = TILE_M + PAD;
+const RIGHT_PITCH = WIDTH + PAD;
+
+var<workgroup> left: array<vec4<f32>, 2u * QUADS * LEFT_PITCH>;
+var<workgroup> right: array<vec4<f32>, 2u * QUADS * RIGHT_PITCH>;
 
 // The place in a slice of `vectors` that an invocation moves as its number `i`: vector and quad.
 fn place_of(at: u32, vectors: u32, along_k: bool) -> vec2<u32> {
@@ -119,15 +123,15 @@ fn tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
             }
         }
         if k0 > begin {
-            let left_half = (1u - half) * QUADS * TILE_M;
-            let right_half = (1u - half) * QUADS * WIDTH;
+            let left_half = (1u - half) * QUADS * LEFT_PITCH;
+            let right_half = (1u - half) * QUADS * RIGHT_PITCH;
             for (var q = 0u; q < params.quads; q++) {
                 var a: array<vec4<f32>, ROWS>;
                 for (var i = 0u; i < ROWS; i++) {
-                    a[i] = left[left_half + q * TILE_M + ty + i * DOWN];
+                    a[i] = left[left_half + q * LEFT_PITCH + ty + i * DOWN];
                 }
                 for (var j = 0u; j < COLS * SIDES; j++) {
-                    let b = right[right_half + q * WIDTH + tx + j * ACROSS];
+                    let b = right[right_half + q * RIGHT_PITCH + tx + j * ACROSS];
                     for (var i = 0u; i < ROWS; i++) {
                         var sum = sums[i * COLS * SIDES + j];
                         sum = fma(a[i].x, b.x, sum);
@@ -143,13 +147,13 @@ fn tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
             for (var i = 0u; i < LEFT_EACH; i++) {
                 let place = place_of(lane + i * THREADS, TILE_M, A_ALONG_K);
                 if place.x < TILE_M && place.y < QUADS {
-                    left[(half * QUADS + place.y) * TILE_M + place.x] = a_next[i];
+                    left[(half * QUADS + place.y) * LEFT_PITCH + place.x] = a_next[i];
                 }
             }
             for (var i = 0u; i < RIGHT_EACH; i++) {
                 let place = place_of(lane + i * THREADS, WIDTH, B_ALONG_K);
                 if place.x < WIDTH && place.y < QUADS {
-                    right[(half * QUADS + place.y) * WIDTH + place.x] = b_next[i];
+                    right[(half * QUADS + place.y) * RIGHT_PITCH + place.x] = b_next[i];
                 }
             }
         }

@@ -13,7 +13,9 @@ struct Params {
 
 // Whether a sum of squares left the range in which f32 rounds relatively: then elements are scaled first.
 fn is_out_of_range(squares: f32) -> bool {
-    return !(squares >= 1e-30 && squares <= 3.0e38);
+    // below 1e-30, above 3e38 or NaN: bits grow with numbers that are not negative
+    let bits = bitcast<u32>(squares);
+    return bits < 0x0da24260u || bits > 0x7f61b1e6u;
 }
 
 // A power of two that brings numbers up to `most` near 1, so that their squares stay in range.

@@ -144,6 +144,7 @@ fn count_digit(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
             } else if question == 2u {
                 goal = target_of_draw(mass, uniform_get(vector));
             }
+            goal = reached(question == 0u, goal);
             if lane == 0u {
                 search = Search(0u, Wide(0u), 0u, 0u);
             }

@@ -18,7 +18,8 @@ struct Params {
 var<workgroup> done: u32;
 
 // Answers a question: leaves the number in `search`, and gives how many of that number it takes.
-fn find_candidate(by_count: bool, goal: Wide, start: u32, top: u32, lane: u32) -> u32 {
+fn find_candidate(by_count: bool, wanted: Wide, start: u32, top: u32, lane: u32) -> u32 {
+    var goal = wanted;
     workgroupBarrier();
     if lane == 0u {
         search = Search(0u, Wide(0u), 0u, 0u);
@@ -35,6 +36,9 @@ fn find_candidate(by_count: bool, goal: Wide, start: u32, top: u32, lane: u32) -
         }
         workgroupBarrier();
         add_groups(lane);
+        if digit == 0u {
+            goal = reached(by_count, goal);
+        }
         follow(by_count, goal, lane);
     }
     return taken_of(by_count, goal, top);

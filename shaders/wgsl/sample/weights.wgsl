@@ -29,10 +29,10 @@ fn target_of_share(mass: Wide) -> Wide {
 // The draw's target: the sum has to exceed this share of the mass. Also for what is no number in [0, 1): the last candidate, or the first.
 fn target_of_draw(mass: Wide, uniform_value: f32) -> Wide {
     let one = Wide(1u, 0u);
-    if !(uniform_value < 1.0) {
+    if uniform_value >= 1.0 || is_nan(uniform_value) {
         return mass;
     }
-    if !(uniform_value > 0.0) {
+    if uniform_value <= 0.0 {
         return one;
     }
     let below = wide_share(mass, uniform_value).floor;
@@ -126,6 +126,16 @@ fn weight_of_all() -> Wide {
         weight = wide_add(weight, group_weights[i]);
     }
     return weight;
+}
+
+// A target that the candidates reach, behind the first digit's `add_groups`: the same weight may be rounded otherwise where a compiler
+// contracts what it is made of.
+fn reached(by_count: bool, goal: Wide) -> Wide {
+    let most = weight_of_all();
+    if !by_count && wide_less(most, goal) {
+        return most;
+    }
+    return goal;
 }
 
 // Goes on with the digit at which the sum reaches the target, behind `add_groups`; bins of larger digits come first.

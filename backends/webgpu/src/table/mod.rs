@@ -1,6 +1,7 @@
 //! Every row of the backend, as literal lists.
 
 mod attention;
+pub(crate) mod limits;
 mod matmul;
 mod ops;
 

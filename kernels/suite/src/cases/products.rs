@@ -188,6 +188,15 @@ pub(super) fn matmul(maker: &mut Maker<'_>, tile: &[usize]) {
             maker.push("nn", product(*base, [2, shape[1], 3 + i % 5], "nn"), Fill::Special);
         }
     }
+    // into types that have room for it
+    let large = |base: &&Base| {
+        let wide = |dtype| matches!(dtype, DType::F32 | DType::BF16);
+        wide(base.a) && wide(base.c) && !base.policy.f16_accumulate
+    };
+    for (i, base) in bases.iter().filter(large).enumerate().take(maker.count(6, usize::MAX)) {
+        maker.push("nt", product(*base, shape, "nt"), Fill::Large);
+        maker.push("batch", product(*base, [3 + i, 5, shape[2]], "batch"), Fill::Large);
+    }
     // layers of Llama 3.2 1B: [m, n, k]
     let real =
         [[1, 512, 2048], [5, 2048, 512], [1, 2048, 2048], [33, 512, 2048], [1, 8192, 2048], [3, 2048, 8192]];

@@ -5,6 +5,7 @@ use crate::launch::rows::refuse;
 use crate::launch::{Builder, Dims};
 use crate::pipeline::Checks;
 use crate::shader::{Binding, Variant};
+use crate::table::limits::refuse_workgroup;
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Attention, Op};
 use perjoule_kernels::{Candidate, Config, Kernel, Launch, Numerics, Reason, Request, Result};
@@ -23,7 +24,7 @@ pub(crate) const ROW: Kernel = Kernel::new("attention_any_1_webgpu_any", "attent
 
 fn reject(candidate: &Candidate<'_>) -> Option<Reason> {
     let Op::Attention(op) = candidate.op else { return Some(Reason::new("runs attention")) };
-    refuse_sizes(op).or_else(|| refuse(candidate))
+    refuse_sizes(op).or_else(|| refuse(candidate)).or_else(|| refuse_workgroup(candidate, 64, 512))
 }
 
 fn cost(candidate: &Candidate<'_>) -> f32 {

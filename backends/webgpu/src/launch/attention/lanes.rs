@@ -8,6 +8,7 @@ use crate::launch::rows::caps;
 use crate::launch::{Builder, Dims};
 use crate::pipeline::Checks;
 use crate::shader::Variant;
+use crate::table::limits::subgroup;
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Attention, Op};
 use perjoule_kernels::{Candidate, Config, DType, Kernel, Launch, Numerics, Reason, Request, Result};
@@ -35,7 +36,7 @@ fn reject(candidate: &Candidate<'_>) -> Option<Reason> {
     let Op::Attention(op) = candidate.op else { return Some(Reason::new("runs attention")) };
     let is_vector = caps(candidate.info).is_some_and(|caps| {
         let lanes = LANES as u32;
-        caps.software && caps.has(wgpu::Features::SUBGROUP) && caps.subgroup == (lanes, lanes)
+        caps.software && subgroup(caps) == (lanes, lanes)
     });
     if !is_vector {
         return Some(Reason::lacking("needs an adapter that computes on the CPU, in vectors of 8"));

@@ -15,6 +15,7 @@ use super::kv::slot_places;
 use super::rows::{KvParam, RowsParam, caps, refuse};
 use super::{Place, other_op};
 use crate::shader::Binding;
+use crate::table::limits::full;
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Attention, Op};
 use perjoule_kernels::{Alignment, Candidate, DType, Reason, Request, Result};
@@ -174,6 +175,16 @@ fn quad_bindings(op: &Attention, alignment: Alignment) -> Vec<Binding> {
 /// How much slower kernels made for GPUs are on adapters that compute on the CPU: a middling GPU is what predictions are about.
 fn slowness(candidate: &Candidate<'_>) -> f32 {
     if caps(candidate.info).is_some_and(|caps| caps.software) { 1000.0 } else { 1.0 }
+}
+
+/// The share of a device's rate that so many invocations reach: few leave a GPU idle.
+fn busy(candidate: &Candidate<'_>, invocations: f32) -> f32 {
+    let full = full(candidate);
+    if caps(candidate.info).is_some_and(|caps| caps.software) {
+        1.0
+    } else {
+        (invocations / full).clamp(0.02, 1.0)
+    }
 }
 
 /// What kernels do not run that access four elements at a time.

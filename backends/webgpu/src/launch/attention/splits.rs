@@ -1,13 +1,14 @@
 //! Attention of few queries, keys split over workgroups: `shaders/wgsl/attention/{splits,combine}.wgsl`.
 
 use super::{
-    AttentionParam, HEADERS, align, is_empty, longest, op_of, places, quad_bindings, refuse_fours, slowness,
-    whole,
+    AttentionParam, HEADERS, align, busy, is_empty, longest, op_of, places, quad_bindings, refuse_fours,
+    slowness, whole,
 };
 use crate::launch::rows::{caps, refuse_operands};
 use crate::launch::{Builder, Dims, Place};
 use crate::pipeline::Checks;
 use crate::shader::{Binding, Variant};
+use crate::table::limits::{refuse_workgroup, subgroup};
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Attention, Op};
 use perjoule_kernels::{Candidate, Config, Kernel, Launch, Numerics, Reason, Request, Result};
@@ -19,6 +20,8 @@ static CONFIGS: &[Config] = &[Config::tile("8x128", &[MOST_ROWS, SPLIT, 64])];
 const SPLIT: usize = 128;
 /// Most rows of a workgroup.
 const MOST_ROWS: usize = 8;
+/// Invocations of a workgroup.
+const LANES: usize = 128;
 /// Invocations that add products of a key.
 const SHARING: u32 = 8;
 
@@ -60,6 +63,12 @@ impl Cut {
         self.tiles.saturating_mul(self.units).saturating_mul(self.splits)
     }
 
+    /// Bytes of a workgroup's memory: scores, queries, places of keys and sums, and products where no shuffles add them.
+    fn workgroup_bytes(&self, quads: usize, shuffles: bool) -> usize {
+        let added = if shuffles { 1 } else { self.rows };
+        4 * (self.rows * SPLIT + SPLIT + added * LANES) + 16 * (self.rows * quads + LANES)
+    }
+
     /// Bytes of all parts: elements of each row, and four numbers more.
     fn bytes(&self, op: &Attention) -> u64 {
         (self.parts() as u64).saturating_mul((self.rows * (op.q.len + 4) * 4) as u64)
@@ -69,7 +78,7 @@ impl Cut {
 fn reject<const SUBGROUPS: bool>(candidate: &Candidate<'_>) -> Option<Reason> {
     let Op::Attention(op) = candidate.op else { return Some(Reason::new("runs attention")) };
     let Some(caps) = caps(candidate.info) else { return Some(Reason::new("the device is none of WebGPU")) };
-    if SUBGROUPS && !(caps.has(wgpu::Features::SUBGROUP) && caps.subgroup.0 >= SHARING) {
+    if SUBGROUPS && subgroup(caps).0 < SHARING {
         return Some(Reason::lacking("needs subgroups of 8 invocations or more"));
     }
     let refusal = refuse_fours(candidate, op).or_else(|| {
@@ -80,6 +89,10 @@ fn reject<const SUBGROUPS: bool>(candidate: &Candidate<'_>) -> Option<Reason> {
         return refusal;
     }
     let cut = Cut::new(op);
+    let memory = cut.workgroup_bytes(op.q.len / 4, SUBGROUPS);
+    if let Some(reason) = refuse_workgroup(candidate, LANES, memory) {
+        return Some(reason);
+    }
     if cut.bytes(op) > caps.limits.max_storage_buffer_binding_size || cut.parts() > i32::MAX as usize {
         return Some(Reason::new("parts of keys would take more memory than a kernel binds"));
     }
@@ -93,7 +106,8 @@ fn cost<const SUBGROUPS: bool>(candidate: &Candidate<'_>) -> f32 {
     let again = cut.tiles as f32 * candidate.op.bytes() as f32 + 2.0 * cut.bytes(op) as f32;
     let slow = slowness(candidate);
     let adding = if SUBGROUPS { 1.0 } else { 1.2 };
-    2e-5 + again / 300e9 + slow * adding * candidate.op.flops() as f32 / 2e12
+    let rate = 2e12 * busy(candidate, cut.parts() as f32 * LANES as f32);
+    2e-5 + again / 300e9 + slow * adding * candidate.op.flops() as f32 / rate
 }
 
 /// `Params` of both sources.

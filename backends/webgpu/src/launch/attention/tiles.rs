@@ -1,11 +1,13 @@
 //! Attention of many queries: `shaders/wgsl/attention/tiles.wgsl`.
 
 use super::{
-    AttentionParam, HEADERS, align, is_empty, longest, op_of, places, quad_bindings, refuse_fours, slowness,
+    AttentionParam, HEADERS, align, busy, is_empty, longest, op_of, places, quad_bindings, refuse_fours,
+    slowness,
 };
 use crate::launch::{Builder, Dims};
 use crate::pipeline::Checks;
 use crate::shader::Variant;
+use crate::table::limits::refuse_workgroup;
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::Op;
 use perjoule_kernels::{Candidate, Config, Kernel, Launch, Numerics, Reason, Request, Result};
@@ -17,6 +19,9 @@ static CONFIGS: &[Config] = &[Config::tile("64x32", &[ROWS, KEYS, 64])];
 const ROWS: usize = 64;
 const KEYS: usize = 32;
 const VALUES: usize = 512;
+/// Invocations and bytes of memory of a workgroup.
+const LANES: usize = 128;
+const MEMORY: usize = 16 * 1024;
 
 /// The row.
 pub(crate) const ROW: Kernel = Kernel::new("attention_any_64x32_webgpu_any", "attention", cost, prepare)
@@ -27,7 +32,7 @@ pub(crate) const ROW: Kernel = Kernel::new("attention_any_64x32_webgpu_any", "at
 
 fn reject(candidate: &Candidate<'_>) -> Option<Reason> {
     let Op::Attention(op) = candidate.op else { return Some(Reason::new("runs attention")) };
-    refuse_fours(candidate, op)
+    refuse_fours(candidate, op).or_else(|| refuse_workgroup(candidate, LANES, MEMORY))
 }
 
 fn cost(candidate: &Candidate<'_>) -> f32 {
@@ -35,9 +40,9 @@ fn cost(candidate: &Candidate<'_>) -> f32 {
     // tiles are computed as a whole
     let rows = longest(op) * op.q.inner / op.kv.kv_heads;
     let filled = rows as f32 / rows.next_multiple_of(ROWS).max(1) as f32;
-    let slow = slowness(candidate);
-    1e-5 + candidate.op.bytes() as f32 / 200e9
-        + slow * candidate.op.flops() as f32 / 3e12 / filled.max(1.0 / ROWS as f32)
+    let groups = rows.div_ceil(ROWS) as f32 * op.batch as f32 * op.kv.kv_heads as f32;
+    let rate = 3e12 * filled.max(1.0 / ROWS as f32) * busy(candidate, groups * LANES as f32);
+    1e-5 + candidate.op.bytes() as f32 / 200e9 + slowness(candidate) * candidate.op.flops() as f32 / rate
 }
 
 /// `Params` of `attention/tiles.wgsl`.

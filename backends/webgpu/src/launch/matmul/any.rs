@@ -2,7 +2,7 @@
 
 use super::form::Form;
 use super::tiles::{TileParams, dims, work};
-use super::window::{Window, most_bound, windows};
+use super::window::{Window, most_bound, windows_of_work};
 use super::{HEADERS, STEP, too_large};
 use crate::launch::rows::caps;
 use crate::launch::{Builder, other_op};
@@ -13,10 +13,17 @@ use perjoule_shaders::wgsl;
 /// The only configuration.
 pub(crate) static CONFIGS: &[Config] = &[Config::tile("64x64", &[64, 64, 16])];
 
+/// Operations in a second.
+const RATE: f32 = 0.3e12;
+
+/// Multiplications of a dispatch, 0.2 seconds of them: Windows takes a GPU for hung whose kernel runs for two, and slow ones have a tenth of
+/// the rate.
+const MOST_WORK: f64 = 0.2 * RATE as f64 / 2.0;
+
 /// Seconds: elements are converted one by one on the way into workgroup memory.
 pub(crate) fn cost(candidate: &Candidate<'_>) -> f32 {
     let Some(form) = Form::of(candidate.op) else { return f32::INFINITY };
-    STEP + (2.0 * work(&form) / 0.3e12).max(form.k as f32 * 0.1e-6)
+    STEP + (2.0 * work(&form) / RATE).max(form.k as f32 * 0.1e-6)
 }
 
 pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
@@ -31,7 +38,7 @@ pub(super) fn prepare_within(request: &Request<'_>, most: u64) -> Result<Box<dyn
     let headers = [HEADERS, &[&wgsl::MATMUL_TILES]].concat();
     // the tile of the up projection takes memory only where there is one
     let variant = form.variant(form.inputs()).uint("UP_TILE", if form.up.is_some() { 1040 } else { 1 });
-    for window in windows(&form, most).ok_or_else(too_large)? {
+    for window in windows_of_work(&form, most, MOST_WORK).ok_or_else(too_large)? {
         let params = params(&form, &window);
         let source = (&wgsl::MATMUL_ANY, headers.as_slice(), "matmul");
         let dims = dims(&form, &window)?;

@@ -5,13 +5,14 @@ use super::tiled::{GROUPS, in_quads};
 use super::window::{Window, most_bound, windows};
 use super::{HEADERS, STEP};
 use crate::device::WebGpuCaps;
-use crate::launch::rows::caps;
-use crate::launch::{Builder, Dims, other_op};
+use crate::launch::rows::{caps, refuse_operands};
+use crate::launch::{Builder, Dims, Place, other_op};
 use crate::pipeline::Checks;
-use crate::shader::Touch;
+use crate::shader::{Binding, Touch, Variant};
+use crate::table::limits::{full, subgroup};
 use bytemuck::{Pod, Zeroable};
-use perjoule_kernels::{Candidate, Config, DType, Launch, Numerics, Reason, Request, Result};
-use perjoule_shaders::wgsl;
+use perjoule_kernels::{Candidate, Config, DType, DeviceInfo, Launch, Numerics, Reason, Request, Result};
+use perjoule_shaders::{Source, wgsl};
 
 /// By the rows and columns of a matrix in registers; a workgroup has four times as many.
 pub(crate) static CONFIGS: &[Config] =
@@ -38,6 +39,20 @@ struct Params {
     m: u32,
     n: u32,
     depth: u32,
+    scale_batch: u32,
+    unused: u32,
+}
+
+/// `Params` of `matmul/row_scales.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ScaleParams {
+    a_batch: u32,
+    a_row: u32,
+    a_col: u32,
+    k: u32,
+    m: u32,
+    rows: u32,
     unused: [u32; 2],
 }
 
@@ -56,9 +71,9 @@ fn lacks(caps: &WebGpuCaps, side: u32) -> Option<&'static str> {
         let sizes = [p.m_size, p.n_size, p.k_size] == [side; 3];
         sizes && p.ab_type == f16 && p.cr_type == wgpu::CooperativeScalarType::F32
     };
-    let subgroup = caps.subgroup.0;
+    let (subgroup, largest) = subgroup(caps);
     // four subgroups move a slice in whole quads
-    let fixed = subgroup == caps.subgroup.1
+    let fixed = subgroup == largest
         && subgroup > 0
         && (side * 4 * DEPTH / 4).is_multiple_of(subgroup * SUBGROUPS)
         && subgroup * SUBGROUPS <= caps.limits.max_compute_invocations_per_workgroup;
@@ -79,6 +94,18 @@ fn lacks(caps: &WebGpuCaps, side: u32) -> Option<&'static str> {
         .then_some("cooperative matrices of that size, of f16 into f32")
 }
 
+/// Environment variable: `1` lets them run on every driver of Vulkan.
+const ALLOWED: &str = "PERJOULE_WEBGPU_COOPERATIVE";
+
+/// Whether invocations may miss what others wrote to workgroup memory: kernels with such matrices are under Vulkan's memory model, whose
+/// barriers order nothing but what is said to be made available and visible, and naga says neither (gfx-rs/wgpu#8805). Lavapipe passes all
+/// cases; of GPUs' drivers none has been tried.
+fn is_unordered(info: &DeviceInfo) -> bool {
+    let driver = info.driver.as_deref().unwrap_or_default();
+    let untried = driver.starts_with(wgpu::Backend::Vulkan.to_str()) && !info.software;
+    untried && std::env::var_os(ALLOWED).is_none_or(|value| value != "1")
+}
+
 /// Whether A is rounded to f16.
 fn rounds(form: &Form) -> bool {
     form.a.dtype != DType::F16
@@ -90,6 +117,10 @@ pub(crate) fn refuse(candidate: &Candidate<'_>) -> Option<Reason> {
     if let Some(what) = lacks(caps, side(candidate.config)) {
         return Some(Reason::lacking(what));
     }
+    if is_unordered(candidate.info) {
+        let text = "barriers that order workgroup memory beside matrices in registers (PERJOULE_WEBGPU_COOPERATIVE=1 goes without)";
+        return Some(Reason::lacking(text));
+    }
     if form.grouped.is_some() || form.up.is_some() || form.scales_along_k() {
         return Some(Reason::new("has no scales along k, no pairs and no experts"));
     }
@@ -99,7 +130,9 @@ pub(crate) fn refuse(candidate: &Candidate<'_>) -> Option<Reason> {
     if rounds(&form) && !form.policy.quantised_activations {
         return Some(Reason::new("rounds A to f16, which the policy does not allow"));
     }
-    if let Some(reason) = super::refuse(candidate) {
+    // scales of rows are one more
+    let scales = candidate.op.operands().len() + usize::from(rounds(&form));
+    if let Some(reason) = super::refuse(candidate).or_else(|| refuse_operands(candidate, scales)) {
         return Some(reason);
     }
     if windows(&form, most_bound(caps)).is_none_or(|windows| windows.len() > 1) {
@@ -130,15 +163,46 @@ pub(crate) fn cost(candidate: &Candidate<'_>) -> f32 {
         true => 0.1e12,
         false => 8e12 * (tile as f32 / 64.0).sqrt(),
     };
-    let busy = groups as f32 / 128.0;
+    // subgroups of 32, as most GPUs have them
+    let busy = (groups as f32 * (SUBGROUPS * 32) as f32) / full(candidate);
     let work = 2.0 * (groups * tile * tile) as f32 * form.k as f32;
-    STEP + (work / (rate * busy.clamp(0.02, 1.0))).max(candidate.op.bytes() as f32 / 200e9)
+    let scales = if rounds(&form) {
+        let rows = if form.a.strides.batch == 0 { form.m } else { form.matrices * form.m };
+        STEP + form.a.dtype.bytes(rows * form.k).unwrap_or(0) as f32 / 200e9
+    } else {
+        0.0
+    };
+    STEP + scales + (work / (rate * busy.clamp(0.02, 1.0))).max(candidate.op.bytes() as f32 / 200e9)
+}
+
+/// Adds the kernel that finds scales of the rows of A. Gives where they lie.
+fn row_scales(builder: &mut Builder<'_>, form: &Form) -> Result<Place> {
+    let a = form.a.strides;
+    let rows = if a.batch == 0 { form.m } else { form.matrices * form.m };
+    let bytes = 4 * rows.max(1) as u64;
+    let scales = Place::Scratch(builder.scratch(bytes), bytes);
+    let variant = Variant::of(vec![Binding::get("a", form.a.dtype), Binding::words_mut("scales", "f32")])
+        .uint("WIDTH", 256);
+    let params = ScaleParams {
+        a_batch: a.batch as u32,
+        a_row: a.row as u32,
+        a_col: a.col as u32,
+        k: form.k as u32,
+        m: form.m.max(1) as u32,
+        rows: rows as u32,
+        unused: [0; 2],
+    };
+    let headers: &[&Source] = &[&wgsl::ELEMENT, &wgsl::LAYOUT, &wgsl::REDUCE];
+    let source = (&wgsl::MATMUL_ROW_SCALES, headers, "row_scales");
+    let places = vec![Place::Operand(0), scales.clone()];
+    builder.step(source, (&variant, Checks::None), Dims::line(rows as u64, 1)?, &params, places)?;
+    Ok(scales)
 }
 
 pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let form = Form::of(request.op).ok_or_else(|| other_op(request.op))?;
     let side = side(request.config) as usize;
-    let lanes = caps(request.info).map_or(32, |caps| caps.subgroup.0) as usize;
+    let lanes = caps(request.info).map_or(32, |caps| subgroup(caps).0) as usize;
     let mut builder = Builder::new(request, "matmul_cooperative_webgpu")?;
     let (a, b) = (form.a.strides, form.b.strides);
     let aligned = |operand: usize| form.k >= 4 && request.alignment.of(operand) >= 16;
@@ -148,6 +212,12 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
         if in_quads {
             input.touch = Touch::Quads;
         }
+    }
+    let rounded = rounds(&form);
+    inputs.insert(1, Binding::get("row_scales", DType::F32).when(rounded));
+    let mut places = form.places(&Window::whole(&form));
+    if rounded {
+        places.insert(1, row_scales(&mut builder, &form)?);
     }
     let [of_a, of_b, of_c] = match side {
         8 => ["coop_mat8x8<f16, A>", "coop_mat8x8<f16, B>", "coop_mat8x8<f32, C>"],
@@ -160,6 +230,7 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
         .alias("CoopA", of_a)
         .alias("CoopB", of_b)
         .alias("CoopC", of_c)
+        .flag("ROUNDED", rounded)
         .flag("A_QUADS", quads[0])
         .flag("B_QUADS", quads[1])
         .flag("A_ALONG_K", a.col == 1)
@@ -178,12 +249,12 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
         m: form.m as u32,
         n: form.n as u32,
         depth: DEPTH,
-        unused: [0; 2],
+        scale_batch: if a.batch == 0 { 0 } else { form.m as u32 },
+        unused: 0,
     };
     let tile = 4 * side;
     let dims = Dims::grid(form.m.div_ceil(tile), form.n.div_ceil(tile), form.matrices)?;
     let source = (&wgsl::MATMUL_COOPERATIVE, HEADERS, "cooperative");
-    let places = form.places(&Window::whole(&form));
     builder.step(source, (&variant, Checks::None), dims, &params, places)?;
     Ok(builder.finish())
 }

@@ -9,6 +9,7 @@ use crate::launch::rows::caps;
 use crate::launch::{Builder, Dims, Place, other_op};
 use crate::pipeline::Checks;
 use crate::shader::{Binding, Touch, Variant};
+use crate::table::limits::{refuse_workgroup, subgroup};
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::{Candidate, Config, DType, Launch, Reason, Request, Result};
 use perjoule_shaders::{Source, wgsl};
@@ -99,13 +100,13 @@ fn reject(candidate: &Candidate<'_>) -> Option<Reason> {
     if tile.bytes().iter().any(|&bytes| bytes > MOST) || tile.quads.div_ceil(8) > GROUPS {
         return Some(Reason::new("has no room for panels of such a depth"));
     }
-    None
+    // those that lay out panels
+    refuse_workgroup(candidate, 256, 0)
 }
 
 /// Why the row that needs subgroups does not run it.
 pub(crate) fn refuse_subgroup(candidate: &Candidate<'_>) -> Option<Reason> {
-    let has =
-        caps(candidate.info).is_some_and(|caps| caps.has(wgpu::Features::SUBGROUP) && caps.subgroup.0 >= 8);
+    let has = caps(candidate.info).is_some_and(|caps| subgroup(caps).0 >= 8);
     (!has).then(|| Reason::lacking("subgroups of 8 or more")).or_else(|| reject(candidate))
 }
 

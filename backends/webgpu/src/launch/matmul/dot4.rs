@@ -4,11 +4,12 @@ use super::form::Form;
 use super::gemv::{Format, Quantised, refuse_layout, refuse_quantised};
 use super::tiles::{TILE, TileParams, dims, work};
 use super::window::{Window, most_bound, windows};
-use super::{STEP, too_large};
+use super::{STEP, refuse_lines, too_large};
 use crate::launch::rows::caps;
 use crate::launch::{Builder, other_op};
 use crate::pipeline::Checks;
 use crate::shader::{Binding, Variant};
+use crate::table::limits::refuse_workgroup;
 use perjoule_kernels::{Candidate, Config, DType, Launch, Reason, Request, Result};
 use perjoule_shaders::{Source, wgsl};
 
@@ -19,6 +20,19 @@ pub(crate) static CONFIGS: &[Config] = &[Config::tile("64x64", &[64, 64, 32])];
 fn depth(b: DType) -> usize {
     // units of q4_k reach over 64 elements
     if b == DType::Q4K { 64 } else { 32 }
+}
+
+/// Bytes of a workgroup's memory: words and factors of both sides, minima of B, numbers of rows.
+fn workgroup_bytes(form: &Form) -> usize {
+    let sides = 1 + usize::from(form.up.is_some());
+    let (words, blocks) = (depth(form.b.dtype) / 4, depth(form.b.dtype) / 32);
+    4 * ((1 + sides) * (words * (TILE + 1) + blocks * TILE) + minima(form) + 2 * TILE)
+}
+
+/// Minima of a slice of B; memory of none is of one.
+fn minima(form: &Form) -> usize {
+    let sides = 1 + usize::from(form.up.is_some());
+    if form.b.dtype == DType::Q4K { sides * depth(form.b.dtype) / 32 * TILE } else { 1 }
 }
 
 /// Why it is not for the row of i8, or of block formats; `None` where it is.
@@ -37,6 +51,8 @@ pub(crate) fn refuse(candidate: &Candidate<'_>, blocks: bool) -> Option<Reason> 
     }
     refuse_layout(&form, &format, 4, blocks)
         .or_else(|| super::refuse(candidate))
+        .or_else(|| refuse_workgroup(candidate, 256, workgroup_bytes(&form)))
+        .or_else(|| refuse_lines(candidate, &form, |window| dims(&form, window)))
         .or_else(|| blocks.then(|| refuse_quantised(&form, candidate)).flatten())
 }
 
@@ -90,12 +106,11 @@ fn variant(form: &Form, format: &Format) -> Variant {
     inputs[1] = Binding::words("b", format.word);
     inputs[2] = Binding::words("up", format.word).when(gated);
     inputs.insert(1, Binding::get("block_scales", DType::F32).when(b.is_block()));
-    let minima = if b == DType::Q4K { sides * depth(b) / 32 * TILE } else { 1 };
     let variant = form
         .variant(inputs)
         .uint("DEPTH", depth(b))
         .uint("SIDES", sides)
-        .uint("MINIMA_TILE", minima)
+        .uint("MINIMA_TILE", minima(form))
         .flag("SCALES", b.is_block());
     format.variant(variant, b)
 }

@@ -2,11 +2,12 @@
 
 use super::form::{EpilogueParam, Form, count};
 use super::window::{Window, most_bound, windows};
-use super::{STEP, too_large};
+use super::{STEP, refuse_lines, too_large};
 use crate::launch::rows::caps;
 use crate::launch::{Builder, Dims, Place, other_op};
 use crate::pipeline::Checks;
 use crate::shader::{Binding, Variant};
+use crate::table::limits::{full, refuse_workgroup, subgroup};
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::{Candidate, Config, DType, Launch, Matrix, Numerics, Op, Reason, Request, Result};
 use perjoule_shaders::{Source, wgsl};
@@ -167,15 +168,20 @@ impl Tile {
         let tokens = form.rows().max(1).next_power_of_two().min(MOST_TOKENS).min(most);
         Tile { lanes, cols, tokens }
     }
+
+    /// Bytes of a workgroup's memory: sums of invocations or subgroups, and a few numbers.
+    fn workgroup_bytes(&self, form: &Form, way: Way) -> usize {
+        let sides = 1 + usize::from(form.up.is_some());
+        let kept = if way.subgroup { self.lanes / 4 } else { self.lanes };
+        4 * sides * self.cols * self.tokens * kept + 64
+    }
 }
 
 /// Why it is not for a row that goes this way; `None` where it is.
 pub(crate) fn refuse(candidate: &Candidate<'_>, way: Way) -> Option<Reason> {
     let reason = |text: &'static str| Some(Reason::new(text));
-    let has = caps(candidate.info).is_some_and(|caps| {
-        // smaller ones would take more workgroup memory
-        caps.has(wgpu::Features::SUBGROUP) && caps.subgroup.0 >= 4
-    });
+    // smaller ones would take more workgroup memory
+    let has = caps(candidate.info).is_some_and(|caps| subgroup(caps).0 >= 4);
     if way.subgroup && !has {
         return Some(Reason::lacking("subgroup"));
     }
@@ -196,8 +202,13 @@ pub(crate) fn refuse(candidate: &Candidate<'_>, way: Way) -> Option<Reason> {
         }
         _ => {}
     }
+    let tile = Tile::of(&form, candidate.config, way);
     refuse_layout(&form, &format, quad, way.quantised)
         .or_else(|| super::refuse(candidate))
+        .or_else(|| refuse_workgroup(candidate, tile.lanes, tile.workgroup_bytes(&form, way)))
+        .or_else(|| {
+            refuse_lines(candidate, &form, |window| start(&form, &format, tile, window).map(|(_, dims)| dims))
+        })
         .or_else(|| way.quantised.then(|| refuse_quantised(&form, candidate)).flatten())
 }
 
@@ -337,7 +348,8 @@ pub(crate) fn cost(candidate: &Candidate<'_>, way: Way) -> f32 {
     let units = (form.k / format.unit).max(1);
     let idle = (units.div_ceil(tile.lanes) * tile.lanes) as f32 / units as f32;
     let lanes = (form.n.div_ceil(tile.cols) * tile.lanes) as f32;
-    let stream = matrix * matrices as f32 / 240e9 * idle.min(4.0).sqrt() * (1.0 + 16384.0 / lanes.max(1.0));
+    let stream =
+        matrix * matrices as f32 / 240e9 * idle.min(4.0).sqrt() * (1.0 + full(candidate) / lanes.max(1.0));
     // products of many rows take the time of their arithmetic, which is a quarter of it four at a time
     let rows = form.rows() as f32 * form.matrices as f32;
     let rate = if way.quantised || form.integers() { 4e12 } else { 1e12 };

@@ -24,9 +24,10 @@ pub(crate) mod tiled;
 pub(crate) mod tiles;
 pub(crate) mod window;
 
+use super::Dims;
 use super::rows::caps;
 use form::Form;
-use perjoule_kernels::{Candidate, Error, Reason};
+use perjoule_kernels::{Candidate, Error, Reason, Result};
 use perjoule_shaders::{Source, wgsl};
 
 /// What sources of products stand behind.
@@ -54,6 +55,17 @@ fn refuse_count(candidate: &Candidate<'_>, most: usize) -> Option<Reason> {
     let operands = candidate.op.operands().len();
     (operands > most)
         .then(|| Reason::new(format!("{operands} operands are more than the {most} that a kernel binds")))
+}
+
+/// Why no grid has as many workgroups as a window of the product takes by `dims`.
+fn refuse_lines(
+    candidate: &Candidate<'_>,
+    form: &Form,
+    dims: impl Fn(&window::Window) -> Result<Dims>,
+) -> Option<Reason> {
+    let most = caps(candidate.info).map_or(0, window::most_bound);
+    let fits = window::windows(form, most)?.iter().all(|window| dims(window).is_ok());
+    (!fits).then(|| Reason::new("takes more invocations than a number of 32 bits counts"))
 }
 
 fn too_large() -> Error {

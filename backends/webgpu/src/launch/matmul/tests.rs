@@ -1,7 +1,7 @@
 //! Products that are split into windows, and products of quantised activations, on the first adapter.
 
 use super::form::Form;
-use super::window::{Window, windows};
+use super::window::{Window, windows, windows_of_work};
 use super::{any, gemv, refuse_beyond};
 use crate::device::WebGpuDevice;
 use perjoule_kernels::op::{GroupedMatMul, MatMul, Op, Policy, Tensor2};
@@ -70,6 +70,20 @@ fn large_results_are_split_along_m_and_experts_by_number() {
     let list = windows_of(experts, COMMON).unwrap();
     assert_eq!(list.iter().map(|w| w.matrices.len()).collect::<Vec<_>>(), [11, 11, 10]);
     assert!(list.iter().all(|w| w.cols == (0..n)));
+}
+
+#[test]
+fn long_products_are_split_by_their_work() {
+    let most = 64.0 * 64.0 * 64.0 * 4096.0;
+    let split = |op: Op| windows_of_work(&Form::of(&op).unwrap(), u64::MAX, most).unwrap();
+    let square = |m, n| Op::MatMul(MatMul::linear(m, n, 4096, DType::F32, DType::Q8_0, DType::F32));
+    assert_eq!(split(square(64, 4096)).len(), 1);
+    let list = split(square(512, 4096));
+    assert_eq!(list.len(), 8);
+    assert!(list.iter().all(|w| w.rows == (0..512) && w.cols.len() == 512));
+    // columns do not suffice
+    let list = split(square(1 << 20, 64));
+    assert!(list.len() >= 64 && list.iter().all(|w| w.cols == (0..64) && w.rows.len() % 64 == 0));
 }
 
 #[test]

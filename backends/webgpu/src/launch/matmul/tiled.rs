@@ -8,6 +8,7 @@ use crate::launch::rows::caps;
 use crate::launch::{Builder, Dims, Place, other_op};
 use crate::pipeline::Checks;
 use crate::shader::{Binding, Touch};
+use crate::table::limits::{full, refuse_workgroup};
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Op, Tensor2};
 use perjoule_kernels::{Candidate, Config, DType, Launch, Reason, Request, Result};
@@ -93,8 +94,7 @@ pub(super) struct Sums {
 
 /// Adds the kernel that makes C of sums. `epilogue`: what the epilogue binds.
 pub(super) fn reduce(builder: &mut Builder<'_>, form: &Form, sums: Sums, epilogue: &[Place]) -> Result<()> {
-    let sides = 1 + usize::from(form.up.is_some());
-    let variant = form.variant(vec![Binding::get("partial", DType::F32)]).uint("SIDES", sides);
+    let variant = form.variant(vec![Binding::get("partial", DType::F32)]).uint("SIDES", sides(form));
     let [m, n, matrices] = sums.extent;
     let [row, col, matrix] = sums.first.map(|first| first as u32);
     let params = Reduce {
@@ -135,16 +135,32 @@ impl Tile {
         (self.m / self.rows) * (self.n / self.cols)
     }
 
+    /// Bytes of two slices of both operands, whose quads along k are `pad` places further apart than they have vectors.
+    fn bytes(&self, form: &Form, pad: usize) -> usize {
+        16 * 2 * self.k / 4 * (self.m + self.n * sides(form) + 2 * pad)
+    }
+
+    /// Places between quads along k that keep neighbours, who store a few quads of a few vectors each, out of each other's banks: where the
+    /// device has the memory.
+    fn pad(&self, form: &Form, most: usize) -> usize {
+        let pad = 8 / (self.k / 4);
+        if self.bytes(form, pad) <= most { pad } else { 0 }
+    }
+
     /// Elements of k of a part: whole slices.
     fn depth(&self, k: usize) -> usize {
         k.div_ceil(self.parts).next_multiple_of(self.k).max(self.k)
     }
 }
 
+/// Matrices B: two of a pair.
+fn sides(form: &Form) -> usize {
+    1 + usize::from(form.up.is_some())
+}
+
 /// Sums of a product by parts.
 fn partial(form: &Form, tile: Tile) -> u64 {
-    let sides = 1 + usize::from(form.up.is_some());
-    [tile.parts, form.matrices, sides, form.m, form.n].iter().fold(4, |all, &n| all * n as u64)
+    [tile.parts, form.matrices, sides(form), form.m, form.n].iter().fold(4, |all, &n| all * n as u64)
 }
 
 pub(crate) fn refuse(candidate: &Candidate<'_>) -> Option<Reason> {
@@ -153,8 +169,10 @@ pub(crate) fn refuse(candidate: &Candidate<'_>) -> Option<Reason> {
     if form.grouped.is_some() || form.scales_along_k() {
         return Some(Reason::new("has no scales along k, and no experts"));
     }
-    if ![form.a.dtype, form.b.dtype, form.c.dtype].into_iter().all(float) {
-        return Some(Reason::new("multiplies f32, f16 and bf16"));
+    // elements of B are widened as they come, whatever they are
+    let weights = float(form.b.dtype) || form.b.dtype == DType::F8E4M3 || form.b.dtype.is_block();
+    if ![form.a.dtype, form.c.dtype].into_iter().all(float) || !weights {
+        return Some(Reason::new("multiplies f32, f16 and bf16 by those, f8e4m3 and block formats"));
     }
     if let Some(reason) = super::refuse(candidate) {
         return Some(reason);
@@ -171,7 +189,9 @@ pub(crate) fn refuse(candidate: &Candidate<'_>) -> Option<Reason> {
     if tile.parts > 1 && partial(&form, tile) > MOST {
         return Some(Reason::new("has no room for so many sums of parts"));
     }
-    None
+    // what adds parts has 256 invocations
+    let threads = if tile.parts > 1 { tile.threads().max(256) } else { tile.threads() };
+    refuse_workgroup(candidate, threads, tile.bytes(&form, 0))
 }
 
 /// Whether lines of an operand along k are read in fours: vectors `vector` elements apart, elements `step`.
@@ -187,6 +207,7 @@ pub(super) fn quads(form: &Form, aligned: impl Fn(usize) -> bool) -> [bool; 2] {
     }
     let (a, b) = (form.a.strides, form.b.strides);
     let pair = form.up.is_none_or(|up| up.row == 1 && up.col.is_multiple_of(4) && aligned(up_place()));
+    let pair = pair && !form.b.dtype.is_block();
     [in_quads(&form.a, a.row, a.col, aligned(0)), pair && in_quads(&form.b, b.col, b.row, aligned(1))]
 }
 
@@ -205,15 +226,17 @@ pub(crate) fn align(candidate: &Candidate<'_>, operand: usize) -> u32 {
 pub(crate) fn cost(candidate: &Candidate<'_>) -> f32 {
     let Some(form) = Form::of(candidate.op) else { return f32::INFINITY };
     let tile = Tile::of(candidate.config);
-    let sides = 1 + usize::from(form.up.is_some());
     let groups = form.matrices * tile.parts * form.m.div_ceil(tile.m) * form.n.div_ceil(tile.n);
     let depth = if tile.parts > 1 { tile.depth(form.k) } else { form.k };
     // what an invocation has in registers saves it reads of workgroup memory
     let reuse = (tile.rows * tile.cols) as f32 / (tile.rows + tile.cols) as f32;
     let rate = if super::is_software(candidate) { 0.4e12 } else { 1.5e12 * reuse.sqrt() };
+    // an element of a block is some twenty operations for as many multiplications as a tile has rows
+    let rate = if form.b.dtype.is_block() { rate / (1.0 + 20.0 / tile.m as f32) } else { rate };
     // workgroups of few invocations, and few workgroups, leave a GPU idle
-    let busy = if super::is_software(candidate) { 1.0 } else { (groups * tile.threads()) as f32 / 16384.0 };
-    let work = 2.0 * (groups * tile.m * tile.n * sides) as f32 * depth as f32;
+    let busy =
+        if super::is_software(candidate) { 1.0 } else { (groups * tile.threads()) as f32 / full(candidate) };
+    let work = 2.0 * (groups * tile.m * tile.n * sides(&form)) as f32 * depth as f32;
     let sums = if tile.parts > 1 { STEP + 2.0 * partial(&form, tile) as f32 / 200e9 } else { 0.0 };
     let compute = work / (rate * busy.clamp(0.02, 1.0));
     STEP + compute.max(candidate.op.bytes() as f32 / 200e9) + sums
@@ -222,7 +245,6 @@ pub(crate) fn cost(candidate: &Candidate<'_>) -> f32 {
 pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let form = Form::of(request.op).ok_or_else(|| other_op(request.op))?;
     let tile = Tile::of(request.config);
-    let sides = 1 + usize::from(form.up.is_some());
     let mut builder = Builder::new(request, "matmul_tiled_webgpu")?;
     let (a, b) = (form.a.strides, form.b.strides);
     let [a_quads, b_quads] = quads(&form, |operand| request.alignment.of(operand) >= 16);
@@ -234,6 +256,7 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     }
     inputs.truncate(3);
     let count = inputs.iter().filter(|input| input.is_bound()).count();
+    let memory = caps(request.info).map_or(0, |caps| caps.limits.max_compute_workgroup_storage_size);
     let split = tile.parts > 1;
     inputs.push(Binding::set("partial", DType::F32).when(split));
     let mut variant = form
@@ -243,10 +266,11 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
         .flag("A_ALONG_K", a.col == 1)
         .flag("B_ALONG_K", b.row == 1)
         .flag("SPLIT", split)
-        .uint("SIDES", sides)
+        .uint("SIDES", sides(&form))
         .uint("TILE_M", tile.m)
         .uint("TILE_N", tile.n)
         .uint("QUADS", tile.k / 4)
+        .uint("PAD", tile.pad(&form, memory as usize))
         .uint("ROWS", tile.rows)
         .uint("COLS", tile.cols)
         .uint("WORKGROUP", tile.threads());

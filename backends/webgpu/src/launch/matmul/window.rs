@@ -1,6 +1,7 @@
 //! Products whose operands are larger than a binding: windows of matrices, rows and columns, a dispatch each.
 
 use super::form::Form;
+use super::tiles::TILE;
 use crate::device::WebGpuCaps;
 use perjoule_kernels::DType;
 use std::ops::Range;
@@ -97,13 +98,37 @@ pub(crate) fn most_bound(caps: &WebGpuCaps) -> u64 {
     caps.limits.max_storage_buffer_binding_size.min(u64::from(u32::MAX)).saturating_sub(512)
 }
 
+/// Makes `counts` as small as it takes for `most` multiplications, by whole tiles. Rows of a grouped product belong to experts, of which one may
+/// have all of them: there only columns are cut.
+fn limit_work(form: &Form, counts: &mut [usize; 3], most: f64) {
+    let sides = 1 + usize::from(form.up.is_some());
+    for (d, tile) in [(2, TILE), (1, TILE), (0, 1)] {
+        if form.grouped.is_some() && d != 2 {
+            continue;
+        }
+        let rows =
+            if form.grouped.is_some() { [1, form.rows() * form.matrices] } else { [counts[0], counts[1]] };
+        let work: f64 = [rows[0], rows[1], counts[2], form.k, sides].iter().map(|&n| n as f64).product();
+        let parts = (work / most).ceil().min(counts[d].div_ceil(tile) as f64).max(1.0) as usize;
+        if parts > 1 {
+            counts[d] = counts[d].div_ceil(parts).next_multiple_of(tile);
+        }
+    }
+}
+
 /// The windows in which every operand fits `most` bytes, in order. `None` where there are none.
 pub(crate) fn windows(form: &Form, most: u64) -> Option<Vec<Window>> {
+    windows_of_work(form, most, f64::INFINITY)
+}
+
+/// The same with no more than about so many multiplications each.
+pub(super) fn windows_of_work(form: &Form, most: u64, work: f64) -> Option<Vec<Window>> {
     let totals = [form.matrices, form.m, form.n];
     let mut counts = totals;
     if form.extents().iter().any(|extents| !extents.shrink(&mut counts, most)) {
         return None;
     }
+    limit_work(form, &mut counts, work);
     let pieces = |total: usize, count: usize| {
         let count = count.max(1);
         // nothing to compute is one window, too

@@ -104,7 +104,8 @@ impl Inner {
         self.alive()?;
         let timeout = Some(std::time::Duration::from_secs(5));
         let poll = || self.device.poll(wgpu::PollType::Wait { submission_index, timeout });
-        // where a driver has lost its device, `wgpu` panics
+        // where a driver has lost its device, `wgpu` panics, and where another thread finds all work done in the moment between a time
+        // that ran out and its own look (gfx-rs/wgpu#9958, mended behind version 30.0.2)
         match crate::faults::caught(poll) {
             Ok(Ok(status)) => Ok(Some(status)),
             Ok(Err(wgpu::PollError::Timeout)) if start.elapsed() < PATIENCE => Ok(None),
@@ -113,7 +114,10 @@ impl Inner {
             }
             // a submission that never was: the device refused it
             Ok(Err(error)) => Err(self.give_up(error.to_string())),
-            Err(said) => Err(self.give_up(said)),
+            Err(said) => match crate::faults::caught(|| self.device.poll(wgpu::PollType::Poll)) {
+                Ok(Ok(_)) => Ok(None),
+                _ => Err(self.give_up(said)),
+            },
         }
     }
 }

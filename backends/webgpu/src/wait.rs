@@ -31,9 +31,9 @@ impl Signal {
         submission: Option<wgpu::SubmissionIndex>,
     ) -> Arc<Self> {
         let signal = Arc::new(Signal { state: Mutex::default(), submission });
-        let told = signal.clone();
+        let told = Teller(signal.clone());
         let tell = move |result: Result<(), wgpu::BufferAsyncError>| {
-            told.tell(result.map_err(|error| error.to_string()));
+            told.0.tell(result.map_err(|error| error.to_string()));
         };
         // an error is told twice: the signal is enough
         let _ = inner.checked(|| buffer.map_async(wgpu::MapMode::Read, .., tell));
@@ -43,8 +43,8 @@ impl Signal {
     /// Comes when all that was submitted so far is done, `submission` the last of it.
     pub(crate) fn submitted(queue: &wgpu::Queue, submission: Option<wgpu::SubmissionIndex>) -> Arc<Self> {
         let signal = Arc::new(Signal { state: Mutex::default(), submission });
-        let told = signal.clone();
-        queue.on_submitted_work_done(move || told.tell(Ok(())));
+        let told = Teller(signal.clone());
+        queue.on_submitted_work_done(move || told.0.tell(Ok(())));
         signal
     }
 
@@ -69,6 +69,15 @@ impl Signal {
             state.wakers.push(context.waker().clone());
         }
         state.told.clone()
+    }
+}
+
+/// Tells at the latest when it goes: a poll that panics drops callbacks whose time had come. Whoever waited then finds a result, or an error.
+struct Teller(Arc<Signal>);
+
+impl Drop for Teller {
+    fn drop(&mut self) {
+        self.0.tell(Ok(()));
     }
 }
 
@@ -243,5 +252,22 @@ impl<T: Local + 'static> Wait<T> for Later<T> {
         until(&self.inner, &self.signals)?;
         let told = self.signals.iter().filter_map(|signal| signal.told()).collect::<Result<(), String>>();
         self.settle(told)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_callback_that_is_dropped_tells() {
+        let signal = Arc::<Signal>::default();
+        let callback = {
+            let told = Teller(signal.clone());
+            move || told.0.tell(Err("called".into()))
+        };
+        assert_eq!(signal.told(), None);
+        drop(callback);
+        assert_eq!(signal.told(), Some(Ok(())));
     }
 }

@@ -7,7 +7,9 @@ use crate::shader::{Binding, Variant};
 use crate::stream::WebGpuStream;
 use crate::wait::{Later, Signal};
 use bytemuck::{Pod, Zeroable};
-use perjoule_kernels::{Buffer, Error, Pending, Result, Stream};
+#[cfg(not(target_arch = "wasm32"))]
+use perjoule_kernels::Stream;
+use perjoule_kernels::{Buffer, Error, Pending, Result};
 use perjoule_shaders::{Source, wgsl};
 use std::sync::Arc;
 

@@ -13,6 +13,8 @@
 
 #![cfg(target_arch = "wasm32")]
 #![forbid(unsafe_code)]
+// what is exported is reached from JavaScript
+#![allow(unreachable_pub)]
 
 mod bench;
 mod clock;

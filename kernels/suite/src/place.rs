@@ -1,6 +1,9 @@
 //! Where the arguments of a launch live, and how writes outside of them are noticed.
 
-use perjoule_kernels::{Access, Arg, Buffer, Device, Error, Prepared, Stream};
+use perjoule_kernels::{Device, Error, Prepared, Stream};
+// where waiting is possible within a call
+#[cfg(not(target_arch = "wasm32"))]
+use perjoule_kernels::{Access, Arg, Buffer};
 
 /// What went wrong in a launch, before any number was looked at.
 #[derive(Debug, Clone)]
@@ -52,8 +55,10 @@ pub struct Buffers {
 }
 
 /// Bytes of the bands: a multiple of what any backend wants of an offset, and wider than a cache line.
+#[cfg(not(target_arch = "wasm32"))]
 const BAND: usize = 256;
 /// What the bands hold.
+#[cfg(not(target_arch = "wasm32"))]
 const GUARD: u8 = 0xa5;
 
 #[cfg(not(target_arch = "wasm32"))]

@@ -30,6 +30,11 @@ pub trait Spmd: Send + Sync + 'static {
         false
     }
 
+    /// Whether lanes that are awake make even a short body quicker: it has no barrier, and microseconds of work.
+    fn divides(&self) -> bool {
+        false
+    }
+
     /// Runs this lane's part. All lanes make the same calls of [`Lane::barrier`]. Work is divided with [`Args::split_out`] or
     /// [`Lane::split`], or claimed with [`Lane::claim`]; nothing is allocated.
     fn run(&self, lane: &Lane<'_>, args: &Args);

@@ -59,7 +59,7 @@ impl CpuStream {
         let job = |lane: &Lane<'_>| body.run(lane, args);
         let result = match () {
             () if body.alone() => exclusive.alone(&job),
-            () if body.short() => exclusive.single(&job),
+            () if body.short() && !(body.divides() && exclusive.at_hand()) => exclusive.single(&job),
             () => exclusive.run(&job),
         };
         result.map_err(|Panicked(detail)| Error::Fault { kernel, detail })

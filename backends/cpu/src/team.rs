@@ -8,13 +8,16 @@ use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 /// How long a lane without work spins before it sleeps.
 pub const SPIN: Duration = Duration::from_micros(50);
+
+/// Short launches that come within [`SPIN`] of one another before it pays to wake the lanes for the next ones.
+const STREAK: u32 = 16;
 
 /// One of the team's threads inside a region.
 ///
@@ -63,6 +66,10 @@ struct Shared {
     /// Lanes without work sleep at once.
     rest: AtomicBool,
     asleep: Vec<AtomicBool>,
+    /// When the team was made, nanoseconds from then to the last launch that asked for it, and how many have come quickly one after another.
+    made: Instant,
+    last: AtomicU64,
+    streak: AtomicU32,
 }
 
 #[derive(Clone, Copy)]
@@ -152,6 +159,9 @@ impl Team {
             stop: AtomicBool::new(false),
             rest: AtomicBool::new(false),
             asleep: (0..lanes).map(|_| AtomicBool::new(false)).collect(),
+            made: Instant::now(),
+            last: AtomicU64::new(0),
+            streak: AtomicU32::new(0),
         });
         let mut team = Team {
             shared: shared.clone(),
@@ -237,6 +247,18 @@ impl Exclusive<'_> {
         }
         shared.arrived.0.store(0, Ordering::Relaxed);
         shared.outcome()
+    }
+
+    /// Whether all lanes should run what one could do by itself in microseconds: they are awake, or would stay so once woken, since
+    /// such launches follow one another quickly.
+    pub(crate) fn at_hand(&self) -> bool {
+        let shared = &*self.team.shared;
+        let now = shared.made.elapsed().as_nanos() as u64;
+        let quick =
+            u128::from(now.saturating_sub(shared.last.swap(now, Ordering::Relaxed))) < SPIN.as_nanos();
+        let streak = if quick { shared.streak.load(Ordering::Relaxed).saturating_add(1) } else { 0 };
+        shared.streak.store(streak, Ordering::Relaxed);
+        streak >= STREAK || !shared.asleep.iter().any(|asleep| asleep.load(Ordering::Relaxed))
     }
 
     /// Runs `job` on the calling thread as the only lane, with the others asleep: for code that brings threads of its own.

@@ -19,6 +19,11 @@ pub(crate) trait Body: Send + Sync + 'static {
         false
     }
 
+    /// See [`Spmd::divides`].
+    fn divides(&self) -> bool {
+        false
+    }
+
     /// Runs this lane's part. Mark it `#[inline(always)]`, and call no closures in it that do vector arithmetic.
     fn run<S: Simd>(&self, s: S, lane: &Lane<'_>, args: &Args);
 }
@@ -51,6 +56,10 @@ impl<S: Simd, B: Body> Spmd for On<S, B> {
 
     fn short(&self) -> bool {
         self.short
+    }
+
+    fn divides(&self) -> bool {
+        self.body.divides()
     }
 
     fn run(&self, lane: &Lane<'_>, args: &Args) {

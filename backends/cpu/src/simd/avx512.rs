@@ -251,6 +251,17 @@ impl<const LAST: u8> Simd for WithExtension<LAST> {
         unsafe { _mm512_storeu_ps(to, v) }
     }
     #[inline(always)]
+    unsafe fn load_bytes(self, from: *const u8, bytes: usize) -> __m512 {
+        unsafe {
+            let mask = u64::MAX.checked_shr(64 - bytes.min(64) as u32).unwrap_or(0);
+            _mm512_castsi512_ps(_mm512_maskz_loadu_epi8(mask, from.cast()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize, v: __m512) {
+        unsafe { _mm512_mask_storeu_ps(to, ((1u32 << count.min(16)) - 1) as u16, v) }
+    }
+    #[inline(always)]
     unsafe fn load_bf16(self, from: *const bf16) -> __m512 {
         unsafe {
             let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
@@ -293,6 +304,26 @@ impl<const LAST: u8> Simd for WithExtension<LAST> {
             let (a, b) =
                 (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b));
             _mm512_dpbf16_ps(c, a, b)
+        }
+    }
+    #[inline(always)]
+    fn pair_up(self, x: __m512, y: __m512) -> [__m512; 2] {
+        unsafe {
+            // within quarters, so that each half of a quarter becomes one of either vector
+            let (x, y) = (_mm512_castps_si512(x), _mm512_castps_si512(y));
+            [_mm512_unpacklo_epi16(x, y), _mm512_unpackhi_epi16(x, y)].map(|v| _mm512_castsi512_ps(v))
+        }
+    }
+    #[inline(always)]
+    fn in_order(self, [low, high]: [__m512; 2]) -> [__m512; 2] {
+        unsafe {
+            let evens = _mm512_shuffle_f32x4::<0b01_00_01_00>(low, high);
+            let odds = _mm512_shuffle_f32x4::<0b11_10_11_10>(low, high);
+            // quarters 0, 2, 1, 3 of either
+            [
+                _mm512_shuffle_f32x4::<0b11_01_10_00>(evens, evens),
+                _mm512_shuffle_f32x4::<0b11_01_10_00>(odds, odds),
+            ]
         }
     }
     #[inline(always)]

@@ -157,6 +157,23 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         let ([a0, a1], [b0, b1]) = (self.halves(a), self.halves(b));
         self.fma(a1, b1, self.fma(a0, b0, c))
     }
+    /// Words of the elements of two vectors of bf16 at the same place, those of `x` in the lower halves: two vectors of them, in an order
+    /// that [`Simd::in_order`] undoes.
+    #[inline(always)]
+    fn pair_up(self, x: Self::V, y: Self::V) -> [Self::V; 2] {
+        let (x, y) = (self.to_array(x), self.to_array(y));
+        let [x, y]: [&[u16]; 2] = [bytemuck::cast_slice(&x), bytemuck::cast_slice(&y)];
+        let mut words = [[0.0f32; MAX_LANES]; 2];
+        for (i, (x, y)) in x.iter().zip(y).take(2 * Self::LANES).enumerate() {
+            words[i / Self::LANES][i % Self::LANES] = f32::from_bits(u32::from(*y) << 16 | u32::from(*x));
+        }
+        words.map(|words| self.load(&words))
+    }
+    /// See [`Simd::pair_up`].
+    #[inline(always)]
+    fn in_order(self, vectors: [Self::V; 2]) -> [Self::V; 2] {
+        vectors
+    }
     /// Words of `low` and `high`, both rounded to the nearest bf16; whether subnormal numbers become zero differs between instruction
     /// sets.
     #[inline(always)]
@@ -211,6 +228,28 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// They are writable; no alignment is needed.
     unsafe fn store_f32(self, to: *mut f32, v: Self::V);
+    /// The first `bytes` bytes, at most a vector of them, and zeros behind them.
+    ///
+    /// # Safety
+    /// They are readable; no alignment is needed.
+    #[inline(always)]
+    unsafe fn load_bytes(self, from: *const u8, bytes: usize) -> Self::V {
+        let mut words = [0.0f32; MAX_LANES];
+        let bytes = bytes.min(4 * Self::LANES);
+        // SAFETY: that many are readable, and `words` has room for them.
+        unsafe { std::ptr::copy_nonoverlapping(from, words.as_mut_ptr().cast(), bytes) };
+        self.load(&words)
+    }
+    /// Stores the first `count` lanes, at most all of them.
+    ///
+    /// # Safety
+    /// That many are writable; no alignment is needed.
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize, v: Self::V) {
+        let lanes = self.to_array(v);
+        // SAFETY: that many are writable, and `lanes` has as many.
+        unsafe { std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, count.min(Self::LANES)) }
+    }
     /// Loads and widens, exactly.
     ///
     /// # Safety

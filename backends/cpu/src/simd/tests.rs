@@ -407,3 +407,42 @@ impl Kernel for Transpose {
 fn a_square_is_turned() {
     for_each(|_| Transpose);
 }
+
+struct Parts;
+
+impl Kernel for Parts {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let bytes: [u8; 4 * MAX_LANES] = std::array::from_fn(|i| i as u8 + 1);
+        let numbers: [f32; MAX_LANES] = std::array::from_fn(|i| i as f32 + 1.0);
+        for count in 0..=4 * S::LANES {
+            // SAFETY: that many are there.
+            let words = s.to_array(unsafe { s.load_bytes(bytes.as_ptr(), count) });
+            let mut want = [0; 4 * MAX_LANES];
+            want[..count].copy_from_slice(&bytes[..count]);
+            assert_eq!(bytemuck::cast_slice::<f32, u8>(&words), want, "{} {count}", S::NAME);
+        }
+        for count in 0..=S::LANES {
+            let mut to = [-1.0; MAX_LANES];
+            // SAFETY: as many fit.
+            unsafe { s.store_first(to.as_mut_ptr(), count, s.load(&numbers)) };
+            let mut want = [-1.0; MAX_LANES];
+            want[..count].copy_from_slice(&numbers[..count]);
+            assert_eq!(to, want, "{} {count}", S::NAME);
+        }
+        let row = |first: u16| -> [u16; 2 * MAX_LANES] { std::array::from_fn(|i| first + i as u16) };
+        let (x, y) = (row(100), row(200));
+        let [v, w] = [x, y].map(|row| s.load(bytemuck::cast_slice::<u16, f32>(&row)));
+        let words = s.in_order(s.pair_up(v, w)).map(|v| s.to_array(v));
+        for i in 0..2 * S::LANES {
+            let word = words[i / S::LANES][i % S::LANES].to_bits();
+            assert_eq!([word as u16, (word >> 16) as u16], [x[i], y[i]], "{} {i}", S::NAME);
+        }
+    }
+}
+
+#[test]
+fn parts_of_vectors_and_pairs_of_rows() {
+    for_each(|_| Parts);
+}

@@ -1,7 +1,7 @@
 //! Rows of matmul, grouped_matmul, gated_matmul and pack.
 
 use crate::launch::matmul::quantised::{MxFp4, Q4_0, Q4K, Q6K, Q8_0};
-use crate::launch::matmul::{amx, any, dots, gated, integers};
+use crate::launch::matmul::{amx, any, direct, dots, gated, integers};
 use crate::launch::pack::{
     BLOCKS8_MXFP4, BLOCKS8_Q4_0, BLOCKS8_Q4_K, BLOCKS8_Q6_K, BLOCKS8_Q8_0, BLOCKS16_MXFP4, BLOCKS16_Q4_0,
     BLOCKS16_Q4_K, BLOCKS16_Q6_K, BLOCKS16_Q8_0, BLOCKS32_MXFP4, BLOCKS32_Q4_0, BLOCKS32_Q4_K, BLOCKS32_Q6_K,
@@ -25,6 +25,10 @@ static TILE_32X32: &[Config] = &[Config::tile("32x32", &[32, 32, 1])];
 static TILE_14X8: &[Config] = &[Config::tile("14x8", &[14, 8, 1])];
 /// Register tile of dot products: vectors of the few, and of the many in a task.
 static DOTS_4X32: &[Config] = &[Config::tile("4x32", &[4, 32, 32])];
+/// Register tile of the rows that pack nothing, of 512-bit vectors.
+static DIRECT_6X64: &[Config] = &[Config::tile("6x64", &[6, 64, 1])];
+/// The same of 256-bit vectors.
+static DIRECT_6X16: &[Config] = &[Config::tile("6x16", &[6, 16, 1])];
 /// A panel, the unit of packing.
 static PANELS: &[Config] = &[Config::tile("panel", &[16])];
 
@@ -62,11 +66,14 @@ pub(super) static ROWS: &[Kernel] = &[
     matmul::quantised::<Neon, MxFp4>("matmul_mxfp4_14x8_cpu_neon_packed", TILE_14X8, &[&BLOCKS8_MXFP4]),
     matmul::pairs::<Avx512Bf16>("matmul_bf16_14x32_cpu_avx512bf16_packed", TILE_14X32, &[&PAIRS32_BF16]),
     matmul::plain_pairs::<Avx512Bf16>("matmul_bf16_14x32_cpu_avx512bf16", TILE_14X32),
+    direct::row::<Avx512Bf16, direct::Pairs>("matmul_bf16_direct_6x64_cpu_avx512bf16", DIRECT_6X64),
+    direct::row::<Avx512, direct::Singles>("matmul_f32_direct_6x64_cpu_avx512", DIRECT_6X64),
     matmul::packed::<Avx512, f32>("matmul_f32_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F32]),
     matmul::halves::<Avx512>("matmul_bf16_14x32_cpu_avx512_packed", TILE_14X32, &[&PAIRS32_BF16]),
     matmul::packed::<Avx512, f16>("matmul_f16_14x32_cpu_avx512_packed", TILE_14X32, &[&PANEL32_F16]),
     matmul::plain::<Avx512>("matmul_mixed_14x32_cpu_avx512", TILE_14X32),
     dots::row::<Avx512>("matmul_dots_4x32_cpu_avx512", DOTS_4X32),
+    direct::row::<Avx2, direct::Singles>("matmul_f32_direct_6x16_cpu_avx2", DIRECT_6X16),
     matmul::packed::<Avx2, f32>("matmul_f32_6x16_cpu_avx2_packed", TILE_6X16, &[&PANEL16_F32]),
     matmul::packed::<Avx2, bf16>("matmul_bf16_6x16_cpu_avx2_packed", TILE_6X16, &[&PANEL16_BF16]),
     matmul::packed::<Avx2, f16>("matmul_f16_6x16_cpu_avx2_packed", TILE_6X16, &[&PANEL16_F16]),

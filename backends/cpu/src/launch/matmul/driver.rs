@@ -180,16 +180,22 @@ impl Finish<'_> {
         s.vectorise(FinishRows { finish: self, at, column, n, sums });
     }
 
-    /// Where sums are stored as they are.
+    /// Whether nothing happens to sums but that they are stored, in rows.
     #[inline(always)]
-    fn plain(&self) -> Option<Out<'_, f32>> {
-        let Finish { out, strides, scale, activation, bias, residual, scales } = self;
-        let untouched = *scale == 1.0
+    fn untouched(&self) -> bool {
+        let Finish { strides, scale, activation, bias, residual, scales, .. } = self;
+        *scale == 1.0
             && *activation == Activation::None
             && (bias.is_none() && residual.is_none())
-            && (scales.a.is_none() && scales.b.is_none());
-        match out {
-            FloatsOut::F32(out) if untouched && strides.col == 1 => Some(*out),
+            && (scales.a.is_none() && scales.b.is_none())
+            && strides.col == 1
+    }
+
+    /// Where sums are stored as they are.
+    #[inline(always)]
+    pub(crate) fn plain(&self) -> Option<Out<'_, f32>> {
+        match self.out {
+            FloatsOut::F32(out) if self.untouched() => Some(out),
             _ => None,
         }
     }
@@ -253,12 +259,23 @@ impl Kernel for FinishRows<'_> {
         let FinishRows { finish, at, column, n, sums } = self;
         let nr = columns::<S>();
         let rows = sums.chunks_exact(nr).enumerate().filter_map(|(row, sums)| Some((at(row)?, sums)));
-        match finish.plain() {
-            Some(out) if column + nr <= n => {
+        let (width, untouched) = (nr.min(n - column), finish.untouched());
+        match finish.out {
+            FloatsOut::F32(out) if untouched && width == nr => {
                 for (at, sums) in rows {
                     let first = at.out + column;
                     // SAFETY: the contract of `Finish::rows`.
                     unsafe { out.slice(first..first + nr) }.copy_from_slice(sums);
+                }
+            }
+            FloatsOut::BF16(out) if untouched => {
+                for (at, sums) in rows {
+                    let first = at.out + column;
+                    // SAFETY: as above.
+                    let to = unsafe { out.slice(first..first + width) };
+                    for (to, sums) in to.chunks_mut(S::LANES).zip(sums.chunks_exact(S::LANES)) {
+                        s.store_some(to, s.load(sums));
+                    }
                 }
             }
             _ => {

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`tile`] | the micro-kernel |
 //! | [`driver`] | the blocked loop around it, and the epilogue |
+//! | [`direct`] | rows that pack nothing, for small products |
 //! | [`dots`] | rows without panels, for few rows or columns |
 //! | [`quantised`] | block formats beside activations of 8 bits; [`quantised_pack`] packs them |
 //! | [`amx`] | tiles of AMX |
@@ -19,6 +20,7 @@
 
 pub(crate) mod amx;
 pub(crate) mod any;
+pub(crate) mod direct;
 pub(crate) mod dots;
 pub(crate) mod driver;
 pub(crate) mod gated;

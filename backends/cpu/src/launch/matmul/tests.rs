@@ -512,3 +512,31 @@ fn rows_say_why_they_refuse() {
     .unwrap();
     assert!(chosen.kernel.name.starts_with("matmul_bf16_") && chosen.pack.is_some(), "{chosen:?}");
 }
+
+/// Rows that pack nothing: all sizes of their tiles, words of k that are short, rows that are apart, results that are not stored as they are.
+#[test]
+fn tiles_that_pack_nothing() {
+    let mut random = Random(15);
+    for threads in [1, 3] {
+        let device = open(threads);
+        for dtype in [DType::F32, DType::BF16] {
+            for (m, ks) in [(1, [0, 1, 8]), (4, [2, 9, 64]), (8, [3, 7, 21]), (15, [4, 11, 130])] {
+                for (n, k) in
+                    [1, 15, 16, 31, 32, 33, 48, 50, 64, 65, 97, 128].into_iter().zip(ks.into_iter().cycle())
+                {
+                    let mut op = MatMul::nn(m, n, k, dtype, dtype, DType::F32);
+                    check(&device, &op.into(), &inputs(&op.into(), &mut random, true), true);
+                    op.batch = 3;
+                    op.a.strides = Matrix { row: k + 3, col: 1, batch: m * (k + 3) };
+                    op.b.strides = Matrix { row: n + 5, col: 1, batch: 0 };
+                    op.c.strides = Matrix { row: n + 1, col: 1, batch: m * (n + 1) };
+                    check(&device, &op.into(), &inputs(&op.into(), &mut random, true), true);
+                    op.c = tensor(DType::BF16, Matrix::col_major(m, n));
+                    op.epilogue.residual = Some(tensor(DType::F32, Matrix::row_major(m, n)));
+                    op.epilogue.scale = 0.5;
+                    check(&device, &op.into(), &inputs(&op.into(), &mut random, false), false);
+                }
+            }
+        }
+    }
+}

@@ -182,7 +182,7 @@ fn norm_rotation_and_append_in_one_pass() {
         ..QkNormRopeAppend::dense(HEADS, append, 1e6)
     };
     let slots = vec![i32s([5, 5]), i32s(offsets(&counts)), table(&cache)];
-    let args = [bytes(&[&q, &k, &v, &q_weight, &k_weight, &positions]), slots, caches, vec![vec![]]].concat();
+    let args = [bytes(&[&q, &k, &v, q_weight, k_weight, &positions]), slots, caches, vec![vec![]]].concat();
     judge(&d, op, &args, &[cache.keys(), cache.values(), &out]);
     // nothing is due any more
     assert!(ops::attention_cached(&out, &cache).run().is_ok());
@@ -207,7 +207,8 @@ fn rotation_and_append_in_one_pass_are_those_in_turn() {
         let queries = if fused {
             ops::qk_norm_rope_append(&q, &k, &v, &how, &mut cache).unwrap()
         } else {
-            [&q, &k].map(|x| ops::rope(x, cache.positions(), rope).unwrap());
+            ops::rope(&q, cache.positions(), rope).unwrap();
+            ops::rope(&k, cache.positions(), rope).unwrap();
             cache.append(&k, &v).unwrap();
             q
         };

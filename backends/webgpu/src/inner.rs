@@ -196,7 +196,8 @@ impl Inner {
     /// Memory that holds these bytes.
     pub(crate) fn table(self: &Arc<Self>, bytes: &[u8]) -> Result<Buffer> {
         self.alive()?;
-        let size = bytes.len().max(4).next_multiple_of(4) as u64;
+        // one element at least, of any type: bindings of arrays may not be smaller
+        let size = bytes.len().max(16).next_multiple_of(4) as u64;
         let make = || {
             self.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("table"),

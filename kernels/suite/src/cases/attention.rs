@@ -294,6 +294,10 @@ pub(super) fn qk_norm_rope_append(maker: &mut Maker<'_>, tile: &[usize]) {
                     // a head of odd length is not rotated as a whole
                     rope.rotary_dim = if i % 11 == 0 { head_dim / 4 } else { head_dim / 2 } * 2;
                 }
+                if i % 5 == 0 {
+                    // angles that queries and keys do not share
+                    op.k_rope.theta = 500_000.0;
+                }
                 if i % 3 == 0 {
                     // queries, keys and values are slices of one buffer
                     let width = (shape.heads + 2 * shape.kv_heads) * head_dim;

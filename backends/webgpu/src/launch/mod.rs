@@ -4,6 +4,7 @@ pub(crate) mod argmax;
 pub(crate) mod attention;
 pub(crate) mod elementwise;
 pub(crate) mod kv;
+pub(crate) mod limits;
 pub(crate) mod matmul;
 pub(crate) mod norm;
 pub(crate) mod qk;

@@ -1,7 +1,6 @@
 //! Every row of the backend, as literal lists.
 
 mod attention;
-pub(crate) mod limits;
 mod matmul;
 mod ops;
 

@@ -1,11 +1,11 @@
 //! Attention of every form: `shaders/wgsl/attention/rows.wgsl`.
 
 use super::{AttentionParam, is_empty, longest, op_of, places, refuse_sizes, slot_bindings, slowness};
+use crate::launch::limits::refuse_workgroup;
 use crate::launch::rows::refuse;
 use crate::launch::{Builder, Dims};
 use crate::pipeline::Checks;
 use crate::shader::{Binding, Variant};
-use crate::table::limits::refuse_workgroup;
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Attention, Op};
 use perjoule_kernels::{Candidate, Config, Kernel, Launch, Numerics, Reason, Request, Result};

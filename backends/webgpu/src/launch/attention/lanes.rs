@@ -4,11 +4,11 @@ use super::{
     AttentionParam, HEADERS, LONGEST_HEAD, WHOLE, align, is_empty, longest, op_of, out_of, places,
     quad_bindings, refuse_fours,
 };
+use crate::launch::limits::subgroup;
 use crate::launch::rows::caps;
 use crate::launch::{Builder, Dims};
 use crate::pipeline::Checks;
 use crate::shader::Variant;
-use crate::table::limits::subgroup;
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Attention, Op};
 use perjoule_kernels::{Candidate, Config, DType, Kernel, Launch, Numerics, Reason, Request, Result};

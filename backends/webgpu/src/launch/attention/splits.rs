@@ -4,11 +4,11 @@ use super::{
     AttentionParam, HEADERS, align, busy, is_empty, longest, op_of, places, quad_bindings, refuse_fours,
     slowness, whole,
 };
+use crate::launch::limits::{refuse_workgroup, subgroup};
 use crate::launch::rows::{caps, refuse_operands};
 use crate::launch::{Builder, Dims, Place};
 use crate::pipeline::Checks;
 use crate::shader::{Binding, Variant};
-use crate::table::limits::{refuse_workgroup, subgroup};
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Attention, Op};
 use perjoule_kernels::{Candidate, Config, Kernel, Launch, Numerics, Reason, Request, Result};

@@ -4,10 +4,10 @@ use super::{
     AttentionParam, HEADERS, align, busy, is_empty, longest, op_of, places, quad_bindings, refuse_fours,
     slowness,
 };
+use crate::launch::limits::refuse_workgroup;
 use crate::launch::{Builder, Dims};
 use crate::pipeline::Checks;
 use crate::shader::Variant;
-use crate::table::limits::refuse_workgroup;
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::Op;
 use perjoule_kernels::{Candidate, Config, Kernel, Launch, Numerics, Reason, Request, Result};

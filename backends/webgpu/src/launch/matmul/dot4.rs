@@ -5,11 +5,11 @@ use super::gemv::{Format, Quantised, refuse_layout, refuse_quantised};
 use super::tiles::{TILE, TileParams, dims, work};
 use super::window::{Window, most_bound, windows};
 use super::{STEP, refuse_lines, too_large};
+use crate::launch::limits::refuse_workgroup;
 use crate::launch::rows::caps;
 use crate::launch::{Builder, other_op};
 use crate::pipeline::Checks;
 use crate::shader::{Binding, Variant};
-use crate::table::limits::refuse_workgroup;
 use perjoule_kernels::{Candidate, Config, DType, Launch, Reason, Request, Result};
 use perjoule_shaders::{Source, wgsl};
 

@@ -3,11 +3,11 @@
 use super::form::{EpilogueParam, Form, count};
 use super::window::{Window, most_bound, windows};
 use super::{STEP, refuse_lines, too_large};
+use crate::launch::limits::{full, refuse_workgroup, subgroup};
 use crate::launch::rows::caps;
 use crate::launch::{Builder, Dims, Place, other_op};
 use crate::pipeline::Checks;
 use crate::shader::{Binding, Variant};
-use crate::table::limits::{full, refuse_workgroup, subgroup};
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::{Candidate, Config, DType, Launch, Matrix, Numerics, Op, Reason, Request, Result};
 use perjoule_shaders::{Source, wgsl};

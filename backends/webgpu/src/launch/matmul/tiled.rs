@@ -4,11 +4,11 @@
 use super::form::{EpilogueParam, Form};
 use super::window::{Window, most_bound, windows};
 use super::{HEADERS, STEP};
+use crate::launch::limits::{full, refuse_workgroup};
 use crate::launch::rows::caps;
 use crate::launch::{Builder, Dims, Place, other_op};
 use crate::pipeline::Checks;
 use crate::shader::{Binding, Touch};
-use crate::table::limits::{full, refuse_workgroup};
 use bytemuck::{Pod, Zeroable};
 use perjoule_kernels::op::{Op, Tensor2};
 use perjoule_kernels::{Candidate, Config, DType, Launch, Reason, Request, Result};

@@ -4,7 +4,8 @@
 //! a device lacks appear as ignored with the reason. A row of which no case was launched for another reason fails, as
 //! `device::kernel::config::none`. Known failures are listed in `expectations.toml`.
 //!
-//! `PERJOULE_EMULATE=90` runs it on an emulated CUDA device of that compute capability; `PERJOULE_EVERY=6` keeps every sixth case of a row.
+//! `PERJOULE_EMULATE=90` runs it on an emulated CUDA device of that compute capability; `PERJOULE_EVERY=6` keeps every sixth case of a row,
+//! `PERJOULE_EVERY=1` all of them, those that take long on a processor too.
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use perjoule_kernels::{Choice, Device};
@@ -22,6 +23,10 @@ const EXPECTATIONS: &str = include_str!("../expectations.toml");
 /// Environment variable: of the cases of a row, only each so-manieth.
 const EVERY: &str = "PERJOULE_EVERY";
 
+/// Of the tiles of GPUs on a processor, only each so-manieth case, unless all are asked for: a driver takes seconds to compile such a
+/// kernel for a processor, and there is one for each type of each operand.
+const TILED: usize = 8;
+
 fn main() -> ExitCode {
     if let Some(capability) = std::env::var_os(emulator::VARIABLE) {
         return emulated(&capability.to_string_lossy()).unwrap_or_else(|error| {
@@ -29,7 +34,9 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         });
     }
-    let every = std::env::var(EVERY).ok().and_then(|value| value.parse().ok()).map_or(1, |n: usize| n.max(1));
+    let asked = std::env::var(EVERY).ok().and_then(|value| value.parse().ok());
+    let every = asked.map_or(1, |n: usize| n.max(1));
+    let whole = asked == Some(1);
     let mut arguments = Arguments::from_args();
     if arguments.test_threads.is_none() {
         // launches on the CPU exclude each other; a second thread computes references meanwhile
@@ -95,7 +102,11 @@ fn main() -> ExitCode {
             }
             match perjoule::open_with_threads(&info.label, threads) {
                 Ok(device) => {
-                    device_trials(&mut trials, label, device.backend(), (step * every, most), &expectations)
+                    let step = |row: &str| match info.software && !whole && row.contains("_tiled") {
+                        true => step * every * TILED,
+                        false => step * every,
+                    };
+                    device_trials(&mut trials, label, device.backend(), (&step, most), &expectations)
                 }
                 Err(error) => trials.push(missing(format!("{label}::device"), error.to_string(), true)),
             }
@@ -129,7 +140,7 @@ fn device_trials(
     trials: &mut Vec<Trial>,
     label: &str,
     device: &Arc<dyn Device>,
-    (step, most): (usize, usize),
+    (step, most): (&dyn Fn(&str) -> usize, usize),
     expectations: &Arc<Expectations>,
 ) {
     for choice in subjects(&**device) {
@@ -138,7 +149,7 @@ fn device_trials(
         let row = format!("{label}::{}::{config}{pack}", choice.kernel.name);
         match cases(&**device, &choice, Scope::Sample) {
             Ok(list) => {
-                let list: Vec<Case> = list.into_iter().step_by(step).collect();
+                let list: Vec<Case> = list.into_iter().step_by(step(choice.kernel.name)).collect();
                 // of a part of them none may be launched, and the count never gets to its end
                 let left = Arc::new(Left::new(&format!("{row}::none"), list.len()));
                 for case in spread(list, most) {

@@ -6,8 +6,8 @@ use perjoule_cpu::team::Lane;
 use perjoule_cpu::{CpuDevice, Options};
 use perjoule_kernels::op::{Attention, GatedKind, GatedMatMul, MatMul, Op};
 use perjoule_kernels::{
-    Arg, Buffer, Choice, Comm, DType, Device, DeviceInfo, Error, Kernel, KvLayout, PackFormat, Prepared,
-    Result, Stream, Table, prepare, select,
+    Arg, Buffer, Choice, Comm, DType, Device, DeviceInfo, Error, Kernel, KvLayout, Matrix, PackFormat,
+    Prepared, Result, Stream, Table, prepare, select,
 };
 use std::sync::mpsc;
 use std::sync::{Arc, Barrier};
@@ -32,7 +32,10 @@ struct Product {
 
 impl Product {
     fn new(device: &CpuDevice, stream: &mut dyn Stream, m: usize, k: usize) -> Self {
-        let op = Op::from(MatMul::nn(m, 40, k, DType::F32, DType::F32, DType::F32));
+        let mut op = MatMul::nn(m, 40, k, DType::F32, DType::F32, DType::F32);
+        // what is apart along k is packed into scratch
+        op.a.strides = Matrix::col_major(m, k);
+        let op = Op::from(op);
         let prepared = prepare(device, &op, select(device, &op, &[]).unwrap(), None).unwrap();
         assert!(prepared.scratch() > 0, "{prepared:?}");
         let mut buffers = Vec::new();

@@ -142,16 +142,9 @@ fn browser() -> Result<PathBuf> {
 /// Serves the page by `perjoule web` to a browser that a script drives, and reads what it downloads.
 fn test(page: &Path, pictures: Option<&Path>) -> Result<()> {
     let mut cargo = cargo_command();
-    // of the whole workspace, so that its dependencies are those that its tests have built
-    cargo.args([
-        "build",
-        "--release",
-        "--workspace",
-        "--features",
-        "perjoule-bench/web",
-        "--bin",
-        "perjoule",
-    ]);
+    // as for the workspace's tests, which have built its dependencies with the same features; the test named here comes with the binary
+    cargo.args(["test", "--release", "--workspace", "--features", "perjoule-bench/web"]);
+    cargo.args(["--no-run", "--test", "binary"]);
     run(&mut cargo)?;
     let target = target_folder()?;
     let perjoule = target.join("release").join(format!("perjoule{}", std::env::consts::EXE_SUFFIX));

@@ -96,6 +96,29 @@ fn rotated(begin: u32, d: u32, inverse: f32, position: i32) -> f32 {
     return select(a * factors.y - b * factors.x, a * factors.x + b * factors.y, second);
 }
 
+// Stores UNIT elements of the rotated head from `d` on; `to` is where the head goes.
+fn store_from(d: u32, to: u32, begin: u32, inverse: f32, position: i32) {
+    if UNIT == 1u {
+        out_set(to + d, rotated(begin, d, inverse, position));
+        return;
+    }
+    var most = 0.0;
+    for (var i = 0u; i < 32u; i++) {
+        let magnitude = abs(rotated(begin, d + i, inverse, position));
+        most = select(most, magnitude, magnitude > most);
+    }
+    let scale = q8_0_scale(most);
+    let inverse_scale = q8_0_inverse(scale);
+    let block = (to + d) / 32u * 34u;
+    let bits = f32_to_f16(scale);
+    out_put_byte(block, bits & 255u);
+    out_put_byte(block + 1u, bits >> 8u);
+    for (var i = 0u; i < 32u; i++) {
+        let value = rotated(begin, d + i, inverse, position);
+        out_put_byte(block + 2u + i, q8_0_code(value, inverse_scale));
+    }
+}
+
 @compute @workgroup_size(64)
 fn heads(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -123,25 +146,11 @@ fn heads(
         inverse = inverse_root_of(lane, begin, len);
     }
     let position = positions_int(token);
-    for (var d = lane * UNIT; d < len; d += LANES * UNIT) {
-        if UNIT == 1u {
-            out_set(to + d, rotated(begin, d, inverse, position));
-            continue;
-        }
-        var most = 0.0;
-        for (var i = 0u; i < 32u; i++) {
-            let magnitude = abs(rotated(begin, d + i, inverse, position));
-            most = select(most, magnitude, magnitude > most);
-        }
-        let scale = q8_0_scale(most);
-        let inverse_scale = q8_0_inverse(scale);
-        let block = (to + d) / 32u * 34u;
-        let bits = f32_to_f16(scale);
-        out_put_byte(block, bits & 255u);
-        out_put_byte(block + 1u, bits >> 8u);
-        for (var i = 0u; i < 32u; i++) {
-            let value = rotated(begin, d + i, inverse, position);
-            out_put_byte(block + 2u + i, q8_0_code(value, inverse_scale));
+    // all lanes go round as often: atomics in a loop that a group of lanes has left read through a null pointer on Mesa 26.1
+    for (var first = 0u; first < len; first += LANES * UNIT) {
+        let d = first + lane * UNIT;
+        if d < len {
+            store_from(d, to, begin, inverse, position);
         }
     }
 }

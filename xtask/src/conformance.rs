@@ -22,7 +22,8 @@ pub(crate) struct Cases<'a> {
 
 /// Builds the tests. Gives the path of their executable.
 pub(crate) fn build() -> Result<PathBuf> {
-    let tests = built(&["-p", "perjoule-conformance", "--test", "conformance"], &[])?;
+    // of the whole workspace, whose tests have built the same
+    let tests = built(&["--workspace", "--test", "conformance"], &[])?;
     Ok(tests.into_iter().next().context("the conformance tests were built")?.executable)
 }
 

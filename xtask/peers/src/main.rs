@@ -26,7 +26,10 @@ fn main() -> Result<()> {
     match (who.as_str(), file) {
         ("ours", None) => {
             let name = std::env::var("PERJOULE_PEERS_DEVICE");
-            let device = perjoule::open_with_threads(name.as_deref().unwrap_or("cpu"), Some(threads))?;
+            let device = match name {
+                Ok(name) => perjoule::open(&name)?,
+                Err(_) => perjoule::open_with_threads("cpu", Some(threads))?,
+            };
             serve(&mut |case| Ok(Box::new(ours::Ours::new(&device, case)?)))
         }
         ("ours", Some(file)) => {

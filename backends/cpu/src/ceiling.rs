@@ -7,6 +7,7 @@ use crate::device::{CpuCaps, CpuDevice};
 use crate::features::Features;
 use crate::launch::matmul::amx::{self, Kind};
 use crate::memory::HostMemory;
+use crate::placement::Placement;
 use crate::simd::{self, Kernel, Portable, Simd};
 use crate::simd::{Avx2, Avx512, Avx512Bf16, Avx512Vnni, Neon, NeonBf16, NeonDot, NeonI8mm};
 use crate::team::Panicked;
@@ -27,7 +28,8 @@ fn fault(panicked: Panicked) -> Error {
 
 fn caps(device: &CpuDevice) -> CpuCaps {
     // a CpuDevice always carries its caps
-    device.info().caps::<CpuCaps>().copied().unwrap_or(CpuCaps {
+    device.info().caps::<CpuCaps>().cloned().unwrap_or(CpuCaps {
+        placement: Placement::default(),
         features: Default::default(),
         caches: crate::features::Caches::detect(),
         threads: device.threads(),

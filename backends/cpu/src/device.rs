@@ -1,7 +1,8 @@
 //! The CPU as a device.
 
 use crate::features::{Caches, Features, processor_name};
-use crate::memory::{Freed, HostMemory, available_bytes, total_bytes};
+use crate::memory::{Heap, HostMemory, available_bytes, total_bytes};
+use crate::placement::{Machine, Placement};
 use crate::stream::CpuStream;
 use crate::team::Team;
 use perjoule_kernels::device::alone;
@@ -13,14 +14,14 @@ use std::sync::Arc;
 /// How to open the CPU.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Lanes of the team; `None` takes one for each processor that this process may use.
+    /// Lanes of the team; `None` takes one for each fast core that this process may use, as [`Machine::lanes`] says.
     pub threads: Option<usize>,
     /// Instruction sets to use; `None` takes what [`Features::detect`] finds.
     pub features: Option<Features>,
 }
 
 /// What rows know of the CPU beyond [`DeviceInfo`]: get it with `info.caps::<CpuCaps>()`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct CpuCaps {
     /// Instruction sets that rows may use.
     pub features: Features,
@@ -28,6 +29,8 @@ pub struct CpuCaps {
     pub caches: Caches,
     /// Lanes of the team.
     pub threads: usize,
+    /// Where they run.
+    pub placement: Placement,
 }
 
 /// Lanes of the team of the device that `info` describes.
@@ -46,12 +49,12 @@ pub struct CpuDevice {
 pub(crate) struct Inner {
     pub(crate) id: DeviceId,
     pub(crate) team: Team,
-    pub(crate) freed: Arc<Freed>,
+    pub(crate) heap: Arc<Heap>,
 }
 
 impl Inner {
     pub(crate) fn memory(&self, bytes: u64) -> Result<HostMemory> {
-        HostMemory::zeroed(self.id, self.team.region(), &self.freed, bytes)
+        HostMemory::zeroed(self.id, self.team.region(), &self.heap, bytes)
     }
 
     pub(crate) fn alloc(&self, bytes: u64) -> Result<Buffer> {
@@ -64,7 +67,8 @@ impl CpuDevice {
     pub fn open(options: &Options) -> Result<Self> {
         let info = Self::describe(options)?;
         let threads = lanes(&info);
-        let team = Team::new(threads).map_err(|e| {
+        let placement = info.caps::<CpuCaps>().map(|caps| caps.placement.clone()).unwrap_or_default();
+        let team = Team::placed(threads, &placement).map_err(|e| {
             let why = format!("{threads} threads could not be started: {e}; ask for fewer");
             Error::NoDevice { id: "cpu".into(), why }
         })?;
@@ -72,7 +76,7 @@ impl CpuDevice {
         Ok(CpuDevice {
             info,
             table: Table::new(crate::table::rows()),
-            inner: Arc::new(Inner { id, team, freed: Arc::default() }),
+            inner: Arc::new(Inner { id, team, heap: Arc::new(Heap::new(placement.nodes)) }),
         })
     }
 
@@ -83,13 +87,13 @@ impl CpuDevice {
             Some(features) => features,
             None => Features::detect().map_err(|e| refuse(e.to_string()))?,
         };
-        let available = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let threads = options.threads.unwrap_or(available);
+        let machine = Machine::detect();
+        let threads = options.threads.unwrap_or(machine.lanes());
         if threads == 0 || threads > 4096 {
             return Err(refuse(format!("{threads} threads asked for; 1 to 4096 are possible")));
         }
         let caches = Caches::detect();
-        let caps = CpuCaps { features, caches, threads };
+        let caps = CpuCaps { features, caches, threads, placement: machine.place(threads) };
         let mut info = DeviceInfo::new("cpu", "cpu", processor_name(), DeviceClass::Cpu, Arc::new(caps));
         info.memory_bytes = total_bytes();
         info.cache_bytes = Some(caches.l3.max(caches.l2) as u64);
@@ -125,8 +129,8 @@ impl Device for CpuDevice {
     }
 
     fn alloc_any(&self, bytes: u64) -> Result<Buffer> {
-        let Inner { id, team, freed } = &*self.inner;
-        Ok(Buffer::new(Arc::new(HostMemory::any(*id, team.region(), freed, bytes)?)))
+        let Inner { id, team, heap } = &*self.inner;
+        Ok(Buffer::new(Arc::new(HostMemory::any(*id, team.region(), heap, bytes)?)))
     }
 
     fn stream(&self) -> Result<Box<dyn Stream>> {

@@ -9,6 +9,7 @@
 //! | [`stream`] | launches, capture and replay (a graph is one region of the team) |
 //! | [`memory`] | aligned memory, zeroed or recycled |
 //! | [`features`] | instruction sets and caches found at run time |
+//! | [`placement`] | which processors lanes run on, and which memory nodes their memory lies on |
 //! | [`table`] | every row, as a literal list |
 //! | `launch` | the rows' bodies, one file an op |
 //! | `vendor` | matrix products of vendors' libraries, found at run time |
@@ -24,6 +25,7 @@ pub mod device;
 pub mod features;
 mod launch;
 pub mod memory;
+pub mod placement;
 mod simd;
 pub mod spmd;
 pub mod stream;

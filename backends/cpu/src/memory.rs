@@ -28,17 +28,26 @@ struct Block {
 // SAFETY: plain memory, owned by one block; who may touch it when is said at `HostMemory`.
 unsafe impl Send for Block {}
 
-/// Freed blocks of one device, for results that are written anyway: fresh pages cost more than most launches that fill them.
+/// Where the blocks of one device come from: the system, and those that it has freed, for results that are written anyway: fresh pages
+/// cost more than most launches that fill them.
 #[derive(Default)]
-pub(crate) struct Freed(Mutex<Vec<Block>>);
+pub(crate) struct Heap {
+    freed: Mutex<Vec<Block>>,
+    /// Memory nodes over which large blocks are spread, where there are several.
+    nodes: Vec<usize>,
+}
 
-impl Freed {
+impl Heap {
+    pub(crate) fn new(nodes: Vec<usize>) -> Self {
+        Heap { freed: Mutex::default(), nodes }
+    }
+
     /// Calls that find the list in use go without: it may be held for ever by a thread that a fork has left behind.
     fn take(&self, bytes: usize) -> Option<Block> {
         if !(WORTH..=KEPT).contains(&bytes) {
             return None;
         }
-        let mut list = self.0.try_lock().ok()?;
+        let mut list = self.freed.try_lock().ok()?;
         let at = list.iter().rposition(|block| block.bytes == bytes)?;
         Some(list.remove(at))
     }
@@ -48,7 +57,7 @@ impl Freed {
         if !(WORTH..=KEPT).contains(&block.bytes) {
             return vec![block];
         }
-        let Ok(mut list) = self.0.try_lock() else { return vec![block] };
+        let Ok(mut list) = self.freed.try_lock() else { return vec![block] };
         list.push(block);
         let mut kept: usize = list.iter().map(|block| block.bytes).sum();
         let mut first = 0;
@@ -61,12 +70,12 @@ impl Freed {
 
     #[cfg(test)]
     pub(crate) fn blocks(&self) -> usize {
-        self.0.lock().map_or(0, |list| list.len())
+        self.freed.lock().map_or(0, |list| list.len())
     }
 
     /// Gives everything back to the system.
     fn clear(&self) {
-        if let Ok(mut list) = self.0.try_lock() {
+        if let Ok(mut list) = self.freed.try_lock() {
             list.clear();
         }
     }
@@ -77,7 +86,7 @@ pub struct HostMemory {
     device: DeviceId,
     /// Held by whoever touches the bytes.
     region: Arc<Region>,
-    freed: Arc<Freed>,
+    heap: Arc<Heap>,
     /// There until it is dropped.
     block: Option<Block>,
     pointer: NonNull<u8>,
@@ -95,7 +104,7 @@ impl HostMemory {
     pub(crate) fn zeroed(
         device: DeviceId,
         region: &Arc<Region>,
-        freed: &Arc<Freed>,
+        heap: &Arc<Heap>,
         bytes: u64,
     ) -> Result<Self> {
         let refused = |available| Error::OutOfMemory { device: "cpu".into(), need: bytes, available };
@@ -105,41 +114,30 @@ impl HostMemory {
             // with overcommit the kernel would grant it and kill the process later
             let mut available = available_bytes();
             if available.is_some_and(|have| bytes > have) {
-                freed.clear();
+                heap.clear();
                 available = available_bytes();
             }
             if available.is_some_and(|have| bytes > have) {
                 return Err(refused(available));
             }
         }
-        let pointer = if size == 0 { Some(NonNull::<Line>::dangling().cast()) } else { allocate(size) };
+        let pointer =
+            if size == 0 { Some(NonNull::<Line>::dangling().cast()) } else { allocate(size, &heap.nodes) };
         let pointer = pointer.ok_or_else(|| refused(available_bytes()))?;
-        Ok(Self::of(device, region, freed, Block { pointer, bytes: size }))
+        Ok(Self::of(device, region, heap, Block { pointer, bytes: size }))
     }
 
     /// `bytes` bytes of any content: what an earlier block of this device held, or zeroes.
-    pub(crate) fn any(
-        device: DeviceId,
-        region: &Arc<Region>,
-        freed: &Arc<Freed>,
-        bytes: u64,
-    ) -> Result<Self> {
-        match usize::try_from(bytes).ok().and_then(|size| freed.take(size)) {
-            Some(block) => Ok(Self::of(device, region, freed, block)),
-            None => Self::zeroed(device, region, freed, bytes),
+    pub(crate) fn any(device: DeviceId, region: &Arc<Region>, heap: &Arc<Heap>, bytes: u64) -> Result<Self> {
+        match usize::try_from(bytes).ok().and_then(|size| heap.take(size)) {
+            Some(block) => Ok(Self::of(device, region, heap, block)),
+            None => Self::zeroed(device, region, heap, bytes),
         }
     }
 
-    fn of(device: DeviceId, region: &Arc<Region>, freed: &Arc<Freed>, block: Block) -> Self {
+    fn of(device: DeviceId, region: &Arc<Region>, heap: &Arc<Heap>, block: Block) -> Self {
         let (pointer, bytes) = (block.pointer, block.bytes);
-        HostMemory {
-            device,
-            region: region.clone(),
-            freed: freed.clone(),
-            block: Some(block),
-            pointer,
-            bytes,
-        }
+        HostMemory { device, region: region.clone(), heap: heap.clone(), block: Some(block), pointer, bytes }
     }
 
     /// What its device's users hold while they touch its bytes.
@@ -167,7 +165,7 @@ fn layout(size: usize) -> Option<Layout> {
 }
 
 #[cfg(unix)]
-fn allocate(size: usize) -> Option<NonNull<u8>> {
+fn allocate(size: usize, nodes: &[usize]) -> Option<NonNull<u8>> {
     if size < MAPPED {
         // SAFETY: the size is not 0.
         return layout(size).and_then(|l| NonNull::new(unsafe { alloc_zeroed(l) }));
@@ -182,12 +180,17 @@ fn allocate(size: usize) -> Option<NonNull<u8>> {
     // SAFETY: advice on the mapping just made; failure is harmless.
     unsafe {
         libc::madvise(pointer, size, libc::MADV_HUGEPAGE);
+        if !nodes.is_empty() {
+            crate::placement::interleave(pointer, size, nodes);
+        }
     }
+    #[cfg(not(target_os = "linux"))]
+    let _ = nodes;
     NonNull::new(pointer.cast())
 }
 
 #[cfg(not(unix))]
-fn allocate(size: usize) -> Option<NonNull<u8>> {
+fn allocate(size: usize, _: &[usize]) -> Option<NonNull<u8>> {
     // SAFETY: the size is not 0.
     layout(size).and_then(|l| NonNull::new(unsafe { alloc_zeroed(l) }))
 }
@@ -195,7 +198,7 @@ fn allocate(size: usize) -> Option<NonNull<u8>> {
 impl Drop for HostMemory {
     fn drop(&mut self) {
         if let Some(block) = self.block.take().filter(|block| block.bytes > 0) {
-            drop(self.freed.give(block));
+            drop(self.heap.give(block));
         }
     }
 }
@@ -293,6 +296,6 @@ mod tests {
                 .map(|i| device.alloc_any((1 << 16) + i).unwrap())
                 .collect::<Vec<_>>(),
         );
-        assert_eq!(device.inner.freed.blocks(), super::BLOCKS);
+        assert_eq!(device.inner.heap.blocks(), super::BLOCKS);
     }
 }

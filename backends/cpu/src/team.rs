@@ -3,6 +3,7 @@
 //! rayon's fork-join costs microseconds, a spinning barrier a fraction of one: a decode step has hundreds of launches. The time a
 //! lane spins before it sleeps ([`SPIN`]) burns energy, so it is short and part of every record.
 
+use crate::placement::Placement;
 use perjoule_kernels::Error;
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -145,6 +146,11 @@ pub struct Exclusive<'a> {
 impl Team {
     /// A team of `lanes` lanes, at least one; the calling thread of each region is one of them.
     pub fn new(lanes: usize) -> std::io::Result<Self> {
+        Self::placed(lanes, &Placement::default())
+    }
+
+    /// The same, whose threads run where `placement` says.
+    pub fn placed(lanes: usize, placement: &Placement) -> std::io::Result<Self> {
         let lanes = lanes.max(1);
         let shared = Arc::new(Shared {
             lanes,
@@ -170,10 +176,13 @@ impl Team {
             region: Arc::new(Region { held: Mutex::new(()), pid: std::process::id() }),
         };
         for index in 1..lanes {
-            let shared = shared.clone();
-            let handle = std::thread::Builder::new()
-                .name(format!("perjoule-lane-{index}"))
-                .spawn(move || work(&shared, index))?;
+            let (shared, placement) = (shared.clone(), placement.clone());
+            let handle =
+                std::thread::Builder::new().name(format!("perjoule-lane-{index}")).spawn(move || {
+                    // where the system refuses, the lane runs wherever it is put
+                    let _ = placement.confine();
+                    work(&shared, index)
+                })?;
             team.threads.push(handle.thread().clone());
             team.handles.push(handle);
         }

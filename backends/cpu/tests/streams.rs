@@ -166,7 +166,7 @@ impl Fake {
         let mut info = real.info().clone();
         match lanes {
             Some(threads) => {
-                info.caps = Arc::new(CpuCaps { threads, ..*info.caps::<CpuCaps>().unwrap() });
+                info.caps = Arc::new(CpuCaps { threads, ..info.caps::<CpuCaps>().unwrap().clone() });
             }
             None => info.caps = Arc::new(()),
         }

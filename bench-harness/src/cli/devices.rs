@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use perjoule::{DeviceInfo, devices};
+use perjoule_cpu::device::CpuCaps;
 use serde_json::{Value, json};
 use std::io::Write;
 
@@ -22,6 +23,9 @@ pub(crate) fn run(args: &DevicesArgs) -> Result<Ended> {
     }
     write!(out, "{}", table(&found).render(Style::Plain))?;
     for info in &found {
+        if let Some(line) = placement(info) {
+            writeln!(out, "\nThreads of {}\n  {line}", info.label)?;
+        }
         writeln!(out, "\nEnergy of {}", info.label)?;
         for line in energy_lines(info, &meters) {
             writeln!(out, "  {line}")?;
@@ -71,6 +75,13 @@ pub(crate) fn table(found: &[DeviceInfo]) -> Table {
     table
 }
 
+/// Where the threads of a CPU run, when that is not wherever the system puts them.
+pub(crate) fn placement(info: &DeviceInfo) -> Option<String> {
+    let caps = info.caps::<CpuCaps>()?;
+    let threads = caps.threads;
+    caps.placement.describe().map(|text| format!("{threads} threads: {text}"))
+}
+
 /// How a device's energy is measured, the meter that is used first.
 pub(crate) fn energy_lines(info: &DeviceInfo, meters: &Meters) -> Vec<String> {
     let used = meters.of(info).into_iter().next();
@@ -103,6 +114,9 @@ fn describe(info: &DeviceInfo, meters: &Meters) -> Value {
         "memory_bytes": info.memory_bytes,
         "software": info.software,
         "features": info.features,
+        "threads": info.threads,
+        "processors": info.caps::<CpuCaps>().map(|caps| &caps.placement.processors),
+        "memory_nodes": info.caps::<CpuCaps>().map(|caps| &caps.placement.nodes),
         "meters": meters.all_of(info).into_iter().map(meter).collect::<Vec<_>>(),
     })
 }

@@ -35,6 +35,7 @@ mod web;
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser};
 use perjoule::{Device, DeviceInfo};
+use perjoule_cpu::device::CpuCaps;
 use perjoule_record::Environment;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -158,13 +159,18 @@ fn open(label: &str, threads: Option<usize>) -> Result<Device> {
 
 /// The same, with choices that follow from predictions alone.
 fn open_untuned(label: &str, threads: Option<usize>) -> Result<Device> {
-    Ok(perjoule::open_with_threads(label, threads)?)
+    let device = perjoule::open_with_threads(label, threads)?;
+    if let Some(caps) = device.info().caps::<CpuCaps>() {
+        // this thread is the team's first lane, and has no other use; refused, it runs wherever it is put
+        let _ = caps.placement.confine();
+    }
+    Ok(device)
 }
 
 /// Threads of the host that work for a device: the lanes of the CPU's team, all processors where software stands for a GPU, and one that
 /// submits to a GPU.
 fn threads_of(info: &DeviceInfo) -> usize {
-    match info.caps::<perjoule_cpu::device::CpuCaps>() {
+    match info.caps::<CpuCaps>() {
         Some(caps) => caps.threads,
         None if info.software => std::thread::available_parallelism().map_or(1, usize::from),
         None => 1,

@@ -379,6 +379,9 @@ impl Run<'_> {
         output.heading("Devices", "")?;
         output.table(&devices::table(&infos))?;
         for device in opened {
+            if let Some(line) = devices::placement(device.info()) {
+                output.line(&format!("{} {line}", device.info().label))?;
+            }
             for line in devices::energy_lines(device.info(), meters) {
                 output.line(&format!("{} energy {line}", device.info().label))?;
             }

@@ -7,7 +7,7 @@
 use crate::device::lanes;
 use crate::launch::body::{Body, on, other_op};
 use crate::launch::matmul::amx::{self, Kind, PackedTiles, PlainTiles};
-use crate::launch::matmul::driver::{BLOCK_ROWS, DEPTH, Finish, Plan, RowAt, Scales, Tiles, block};
+use crate::launch::matmul::driver::{BLOCK_ROWS, DEPTH, Finish, Plan, RowAt, Scales, block};
 use crate::launch::matmul::operand::{Floats, FloatsOut, PackFloats, Singles, Words};
 use crate::launch::matmul::pairs::{PackedPairs, PlainPairs, Rounded};
 use crate::launch::matmul::quantised::{Blocks, PackedBlocks};
@@ -213,7 +213,7 @@ fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
 
 fn prepare<S: Simd, F: Format<A: PackFloats>>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::GroupedMatMul(op) = request.op else { return Err(other_op(request.op)) };
-    let plan = Plan::new::<S, F::A>(op.rows, op.k, lanes(request.info));
+    let plan = Plan::new::<S, F::A>(op.rows, op.k, request.info);
     let scratch = plan.scratch(plan.round);
     let scratch = scratch.ok_or(Error::Overflow { op: "grouped_matmul", what: "the scratch" })?;
     on::<S>(request, Grouped::<F> { op: *op, plan, scratch, format: PhantomData })
@@ -281,7 +281,7 @@ impl<F: Format<A: PackFloats>> Grouped<F> {
         let mut item = 0;
         for (_, positions) in Segments::new(offsets, op.rows) {
             let positions = within(positions, &window);
-            let tiles = Tiles::new::<S, F::A>(positions.len());
+            let tiles = self.plan.tiles::<S, F::A>(positions.len());
             for tile in 0..tiles.count() {
                 item += 1;
                 if item % lane.count() != lane.index() {
@@ -324,7 +324,7 @@ impl<F: Format<A: PackFloats>> Grouped<F> {
             let chunk = task * per_task..((task + 1) * per_task).min(panels);
             for (expert, positions) in Segments::new(offsets, op.rows) {
                 let positions = within(positions, &window);
-                let all = Tiles::new::<S, F::A>(positions.len());
+                let all = self.plan.tiles::<S, F::A>(positions.len());
                 for index in 0..all.blocks() {
                     let tiles = all.block(index);
                     let first = positions.start + all.start(tiles.start);

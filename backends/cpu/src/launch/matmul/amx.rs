@@ -34,6 +34,8 @@ const COLUMNS: usize = 32;
 pub(crate) const BLOCK_ROWS: usize = 256;
 /// f32 results of a block.
 pub(crate) const BLOCK: usize = 64 << 10;
+/// Bytes of L2 that every processor with tiles has.
+pub(crate) const L2: usize = 2 << 20;
 
 /// Words of A that meet one of B in a round of [`Kind::in_registers`].
 pub(crate) const ROUND: u64 = 4 * 16 * 16 * WORDS as u64;
@@ -229,6 +231,7 @@ impl Words for RowsOfPairs {
     const WHOLE: bool = true;
     const BLOCK_ROWS: usize = BLOCK_ROWS;
     const BLOCK: usize = BLOCK;
+    const L2: usize = L2;
 
     fn max_rows<S: Simd>() -> usize {
         MOST_ROWS

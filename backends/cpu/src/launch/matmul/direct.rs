@@ -8,7 +8,7 @@
 
 use super::driver::Finish;
 use super::{OVERHEAD, TASK, finish, rate, refuse_scales, rounding, row_at};
-use crate::device::lanes;
+use crate::device::{CpuCaps, lanes};
 use crate::launch::body::{Body, on, other_op};
 use crate::simd::{self, Kernel, Simd};
 use crate::spmd::Args;
@@ -25,7 +25,7 @@ const ROWS: usize = 6;
 /// Most vectors of a tile.
 const MOST_VECTORS: usize = 4;
 
-/// Steps of a panel that the second level of the caches holds, even where rows are so far apart that they compete for places in it.
+/// Steps of a panel that the second level of the caches holds, where rows do not compete for places in it.
 const DEPTH: usize = 1024;
 
 /// Tasks of a lane, where a product has enough: lanes are not equally fast.
@@ -137,8 +137,12 @@ fn cost<S: Simd, W: Words>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
     let lanes = lanes(info) as f32;
     let step = S::LANES * W::PER;
     let (rows, steps) = (m.batch as f32 * m.m as f32, m.k.div_ceil(W::PER));
-    // the rows of a deep panel have left the second level of the caches when the next tile reads them
-    let again = if steps > DEPTH && m.m > 4 * ROWS { 1.5 } else { 1.0 };
+    // the rows of a deep panel have left the second level of the caches when the next tile reads them; those a power of two apart share
+    // its sets, and leave it earlier
+    let apart = m.b.strides.row * W::DTYPE.block_bytes();
+    let apart = (1usize << apart.trailing_zeros().min(31)).max(64);
+    let places = info.caps::<CpuCaps>().map_or(DEPTH, |caps| caps.caches.l2 / apart);
+    let again = if (steps > DEPTH || m.k > places) && m.m > 4 * ROWS { 1.5 } else { 1.0 };
     let products = again * rows * m.n.next_multiple_of(step) as f32 * steps as f32 / rate::<S>();
     let tiles = m.batch as f32 * (m.m.div_ceil(ROWS) * m.n.div_ceil(columns::<S>())) as f32;
     let busy = tiles.clamp(1.0, lanes);

@@ -7,20 +7,25 @@
 use super::operand::{Floats, FloatsOut, Words, words};
 use super::source::Source;
 use super::tile::{Span, Steps, columns};
+use crate::device::{CpuCaps, lanes};
 use crate::simd::{Kernel, Simd, math};
 use crate::spmd::Out;
-use perjoule_kernels::Matrix;
 use perjoule_kernels::op::Activation;
+use perjoule_kernels::{DeviceInfo, Matrix};
 use std::ops::Range;
 
 /// Words along k of a widened panel, in L1: a multiple of every block format's length.
 pub(crate) const DEPTH: usize = 256;
 
-/// f32 results of a block, which share L2 with the block of A.
+/// f32 results of a block, which share L2 with the block of A, where it has [`L2`] bytes.
 pub(crate) const BLOCK: usize = 32 << 10;
 
-/// Rows of a block of A.
+/// Rows of a block of A, the same.
 pub(crate) const BLOCK_ROWS: usize = 192;
+
+/// Bytes of the second-level cache that [`BLOCK`] and [`BLOCK_ROWS`] fill five eighths of. Larger blocks are no faster where it is larger
+/// (measured with 1 MiB, up to 768 rows); where it is smaller, so are blocks.
+pub(crate) const L2: usize = 512 << 10;
 
 /// Tasks of a lane, where a product has enough: lanes are not equally fast.
 const TASKS: usize = 4;
@@ -33,17 +38,24 @@ const PACKED: usize = 4 << 20;
 pub(crate) struct Tiles {
     m: usize,
     count: usize,
-    /// Rows of all tiles but the last one; 0 where heights are even.
-    whole: usize,
+    /// Rows of a tile, and how many of the first ones have one more; where tiles are whole, the last one has what is left.
+    height: usize,
+    higher: usize,
     /// Most rows of a block.
     block_rows: usize,
 }
 
 impl Tiles {
-    pub(crate) fn new<S: Simd, A: Words>(m: usize) -> Self {
+    /// Tiles of `m` rows, of which a block has at most `block_rows`.
+    fn new<S: Simd, A: Words>(m: usize, block_rows: usize) -> Self {
         let most = A::max_rows::<S>();
-        let whole = if A::WHOLE { most } else { 0 };
-        Tiles { m, count: m.div_ceil(most), whole, block_rows: A::BLOCK_ROWS }
+        let count = m.div_ceil(most);
+        let (height, higher) = match count {
+            0 => (0, 0),
+            _ if A::WHOLE => (most, 0),
+            _ => (m / count, m % count),
+        };
+        Tiles { m, count, height, higher, block_rows: block_rows.max(most) }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -52,11 +64,7 @@ impl Tiles {
 
     /// First row of a tile.
     pub(crate) fn start(&self, tile: usize) -> usize {
-        match (self.whole, self.count) {
-            (_, 0) => 0,
-            (0, count) => (tile as u128 * self.m as u128 / count as u128) as usize,
-            (whole, _) => (tile * whole).min(self.m),
-        }
+        (tile * self.height + tile.min(self.higher)).min(self.m)
     }
 
     /// Rows of a tile.
@@ -64,13 +72,10 @@ impl Tiles {
         self.start(tile)..self.start(tile + 1)
     }
 
-    /// Blocks of whole tiles with at most [`Words::BLOCK_ROWS`] rows.
+    /// Blocks of whole tiles.
     pub(crate) fn blocks(&self) -> usize {
-        match (self.whole, self.count) {
-            (_, 0) => 0,
-            (0, count) => count.div_ceil(self.block_rows / self.m.div_ceil(count)),
-            (whole, count) => count.div_ceil(self.block_rows / whole),
-        }
+        let highest = self.height + usize::from(self.higher > 0);
+        self.count.div_ceil((self.block_rows / highest.max(1)).max(1))
     }
 
     /// Tiles of a block.
@@ -96,12 +101,20 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// For products over `rows` rows in all.
-    pub(crate) fn new<S: Simd, A: Words>(rows: usize, k: usize, lanes: usize) -> Self {
+    /// For products over `rows` rows in all, on the device that `info` describes.
+    pub(crate) fn new<S: Simd, A: Words>(rows: usize, k: usize, info: &DeviceInfo) -> Self {
+        let l2 = info.caps::<CpuCaps>().map_or(A::L2, |caps| caps.caches.l2).clamp(A::L2 / 4, A::L2);
+        let fits = |most: usize| (most as u64 * l2 as u64 / A::L2 as u64) as usize;
+        let block = [fits(A::BLOCK_ROWS).max(A::max_rows::<S>()), fits(A::BLOCK)];
         let words = words::<A>(k);
-        let round = (PACKED / words.max(1)).max(A::BLOCK_ROWS).min(rows);
-        let own = DEPTH * columns::<S>() + A::BLOCK.max(A::BLOCK_ROWS * columns::<S>());
-        Plan { words, round, lanes, own, block: [A::BLOCK_ROWS, A::BLOCK] }
+        let round = (PACKED / words.max(1)).max(block[0]).min(rows);
+        let own = DEPTH * columns::<S>() + block[1].max(block[0] * columns::<S>());
+        Plan { words, round, lanes: lanes(info), own, block }
+    }
+
+    /// `m` rows in tiles.
+    pub(crate) fn tiles<S: Simd, A: Words>(&self, m: usize) -> Tiles {
+        Tiles::new::<S, A>(m, self.block[0])
     }
 
     /// How many of `blocks` blocks of `m` rows a round takes.

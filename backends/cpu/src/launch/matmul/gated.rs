@@ -213,7 +213,7 @@ fn cost_plain<S: Simd>(candidate: &Candidate<'_>) -> f32 {
 
 fn prepare<S: Simd, F: Format<A: PackFloats>>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::GatedMatMul(op) = request.op else { return Err(other_op(request.op)) };
-    let plan = Plan::new::<S, F::A>(op.gate.m, op.gate.k, lanes(request.info));
+    let plan = Plan::new::<S, F::A>(op.gate.m, op.gate.k, request.info);
     let packed = if in_place::<F::A>(&op.gate) { 0 } else { plan.round };
     let scratch = plan.scratch(packed).ok_or(Error::Overflow { op: "gated_matmul", what: "the scratch" })?;
     on::<S>(request, Products::<F> { op: **op, plan, packed, scratch, format: PhantomData })
@@ -336,7 +336,7 @@ impl<F: Format<A: PackFloats>> Body for Products<F> {
         else {
             return;
         };
-        let all = Tiles::new::<S, F::A>(op.m);
+        let all = self.plan.tiles::<S, F::A>(op.m);
         let blocks = all.blocks();
         let at_once = self.plan.at_once(op.m, blocks);
         for first in (0..blocks).step_by(at_once) {

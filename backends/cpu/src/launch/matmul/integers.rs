@@ -3,7 +3,7 @@
 //! known when A has been packed.
 
 use super::amx::{self, Kind, PackedTiles, PlainTiles};
-use super::driver::{BLOCK, BLOCK_ROWS, DEPTH, Finish, Plan, Tiles, block};
+use super::driver::{BLOCK, BLOCK_ROWS, DEPTH, Finish, L2, Plan, Tiles, block};
 use super::interleave::{Rows, interleave, load_words};
 use super::operand::{Words, words};
 use super::slab::Slabs;
@@ -119,6 +119,7 @@ impl<const WORDS: usize> Words for Bytes<WORDS> {
     const WHOLE: bool = WORDS == amx::WORDS;
     const BLOCK_ROWS: usize = if WORDS == amx::WORDS { amx::BLOCK_ROWS } else { BLOCK_ROWS };
     const BLOCK: usize = if WORDS == amx::WORDS { amx::BLOCK } else { BLOCK };
+    const L2: usize = if WORDS == amx::WORDS { amx::L2 } else { L2 };
 
     fn max_rows<S: Simd>() -> usize {
         if WORDS == amx::WORDS { MOST_ROWS } else { max_rows::<S>() }
@@ -355,10 +356,10 @@ fn prepare<S: Simd, F: Format>(request: &Request<'_>) -> Result<Box<dyn Launch>>
     let Op::MatMul(op) = request.op else { return Err(other_op(request.op)) };
     let overflow = Error::Overflow { op: "matmul", what: "the scratch" };
     let rows = op.batch.checked_mul(op.m).ok_or(overflow.clone())?;
-    let mut plan = Plan::new::<S, F::A>(rows, op.k, lanes(request.info));
+    let mut plan = Plan::new::<S, F::A>(rows, op.k, request.info);
     // behind the words of all rows lie their sums
     plan.words += 1;
-    let slabs = Slabs::new::<S, F::Source<'static>>(op.m, op.n, op.k);
+    let slabs = Slabs::new::<S, F::Source<'static>>(&plan, op.m, op.n, op.k);
     let scratch = plan.scratch(plan.round).and_then(|bytes| bytes.checked_add(4 * slabs.len() as u64));
     let scratch = scratch.ok_or(overflow)?;
     on::<S>(request, Integers::<F> { op: *op, plan, slabs, scratch, format: PhantomData })
@@ -407,7 +408,7 @@ impl<F: Format> Body for Integers<F> {
             _ => finish(op, args).map(To::Floats),
         };
         let (Some(b), Some(to)) = (F::source(args, 1, op.b, op.n, op.k), to) else { return };
-        let tiles = Tiles::new::<S, F::A>(op.m);
+        let tiles = self.plan.tiles::<S, F::A>(op.m);
         let blocks = tiles.blocks();
         // a round is as many whole matrices as fit, or else a part of one
         let matrices = (self.plan.round / op.m).clamp(1, op.batch);

@@ -384,9 +384,9 @@ fn prepare<S: Simd, F: Format<A: PackFloats>>(request: &Request<'_>) -> Result<B
     let Op::MatMul(op) = request.op else { return Err(other_op(request.op)) };
     let overflow = Error::Overflow { op: "matmul", what: "the scratch" };
     let rows = op.batch.checked_mul(op.m).ok_or(overflow.clone())?;
-    let plan = Plan::new::<S, F::A>(rows, op.k, lanes(request.info));
+    let plan = Plan::new::<S, F::A>(rows, op.k, request.info);
     let packed = if in_place::<F::A>(op) { 0 } else { plan.round };
-    let slabs = Slabs::new::<S, F::Source<'static>>(op.m, op.n, op.k);
+    let slabs = Slabs::new::<S, F::Source<'static>>(&plan, op.m, op.n, op.k);
     let scratch = plan.scratch(packed).and_then(|bytes| bytes.checked_add(4 * slabs.len() as u64));
     let scratch = scratch.ok_or(overflow)?;
     on::<S>(request, Product::<F> { op: *op, plan, packed, slabs, scratch, format: PhantomData })
@@ -505,7 +505,7 @@ impl<F: Format<A: PackFloats>> Body for Product<F> {
         else {
             return;
         };
-        let tiles = Tiles::new::<S, F::A>(op.m);
+        let tiles = self.plan.tiles::<S, F::A>(op.m);
         let blocks = tiles.blocks();
         // a round is as many whole matrices as fit, or else a part of one
         let matrices = (self.plan.round / op.m).clamp(1, op.batch);

@@ -230,6 +230,8 @@ pub(crate) trait Words: Copy + Send + Sync + 'static {
     const BLOCK_ROWS: usize = super::driver::BLOCK_ROWS;
     /// Most f32 results of a block.
     const BLOCK: usize = super::driver::BLOCK;
+    /// Bytes of the second-level cache that these are for; a smaller one has smaller blocks.
+    const L2: usize = super::driver::L2;
 
     /// Rows of the largest tile; at most [`super::tile::MOST_ROWS`].
     fn max_rows<S: Simd>() -> usize {

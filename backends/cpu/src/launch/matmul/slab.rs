@@ -1,7 +1,7 @@
 //! B that is not packed, widened once for all blocks of rows instead of once for each: all lanes write a *slab* of its panels to the
 //! scratch, and go through it as if it had been packed.
 
-use super::driver::{DEPTH, Plan, Tiles};
+use super::driver::{DEPTH, Plan};
 use super::operand::Words;
 use super::source::Source;
 use super::tile::{Steps, columns};
@@ -25,9 +25,9 @@ pub(crate) struct Slabs {
 
 impl Slabs {
     /// For `m` rows against the panels of `B`.
-    pub(crate) fn new<S: Simd, B: Source>(m: usize, n: usize, k: usize) -> Self {
+    pub(crate) fn new<S: Simd, B: Source>(plan: &Plan, m: usize, n: usize, k: usize) -> Self {
         let each = B::Widened::stored(k.div_ceil(<B::A as Words>::PER), columns::<S>());
-        let alone = B::PACKED || Tiles::new::<S, B::A>(m).blocks() < 2 || each == 0 || each > MOST;
+        let alone = B::PACKED || plan.tiles::<S, B::A>(m).blocks() < 2 || each == 0 || each > MOST;
         let panels = if alone { 0 } else { (MOST / each).min(n.div_ceil(columns::<S>())) };
         Slabs { panels, each }
     }

@@ -175,13 +175,13 @@ class Ggml:
         if self.context:
             self.free(self.context)
         kind, n, k = self.TYPES[case["dtype"]], case["n"], case["k"]
-        b = random(1, n * k)
+        x, b = random(0, k), random(1, n * k)
         packed = (ctypes.c_uint8 * (4 * n * k))()
         used = self.quantise(kind, b.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), packed, 0, n, k, None)
         count = copies(case, used)
         self.context = self.init(self.Init(count * (used + (1 << 20)), None, False))
         a, self.n = self.matrix(self.context, 0, k, 1), n
-        ctypes.memmove(self.data(a), random(0, k).ctypes.data, 4 * k)
+        ctypes.memmove(self.data(a), x.ctypes.data, 4 * k)
 
         def one():
             weights = self.matrix(self.context, kind, k, n)

@@ -242,7 +242,7 @@ impl<'l> Multiply<'l> {
         let (product, stream) = (library.primitive(product)?, library.stream);
         let mut sets: Vec<Aligned<u8>> = Vec::new();
         for _ in 0..copies(case, bytes) {
-            let mut set = Aligned::new(bytes);
+            let mut set = Aligned::<u8>::new(bytes);
             if pack {
                 let mut reorder = null_mut();
                 let from = library.memory(plain_desc, plain.as_ptr() as Handle)?;

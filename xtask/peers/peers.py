@@ -104,7 +104,7 @@ class Llama:
         self.ends = case["op"] != "logits"
         if self.context:
             llama.llama_free(self.context)
-        step = 1 if case["op"] == "decode" else tokens
+        step = {"prefill": tokens, "decode": 1, "logits": case.get("step")}[case["op"]]
         params = llama.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = max(tokens, 256), tokens, tokens
         params.n_threads = params.n_threads_batch = threads

@@ -35,7 +35,8 @@ impl<'m> Tokens<'m> {
     pub(crate) fn new(model: &'m Model, case: &Value) -> Result<Self> {
         let (tokens, parallel) = (size(case, "tokens")?, size(case, "parallel").unwrap_or(1));
         let step = match case["op"].as_str() {
-            Some("prefill" | "logits") => tokens,
+            Some("prefill") => tokens,
+            Some("logits") => size(case, "step")?,
             Some("decode") => parallel,
             _ => bail!("a model runs prefill, decode and logits"),
         };

@@ -1,8 +1,9 @@
-"""Times PyTorch's kernels or llama.cpp's models on command: peers.py torch THREADS, or peers.py llama THREADS FILE.
+"""Times PyTorch's kernels, ggml's or llama.cpp's models on command: peers.py torch THREADS, peers.py ggml THREADS, or peers.py llama
+THREADS FILE.
 
 src/main.rs describes the protocol. Same sizes, same numbers, same number of threads as ours."""
 
-import ctypes, json, sys, time
+import ctypes, json, os, sys, time
 
 import numpy as np
 
@@ -94,13 +95,16 @@ class Llama:
         self.model = llama.llama_model_load_from_file(sys.argv[3].encode(), llama.llama_model_default_params())
         if not self.model:
             raise SystemExit("llama.cpp does not load " + sys.argv[3])
-        self.context, self.vocab = None, llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self.model))
+        self.context, self.ends, self.vocab = None, True, llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self.model))
 
     def setup(self, case):
         llama, tokens = self.llama, case["tokens"]
+        if case.get("parallel", 1) > 1:
+            raise ValueError("is asked for one sequence")
+        self.ends = case["op"] != "logits"
         if self.context:
             llama.llama_free(self.context)
-        step = tokens if case["op"] == "prefill" else 1
+        step = {"prefill": tokens, "decode": 1, "logits": case.get("step")}[case["op"]]
         params = llama.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = max(tokens, 256), tokens, tokens
         params.n_threads = params.n_threads_batch = threads
@@ -119,7 +123,87 @@ class Llama:
 
     def sample(self, _):
         logits = self.llama.llama_get_logits_ith(self.context, -1)
-        return logits[:8] + logits[self.vocab - 8 : self.vocab]
+        return logits[:8] + logits[self.vocab - 8 : self.vocab] if self.ends else logits[: self.vocab]
+
+
+class Ggml:
+    """Single rows by the library below llama.cpp, with its own threads: weights as it quantises them, in their plain layout."""
+
+    TYPES = {"bf16": 30, "q8_0": 8, "q4_0": 2, "q4_k": 12}
+
+    class Init(ctypes.Structure):
+        _fields_ = [("size", ctypes.c_size_t), ("at", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
+
+    class Plan(ctypes.Structure):
+        _fields_ = [("size", ctypes.c_size_t), ("work", ctypes.c_void_p), ("threads", ctypes.c_int)]
+        _fields_ += [("rest", ctypes.c_void_p * 8)]  # longer than any version's
+
+    class Pool(ctypes.Structure):
+        _fields_ = [("mask", ctypes.c_bool * 512), ("threads", ctypes.c_int), ("rest", ctypes.c_int * 8)]
+
+    def __init__(self):
+        import llama_cpp
+
+        folder = os.path.join(os.path.dirname(llama_cpp.__file__), "lib")
+        base, cpu = (ctypes.CDLL(os.path.join(folder, f"lib{name}.so")) for name in ("ggml-base", "ggml-cpu"))
+        pointer, size = ctypes.c_void_p, ctypes.c_size_t
+
+        def function(library, name, result, *arguments):
+            call = getattr(library, "ggml_" + name)
+            call.restype, call.argtypes = result, arguments
+            return call
+
+        self.init = function(base, "init", pointer, self.Init)
+        self.free = function(base, "free", None, pointer)
+        self.matrix = function(base, "new_tensor_2d", pointer, pointer, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+        self.data = function(base, "get_data", pointer, pointer)
+        self.product = function(base, "mul_mat", pointer, pointer, pointer, pointer)
+        self.graph = function(base, "new_graph", pointer, pointer)
+        self.expand = function(base, "build_forward_expand", None, pointer, pointer)
+        floats = ctypes.POINTER(ctypes.c_float)
+        self.quantise = function(base, "quantize_chunk", size, ctypes.c_int, floats, pointer, *[ctypes.c_int64] * 3, pointer)
+        self.plan = function(cpu, "graph_plan", self.Plan, pointer, ctypes.c_int, pointer)
+        self.compute = function(cpu, "graph_compute", ctypes.c_int, pointer, pointer)
+        function(cpu, "cpu_init", None)()
+        params = function(base, "threadpool_params_default", self.Pool, ctypes.c_int)(threads)
+        self.pool = function(cpu, "threadpool_new", pointer, pointer)(ctypes.byref(params))
+        self.context = None
+
+    def setup(self, case):
+        if case["op"] != "matmul" or case["m"] != 1 or case["dtype"] not in self.TYPES:
+            raise ValueError("is asked for single rows against bf16 and blocks")
+        if self.context:
+            self.free(self.context)
+        kind, n, k = self.TYPES[case["dtype"]], case["n"], case["k"]
+        x, b = random(0, k), random(1, n * k)
+        packed = (ctypes.c_uint8 * (4 * n * k))()
+        used = self.quantise(kind, b.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), packed, 0, n, k, None)
+        count = copies(case, used)
+        self.context = self.init(self.Init(count * (used + (1 << 20)), None, False))
+        a, self.n = self.matrix(self.context, 0, k, 1), n
+        ctypes.memmove(self.data(a), x.ctypes.data, 4 * k)
+
+        def one():
+            weights = self.matrix(self.context, kind, k, n)
+            ctypes.memmove(self.data(weights), packed, used)
+            out, graph = self.product(self.context, weights, a), self.graph(self.context)
+            self.expand(graph, out)
+            plan = self.plan(graph, threads, self.pool)
+            work = (ctypes.c_uint8 * plan.size)()
+            plan.work = ctypes.addressof(work)
+
+            def run(work=work):
+                if self.compute(graph, ctypes.byref(plan)):
+                    raise SystemExit("ggml_graph_compute failed")
+                return out
+
+            return run
+
+        return [one() for _ in range(count)]
+
+    def sample(self, out):
+        values = (ctypes.c_float * self.n).from_address(self.data(out))
+        return values[:8] + values[-8:]
 
 
 def fastest(call):
@@ -135,7 +219,7 @@ def copies(case, size):
     return max(1, -(-case.get("rotate", 0) // size))
 
 
-worker, calls, at = {"torch": Torch, "llama": Llama}[who](), [], 0
+worker, calls, at = {"torch": Torch, "ggml": Ggml, "llama": Llama}[who](), [], 0
 for line in sys.stdin:
     command = json.loads(line)
     if command["do"] == "setup":

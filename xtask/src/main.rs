@@ -45,10 +45,12 @@ enum Task {
     /// apt-get and unpacks, as it keeps all its files, under target/emulate/. Without a filter it runs the unit and integration tests of
     /// perjoule-cpu less a few long ones, and a sixth of the conformance cases of the AVX-512 rows; `-- avx512` runs all of those cases.
     Emulate(emulate::Options),
-    /// Measures our kernels against those of PyTorch, oneMKL, OpenBLAS and the crate gemm, in turn; no part of `test` or `ci`.
+    /// Measures our kernels against those of PyTorch, oneMKL, OpenBLAS, oneDNN, gemm, tract, ggml and llama.cpp, in turn; no part of
+    /// `test` or `ci`.
     ///
     /// Installs them into target/peers/venv (PyTorch is a download of gigabytes; --venv names an environment that has it) and builds a
-    /// worker in a workspace of its own.
+    /// worker in a workspace of its own. Models are run at batches of 1 to 64, too, and the logits of a file that llama.cpp quantised are
+    /// compared with those of its numbers in f32.
     #[cfg(unix)]
     Peers(peers::Options),
     /// Runs a sample of the tests of the CPU backend's NEON rows, cross-built for Arm, under qemu.

@@ -5,13 +5,14 @@
 //! peer's over ours: above 1 ours is faster.
 
 mod cases;
+mod logits;
 mod setup;
 mod worker;
 
 use crate::vulkan::{Adapter, mesa};
 use crate::webgpu::Driver;
 use anyhow::{Context, Result, ensure};
-use cases::{Case, Group, groups};
+use cases::{Case, Group, Target, groups};
 use perjoule_record::stats;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -33,7 +34,7 @@ pub(crate) struct Options {
         long,
         value_name = "NAME,..",
         value_delimiter = ',',
-        default_value = "torch,mkl,openblas,gemm,llama"
+        default_value = "torch,mkl,openblas,onednn,gemm,tract,ggml,llama"
     )]
     peers: Vec<String>,
     /// The Vulkan driver of cases on WebGPU (--peers burn), instead of the first one of the system.
@@ -64,12 +65,25 @@ struct Field {
     burn: Option<PathBuf>,
     driver: Option<Adapter>,
     threads: usize,
+    /// Whether the processor multiplies tiles.
+    amx: bool,
+}
+
+/// Whether targets that were set for AMX apply.
+fn has_amx() -> bool {
+    let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    ["amx_tile", "amx_bf16", "amx_int8"].iter().all(|flag| flags.split_whitespace().any(|word| word == *flag))
 }
 
 impl Field {
     fn start(&self, who: &str, group: &Group) -> Result<Worker> {
+        self.start_as(who, group, None)
+    }
+
+    /// `how` our model is loaded.
+    fn start_as(&self, who: &str, group: &Group, how: Option<&str>) -> Result<Worker> {
         let mut command = match who {
-            "torch" | "llama" => {
+            "torch" | "ggml" | "llama" => {
                 let mut command = Command::new(self.venv.join("bin/python"));
                 command.arg(setup::python("peers.py"));
                 command
@@ -91,7 +105,7 @@ impl Field {
         }
         command.args([who, &self.threads.to_string()]).env("VIRTUAL_ENV", &self.venv);
         if let (Some(model), Some(models)) = (group.model, &self.models) {
-            command.arg(models.join(model).with_extension("gguf"));
+            command.arg(models.join(model).with_extension("gguf")).args(how);
         }
         if let Some(features) = group.features.filter(|_| who == "ours") {
             command.env("PERJOULE_CPU_FEATURES", features);
@@ -102,7 +116,7 @@ impl Field {
 
 pub(crate) fn peers(options: &Options) -> Result<()> {
     ensure!(options.budget > 0.0, "--budget {}: expected a positive number of seconds", options.budget);
-    let known = ["torch", "mkl", "openblas", "gemm", "llama", "burn"];
+    let known = ["torch", "mkl", "openblas", "onednn", "gemm", "tract", "ggml", "llama", "burn"];
     if let Some(name) = options.peers.iter().find(|name| !known.contains(&name.as_str())) {
         anyhow::bail!("no peer {name:?}; there are {}", known.join(", "));
     }
@@ -115,7 +129,8 @@ pub(crate) fn peers(options: &Options) -> Result<()> {
     groups.iter_mut().for_each(|group| group.cases.retain(|case| case.name.contains(only)));
     let asked = |group: &Group| group.peers.iter().any(|peer| options.peers.iter().any(|name| name == peer));
     groups.retain(|group| !group.cases.is_empty() && asked(group));
-    ensure!(!groups.is_empty(), "no case is called {only:?}");
+    let of_logits = logits::NAME.contains(only) && options.peers.iter().any(|name| name == "llama");
+    ensure!(!groups.is_empty() || of_logits, "no case is called {only:?}");
     let driver = options.driver.map(Adapter::from);
     if driver == Some(Adapter::Newer) {
         mesa()?;
@@ -126,14 +141,14 @@ pub(crate) fn peers(options: &Options) -> Result<()> {
         true => Some(setup::build("peers/burn", "perjoule-peers-burn")?),
         false => None,
     };
-    let models = match groups.iter().any(|group| group.model.is_some()) {
+    let models = match of_logits || groups.iter().any(|group| group.model.is_some()) {
         true => Some(setup::models(&venv)?),
         false => None,
     };
-    let field = Field { worker, venv, models, burn, driver, threads };
+    let field = Field { worker, venv, models, burn, driver, threads, amx: has_amx() };
     if !options.json {
         println!("{threads} threads; time of the peer over ours [95 %]\n");
-        println!("{:36} {:>12}  {:>7}  {:42} target", "case", "ours", "of read", "peers");
+        println!("{:40} {:>12}  {:>7}  {:42} target", "case", "ours", "of read", "peers");
     }
     for group in &groups {
         let mut ours = field.start("ours", group)?;
@@ -143,31 +158,54 @@ pub(crate) fn peers(options: &Options) -> Result<()> {
         }
         let reads = group.cases.iter().any(|case| case.bytes.is_some());
         let mut read = if reads { Some(field.start("read", group)?) } else { None };
-        let mut ratios = Vec::new();
+        let (mut ratios, mut fastest) = (Vec::new(), 0.0f64);
         for case in &group.cases {
-            let row = measure(case, &mut ours, &mut peers, read.as_mut(), options.budget)?;
-            ratios.extend(row.best().map(|best| best.ratio));
+            let mut row = measure(case, &mut ours, &mut peers, read.as_mut(), options.budget)?;
+            if let (Target::Grows, Some(seconds), Some(tokens)) =
+                (case.target, row.seconds, case.sizes["tokens"].as_f64())
+            {
+                row.grows = Some(tokens / row.shortest >= fastest);
+                fastest = fastest.max(tokens / seconds);
+            }
+            if !matches!(case.target, Target::None) {
+                ratios.extend(row.best().map(|best| best.ratio));
+            }
             match options.json {
-                true => println!("{}", row.json(case)),
-                false => println!("{}", row.text(case)),
+                true => println!("{}", row.json(case, field.amx)),
+                false => println!("{}", row.text(case, field.amx)),
             }
         }
         if let Some(target) = group.mean.filter(|_| ratios.len() > 1) {
             let mean = (ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / ratios.len() as f64).exp();
-            let verdict = if mean >= target { "met" } else { "missed" };
-            let name = group.name;
+            let (name, verdict) = (group.name, of_ratio(target, Some(mean), field.amx));
             match options.json {
-                true => println!(
-                    "{}",
-                    json!({ "geometric_mean": name, "ratio": mean, "target": format!("{target}: {verdict}") })
-                ),
-                false => {
-                    println!("{name}: geometric mean {mean:.3}, fastest peer; target {target}: {verdict}\n")
-                }
+                true => println!("{}", json!({ "geometric_mean": name, "ratio": mean, "target": verdict })),
+                false => println!("{name}: geometric mean {mean:.3}, fastest peer; target {verdict}\n"),
             }
         }
     }
+    if of_logits {
+        logits::rows(&field, options.json)?;
+    }
     Ok(())
+}
+
+/// What is said of a ratio, and of what was asked for.
+fn of_ratio(target: Target, ratio: Option<f64>, amx: bool) -> String {
+    match target {
+        Target::Amx(least) if !amx => format!("{least} for AMX: does not apply here"),
+        Target::Amx(least) | Target::Ratio(least) => verdict(&least.to_string(), ratio.map(|r| r >= least)),
+        _ => "none".into(),
+    }
+}
+
+fn verdict(asked: &str, reached: Option<bool>) -> String {
+    let word = match reached {
+        Some(true) => "met",
+        Some(false) => "missed",
+        None => "nobody to compare with",
+    };
+    format!("{asked}: {word}")
 }
 
 /// A peer's time over ours.
@@ -189,6 +227,10 @@ struct Runner<'w> {
 
 struct Row {
     seconds: Option<f64>,
+    /// The low end of the interval of `seconds`.
+    shortest: f64,
+    /// Whether that is no slower than rows of smaller batches.
+    grows: Option<bool>,
     /// Bytes a second of the case's weights or cache, as a share of what reading memory gives in the same turns.
     of_read: Option<f64>,
     ratios: Vec<Ratio>,
@@ -203,7 +245,15 @@ fn measure(
     read: Option<&mut Worker>,
     budget: f64,
 ) -> Result<Row> {
-    let mut row = Row { seconds: None, of_read: None, ratios: Vec::new(), refused: Vec::new() };
+    let mut row = Row {
+        seconds: None,
+        shortest: 0.0,
+        grows: None,
+        of_read: None,
+        ratios: Vec::new(),
+        refused: Vec::new(),
+    };
+    let peers = if case.alone { &mut [] } else { peers };
     let mut setup = case.sizes.clone();
     setup["do"] = "setup".into();
     let mut runners = Vec::new();
@@ -236,6 +286,7 @@ fn measure(
     let (ours, peers) = runners.split_first().context("ours is first")?;
     let seconds = stats::median(&ours.times).context("no sample")?;
     row.seconds = Some(seconds);
+    row.shortest = stats::bootstrap_median_ci95(&ours.times, 1).map_or(seconds, |interval| interval.lo);
     for Runner { worker, times, sample, .. } in peers {
         let ratios: Vec<f64> = times.iter().zip(&ours.times).map(|(peer, ours)| peer / ours).collect();
         if let (Some(bytes), "read") = (case.bytes, worker.name.as_str()) {
@@ -265,26 +316,25 @@ impl Row {
     }
 
     /// What is asked for, and whether it is reached.
-    fn verdict(&self, case: &Case) -> String {
-        let (reached, asked) = match case.target {
-            cases::Target::OfRead(share) => {
-                (self.of_read.map(|got| got >= share), format!("{:.0} % of read", 100.0 * share))
+    fn verdict(&self, case: &Case, amx: bool) -> String {
+        let best = self.best();
+        match case.target {
+            Target::OfRead(share) => {
+                let behind = best.is_some_and(|r| r.interval.1 < 1.0);
+                let asked = format!("{:.0} % of read", 100.0 * share);
+                let asked = if self.ratios.is_empty() { asked } else { asked + ", behind nobody" };
+                verdict(&asked, self.of_read.map(|got| got >= share && !behind))
             }
-            cases::Target::Ratio(least) => (self.best().map(|r| r.ratio >= least), format!("{least}")),
-            cases::Target::Low(least) => (self.best().map(|r| r.interval.0 >= least), format!("low {least}")),
-        };
-        let word = match reached {
-            Some(true) => "met",
-            Some(false) => "missed",
-            None => "nobody to compare with",
-        };
-        format!("{asked}: {word}")
+            Target::Low(least) => verdict(&format!("low {least}"), best.map(|r| r.interval.0 >= least)),
+            Target::Grows => verdict("no slower than smaller batches", self.grows),
+            target => of_ratio(target, best.map(|r| r.ratio), amx),
+        }
     }
 
-    fn text(&self, case: &Case) -> String {
+    fn text(&self, case: &Case, amx: bool) -> String {
         let Some(seconds) = self.seconds else {
             let why = self.refused.first().map_or("", |(_, why)| why.as_str());
-            return format!("{:36} does not apply: {}", case.name, why.lines().next().unwrap_or_default());
+            return format!("{:40} does not apply: {}", case.name, why.lines().next().unwrap_or_default());
         };
         let peers: Vec<String> = self
             .ratios
@@ -295,12 +345,12 @@ impl Row {
             })
             .collect();
         let of_read = self.of_read.map_or("-".into(), |share| format!("{:.0} %", 100.0 * share));
-        let (peers, verdict) = (peers.join("  "), self.verdict(case));
+        let (peers, verdict) = (peers.join("  "), self.verdict(case, amx));
         let ours = case.speed(seconds);
-        format!("{:36} {ours:>12}  {of_read:>7}  {peers:42} {verdict}", case.name)
+        format!("{:40} {ours:>12}  {of_read:>7}  {peers:42} {verdict}", case.name)
     }
 
-    fn json(&self, case: &Case) -> Value {
+    fn json(&self, case: &Case, amx: bool) -> Value {
         let ratios = self.ratios.iter().map(|r| {
             json!({ "peer": r.peer, "ratio": r.ratio, "ci95": [r.interval.0, r.interval.1], "same_result": r.agrees })
         });
@@ -312,7 +362,7 @@ impl Row {
             "of_read_bandwidth": self.of_read,
             "peers": ratios.collect::<Vec<_>>(),
             "refused": refused.collect::<Vec<_>>(),
-            "target": self.verdict(case),
+            "target": self.verdict(case, amx),
         })
     }
 }

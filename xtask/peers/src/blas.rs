@@ -1,4 +1,4 @@
-//! oneMKL and OpenBLAS by their C interface, weights packed once where the library can.
+//! oneMKL and OpenBLAS by their C interface, B packed once where it is to be and the library can.
 
 use crate::{Ready, copies, ends, random, size};
 use anyhow::{Context, Result, bail, ensure};
@@ -128,7 +128,7 @@ impl Library {
 }
 
 /// A file of `folder` whose name starts so.
-fn starting(folder: &Path, name: &str) -> Option<PathBuf> {
+pub(crate) fn starting(folder: &Path, name: &str) -> Option<PathBuf> {
     let files = std::fs::read_dir(folder).ok()?.flatten().map(|file| file.path());
     let mut found: Vec<_> =
         files.filter(|f| f.file_name().is_some_and(|f| f.to_string_lossy().starts_with(name))).collect();
@@ -137,29 +137,29 @@ fn starting(folder: &Path, name: &str) -> Option<PathBuf> {
 }
 
 /// A vector that starts at a cache line, as both libraries' own allocators align.
-struct Aligned<T> {
+pub(crate) struct Aligned<T> {
     raw: Vec<T>,
     skip: usize,
 }
 
 impl<T: Copy + Default> Aligned<T> {
-    fn new(count: usize) -> Self {
+    pub(crate) fn new(count: usize) -> Self {
         let raw = vec![T::default(); count + 64 / size_of::<T>()];
         let skip = raw.as_ptr().align_offset(64);
         Aligned { raw, skip }
     }
 
-    fn of(values: &[T]) -> Self {
+    pub(crate) fn of(values: &[T]) -> Self {
         let mut aligned = Self::new(values.len());
         aligned.raw[aligned.skip..][..values.len()].copy_from_slice(values);
         aligned
     }
 
-    fn ptr(&self) -> *const T {
+    pub(crate) fn ptr(&self) -> *const T {
         self.raw[self.skip..].as_ptr()
     }
 
-    fn ptr_mut(&mut self) -> *mut T {
+    pub(crate) fn ptr_mut(&mut self) -> *mut T {
         self.raw[self.skip..].as_mut_ptr()
     }
 }
@@ -186,9 +186,10 @@ pub(crate) struct Product {
 impl Product {
     pub(crate) fn new(library: &Library, case: &Value) -> Result<Self> {
         ensure!(case["op"] == "matmul", "has no attention");
-        let square = case["form"] == "square";
+        let (square, packs) = (case["form"] == "square", case["packed"] == true);
         let (m, n, k) = (size(case, "m")?, size(case, "n")?, size(case, "k")?);
-        let mut b_is = if square { NO_TRANS } else { TRANS };
+        let lies = if square { NO_TRANS } else { TRANS };
+        let mut b_is = lies;
         let ldb = c_int::try_from(if square { n } else { k })?;
         let sizes = (m, n, k);
         let round =
@@ -199,15 +200,15 @@ impl Product {
         let kind = unsafe {
             match case["dtype"].as_str().unwrap_or_default() {
                 "f32" => {
-                    let compute = match square {
-                        true => None,
-                        false => library.get::<Compute>("cblas_sgemm_compute").ok(),
+                    let compute = match packs {
+                        true => library.get::<Compute>("cblas_sgemm_compute").ok(),
+                        false => None,
                     };
                     let b = match compute {
                         Some(_) => {
                             let pack: Pack<f32> = library.get("cblas_sgemm_pack")?;
                             packed(library, "cblas_sgemm", sizes, case, |m, n, k, to| {
-                                pack(ROW_MAJOR, B_MATRIX, TRANS, m, n, k, 1.0, b.as_ptr(), ldb, to);
+                                pack(ROW_MAJOR, B_MATRIX, lies, m, n, k, 1.0, b.as_ptr(), ldb, to);
                             })?
                         }
                         None => vec_of(&b, case),
@@ -221,11 +222,11 @@ impl Product {
                     let (name, a, b) = ("cblas_gemm_bf16bf16f32", Aligned::of(&round(a)), round(b));
                     let plain: Gemm<u16> = library.get(name).ok().context("has no product of bf16")?;
                     match library.get(&format!("{name}_compute")) {
-                        Ok(gemm) if !square => {
+                        Ok(gemm) if packs => {
                             b_is = PACKED;
                             let pack: Pack<u16> = library.get(&format!("{name}_pack"))?;
                             let b = packed(library, name, sizes, case, |m, n, k, to| {
-                                pack(ROW_MAJOR, B_MATRIX, TRANS, m, n, k, 1.0, b.as_ptr(), ldb, to);
+                                pack(ROW_MAJOR, B_MATRIX, lies, m, n, k, 1.0, b.as_ptr(), ldb, to);
                             })?;
                             Kind::Bf16 { gemm, a, b }
                         }
@@ -239,13 +240,13 @@ impl Product {
                     let a: Vec<u8> = bytes(a).iter().map(|v| *v as u8 ^ 0x80).collect();
                     let (a, b) = (Aligned::of(&a), bytes(b));
                     let (gemm, b) = match library.get(&format!("{name}_compute")) {
-                        Ok(compute) if !square => {
+                        Ok(compute) if packs => {
                             b_is = PACKED;
                             let pack: PackI8 = library.get(&format!("{name}_pack"))?;
                             (
                                 compute,
                                 packed(library, name, sizes, case, |m, n, k, to| {
-                                    pack(ROW_MAJOR, B_MATRIX, TRANS, m, n, k, b.as_ptr(), ldb, to);
+                                    pack(ROW_MAJOR, B_MATRIX, lies, m, n, k, b.as_ptr(), ldb, to);
                                 })?,
                             )
                         }

@@ -1,37 +1,52 @@
-//! Our models, on a GGUF file: prompts and tokens one by one, as llama-bench measures them.
+//! Our models, on a GGUF file: prompts and tokens one by one, as llama-bench measures them, several sequences at once, and logits.
 
 use crate::{Ready, size};
 use anyhow::{Result, bail};
 use perjoule::Device;
+use perjoule::kernels::DType;
 use perjoule::kernels::op::Policy;
 use perjoule_model::{LoadOptions, Model, Session, SessionOptions, Source};
 use serde_json::Value;
 
-/// Loads `file` with its weights as they are stored; activations are rounded beside block formats, as llama.cpp's are.
-pub(crate) fn load(device: &Device, file: &str) -> Result<Model> {
-    let policy = Policy { quantised_activations: true, ..Policy::default() };
-    let options = LoadOptions { policy, ..LoadOptions::stored() };
+/// Loads `file`: with its weights as they are stored and activations rounded beside block formats, as llama.cpp's are; `exact` leaves
+/// activations as they are, `f32` undoes the blocks, too.
+pub(crate) fn load(device: &Device, file: &str, how: Option<&str>) -> Result<Model> {
+    let rounding = Policy { quantised_activations: true, ..Policy::default() };
+    let options = match how {
+        None => LoadOptions { policy: rounding, ..LoadOptions::stored() },
+        Some("exact") => LoadOptions::stored(),
+        Some("f32") => LoadOptions::new(DType::F32),
+        Some(how) => bail!("no way {how:?} to load a model"),
+    };
     Ok(Model::load(device, &Source::checkpoint(file.as_ref())?, &options)?)
 }
 
-/// A prompt of so many tokens, or so many tokens one behind the other, from an empty cache.
+/// A prompt of so many tokens, or so many steps one behind the other, from an empty cache.
 pub(crate) struct Tokens<'m> {
     session: Session<'m>,
     ids: Vec<u32>,
-    /// Tokens of a step.
+    /// Ids of a call, those of all sequences.
     step: usize,
+    /// Whether all logits are wanted.
+    logits: bool,
 }
 
 impl<'m> Tokens<'m> {
     pub(crate) fn new(model: &'m Model, case: &Value) -> Result<Self> {
-        let tokens = size(case, "tokens")?;
+        let (tokens, parallel) = (size(case, "tokens")?, size(case, "parallel").unwrap_or(1));
         let step = match case["op"].as_str() {
             Some("prefill") => tokens,
-            Some("decode") => 1,
-            _ => bail!("a model runs prefill and decode"),
+            Some("logits") => size(case, "step")?,
+            Some("decode") => parallel,
+            _ => bail!("a model runs prefill, decode and logits"),
         };
-        let session = model.session(SessionOptions { parallel: 1, capacity: tokens, chunk: step })?;
-        Ok(Tokens { session, ids: ids(tokens), step })
+        let options = SessionOptions { parallel, capacity: tokens / parallel, chunk: step };
+        Ok(Tokens {
+            session: model.session(options)?,
+            ids: ids(tokens),
+            step,
+            logits: case["op"] == "logits",
+        })
     }
 }
 
@@ -50,6 +65,7 @@ impl Ready for Tokens<'_> {
     }
 
     fn sample(&mut self) -> Result<Vec<f32>> {
-        Ok(crate::ends(&self.session.logits()?))
+        let logits = self.session.logits()?;
+        Ok(if self.logits { logits } else { crate::ends(&logits) })
     }
 }

@@ -62,7 +62,7 @@ fn op_of(case: &Value) -> Result<(Op, Vec<usize>)> {
     let mut op = MatMul { policy, ..MatMul::linear(m, n, k, a, dtype, c) };
     if case["form"] == "square" {
         op.b.strides = Matrix::row_major(k, n);
-        op.b_constant = false;
+        op.b_constant = case["packed"] == true;
     }
     Ok((op.into(), vec![1]))
 }

@@ -5,15 +5,24 @@ use serde_json::{Value, json};
 /// Bytes that weights and caches of few rows rotate through, so that none is in a cache.
 const ROTATE: u64 = 1 << 30;
 
+/// Tokens of each sequence in rows of batches.
+const BATCH_STEPS: usize = 16;
+
 /// What a row must reach.
 #[derive(Clone, Copy)]
 pub(super) enum Target {
+    /// Nothing: the row is there to be compared with another one.
+    None,
     /// The ratio to the fastest peer.
     Ratio(f64),
+    /// The ratio to the fastest peer on processors with AMX; without it, there is nothing to reach.
+    Amx(f64),
     /// The low end of that ratio's interval.
     Low(f64),
-    /// Share of the read bandwidth that was measured in the same run.
+    /// Share of the read bandwidth that was measured in the same run, and no peer whose interval is all faster than ours.
     OfRead(f64),
+    /// No fewer tokens a second than any row of the group before it gave.
+    Grows,
 }
 
 /// A case.
@@ -26,6 +35,8 @@ pub(super) struct Case {
     pub(super) target: Target,
     /// Whether a call lasts so long that none is spent on waking up.
     pub(super) long: bool,
+    /// Whether no peer is asked.
+    pub(super) alone: bool,
     /// Share of the largest output by which others may differ: bf16 rounds to 1/256, i8 and f32 far finer.
     pub(super) agree: f64,
 }
@@ -51,59 +62,86 @@ pub(super) struct Group {
     pub(super) webgpu: bool,
     /// The file of the model that they run.
     pub(super) model: Option<&'static str>,
-    /// What the ratios to the fastest peer are to reach in their geometric mean.
-    pub(super) mean: Option<f64>,
+    /// What the ratios to the fastest peer, of rows with targets, are to reach in their geometric mean: [`Target::Ratio`] or [`Target::Amx`].
+    pub(super) mean: Option<Target>,
     pub(super) cases: Vec<Case>,
 }
 
-/// As kernels are called.
-const LIBRARIES: &[&str] = &["torch", "mkl", "openblas"];
+/// Of f32.
+const LIBRARIES: &[&str] = &["torch", "mkl", "openblas", "onednn", "tract"];
+/// Of single rows.
+const ROWS: &[&str] = &["torch", "mkl", "openblas", "onednn", "tract", "ggml"];
+/// Of fewer bits.
+const OF_FEW_BITS: &[&str] = &["torch", "mkl", "onednn"];
 
 pub(super) fn groups() -> Vec<Group> {
     let group = |name, peers, cases| Group { name, peers, cases, ..Group::default() };
     let mut groups = Vec::new();
-    for (name, dtype, mean) in
-        [("matmul f32", "f32", 1.03), ("matmul bf16", "bf16", 1.4), ("matmul i8", "i8", 1.7)]
-    {
-        groups.push(Group { mean: Some(mean), ..group(name, LIBRARIES, products(dtype)) });
+    for (name, dtype, peers, mean) in [
+        ("matmul f32", "f32", LIBRARIES, Target::Ratio(1.03)),
+        ("matmul bf16", "bf16", OF_FEW_BITS, Target::Amx(1.4)),
+        ("matmul i8", "i8", OF_FEW_BITS, Target::Amx(1.7)),
+    ] {
+        groups.push(Group { mean: Some(mean), ..group(name, peers, products(dtype)) });
     }
     groups.push(group("small products", LIBRARIES, small()));
-    groups.push(group("gemv", LIBRARIES, gemv()));
+    groups.push(group("gemv", ROWS, gemv()));
     groups.push(group("attention", &["torch"], attention()));
-    let squares = [256, 512, 1024, 2048].map(|s| square("f32", s, "f32 avx2", Target::Ratio(1.1)));
+    // gemm packs nothing beforehand
+    let squares = [256, 512, 1024, 2048].map(|s| square("f32", s, false, "f32 avx2", Target::Ratio(1.1)));
     groups.push(Group { features: Some("avx2"), ..group("avx2", &["gemm"], squares.into()) });
     groups.push(Group { webgpu: true, ..group("webgpu", &["burn"], webgpu()) });
     for (model, prefill, decode) in
         [("bf16", 10.0, 1.35), ("q8_0", 3.0, 1.1), ("q4_0", 3.0, 1.1), ("q4_k_m", 3.0, 1.1)]
     {
-        let cases = [("prefill", "pp", 512, prefill), ("decode", "tg", 128, decode)];
-        let case = |(op, short, tokens, ratio)| Case {
+        let cases =
+            [("prefill", "pp", 512, Target::Amx(prefill)), ("decode", "tg", 128, Target::Ratio(decode))];
+        let case = |(op, short, tokens, target)| Case {
             long: true,
             // eight bits of activations, in blocks that each side chooses
             agree: 0.2,
             ..case(
                 format!("llama 1.1b {model} {short}{tokens}"),
                 json!({ "op": op, "tokens": tokens }),
-                Target::Ratio(ratio),
+                target,
             )
         };
-        let cases = cases.map(case).into();
+        let mut cases: Vec<Case> = cases.map(case).into();
+        cases.extend(batches(model));
         groups.push(Group { model: Some(model), ..group("models", &["llama"], cases) });
     }
     groups
 }
 
 fn case(name: String, sizes: Value, target: Target) -> Case {
-    Case { name, sizes, bytes: None, target, long: false, agree: 0.02 }
+    Case { name, sizes, bytes: None, target, long: false, alone: false, agree: 0.02 }
 }
 
-fn square(dtype: &str, size: usize, name: &str, target: Target) -> Case {
-    let sizes = json!({ "op": "matmul", "form": "square", "dtype": dtype, "m": size, "n": size, "k": size });
-    case(format!("matmul {name} {size}^3"), sizes, target)
+/// `packed`: B was made ready once by those who can.
+fn square(dtype: &str, size: usize, packed: bool, name: &str, target: Target) -> Case {
+    let sizes = json!({
+        "op": "matmul", "form": "square", "dtype": dtype, "m": size, "n": size, "k": size, "packed": packed,
+    });
+    case(format!("matmul {name} {size}^3, {}", if packed { "packed" } else { "as it is" }), sizes, target)
 }
 
 fn linear(dtype: &str, m: usize, n: usize, rotate: u64) -> Value {
-    json!({ "op": "matmul", "form": "linear", "dtype": dtype, "m": m, "n": n, "k": 4096, "rotate": rotate })
+    json!({
+        "op": "matmul", "form": "linear", "dtype": dtype, "m": m, "n": n, "k": 4096, "packed": true, "rotate": rotate,
+    })
+}
+
+/// Tokens of 1 to 64 sequences at once, ours alone.
+fn batches(model: &str) -> impl Iterator<Item = Case> {
+    (0..7).map(|power| 1 << power).map(move |parallel| Case {
+        long: true,
+        alone: true,
+        ..case(
+            format!("llama 1.1b {model} batch {parallel}"),
+            json!({ "op": "decode", "tokens": BATCH_STEPS * parallel, "parallel": parallel }),
+            Target::Grows,
+        )
+    })
 }
 
 fn products(dtype: &str) -> Vec<Case> {
@@ -111,14 +149,19 @@ fn products(dtype: &str) -> Vec<Case> {
         "f32" if m == 16 => Target::Ratio(1.6),
         "f32" => Target::Low(0.97),
         "bf16" if m == 16 => Target::Ratio(1.0),
-        "bf16" => Target::Ratio(1.4),
-        _ => Target::Ratio(1.6),
+        "bf16" => Target::Amx(1.4),
+        _ => Target::Amx(1.6),
     };
-    let mut list: Vec<Case> =
-        [256, 512, 1024, 2048, 4096].map(|size| square(dtype, size, dtype, target(size))).into();
-    for m in [16, 512, 2048] {
+    let sizes = [256, 512, 1024, 2048, 4096].into_iter();
+    let mut list: Vec<Case> = sizes
+        .flat_map(|size| {
+            [(true, target(size)), (false, Target::None)]
+                .map(|(packed, t)| square(dtype, size, packed, dtype, t))
+        })
+        .collect();
+    for m in [16, 64, 512, 2048].into_iter().filter(|&m| m != 64 || dtype == "i8") {
         for n in [4096, 14336] {
-            let sizes = linear(dtype, m, n, if m <= 16 { ROTATE } else { 0 });
+            let sizes = linear(dtype, m, n, if m <= 64 { ROTATE } else { 0 });
             list.push(case(format!("matmul {dtype} {m} x {n} x 4096, packed"), sizes, target(m)));
         }
     }
@@ -126,8 +169,13 @@ fn products(dtype: &str) -> Vec<Case> {
 }
 
 fn small() -> Vec<Case> {
-    let sizes = [64, 128].into_iter();
-    sizes.flat_map(|s| ["f32", "bf16"].map(|dtype| square(dtype, s, dtype, Target::Ratio(1.0)))).collect()
+    let mut list = Vec::new();
+    for size in [64, 128] {
+        for dtype in ["f32", "bf16"] {
+            list.extend([true, false].map(|packed| square(dtype, size, packed, dtype, Target::Ratio(1.0))));
+        }
+    }
+    list
 }
 
 fn gemv() -> Vec<Case> {
@@ -147,7 +195,7 @@ fn gemv() -> Vec<Case> {
 
 fn webgpu() -> Vec<Case> {
     let mut list: Vec<Case> =
-        [512, 1024, 2048].map(|s| square("f32", s, "webgpu f32", Target::Ratio(1.2))).into();
+        [512, 1024, 2048].map(|s| square("f32", s, false, "webgpu f32", Target::Ratio(1.2))).into();
     let sizes = json!({ "op": "attention", "dtype": "f32", "b": 1, "q": 512, "kv": 512, "heads": 8, "kv_heads": 8, "d": 64, "causal": false });
     list.push(case("attention webgpu f32 8 x 512 x 64".into(), sizes, Target::Ratio(1.5)));
     list

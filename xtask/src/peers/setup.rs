@@ -17,10 +17,13 @@ pub(super) fn environment(options: &Options) -> Result<PathBuf> {
         run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
     }
     let mut packages = vec!["numpy"];
-    let all: [(_, &[&str]); 4] = [
+    let all: [(_, &[&str]); 6] = [
         ("torch", &["torch"]),
         ("mkl", &["mkl"]),
         ("openblas", &["scipy-openblas32"]),
+        // the last wheel of it that computes with OpenMP, whose threads can be counted; newer ones bring a runtime of SYCL
+        ("onednn", &["onednn-cpu-gomp"]),
+        ("ggml", &["llama-cpp-python"]),
         ("llama", &["llama-cpp-python", "gguf"]),
     ];
     for (peer, of_peer) in all {

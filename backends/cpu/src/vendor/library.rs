@@ -168,7 +168,7 @@ impl Vendor {
         Err(format!("needs {}, which was not found: {variable}=FILE names {}", self.name(), self.files()[0]))
     }
 
-    /// Files in the active Python environment: pip puts MKL beside `python`, and OpenBLAS into a package.
+    /// Files in the active Python environment: pip puts MKL and oneDNN (onednn-cpu-gomp) beside `python`, and OpenBLAS into a package.
     fn in_python(self) -> Vec<PathBuf> {
         let Some(environment) = std::env::var_os("VIRTUAL_ENV") else { return Vec::new() };
         let lib = PathBuf::from(environment).join("lib");

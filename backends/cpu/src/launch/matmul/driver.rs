@@ -140,7 +140,13 @@ impl Plan {
         let [most_rows, results] = self.block;
         let fits = results / (rows.clamp(1, most_rows) * columns::<S>());
         let balanced = panels.saturating_mul(others.max(1)) / (self.lanes * TASKS);
-        fits.min(balanced).clamp(1, panels.max(1))
+        let most = fits.min(balanced).clamp(1, panels.max(1));
+        // of the sizes that are about as large, the one after which lanes end together
+        let longest = |chunk: usize| {
+            let tasks = panels.div_ceil(chunk).saturating_mul(others.max(1));
+            tasks.div_ceil(self.lanes.max(1)).saturating_mul(chunk)
+        };
+        (most.div_ceil(2)..=most).rev().min_by_key(|&chunk| longest(chunk)).unwrap_or(most)
     }
 }
 

@@ -24,6 +24,8 @@ pub mod device;
 pub mod features;
 mod launch;
 pub mod memory;
+#[cfg(all(test, sanitized))]
+mod planted;
 mod simd;
 pub mod spmd;
 pub mod stream;

@@ -55,7 +55,7 @@ pub(crate) fn run(cases: &Cases, devices: Vec<(String, Command)>) -> Result<usiz
 }
 
 /// Only devices of that backend are opened. Its absence is a test, too, whose name begins like those of its devices.
-pub(crate) fn arguments(cases: &Cases) -> Vec<String> {
+fn arguments(cases: &Cases) -> Vec<String> {
     let mut arguments = ["--color", "never", "--quiet"].map(str::to_string).to_vec();
     for name in DEVICES.iter().filter(|(backend, _)| *backend != cases.backend).flat_map(|(_, names)| *names)
     {

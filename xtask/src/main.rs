@@ -60,7 +60,7 @@ enum Task {
     /// Runs the tests of the CPU backend, its conformance cases and those of models under AddressSanitizer; no part of `test` or `ci`.
     ///
     /// Operands of conformance cases lie between pages that cannot be touched, sanitizer or not, which also stops assembly. What the
-    /// sanitizer adds is all other memory: scratch and packed panels, each behind its own end, tiles on the stack and after their call,
+    /// sanitizer adds is all other memory: scratch and packed panels, each behind its own end, tiles on the stack and behind their scope,
     /// vectors of the host's code, memory that was freed; debug assertions add overflows and the standard library's checks of unsafe
     /// calls. It sees neither assembly nor one lane in another's part of the scratch. Planted faults must be reported first.
     Sanitize(sanitize::Options),

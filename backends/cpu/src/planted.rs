@@ -82,13 +82,12 @@ fn a_lane_behind_a_tile_on_the_stack() {
 
 #[test]
 #[ignore = "must end its process"]
-fn a_tile_of_a_call_that_has_returned() {
-    #[inline(never)]
-    fn tile() -> *mut f32 {
+fn a_tile_behind_its_scope() {
+    let to = {
         let mut tile = [0.0f32; LEN];
         black_box(tile.as_mut_ptr())
-    }
-    Portable.vectorise(Store { to: tile(), first: None });
+    };
+    Portable.vectorise(Store { to, first: None });
 }
 
 /// Writes one element more than its scratch has.

@@ -72,7 +72,9 @@ fn packing_writes_all_of_its_panels_and_nothing_else() {
     for format in formats {
         let dtype = packed_from(format);
         let (len, size) = (dtype.block_len(), dtype.block_bytes());
-        for (n, k, matrices) in [(1, 1, 1), (format.panel + 3, 67, 2), (2 * format.panel, 32, 1)] {
+        for (n, k, matrices) in
+            [(1usize, 1usize, 1usize), (format.panel + 3, 67, 2), (2 * format.panel, 32, 1)]
+        {
             let k = if dtype.is_block() { k.div_ceil(len) * len } else { k };
             let columns = Matrix::col_major(k, n);
             let rows = Matrix { row: n + 1, col: 1, batch: k * (n + 1) };

@@ -352,7 +352,7 @@ fn outcome(log: &str, name: &str) -> Outcome {
 }
 
 /// Runs a command; what it wrote, or an error that quotes it.
-fn output(command: &mut Command) -> Result<String> {
+pub(crate) fn output(command: &mut Command) -> Result<String> {
     let shown = format!("{} {}", command.get_program().display(), {
         let args: Vec<_> = command.get_args().map(|a| a.to_string_lossy()).collect();
         args.join(" ")

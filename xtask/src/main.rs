@@ -8,6 +8,7 @@ mod emulate;
 mod packages;
 #[cfg(unix)]
 mod peers;
+mod sanitize;
 mod setup;
 mod vulkan;
 mod web;
@@ -58,6 +59,13 @@ enum Task {
     /// It launches every such row, with and without the extensions of the instruction set. Needs Linux with a cross linker, qemu and
     /// Rust's library for Arm, and fails without them, saying how to install them; as root with `CI=true` it installs them.
     Arm(arm::Options),
+    /// Runs the tests of the CPU backend, its conformance cases and those of models under AddressSanitizer; no part of `test` or `ci`.
+    ///
+    /// Operands of conformance cases lie between pages that cannot be touched, sanitizer or not, which also stops assembly. What the
+    /// sanitizer adds is all other memory: scratch and packed panels, each behind its own end, tiles on the stack and behind their scope,
+    /// vectors of the host's code, memory that was freed; debug assertions add overflows and the standard library's checks of unsafe
+    /// calls. It sees neither assembly nor one lane in another's part of the scratch. Planted faults must be reported first.
+    Sanitize(sanitize::Options),
     /// Runs a sample of the conformance cases of the CUDA backend's rows on an emulated GPU (tests/emulator), without CUDA.
     ///
     /// Kernels are compiled by g++ and run as they are, with their inline PTX. Needs g++ on x86-64 Linux.
@@ -102,6 +110,7 @@ fn main() -> Result<()> {
         #[cfg(unix)]
         Task::Peers(options) => peers::peers(&options),
         Task::Arm(options) => arm::arm(&options),
+        Task::Sanitize(options) => sanitize::sanitize(&options),
         Task::Cuda(options) => cuda::cuda(&options),
         Task::Web(options) => web::web(&options),
         Task::Webgpu(options) => webgpu::webgpu(&options),

@@ -26,6 +26,8 @@ pub mod features;
 mod launch;
 pub mod memory;
 pub mod placement;
+#[cfg(all(test, sanitized))]
+mod planted;
 mod simd;
 pub mod spmd;
 pub mod stream;

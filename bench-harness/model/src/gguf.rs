@@ -99,8 +99,8 @@ impl Gguf {
     pub fn open(path: &Path) -> Result<Gguf> {
         let file = open_regular(path)?;
         let len = file.metadata().map_err(|e| Error::io(path, e))?.len();
-        let header =
-            parse(BufReader::with_capacity(1 << 20, &file), len).map_err(|e| Error::file(path, e))?;
+        let buffer = len.min(1 << 20) as usize;
+        let header = parse(BufReader::with_capacity(buffer, &file), len).map_err(|e| Error::file(path, e))?;
         let parts = header.metadata.get("split.count").and_then(Value::as_u64).unwrap_or(1);
         if parts > 1 {
             return Err(Error::file(

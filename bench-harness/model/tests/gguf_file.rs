@@ -275,6 +275,12 @@ fn vocabularies_become_tokenizers() {
     assert_eq!(spm.decode(&[1, 10, 9, 10, 6, 2, 3]).unwrap(), "abc abé");
     w.key("tokenizer.ggml.scores", V::Floats(vec![0.0]));
     assert!(tokenizer(&w).unwrap_err().to_string().contains("scores has 1 numbers for 11 tokens"));
+
+    // each piece is two others in as many ways as it has letters
+    let runs: Vec<String> = (1..=1024).map(|len| "a".repeat(len)).collect();
+    ids(&mut w, "llama", &runs.iter().map(String::as_str).collect::<Vec<_>>(), &[1; 1024]);
+    w.key("tokenizer.ggml.scores", V::Floats(vec![0.0; 1024]));
+    assert!(tokenizer(&w).unwrap_err().to_string().contains("in too many ways"));
 }
 
 fn cases(default: u32) -> ProptestConfig {

@@ -1,4 +1,4 @@
-//! The reader of `config.json`: `cargo +nightly fuzz run config` in the crate's folder.
+//! The reader of `config.json`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

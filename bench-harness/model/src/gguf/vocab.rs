@@ -19,6 +19,14 @@ const NORMAL: u64 = 1;
 const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
 
+/// Longest piece that is split into two others, in bytes: none that is longer is a word.
+const MAX_PIECE: usize = 1024;
+/// Bytes of all pairs of pieces together. The largest vocabularies come to a third; half a megabyte of pieces that begin each other
+/// would come to gigabytes.
+const MAX_MERGES: usize = 128 << 20;
+/// What a pair takes beside its letters.
+const PAIR: usize = 64;
+
 impl Gguf {
     /// The tokenizer of the file, for a model whose ids are `0..vocab`.
     ///
@@ -238,29 +246,34 @@ fn sentence_piece(vocab: &Vocab<'_>) -> std::result::Result<Json, String> {
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {"type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
                   "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
-                  "vocab": vocab.ids(), "merges": merges_of_scores(vocab, scores)},
+                  "vocab": vocab.ids(), "merges": merges_of_scores(vocab, scores)?},
     }))
 }
 
 /// Every way in which a piece is two others, those of the best score first.
-fn merges_of_scores(vocab: &Vocab<'_>, scores: &[Value]) -> Vec<Json> {
+fn merges_of_scores(vocab: &Vocab<'_>, scores: &[Value]) -> std::result::Result<Vec<Json>, String> {
     let known: HashMap<&str, usize> =
         vocab.tokens.iter().enumerate().map(|(id, token)| (*token, id)).collect();
-    let mut merges = Vec::new();
+    let (mut merges, mut bytes) = (Vec::new(), 0);
     for ((token, kind), score) in vocab.tokens.iter().zip(&vocab.kinds).zip(scores) {
-        // a piece longer than this is no word, and its splits would be many
-        if *kind != NORMAL || token.len() > 1024 {
+        if *kind != NORMAL || token.len() > MAX_PIECE {
             continue;
         }
         let score = score.as_f64().unwrap_or(0.0);
         for (at, _) in token.char_indices().skip(1) {
             let (left, right) = token.split_at(at);
             if known.contains_key(left) && known.contains_key(right) {
+                bytes += token.len() + PAIR;
                 merges.push((score, left, right));
             }
+        }
+        if bytes > MAX_MERGES {
+            return Err(format!(
+                "its tokens are made of each other in too many ways: the file is damaged; {IDS}"
+            ));
         }
     }
     // as transformers orders them: between splits of one piece, the longer left part first
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.chars().count().cmp(&a.1.chars().count())));
-    merges.into_iter().map(|(_, left, right)| json!([left, right])).collect()
+    Ok(merges.into_iter().map(|(_, left, right)| json!([left, right])).collect())
 }

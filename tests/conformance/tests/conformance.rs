@@ -39,9 +39,8 @@ fn main() -> ExitCode {
     let whole = asked == Some(1);
     let mut arguments = Arguments::from_args();
     if arguments.test_threads.is_none() {
-        // launches on the CPU exclude each other; a second thread computes references meanwhile
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        arguments.test_threads = Some(cores.min(8));
+        // launches on one device wait for each other; other threads compute references meanwhile
+        arguments.test_threads = Some(2 * cores());
     }
     #[cfg(unix)]
     report_traps();
@@ -102,17 +101,28 @@ fn main() -> ExitCode {
             }
             match perjoule::open_with_threads(&info.label, threads) {
                 Ok(device) => {
+                    let mut devices = vec![device.backend().clone()];
+                    // a software driver compiles kernels, which takes most of the time, on one thread a device
+                    let more = if info.software { cores() - 1 } else { 0 };
+                    let again =
+                        (0..more).filter_map(|_| perjoule::open_with_threads(&info.label, threads).ok());
+                    devices.extend(again.map(|device| device.backend().clone()));
                     let step = |row: &str| match info.software && !whole && row.contains("_tiled") {
                         true => step * every * TILED,
                         false => step * every,
                     };
-                    device_trials(&mut trials, label, device.backend(), (&step, most), &expectations)
+                    device_trials(&mut trials, label, &devices, (&step, most), &expectations)
                 }
                 Err(error) => trials.push(missing(format!("{label}::device"), error.to_string(), true)),
             }
         }
     }
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Processors, as many as tests make use of.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get()).min(4)
 }
 
 /// Runs this again, with the same arguments, where it finds the emulated CUDA.
@@ -136,14 +146,18 @@ fn missing(name: String, reason: String, fails: bool) -> Trial {
     })
 }
 
+/// The cases of all rows of a device that has been opened several times: each row on one of them, in turn.
 fn device_trials(
     trials: &mut Vec<Trial>,
     label: &str,
-    device: &Arc<dyn Device>,
+    devices: &[Arc<dyn Device>],
     (step, most): (&dyn Fn(&str) -> usize, usize),
     expectations: &Arc<Expectations>,
 ) {
-    for choice in subjects(&**device) {
+    let mut lists: Vec<Vec<Trial>> = devices.iter().map(|_| Vec::new()).collect();
+    for choice in subjects(&*devices[0]) {
+        let shortest = (0..lists.len()).min_by_key(|&at| lists[at].len()).unwrap_or(0);
+        let (device, trials) = (&devices[shortest], &mut lists[shortest]);
         let config = choice.kernel.configs[choice.config].name;
         let pack = choice.pack.map_or(String::new(), |p| format!("+{}", p.name));
         let row = format!("{label}::{}::{config}{pack}", choice.kernel.name);
@@ -168,6 +182,10 @@ fn device_trials(
                 trials.push(Trial::test(name.clone(), move || Ok(expectations.settle(&name, Err(reason))?)));
             }
         }
+    }
+    let mut lists: Vec<_> = lists.into_iter().map(Vec::into_iter).collect();
+    while lists.iter().any(|list| list.len() > 0) {
+        trials.extend(lists.iter_mut().filter_map(Iterator::next));
     }
 }
 

@@ -49,15 +49,15 @@ impl From<Driver> for Adapter {
 
 /// What CI runs beside all cases on the system's lavapipe, which are among the tests of `test`.
 pub(crate) fn samples() -> [Options; 2] {
-    let sample = |driver: &[Driver], without: &str| Options {
+    let sample = |driver: &[Driver], without: &str, every| Options {
         driver: driver.to_vec(),
         without: without.to_owned(),
-        every: 7,
+        every,
         filter: Vec::new(),
     };
     [
-        sample(&[Driver::Newer, Driver::SwiftShader], ""),
-        sample(&[Driver::System], "subgroup,f16,timestamp,pipeline-cache"),
+        sample(&[Driver::Newer, Driver::SwiftShader], "", 7),
+        sample(&[Driver::System], "subgroup,f16,timestamp,pipeline-cache", 28),
     ]
 }
 

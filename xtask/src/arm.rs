@@ -159,7 +159,11 @@ pub(crate) fn watch(command: &mut Command) -> Result<(bool, Option<[usize; 3]>)>
         std::io::stdout().flush()?;
         log.extend_from_slice(&bytes[..count]);
     }
-    Ok((child.wait()?.success(), counts(&String::from_utf8_lossy(&log))))
+    let (status, counts) = (child.wait()?, counts(&String::from_utf8_lossy(&log)));
+    if counts.is_none() {
+        eprintln!("xtask: it did not end by itself: {status}");
+    }
+    Ok((status.success(), counts))
 }
 
 /// Out of `test result: ok. 4 passed; 0 failed; 0 ignored; ...`.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use perjoule::{Arg, Buffer, DType, Device, Graph, Op, Prepared, Stream};
 use perjoule_kernels::op::{
-    Add, Advance, Argmax, Attention, Combine, Embed, Epilogue, Gated, HeadNorm, KvAppend, MatMul,
-    QkNormRopeAppend, RmsNorm, Rope, Route, Tensor2,
+    Advance, Argmax, Attention, Combine, Embed, Epilogue, Gated, HeadNorm, KvAppend, MatMul,
+    QkNormRopeAppend, Residual, RmsNorm, Rope, Route, Tensor2,
 };
 use perjoule_kernels::plan::{EXTERNAL, plan};
 use perjoule_kernels::{Alignment, KvLayout, Matrix, PackFormat, Query, Rows};
@@ -74,6 +74,27 @@ struct Node {
 struct Value {
     id: u32,
     at: u64,
+}
+
+/// The residual stream: `x`, or `x + joining` where the norm that reads it next is left to add, which saves a launch.
+#[derive(Clone, Copy)]
+struct Hidden {
+    x: Value,
+    joining: Option<Value>,
+}
+
+impl From<Value> for Hidden {
+    fn from(x: Value) -> Hidden {
+        Hidden { x, joining: None }
+    }
+}
+
+impl Hidden {
+    /// Seen from some byte on.
+    fn seen_from(self, at: u64) -> Hidden {
+        let from = |value: Value| Value { at, ..value };
+        Hidden { x: from(self.x), joining: self.joining.map(from) }
+    }
 }
 
 enum Place {
@@ -233,10 +254,11 @@ impl Builder<'_> {
         let StepShape { batch, q_len, output } = shape;
         let tokens = batch * q_len;
         self.launch(Advance::uniform(batch, q_len), vec![(&state.kv_len).into(), (&state.positions).into()])?;
-        let mut x = self.value();
+        let embedded = self.value();
         let mut embed = Embed::dense(tokens, geometry.vocab, hidden, model.embed_dtype, dtype);
         embed.scale = geometry.embedding_scale_in(model.embed_dtype);
-        self.launch(embed, vec![(&state.ids).into(), (&model.embed).into(), x.into()])?;
+        self.launch(embed, vec![(&state.ids).into(), (&model.embed).into(), embedded.into()])?;
+        let mut x = Hidden::from(embedded);
         for (index, layer) in model.layers.iter().enumerate() {
             let attended = self.attention(state, index, layer, x, batch, q_len)?;
             x = self.feed_forward(layer, attended, tokens)?;
@@ -249,10 +271,8 @@ impl Builder<'_> {
                 (Rows::dense(batch, hidden).with_outer_stride(q_len * hidden), (q_len - 1) * hidden)
             }
         };
-        let normed = self.value();
-        let op = self.norm(rows);
-        let from = Value { id: x.id, at: first as u64 * dtype.block_bytes() as u64 };
-        self.launch(op, vec![from.into(), (&model.final_norm).into(), normed.into()])?;
+        let x = x.seen_from(first as u64 * dtype.block_bytes() as u64);
+        let (_, normed) = self.norm(rows, x, &model.final_norm)?;
         let all = match output {
             Output::All => Some(self.device.alloc(tokens as u64 * geometry.vocab as u64 * 4)?),
             _ => None,
@@ -266,26 +286,34 @@ impl Builder<'_> {
         Ok(all)
     }
 
-    /// An RMS norm of `x`, in the model's types, into dense vectors.
-    fn norm(&self, x: Rows) -> RmsNorm {
+    /// The vectors `rows` of `hidden` with what joins them, and their RMS norm in dense vectors.
+    fn norm(&mut self, rows: Rows, hidden: Hidden, weight: &Buffer) -> Result<(Value, Value)> {
         let geometry = &self.model.geometry;
-        RmsNorm {
-            x,
+        let dense = Rows::grid(rows.outer, rows.inner, rows.len);
+        let Hidden { x, joining } = hidden;
+        let op = RmsNorm {
+            x: rows,
             x_dtype: self.model.activations,
             weight: DType::F32,
             weight_offset: geometry.norm_weight_offset,
             eps: geometry.norm_eps as f32,
-            residual: None,
-            out: Rows::grid(x.outer, x.inner, x.len),
+            residual: joining.map(|_| Residual { rows, sum: dense }),
+            out: dense,
             out_dtype: self.model.activations,
-        }
+        };
+        let (sum, out) = (joining.map(|_| self.value()), self.value());
+        let mut args = vec![x.into()];
+        args.extend(joining.map(Place::from));
+        args.push(weight.into());
+        args.extend(sum.map(Place::from));
+        args.push(out.into());
+        self.launch(op, args)?;
+        Ok((sum.unwrap_or(x), out))
     }
 
-    fn norm_dense(&mut self, tokens: usize, x: Value, weight: &Buffer) -> Result<Value> {
-        let out = self.value();
-        let op = self.norm(Rows::dense(tokens, self.model.geometry.hidden));
-        self.launch(op, vec![x.into(), weight.into(), out.into()])?;
-        Ok(out)
+    /// The same of all vectors.
+    fn norm_all(&mut self, tokens: usize, hidden: Hidden, weight: &Buffer) -> Result<(Value, Value)> {
+        self.norm(Rows::dense(tokens, self.model.geometry.hidden), hidden, weight)
     }
 
     /// `x W^T + bias`
@@ -315,22 +343,22 @@ impl Builder<'_> {
         self.launch_packed(op, linear.pack, args)
     }
 
-    /// Everything up to and with the first residual sum.
+    /// Everything up to and with what joins the residual stream first.
     fn attention(
         &mut self,
         state: &State,
         index: usize,
         layer: &Layer,
-        x: Value,
+        hidden: Hidden,
         batch: usize,
         q_len: usize,
-    ) -> Result<Value> {
+    ) -> Result<Hidden> {
         let model = self.model;
         let g = &model.geometry;
         let dtype = model.activations;
         let tokens = batch * q_len;
         let (heads, kv_heads, d) = (g.heads, g.kv_heads, g.head_dim);
-        let normed = self.norm_dense(tokens, x, &layer.attention_norm)?;
+        let (x, normed) = self.norm_all(tokens, hidden, &layer.attention_norm)?;
         let widths = [heads * d, kv_heads * d, kv_heads * d];
         let [(q, q_width), (k, k_width), (v, v_width)] =
             self.slices(&layer.qkv, widths, |builder, linear| {
@@ -392,30 +420,23 @@ impl Builder<'_> {
         tokens: usize,
         y: Value,
         x: Value,
-    ) -> Result<Value> {
-        let dtype = self.model.activations;
+    ) -> Result<Hidden> {
         let out = self.value();
-        match norm {
-            None => self.linear(linear, tokens, y, out.into(), dtype, Some(x))?,
-            Some(weight) => {
-                let projected = self.value();
-                self.linear(linear, tokens, y, projected.into(), dtype, None)?;
-                self.add_normed(tokens, projected, weight, x, out)?;
-            }
-        }
-        Ok(out)
+        let residual = norm.is_none().then_some(x);
+        self.linear(linear, tokens, y, out.into(), self.model.activations, residual)?;
+        self.joined(norm, tokens, out, x)
     }
 
-    fn add_normed(&mut self, tokens: usize, y: Value, weight: &Buffer, x: Value, out: Value) -> Result<()> {
-        let rows = Rows::dense(tokens, self.model.geometry.hidden);
-        let normed = self.norm_dense(tokens, y, weight)?;
-        let op = Add { a: rows, b: rows, dtype: self.model.activations, out: rows };
-        self.launch(op, vec![x.into(), normed.into(), out.into()])
+    /// The residual stream behind a block that gave `y`: the sum already, or what is normalised before it joins `x`.
+    fn joined(&mut self, norm: Option<&Buffer>, tokens: usize, y: Value, x: Value) -> Result<Hidden> {
+        let Some(weight) = norm else { return Ok(y.into()) };
+        let (_, normed) = self.norm_all(tokens, y.into(), weight)?;
+        Ok(Hidden { x, joining: Some(normed) })
     }
 
-    fn feed_forward(&mut self, layer: &Layer, x: Value, tokens: usize) -> Result<Value> {
+    fn feed_forward(&mut self, layer: &Layer, hidden: Hidden, tokens: usize) -> Result<Hidden> {
         let dtype = self.model.activations;
-        let normed = self.norm_dense(tokens, x, &layer.ffn_norm)?;
+        let (x, normed) = self.norm_all(tokens, hidden, &layer.ffn_norm)?;
         if layer.router.is_some() {
             return self.experts(layer, x, normed, tokens);
         }
@@ -495,7 +516,7 @@ impl Builder<'_> {
         Ok(parts)
     }
 
-    fn experts(&mut self, layer: &Layer, x: Value, normed: Value, tokens: usize) -> Result<Value> {
+    fn experts(&mut self, layer: &Layer, x: Value, normed: Value, tokens: usize) -> Result<Hidden> {
         let (Some(router), Some(moe)) = (&layer.router, self.model.geometry.moe) else {
             return Err(Error::Config(vec!["a layer of experts without experts".into()]));
         };
@@ -524,15 +545,11 @@ impl Builder<'_> {
             out_dtype: dtype,
             residual: post.is_none(),
         };
-        match post {
-            None => self.launch(op, vec![down.into(), weights.into(), x.into(), out.into()])?,
-            Some(weight) => {
-                let combined = self.value();
-                self.launch(op, vec![down.into(), weights.into(), combined.into()])?;
-                self.add_normed(tokens, combined, weight, x, out)?;
-            }
-        }
-        Ok(out)
+        let mut args: Vec<Place> = vec![down.into(), weights.into()];
+        args.extend(post.is_none().then(|| x.into()));
+        args.push(out.into());
+        self.launch(op, args)?;
+        self.joined(post, tokens, out, x)
     }
 
     /// One product for each token and expert it visits; `shared` when the token's visits read the same row.

@@ -37,6 +37,8 @@ pub struct Workload {
     pub kernel: Option<String>,
     /// Type of inputs and output, such as `bf16`; the weights' type for a model.
     pub dtype: Option<String>,
+    /// Type of a model's KV cache, such as `q8_0`.
+    pub kv_dtype: Option<String>,
     /// Coarsest type that a model's activations may have been rounded to in products with weights: `f32` where products are exact.
     pub activations: Option<String>,
     /// Shape as the command line takes it, such as `m=1,n=4096,k=4096`.
@@ -94,6 +96,21 @@ impl Workload {
             (Some(0), _) => Some(Phase::Decode),
             _ => Some(Phase::Mixed),
         })
+    }
+
+    /// The KV cache's type where it is not the usual one beside such weights, which is theirs where that is a plain float, else f16. So lines that
+    /// do not say it, as all before 1.3, are of the usual one.
+    pub fn other_kv_dtype(&self) -> Option<&str> {
+        let float = self.dtype.as_deref().filter(|dtype| ["f32", "bf16", "f8e4m3"].contains(dtype));
+        let usual = float.unwrap_or("f16");
+        self.kv_dtype.as_deref().filter(|kv| *kv != usual)
+    }
+
+    /// [`Workload::dtype`], with the KV cache's where that is not the usual one: `bf16 (kv q8_0)`.
+    pub fn dtypes(&self) -> Option<String> {
+        let cache = self.other_kv_dtype().map(|kv| format!("(kv {kv})"));
+        let words: Vec<String> = self.dtype.clone().into_iter().chain(cache).collect();
+        (!words.is_empty()).then(|| words.join(" "))
     }
 
     /// The test as llama-bench prints it: `pp512` is a prompt of 512, `tg128` 128 generated tokens, `pp512+tg128` both,
@@ -168,6 +185,23 @@ mod tests {
         ] {
             let workload = Workload { n_prompt, n_gen, phase, ..Workload::default() };
             assert_eq!(workload.token_phase(), expected);
+        }
+    }
+
+    #[test]
+    fn a_cache_is_named_where_it_is_not_the_usual_one() {
+        for (dtype, kv_dtype, expected) in [
+            (Some("bf16"), Some("bf16"), Some("bf16")),
+            (Some("bf16"), None, Some("bf16")),
+            (Some("bf16"), Some("f16"), Some("bf16 (kv f16)")),
+            (Some("q4_k"), Some("f16"), Some("q4_k")),
+            (Some("q8_0"), Some("q8_0"), Some("q8_0 (kv q8_0)")),
+            (None, Some("q8_0"), Some("(kv q8_0)")),
+            (None, Some("f16"), None),
+        ] {
+            let [dtype, kv_dtype] = [dtype, kv_dtype].map(|name: Option<&str>| name.map(String::from));
+            let workload = Workload { dtype, kv_dtype, ..Workload::default() };
+            assert_eq!(workload.dtypes().as_deref(), expected);
         }
     }
 

@@ -153,6 +153,7 @@ impl<'m> Repetition<'m> {
         workload.model_n_params = Some(geometry.n_params());
         workload.model_size = Some(model.weight_bytes());
         workload.dtype = Some(model.dtype().name().into());
+        workload.kv_dtype = Some(model.kv_dtype().name().into());
         workload.activations = Some(model.multiplied().name().into());
         workload.n_prompt = Some(test.n_prompt as u64);
         workload.n_gen = Some(test.n_gen as u64);
@@ -223,7 +224,7 @@ impl<'m> Repetition<'m> {
         let ends = (1..=self.test.n_prompt.div_ceil(chunk))
             .map(|pass| self.test.n_depth + self.test.n_prompt.min(pass * chunk));
         let ends: Vec<usize> = ends.chain((1..=self.test.n_gen).map(first)).collect();
-        let token = 2.0 * (geometry.kv_heads * geometry.head_dim) as f64 * width(self.model.cache());
+        let token = 2.0 * (geometry.kv_heads * geometry.head_dim) as f64 * width(self.model.kv_dtype());
         let read = |window: Option<usize>| -> f64 {
             ends.iter().map(|&end| window.map_or(end, |window| end.min(window)) as f64).sum()
         };

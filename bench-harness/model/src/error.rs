@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use perjoule_kernels::DType;
+
 /// Result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -73,10 +75,21 @@ pub enum Error {
         /// Bytes of the buffer.
         buffer: usize,
     },
+    /// A KV cache of a type that attention does not read, or does not read in heads of this size. Nothing was allocated.
+    #[error(
+        "the KV cache cannot be {dtype} where heads have {head_dim} elements: choose f32, f16, bf16, f8e4m3, or q8_0 where that is a \
+         multiple of 32"
+    )]
+    KvDtype {
+        /// The type as asked for.
+        dtype: DType,
+        /// Elements of a head of the model.
+        head_dim: usize,
+    },
     /// More memory than there is. Nothing was allocated.
     #[error(
-        "the model needs {} ({} of weights, {} of KV cache), and {} are available: choose a smaller model or dtype, fewer \
-         sequences or a shorter context",
+        "the model needs {} ({} of weights, {} of KV cache), and {} are available: choose a smaller model, a \
+         smaller dtype of weights or cache, fewer sequences or a shorter context",
         Bytes(.weights.saturating_add(*.kv_cache)), Bytes(*.weights), Bytes(*.kv_cache), Bytes(*.available)
     )]
     Memory {

@@ -34,6 +34,6 @@ pub mod zoo;
 pub use config::Geometry;
 pub use error::{Error, Result};
 pub use ids::check_ids;
-pub use load::{LoadOptions, Model, cache_dtype};
+pub use load::{LoadOptions, Model, default_kv_dtype};
 pub use session::{HostCost, Session, SessionOptions};
 pub use source::Source;

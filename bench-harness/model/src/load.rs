@@ -21,6 +21,9 @@ pub struct LoadOptions<'a> {
     /// Element type of the matrices; block formats quantise them. Experts stored as MXFP4 stay as they are, and where nothing is asked for
     /// so does every matrix.
     pub dtype: Option<DType>,
+    /// Element type of the KV cache; [`default_kv_dtype`] chooses where nothing is asked for. f32, f16, bf16, f8e4m3, or q8_0, which needs heads of
+    /// a multiple of 32 elements: fewer bytes are read for each token before, and keys and values are rounded.
+    pub kv_dtype: Option<DType>,
     /// Numbers of rows that products will have, the most important first: a packed layout is chosen that serves them all.
     pub rows: Vec<usize>,
     /// Leave to be less exact in products with weights, which a router's are never given: they decide.
@@ -37,7 +40,13 @@ impl LoadOptions<'_> {
 
     /// Matrices as they are stored, for single tokens and for prompts, in exact products.
     pub fn stored() -> Self {
-        LoadOptions { dtype: None, rows: vec![1, 512], policy: Policy::default(), progress: None }
+        LoadOptions {
+            dtype: None,
+            kv_dtype: None,
+            rows: vec![1, 512],
+            policy: Policy::default(),
+            progress: None,
+        }
     }
 }
 
@@ -78,7 +87,7 @@ pub struct Model {
     pub(crate) geometry: Geometry,
     pub(crate) dtype: DType,
     pub(crate) activations: DType,
-    pub(crate) cache: DType,
+    pub(crate) kv_dtype: DType,
     pub(crate) embed: Buffer,
     pub(crate) embed_dtype: DType,
     pub(crate) layers: Vec<Layer>,
@@ -96,7 +105,7 @@ impl Model {
     /// Loads every weight onto `device`.
     ///
     /// # Errors
-    /// [`Error::Memory`] before anything is allocated when the weights cannot fit; [`Error::File`] for weights that are NaN or infinite;
+    /// Before anything is allocated [`Error::KvDtype`] for a cache that cannot be, [`Error::Memory`] when the weights cannot fit; [`Error::File`] for weights that are NaN or infinite;
     /// whatever reading runs into; [`Error::Device`] for what the device refuses.
     pub fn load(device: &Device, source: &Source, options: &LoadOptions<'_>) -> Result<Model> {
         let geometry = source.geometry();
@@ -110,8 +119,8 @@ impl Model {
         }
         let activations = DType::F32;
         let dtype = source.main_dtype(options.dtype);
-        let cache = cache_dtype(dtype);
-        let need = source.memory_needed(options.dtype, 0, 0);
+        let kv_dtype = source.kv_dtype(options.dtype, options.kv_dtype)?;
+        let need = source.memory_needed(options.dtype, kv_dtype, 0, 0);
         if let Some(available) = memory::available_memory().filter(|_| device.info().synchronous) {
             need.check(available)?;
         }
@@ -128,7 +137,7 @@ impl Model {
             geometry: geometry.clone(),
             dtype,
             activations,
-            cache,
+            kv_dtype,
             embed,
             embed_dtype,
             layers,
@@ -199,9 +208,9 @@ impl Model {
         }
     }
 
-    /// Element type of the KV cache: that of the weights where they are plain floats, f16 beside block formats.
-    pub fn cache(&self) -> DType {
-        self.cache
+    /// Element type of the KV cache: see [`LoadOptions::kv_dtype`].
+    pub fn kv_dtype(&self) -> DType {
+        self.kv_dtype
     }
 
     /// The device it lives on.
@@ -215,9 +224,9 @@ impl Model {
     }
 }
 
-/// Element type of the KV cache beside weights of `dtype`: the same where that is a plain float, f16 beside block formats.
-pub fn cache_dtype(dtype: DType) -> DType {
-    if dtype.is_block() { DType::F16 } else { dtype }
+/// Element type of the KV cache beside `weights` where none is asked for: the same where that is a plain float, f16 beside block formats.
+pub fn default_kv_dtype(weights: DType) -> DType {
+    if weights.is_block() { DType::F16 } else { weights }
 }
 
 /// Gate and up projections like `part`, and their activation.

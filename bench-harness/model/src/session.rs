@@ -77,7 +77,7 @@ impl Model {
                 have: geometry.max_positions,
             });
         }
-        let dtype = self.cache();
+        let dtype = self.kv_dtype();
         let cache = memory::memory_needed(geometry, self.dtype(), dtype, capacity, parallel).kv_cache;
         if let Some(available) = memory::available_memory().filter(|_| self.device().info().synchronous) {
             MemoryNeed { weights: 0, kv_cache: cache }.check(available)?;

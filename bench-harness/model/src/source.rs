@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use crate::config::Geometry;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
+use crate::load::default_kv_dtype;
 use crate::memory::{MemoryNeed, need};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::tokenizer::Tokenizer;
@@ -165,10 +166,26 @@ impl Source {
         elements.into_iter().max_by_key(|(_, count)| *count).map_or(DType::F32, |(dtype, _)| dtype)
     }
 
-    /// Bytes that the model takes, with a KV cache of `batch` sequences of `tokens` each: see [`crate::memory::memory_needed`].
-    pub fn memory_needed(&self, asked: Option<DType>, tokens: usize, batch: usize) -> MemoryNeed {
-        let kv = crate::load::cache_dtype(self.main_dtype(asked));
-        need(&self.geometry, |weight| self.dtype_of(weight, asked), kv, tokens, batch)
+    /// Element type of the KV cache beside matrices that are loaded as `asked`: `kv_dtype`, or [`default_kv_dtype`] of theirs.
+    ///
+    /// # Errors
+    /// [`Error::KvDtype`] for a type that no cache has, or whose blocks do not divide the model's heads.
+    pub fn kv_dtype(&self, asked: Option<DType>, kv_dtype: Option<DType>) -> Result<DType> {
+        let Some(dtype) = kv_dtype else { return Ok(default_kv_dtype(self.main_dtype(asked))) };
+        let head_dim = self.geometry.head_dim;
+        let blocks = dtype == DType::Q8_0 && head_dim.is_multiple_of(dtype.block_len());
+        if dtype.is_float() || blocks { Ok(dtype) } else { Err(Error::KvDtype { dtype, head_dim }) }
+    }
+
+    /// Bytes that the model takes, with a KV cache in `kv_dtype` of `batch` sequences of `tokens` each: see [`crate::memory::memory_needed`].
+    pub fn memory_needed(
+        &self,
+        asked: Option<DType>,
+        kv_dtype: DType,
+        tokens: usize,
+        batch: usize,
+    ) -> MemoryNeed {
+        need(&self.geometry, |weight| self.dtype_of(weight, asked), kv_dtype, tokens, batch)
     }
 
     fn files(&self) -> Option<(&Checkpoint, &Plan)> {

@@ -385,7 +385,7 @@ impl Builder<'_> {
             append: KvAppend {
                 src_k: fused(kv_heads, k_width),
                 src_v: fused(kv_heads, v_width),
-                kv_dtype: model.cache,
+                kv_dtype: model.kv_dtype,
                 ..KvAppend::dense(batch, q_len, state.layout, dtype)
             },
         };
@@ -397,7 +397,7 @@ impl Builder<'_> {
         args.push(queries.into());
         self.launch(op, args)?;
         let mut op = Attention::causal(batch, q_len, heads, state.layout, dtype);
-        op.kv_dtype = model.cache;
+        op.kv_dtype = model.kv_dtype;
         op.scale = g.attention_scale as f32;
         op.soft_cap = g.attention_softcap.map(|c| c as f32);
         op.policy = layer.o.policy;

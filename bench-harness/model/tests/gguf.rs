@@ -199,11 +199,11 @@ fn mixes_are_named_and_counted_by_what_they_hold() {
     assert_eq!(source.quantisation(Some(DType::Q8_0)), "q8_0");
     let stored: u64 =
         Gguf::open(&_dir.path().join("tiny.gguf")).unwrap().checkpoint.tensors().map(|(_, t)| t.bytes).sum();
-    let need = source.memory_needed(None, 0, 1);
+    let need = source.memory_needed(None, DType::F16, 0, 1);
     assert_eq!((need.weights, need.kv_cache), (stored, 0));
     let model = Model::load(&perjoule::open("cpu").unwrap(), &source, &LoadOptions::stored()).unwrap();
     assert_eq!(
-        (model.head_dtype(), model.embed_dtype(), model.cache()),
+        (model.head_dtype(), model.embed_dtype(), model.kv_dtype()),
         (DType::Q6K, DType::Q4_0, DType::F16)
     );
 }

@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use perjoule::DType;
+use perjoule_kernels::KvLayout;
+use perjoule_kernels::op::{KvAppend, Spec};
 use perjoule_model::weights::Checkpoint;
-use perjoule_model::{LoadOptions, Model, SessionOptions, Source};
+use perjoule_model::{Error, LoadOptions, Model, SessionOptions, Source};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/checkpoints")
@@ -66,26 +68,49 @@ fn source(dir: &Path, dtype: DType) -> Source {
 /// Prefill of both rows at once, in odd chunks; token by token; and greedy continuation, all against the reference.
 fn check(name: &str, dtype: DType, bound: f64, greedy: bool) {
     for device in devices() {
-        check_on(&device, name, dtype, bound, greedy);
+        check_on(&device, name, &LoadOptions::new(dtype), bound, greedy);
     }
 }
 
-fn check_on(device: &perjoule::Device, name: &str, dtype: DType, bound: f64, greedy: bool) {
+/// Exact weights beside a rounded cache, which has to be seen in the logits, within `bound`.
+fn check_cache(name: &str, kv_dtype: DType, bound: f64, greedy: bool) {
+    let options = LoadOptions { kv_dtype: Some(kv_dtype), ..LoadOptions::new(DType::F32) };
+    for device in devices() {
+        let error = check_on(&device, name, &options, bound, greedy);
+        assert!(error > 1e-5, "{name}: a cache in {kv_dtype} rounds nothing: {error:e}");
+    }
+}
+
+/// How far a cache in q8_0 may move the logits; none where heads are no whole blocks.
+fn q8_0_bound(name: &str) -> Option<f64> {
+    let head_dim = source(&folder().join(name), DType::F32).geometry().head_dim;
+    // of gpt-oss it tips a close decision of a router in a few of 48 tokens; the median token is off by 8e-3, as elsewhere
+    let bound = if name == "gpt-oss" { 0.2 } else { 3e-2 };
+    head_dim.is_multiple_of(32).then_some(bound)
+}
+
+/// Gives the largest error.
+fn check_on(device: &perjoule::Device, name: &str, load: &LoadOptions<'_>, bound: f64, greedy: bool) -> f64 {
     let dir = folder().join(name);
     let want = expected(&dir);
+    let dtype = load.dtype.unwrap();
     let source = source(&dir, dtype);
-    let name = &format!("{name} on {}", device.info().label);
-    let model = Model::load(device, &source, &LoadOptions::new(dtype)).unwrap();
+    let model = Model::load(device, &source, load).unwrap();
+    let name = &format!("{name} on {}, cache in {}", device.info().label, model.kv_dtype());
+    let mut largest: f64 = 0.0;
+    let mut within = |got: &[f32], want: &[f32], what: &str| {
+        let error = rel_err(got, want);
+        assert!(error <= bound, "{name} {dtype}: {what} is off by {error:e}");
+        largest = largest.max(error);
+    };
     let capacity = 40;
     let options = |parallel, chunk| SessionOptions { parallel, capacity, chunk };
 
     let mut whole = model.session(options(want.batch, 512)).unwrap();
-    let error = rel_err(&whole.prefill_all(&want.ids).unwrap(), &want.logits);
-    assert!(error <= bound, "{name} {dtype}: prefill is off by {error:e}");
+    within(&whole.prefill_all(&want.ids).unwrap(), &want.logits, "prefill");
 
     let mut chunked = model.session(options(want.batch, 2 * 7)).unwrap();
-    let error = rel_err(&chunked.prefill_all(&want.ids).unwrap(), &want.logits);
-    assert!(error <= bound, "{name} {dtype}: prefill in chunks is off by {error:e}");
+    within(&chunked.prefill_all(&want.ids).unwrap(), &want.logits, "prefill in chunks");
 
     // batched decode: one token of each row a step
     let mut stepped = model.session(options(want.batch, 512)).unwrap();
@@ -98,8 +123,7 @@ fn check_on(device: &perjoule::Device, name: &str, dtype: DType, bound: f64, gre
             logits[at..at + want.vocab].copy_from_slice(row);
         }
     }
-    let error = rel_err(&logits, &want.logits);
-    assert!(error <= bound, "{name} {dtype}: batched decode is off by {error:e}");
+    within(&logits, &want.logits, "batched decode");
 
     // one row alone, token by token
     let mut alone = model.session(options(1, 512)).unwrap();
@@ -108,8 +132,7 @@ fn check_on(device: &perjoule::Device, name: &str, dtype: DType, bound: f64, gre
         alone.decode(&[id]).unwrap();
         logits.extend(alone.logits().unwrap());
     }
-    let error = rel_err(&logits, &want.logits[..want.len * want.vocab]);
-    assert!(error <= bound, "{name} {dtype}: decode is off by {error:e}");
+    within(&logits, &want.logits[..want.len * want.vocab], "decode");
 
     if greedy {
         let prompt = 8;
@@ -126,6 +149,7 @@ fn check_on(device: &perjoule::Device, name: &str, dtype: DType, bound: f64, gre
         assert_eq!(steps, more);
         assert_eq!(ids, want.greedy[prompt..], "{name} {dtype}: greedy ids");
     }
+    largest
 }
 
 macro_rules! checkpoints {
@@ -142,6 +166,20 @@ macro_rules! checkpoints {
             #[test]
             fn f16() {
                 super::check($name, super::DType::F16, 3e-2, false);
+            }
+            #[test]
+            fn f16_cache() {
+                super::check_cache($name, super::DType::F16, 2e-3, true);
+            }
+            #[test]
+            fn bf16_cache() {
+                super::check_cache($name, super::DType::BF16, 2e-2, false);
+            }
+            #[test]
+            fn q8_0_cache() {
+                if let Some(bound) = super::q8_0_bound($name) {
+                    super::check_cache($name, super::DType::Q8_0, bound, false);
+                }
             }
         })*
 
@@ -187,4 +225,49 @@ fn a_quantised_model_stays_close() {
             assert!(error <= bound, "{dtype} on {} is off by {error:e}", device.info().label);
         }
     }
+}
+
+/// Loading refuses what the ops would refuse, before it reads or allocates anything.
+#[test]
+fn caches_that_cannot_be_are_refused_at_once() {
+    let device = perjoule::open("cpu").unwrap();
+    for (name, head_dim) in [("llama", 16), ("qwen3", 32)] {
+        let source = source(&folder().join(name), DType::F32);
+        for kv_dtype in DType::ALL {
+            let layout = KvLayout::contiguous(2, 8, head_dim);
+            let op = KvAppend { kv_dtype, ..KvAppend::dense(1, 1, layout, DType::F32) };
+            let progress = |_, _| panic!("something was loaded");
+            let options = LoadOptions {
+                kv_dtype: Some(kv_dtype),
+                progress: op.validate().is_err().then_some(&progress),
+                ..LoadOptions::new(DType::F32)
+            };
+            match (Model::load(&device, &source, &options), op.validate()) {
+                (Ok(model), Ok(())) => assert_eq!(model.kv_dtype(), kv_dtype),
+                (Err(error @ Error::KvDtype { .. }), Err(_)) => {
+                    let text = error.to_string();
+                    assert!(
+                        text.contains(&format!("cannot be {kv_dtype} where heads have {head_dim}")),
+                        "{text}"
+                    );
+                }
+                (loaded, op) => panic!("{name} {kv_dtype}: {:?} and {op:?}", loaded.err()),
+            }
+        }
+    }
+}
+
+#[test]
+fn the_memory_estimate_is_that_of_the_cache() {
+    let source = source(&folder().join("qwen3"), DType::F32);
+    let g = source.geometry();
+    // keys and values of each layer
+    let elements = 2 * g.layers.len() * g.kv_heads * g.head_dim * 40 * 3;
+    for (kv_dtype, bits) in [(DType::F32, 32.0), (DType::F16, 16.0), (DType::BF16, 16.0), (DType::Q8_0, 8.5)]
+    {
+        let need = source.memory_needed(Some(DType::F32), kv_dtype, 40, 3);
+        assert_eq!(need.kv_cache as f64, elements as f64 * bits / 8.0, "{kv_dtype}");
+    }
+    let chosen = |dtype| source.kv_dtype(Some(dtype), None).unwrap();
+    assert_eq!([DType::BF16, DType::Q4K, DType::Q8_0].map(chosen), [DType::BF16, DType::F16, DType::F16]);
 }

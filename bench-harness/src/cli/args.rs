@@ -213,6 +213,9 @@ pub(crate) struct RunArgs {
     /// Sequences side by side
     #[arg(long, value_name = "N,..", value_delimiter = ',', help_heading = "Tokens")]
     pub(crate) parallel: Vec<usize>,
+    /// Element type of the KV cache [default: that of the weights, f16 beside block formats]
+    #[arg(long, value_name = "TYPE", help_heading = "Tokens")]
+    pub(crate) kv_dtype: Option<DType>,
     /// Prompt tokens processed at once
     #[arg(long, value_name = "N", help_heading = "Tokens")]
     pub(crate) batch: Option<usize>,
@@ -263,6 +266,7 @@ const RUN_EXAMPLES: &str = "Examples:
   perjoule run --only tokens --model ./Llama-3.2-1B -p 512 -n 128 -r 5
   perjoule run --only tokens --model ./Qwen3-0.6B-Q4_K_M.gguf
   perjoule run --only tokens --model qwen3-0.6b -n 32 --parallel 1,4,16
+  perjoule run --only tokens --model qwen3-0.6b -n 32 -d 4096 --kv-dtype q8_0
   perjoule run --only tokens --format llama-bench           llama-bench's table, for scripts that read it
   perjoule run --openmetrics /var/lib/node_exporter/perjoule.prom
   perjoule run --format jsonl -o results/mine.jsonl";
@@ -312,6 +316,9 @@ pub(crate) struct CheckArgs {
     /// Element type of the weights [default: f32; as stored in a GGUF file]
     #[arg(long, value_name = "TYPE", requires = "model")]
     pub(crate) dtype: Option<DType>,
+    /// Element type of the KV cache [default: that of the weights, f16 beside block formats]
+    #[arg(long, value_name = "TYPE", requires = "model")]
+    pub(crate) kv_dtype: Option<DType>,
     /// Whether activations are rounded in products with weights
     #[arg(long, requires = "model", value_enum, default_value_t = Activations::Exact)]
     pub(crate) activations: Activations,
@@ -346,6 +353,9 @@ pub(crate) struct GenerateArgs {
     /// Element type of the weights [default: that of the checkpoint, as stored in a GGUF file, bf16 for a geometry]
     #[arg(long, value_name = "TYPE")]
     pub(crate) dtype: Option<DType>,
+    /// Element type of the KV cache [default: that of the weights, f16 beside block formats]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) kv_dtype: Option<DType>,
     /// Whether a model's activations are rounded in products with its weights
     #[arg(long, value_enum, default_value_t = Activations::Rounded)]
     pub(crate) activations: Activations,

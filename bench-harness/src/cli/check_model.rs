@@ -74,20 +74,21 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Ended> {
         .with_context(|| format!("{}: give a reference with --expected", path.display()))?;
     let device = open(&args.device, args.threads)?;
     let rows = vec![1, expected.rows, expected.rows * expected.tokens];
-    let model =
-        run_tokens::load(&device, &source, dtype, args.activations, rows, progress::bytes(args.quiet))?;
+    let bar = progress::bytes(args.quiet);
+    let model = run_tokens::load(&device, &source, dtype, args.kv_dtype, args.activations, rows, bar)?;
 
     let prefill = Distance::of(&whole(&model, &expected)?, &expected.logits);
     let single = Distance::of(&token_by_token(&model, &expected)?, &expected.logits);
     let batched = Distance::of(&side_by_side(&model, &expected)?, &expected.logits);
     let greedy = greedy(&model, &expected)?;
     let greedy_equal = greedy == expected.greedy;
-    let allowed = tolerance(model.dtype());
+    let dtypes = [model.dtype(), model.kv_dtype()];
+    let allowed = dtypes.map(tolerance).into_iter().fold(0.0, f64::max);
     let all = [("prefill", prefill), ("token by token", single), ("batched decode", batched)];
     let rel_err = all.iter().map(|(_, d)| d.relative()).fold(0.0, f64::max);
     let max_abs_err = all.iter().map(|(_, d)| d.max_abs_err).fold(0.0, f64::max);
-    // rounded weights may tip a choice that was close; only exact arithmetic has to choose alike
-    let passed = rel_err <= allowed && (greedy_equal || model.dtype() != DType::F32);
+    // what is rounded may tip a choice that was close; only exact arithmetic has to choose alike
+    let passed = rel_err <= allowed && (greedy_equal || dtypes != [DType::F32; 2]);
 
     let mut out = anstream::stdout();
     if args.json {
@@ -118,16 +119,17 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Ended> {
         let verdict = if passed { "passed" } else { "FAILED" };
         writeln!(
             out,
-            "\n{} greedy ids {same}; allowed relative error {allowed:.0e} for {}",
+            "\n{} greedy ids {same}; allowed relative error {allowed:.0e} for {}, KV cache in {}",
             expected.greedy.len(),
-            model.quantisation()
+            model.quantisation(),
+            model.kv_dtype()
         )?;
         writeln!(out, "{verdict}: {} on {}", source.name(), args.device)?;
     }
     Ok(if passed { Ended::Done } else { Ended::Failed })
 }
 
-/// Relative error of the logits that a dtype of the weights may cause.
+/// Relative error of the logits that a dtype of the weights or of the KV cache may cause.
 fn tolerance(dtype: DType) -> f64 {
     match dtype {
         DType::F32 => 1e-5,

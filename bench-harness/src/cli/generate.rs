@@ -58,6 +58,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<Ended> {
         &device,
         &source,
         dtype,
+        args.kv_dtype,
         args.activations,
         vec![1, prompt.len().min(BATCH)],
         progress::bytes(args.quiet),
@@ -110,6 +111,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<Ended> {
         let result = json!({
             "model": source.name(),
             "dtype": model.dtype().name(),
+            "kv_dtype": model.kv_dtype().name(),
             "prompt_ids": prompt,
             "ids": ids,
             "text": text,

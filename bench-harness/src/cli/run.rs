@@ -188,6 +188,7 @@ fn refuse_unused(args: &RunArgs, parts: &[Part]) -> Result<()> {
         ("-n", !args.n_gen.is_empty()),
         ("-d", !args.n_depth.is_empty()),
         ("--parallel", !args.parallel.is_empty()),
+        ("--kv-dtype", args.kv_dtype.is_some()),
         ("--batch", args.batch.is_some()),
         ("--format llama-bench", args.format == Some(Format::LlamaBench)),
         ("--format llama-bench-jsonl", args.format == Some(Format::LlamaBenchJsonl)),

@@ -40,6 +40,7 @@ pub(super) fn load(
     device: &perjoule::Device,
     source: &Source,
     dtype: Option<DType>,
+    kv_dtype: Option<DType>,
     activations: Activations,
     rows: Vec<usize>,
     bar: ProgressBar,
@@ -54,13 +55,14 @@ pub(super) fn load(
         bar.set_position(bytes(done));
         !interrupted()
     };
-    let options = LoadOptions { dtype, rows, policy: activations.policy(), progress: Some(&report) };
+    let options =
+        LoadOptions { dtype, kv_dtype, rows, policy: activations.policy(), progress: Some(&report) };
     let model = Model::load(device, source, &options);
     bar.finish_and_clear();
     Ok(model?)
 }
 
-/// Refuses sizes that are beyond the model's positions or the memory, before anything is measured or loaded.
+/// Refuses a KV cache that cannot be, and sizes that are beyond the model's positions or the memory, before anything is measured or loaded.
 pub(super) fn fits(args: &RunArgs, source: &Source) -> Result<()> {
     let geometry = source.geometry();
     let limit = geometry.max_positions;
@@ -72,11 +74,14 @@ pub(super) fn fits(args: &RunArgs, source: &Source) -> Result<()> {
         "{tokens} tokens (depth {depth} and {n}) do not fit: {} has {limit} positions; use fewer",
         source.name()
     );
-    if let Some(available) = available_memory() {
-        let parallel = args.parallel.iter().max().copied().unwrap_or(1);
-        let dtypes = args.dtype.iter().copied().map(Some);
-        for asked in dtypes.chain(args.dtype.is_empty().then_some(None)) {
-            source.memory_needed(dtype_of(source, asked), tokens, parallel).check(available)?;
+    let parallel = args.parallel.iter().max().copied().unwrap_or(1);
+    let available = available_memory();
+    let dtypes = args.dtype.iter().copied().map(Some);
+    for asked in dtypes.chain(args.dtype.is_empty().then_some(None)) {
+        let dtype = dtype_of(source, asked);
+        let kv_dtype = source.kv_dtype(dtype, args.kv_dtype)?;
+        if let Some(available) = available {
+            source.memory_needed(dtype, kv_dtype, tokens, parallel).check(available)?;
         }
     }
     Ok(())
@@ -105,7 +110,8 @@ pub(super) fn run(
     for dtype in dtypes {
         let mut rows: Vec<usize> = parallel.to_vec();
         rows.push(batch);
-        let model = load(&target.device, source, dtype, args.activations, rows, output.bars().bytes())?;
+        let bar = output.bars().bytes();
+        let model = load(&target.device, source, dtype, args.kv_dtype, args.activations, rows, bar)?;
         let mut records = Vec::new();
         let mut result = Ok(());
         let count = parallel.len() as u32 * depths.len() as u32;

@@ -47,6 +47,9 @@ pub(crate) struct TuneArgs {
     /// The ops of a model's prompt and decoding: folder of a model, or the name of a geometry
     #[arg(long, value_name = "NAME|DIR")]
     pub(crate) model: Option<String>,
+    /// Element type of the model's KV cache [default: that of the weights, f16 beside block formats]
+    #[arg(long, value_name = "TYPE", requires = "model")]
+    pub(crate) kv_dtype: Option<DType>,
     /// Seconds of sampling in all; checking results comes on top [default: 60]
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     pub(crate) budget: Option<f64>,
@@ -57,7 +60,7 @@ pub(crate) struct TuneArgs {
     #[arg(long)]
     pub(crate) vendor: bool,
     /// Forget what was measured on this device with so many threads
-    #[arg(long, conflicts_with_all = ["op", "shape", "dtype", "model", "budget", "vendor"])]
+    #[arg(long, conflicts_with_all = ["op", "shape", "dtype", "kv_dtype", "model", "budget", "vendor"])]
     pub(crate) clear: bool,
     /// Print a JSON object with every kernel's time
     #[arg(long)]
@@ -157,7 +160,7 @@ fn wanted(args: &TuneArgs, device: &Device) -> Result<Vec<Wanted>> {
         for dtype in dtypes.chain(args.dtype.is_empty().then_some(None)) {
             let spinner = progress::bar(0, args.quiet);
             spinner.set_message(format!("looking at what {model} needs"));
-            let ops = tune_model::ops(&args.device, args.threads, model, dtype);
+            let ops = tune_model::ops(&args.device, args.threads, model, dtype, args.kv_dtype);
             spinner.finish_and_clear();
             list.extend(ops?.into_iter().map(|(op, alignment)| Wanted {
                 name: op.to_string(),

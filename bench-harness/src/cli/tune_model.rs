@@ -32,6 +32,7 @@ pub(super) fn ops(
     threads: Option<usize>,
     name: &str,
     dtype: Option<DType>,
+    kv_dtype: Option<DType>,
 ) -> Result<Vec<(Op, Alignment)>> {
     let source = Source::open(name, 1)?;
     // random weights stand for those of a file: of mixed types, the one that most have
@@ -55,7 +56,7 @@ pub(super) fn ops(
     }
     NOTES.lock().unwrap_or_else(PoisonError::into_inner).clear();
     let policy = Activations::Rounded.policy();
-    let options = LoadOptions { dtype, rows: vec![1, prompt], policy, progress: None };
+    let options = LoadOptions { dtype, kv_dtype, rows: vec![1, prompt], policy, progress: None };
     let model = Model::load(&device, &source, &options)?;
     let session = |capacity| model.session(SessionOptions { parallel: 1, capacity, chunk: prompt });
     session(prompt)?.prefill(&vec![0; prompt])?;

@@ -456,6 +456,7 @@ impl Bench {
         let source = Source::random(&name, geometry, self.options.seed);
         let options = LoadOptions {
             dtype: Some(WEIGHTS),
+            kv_dtype: None,
             rows: vec![1, self.plan.n_prompt],
             policy: Policy::default(),
             progress: Some(&progress),

@@ -185,6 +185,37 @@ fn tokens_of_a_small_model_are_measured() {
     assert!(place.ok(&format!("{line} --budget 2 --quiet")).contains("tg4 @ d4 x2"));
 }
 
+#[test]
+fn the_type_of_the_kv_cache_is_chosen_and_recorded() {
+    let place = Place::new();
+    let model = checkpoint("qwen3");
+    let line = format!("run --only tokens --model {model} -p 16 -n 4 -d 4 -r 2 --budget 60 --quiet");
+    for (flag, expected) in [("", "f32"), (" --dtype bf16", "bf16"), (" --kv-dtype q8_0", "q8_0")] {
+        let list = records(&place.ok(&format!("{line}{flag} --format jsonl")));
+        assert!(list.len() == 2 && list.iter().all(|record| record["kv_dtype"] == expected), "{flag}");
+    }
+    let table = place.ok(&format!("{line} --kv-dtype q8_0"));
+    assert!(table.contains("f32 (kv q8_0)") && table.contains("tg4 @ d4 (kv q8_0)"), "{table}");
+
+    let line = format!("generate --model {model} --ids 1,2,3 -n 4 --ignore-eos --quiet --json");
+    let result: Value = serde_json::from_str(&place.ok(&format!("{line} --kv-dtype bf16"))).unwrap();
+    assert_eq!((&result["dtype"], &result["kv_dtype"]), (&"f32".into(), &"bf16".into()));
+
+    // rounding shows, and stays within what a check allows
+    let text = place.ok(&format!("check --model {model} --kv-dtype bf16 --json"));
+    let result: Value = serde_json::from_str(&text).unwrap();
+    let error = result["rel_err"].as_f64().unwrap();
+    assert!(error <= 3e-2 && error > 1e-5 && result["passed"] == true, "{text}");
+
+    // heads of 16 elements are no whole blocks of 32
+    for command in ["run --only tokens", "generate --ids 1", "check"] {
+        let line = format!("{command} --model {} --kv-dtype q8_0", checkpoint("llama"));
+        place.refused(&line, "the KV cache cannot be q8_0 where heads have 16 elements");
+    }
+    place.refused(&format!("generate --ids 1 --model {model} --kv-dtype q4_0"), "choose f32, f16, bf16");
+    place.refused("run --op add --kv-dtype f16", "--kv-dtype is for tokens");
+}
+
 /// Two portable rows: every machine has them.
 #[test]
 fn a_gguf_file_is_a_model() {

@@ -79,6 +79,27 @@ fn classes_show_what_is_known_and_what_is_not() {
     place.refused("classes h1000", "nearest");
 }
 
+/// Lines that do not say which cache they had are of the usual one, beside bf16 in bf16.
+#[test]
+fn results_of_different_caches_are_not_compared() {
+    let place = Place::new();
+    let cached = |kv: &str| with(tokens("llama-3.1-8b", 1), &[("kv_dtype", kv.into())]);
+    write(&place, "old.jsonl", &[tokens("llama-3.1-8b", 1)]);
+    write(&place, "usual.jsonl", &[cached("bf16")]);
+    write(&place, "rounded.jsonl", &[cached("q8_0")]);
+    let groups = |line: &str| parsed(&place.ok(line))["groups"].as_array().unwrap().len();
+    assert_eq!(groups("compare old.jsonl usual.jsonl --format json"), 1);
+    place.refused("compare old.jsonl rounded.jsonl", "kv-dtype (the usual and q8_0); --loose kv-dtype");
+    assert_eq!(groups("compare old.jsonl rounded.jsonl --loose kv-dtype --format json"), 1);
+    let matched = |new: &str| {
+        let report = parsed(&place.ok(&format!("compare old.jsonl {new} --regression --format json")));
+        report["lines"].as_array().unwrap().iter().any(|line| !line["ratio"].is_null())
+    };
+    assert!(matched("usual.jsonl"));
+    let nothing = place.run("compare old.jsonl rounded.jsonl --regression");
+    assert_eq!(nothing.status.code(), Some(1), "nothing could be judged");
+}
+
 #[test]
 fn classes_of_ones_own_are_added_and_overrides_said() {
     let place = Place::new();

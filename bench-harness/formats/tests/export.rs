@@ -19,8 +19,8 @@ fn decode() -> Record {
     record.device.backend = Some("cpu".into());
     record.environment.cpu_model = Some("AMD EPYC 7763".into());
     let w = &mut record.workload;
-    (w.model, w.model_type, w.dtype) =
-        (Some("llama-1b".into()), Some("llama 1B bf16".into()), Some("bf16".into()));
+    (w.model, w.model_type) = (Some("llama-1b".into()), Some("llama 1B bf16".into()));
+    (w.dtype, w.kv_dtype) = (Some("bf16".into()), Some("bf16".into()));
     (w.n_prompt, w.n_gen, w.n_depth, w.n_parallel) = (Some(0), Some(128), Some(64), Some(4));
     (w.n_batch, w.n_threads, w.model_size, w.model_n_params) =
         (Some(512), Some(8), Some(2_471_645_696), Some(1_235_814_400));
@@ -60,7 +60,9 @@ fn json(records: &[Record], format: Format) -> Value {
 
 #[test]
 fn own_to_llama_bench_and_back() {
-    for record in [decode(), measured()] {
+    let mut cached = decode();
+    cached.workload.kv_dtype = Some("q8_0".into());
+    for record in [decode(), measured(), cached] {
         let exported = text(std::slice::from_ref(&record), Format::LlamaBenchJsonl);
         let imported = import(exported.as_bytes(), "x.jsonl", None).unwrap();
         assert_eq!((imported.format, imported.warnings.len()), (Format::LlamaBenchJsonl, 0));
@@ -100,6 +102,11 @@ fn llama_bench_lines_have_its_fields() {
     assert_eq!(line["samples_ts"][0], 256.0);
     assert_eq!(line["samples_ns"][0], 2_000_000_000_u64, "whole nanoseconds are integers");
     assert_eq!(line["energy_kind"], "modelled");
+
+    // a line of before 1.3 does not say its cache
+    let mut old = decode();
+    old.workload.kv_dtype = None;
+    assert_eq!(json(&[old], Format::LlamaBenchJsonl)["type_k"], "bf16");
 
     // llama-bench's own result goes through unchanged, settings included.
     let sample = include_str!("samples/llama-bench.json");
@@ -356,6 +363,15 @@ fn llama_bench_table() {
     assert_eq!(back[0].timing.avg_ts, Some(244.18));
     assert_eq!(back[0].workload.token_test().as_deref(), Some("tg128 @ d64"));
     assert_eq!(back[0].workload.n_parallel, Some(4));
+
+    // a cache that is not the usual one has llama-bench's columns
+    let mut cached = decode();
+    cached.workload.kv_dtype = Some("q8_0".into());
+    let table = text(&[cached, decode()], Format::LlamaBenchMarkdown);
+    assert!(table.lines().next().unwrap().contains("| type_k | type_v |"), "{table}");
+    let back = import(table.as_bytes(), "x.md", None).unwrap().records;
+    let caches: Vec<_> = back.iter().map(|record| record.workload.kv_dtype.as_deref()).collect();
+    assert_eq!(caches, [Some("q8_0"), Some("bf16")]);
 }
 
 #[test]
@@ -481,7 +497,7 @@ fn openmetrics() {
     assert!(text.ends_with("\n# EOF\n"));
     for expected in [
         "# TYPE perjoule_call_duration_seconds gauge\n# UNIT perjoule_call_duration_seconds seconds\n",
-        "perjoule_modelled_energy_per_output_token_joules{benchmark=\"llama-1b tg128 @ d64 x4 bf16 on cpu\",device=\"cpu\",backend=\"cpu\",model=\"llama-1b\",dtype=\"bf16\",source=\"modelled-tdp: AMD EPYC 7763\",boundary=\"package\"} 0.25\n",
+        "perjoule_modelled_energy_per_output_token_joules{benchmark=\"llama-1b tg128 @ d64 x4 bf16 on cpu\",device=\"cpu\",backend=\"cpu\",model=\"llama-1b\",dtype=\"bf16\",kv_dtype=\"bf16\",source=\"modelled-tdp: AMD EPYC 7763\",boundary=\"package\"} 0.25\n",
         "repeat=\"2\",source=\"rapl-powercap: package\",boundary=\"package\"} 0.25\n",
         "perjoule_modelled_energy_per_output_token_low_joules{",
         "perjoule_average_power_watts{",

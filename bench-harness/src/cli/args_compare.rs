@@ -120,7 +120,7 @@ pub(crate) struct CompareArgs {
     pub(crate) threads: Option<usize>,
 }
 
-pub(super) const COMPARE_EXAMPLES: &str = "Two results are comparable when model, dtype, phase, batch (sequences) and context (prompt, generated \
+pub(super) const COMPARE_EXAMPLES: &str = "Two results are comparable when model, dtype, KV cache, phase, batch (sequences) and context (prompt, generated \
 tokens, tokens before) are equal; --loose lets named ones differ. Energy is only comparable within one boundary, which stands beside it. Two files \
 without records of tokens are held against each other as with --regression, and nothing fails.
 

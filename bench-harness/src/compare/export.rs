@@ -178,6 +178,7 @@ fn line_json(line: &Line<'_>, threshold: f64) -> Value {
         "kernel_old": line.old.and_then(|record| record.workload.kernel.as_ref()),
         "kernel_new": line.new.and_then(|record| record.workload.kernel.as_ref()),
         "dtype": w.dtype,
+        "kv_dtype": w.kv_dtype,
         "shape": w.shape,
         "model": w.model,
         "n_prompt": w.n_prompt,

@@ -525,7 +525,7 @@ fn words(record: &Record, threads: Option<String>) -> String {
     push(record.process.exec_name.clone().or_else(|| record.process.exec_command.clone()));
     push(w.op.clone());
     push(w.model.clone());
-    push(w.dtype.clone());
+    push(w.dtypes());
     push(w.shape.clone());
     push(w.token_test());
     push(w.n_parallel.filter(|n| *n > 1).map(|n| format!("x{n}")));

@@ -203,6 +203,7 @@ fn load_json(load: &Load) -> Value {
     json!({
         "model": load.model,
         "dtype": load.dtype,
+        "kv_dtype": load.kv_dtype,
         "phase": load.phase.map(|phase| phase.to_string()),
         "n_parallel": load.n_parallel,
         "n_prompt": load.n_prompt,

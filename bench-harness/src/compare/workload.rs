@@ -1,7 +1,7 @@
 //! What a result is for: model, dtype, phase, batch and context. Results that agree in all of them are comparable ([`Load`]); those that
 //! are of the same kernel, device and machine too are the same measurement ([`Identity`]).
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use perjoule_catalogue::{Dtype, ModelShape, Stack, Workload};
 use perjoule_model::zoo;
@@ -42,6 +42,8 @@ pub(crate) enum Loose {
     Model,
     /// Type of the weights
     Dtype,
+    /// Type of the KV cache
+    KvDtype,
     /// Prefill, decode or serving
     Phase,
     /// Sequences side by side
@@ -57,6 +59,7 @@ impl fmt::Display for Loose {
         f.write_str(match self {
             Loose::Model => "model",
             Loose::Dtype => "dtype",
+            Loose::KvDtype => "kv-dtype",
             Loose::Phase => "phase",
             Loose::Batch => "batch",
             Loose::Context => "context",
@@ -72,6 +75,8 @@ pub(crate) struct Load {
     pub(crate) model: Option<String>,
     /// Type of the weights, as [`canonical_dtype`] writes it.
     pub(crate) dtype: Option<String>,
+    /// Type of the KV cache where it is not the usual one beside such weights; what does not say it is of the usual one.
+    pub(crate) kv_dtype: Option<String>,
     /// Part of inference.
     pub(crate) phase: Option<Phase>,
     /// Sequences side by side.
@@ -98,6 +103,7 @@ impl Load {
             // other tools name the architecture, its size and its type in one, and no checkpoint
             model: w.model.as_deref().or(w.model_type.as_deref()).map(canonical_model),
             dtype: w.dtype.as_deref().map(canonical_dtype),
+            kv_dtype: w.other_kv_dtype().map(canonical_dtype),
             phase,
             n_parallel: w.n_parallel,
             // what a phase has none of is 0, however it is written
@@ -129,6 +135,7 @@ impl Load {
         match what {
             Loose::Model => text(&self.model),
             Loose::Dtype => text(&self.dtype),
+            Loose::KvDtype => self.kv_dtype.clone().unwrap_or_else(|| "the usual".into()),
             Loose::Phase => self.phase.map_or("unknown".into(), |phase| phase.to_string()),
             Loose::Batch => self.n_parallel.map_or("unknown".into(), |n| n.to_string()),
             Loose::Context => self.context(),
@@ -142,6 +149,7 @@ impl Load {
         let list = [
             (Loose::Model, self.model != other.model),
             (Loose::Dtype, self.dtype != other.dtype),
+            (Loose::KvDtype, self.kv_dtype != other.kv_dtype),
             (Loose::Phase, self.phase != other.phase),
             (Loose::Batch, self.n_parallel != other.n_parallel),
             (Loose::Context, context(self) != context(other)),
@@ -171,6 +179,7 @@ impl Load {
             match what {
                 Loose::Model => load.model = None,
                 Loose::Dtype => load.dtype = None,
+                Loose::KvDtype => load.kv_dtype = None,
                 Loose::Phase => load.phase = None,
                 Loose::Batch => load.n_parallel = None,
                 Loose::Context => (load.n_prompt, load.n_gen, load.n_depth) = (None, None, None),
@@ -190,6 +199,11 @@ impl Load {
         };
         let Some(known) = catalogue_dtype(dtype) else {
             bail!("weights of {dtype} are not modelled; the catalogue has {}", DTYPES.join(", "))
+        };
+        let usual = if known == Dtype::F32 { Dtype::F32 } else { Dtype::Bf16 };
+        let kv_dtype = match &self.kv_dtype {
+            None => usual,
+            Some(kv) => catalogue_dtype(kv).with_context(|| format!("a KV cache in {kv} is not modelled"))?,
         };
         let count = |n: Option<u64>, what: &str| match n.map(u32::try_from) {
             Some(Ok(n)) => Ok(n),
@@ -213,7 +227,7 @@ impl Load {
         Ok(Workload {
             model: shape(model)?,
             dtype: known,
-            kv_dtype: if known == Dtype::F32 { Dtype::F32 } else { Dtype::Bf16 },
+            kv_dtype,
             phase,
             stack: Stack::Serving,
             n_parallel: f64::from(count(self.n_parallel, "sequences")?),
@@ -233,7 +247,8 @@ impl fmt::Display for Load {
             None => "an unknown number of sequences".into(),
         };
         let (model, dtype) = (unknown(&self.model), unknown(&self.dtype));
-        write!(f, "{model} {dtype}, {phase}: {}, {batch}", self.context())
+        let cache = self.kv_dtype.as_ref().map(|kv| format!(" (kv {kv})")).unwrap_or_default();
+        write!(f, "{model} {dtype}{cache}, {phase}: {}, {batch}", self.context())
     }
 }
 
@@ -366,6 +381,7 @@ impl Wanted {
         let load = |model: &String, n_parallel: u64| Load {
             model: Some(model.clone()),
             dtype: Some(self.dtype.clone().unwrap_or_else(|| "bf16".into())),
+            kv_dtype: None,
             phase: Some(phase),
             n_parallel: Some(n_parallel),
             n_prompt: Some(n_prompt),
@@ -389,6 +405,7 @@ impl Wanted {
         Load {
             model: one_of(&self.models, &load.model),
             dtype: self.dtype.clone().or(load.dtype.clone()),
+            kv_dtype: load.kv_dtype.clone(),
             phase: self.phase.or(load.phase),
             n_parallel,
             n_prompt: of(self.n_prompt, load.n_prompt),
@@ -460,6 +477,8 @@ pub(crate) fn shape(model: &str) -> Result<ModelShape> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use perjoule::DType;
+    use perjoule_model::default_kv_dtype;
 
     fn decode(model: &str, n_parallel: u64) -> Load {
         let wanted = Wanted { models: vec![model.into()], parallel: vec![n_parallel], ..Wanted::default() };
@@ -477,6 +496,13 @@ mod tests {
         assert!(a.refusal(&b, &[Loose::Model]).unwrap().contains("--loose model,batch"));
         assert_eq!(a.refusal(&b, &[Loose::Model, Loose::Batch]), None);
         assert_eq!(a.masked(&[Loose::Model, Loose::Batch]), b.masked(&[Loose::Model, Loose::Batch]));
+        let cached = Load { kv_dtype: Some("q8_0".into()), ..a.clone() };
+        assert_eq!(
+            a.refusal(&cached, &[]).unwrap(),
+            "kv-dtype (the usual and q8_0); --loose kv-dtype compares them all the same"
+        );
+        assert_eq!(a.masked(&[Loose::KvDtype]), cached.masked(&[Loose::KvDtype]));
+        assert!(cached.to_string().starts_with("llama-3.1-8b bf16 (kv q8_0), decode"), "{cached}");
         let deeper = Load { n_depth: Some(4096), ..a.clone() };
         assert!(a.refusal(&deeper, &[]).unwrap().contains("context (128 generated tokens after 512 and"));
     }
@@ -514,6 +540,17 @@ mod tests {
         assert!(DTYPES.iter().all(|name| catalogue_dtype(name).is_some()));
     }
 
+    /// Which cache is the usual one is said in two places: records know no models.
+    #[test]
+    fn the_usual_cache_is_what_models_choose() {
+        for dtype in DType::ALL.into_iter().filter(|dtype| !dtype.is_integer()) {
+            let mut record = Record::new(Kind::Tokens, &perjoule_record::Environment::default());
+            record.workload.dtype = Some(dtype.name().into());
+            record.workload.kv_dtype = Some(default_kv_dtype(dtype).name().into());
+            assert_eq!(Load::of(&record).kv_dtype, None, "{dtype}");
+        }
+    }
+
     /// The two sources of shapes describe the same models.
     #[test]
     fn shapes_of_the_zoo_are_those_of_the_catalogue() {
@@ -538,6 +575,9 @@ mod tests {
         assert_eq!(load.modelled().unwrap().n_prompt, 512);
         let odd = Load { dtype: Some("q8_0".into()), ..load.clone() };
         assert!(odd.modelled().unwrap_err().to_string().contains("q4_k_m"));
+        let cached = |kv: &str| Load { kv_dtype: Some(kv.into()), ..load.clone() }.modelled();
+        assert!(cached("q8_0").unwrap_err().to_string().contains("KV cache in q8_0"));
+        assert_eq!(cached("f32").unwrap().kv_dtype, Dtype::F32);
         let after = Load { phase: Some(Phase::Prefill), n_prompt: Some(8), ..load };
         assert!(after.modelled().unwrap_err().to_string().contains("only decode"));
     }

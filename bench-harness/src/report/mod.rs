@@ -215,6 +215,9 @@ pub(crate) fn tokens(records: &[Record]) -> Table {
         if let Some(sequences) = w.n_parallel.filter(|&n| n > 1) {
             test.push_str(&format!(" x{sequences}"));
         }
+        if let Some(kv) = w.other_kv_dtype() {
+            test.push_str(&format!(" (kv {kv})"));
+        }
         if models {
             test = format!("{} {test}", text(if named { &w.model_type } else { &w.model }));
         }
@@ -405,7 +408,7 @@ pub(crate) fn warnings(record: &Record) -> Vec<String> {
 /// A model's line above its table.
 pub(crate) fn model_line(record: &Record) -> String {
     let w = &record.workload;
-    let mut parts = vec![text(&w.model).to_owned(), text(&w.dtype).to_owned()];
+    let mut parts = vec![text(&w.model).to_owned(), text(&w.dtypes()).to_owned()];
     parts.extend(w.model_n_params.map(|n| format!("{} parameters", count(n))));
     parts.extend(w.model_size.map(|bytes| format!("{} of weights", units::bytes(bytes))));
     parts.extend(w.n_threads.map(|n| format!("{n} threads")));

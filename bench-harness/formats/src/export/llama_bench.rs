@@ -282,7 +282,9 @@ fn fields(record: &Record) -> Map<String, Value> {
     if record.provenance == Provenance::Measured {
         // What is true of perjoule itself: a chunk is processed at once, and files are read.
         put("n_ubatch", w.n_batch.into());
-        let cache = w.dtype.as_deref().filter(|dtype| matches!(*dtype, "f32" | "bf16"));
+        // Lines before 1.3 do not say it: it was that of the weights, or f16.
+        let weights = w.dtype.as_deref().filter(|dtype| matches!(*dtype, "f32" | "bf16"));
+        let cache = w.kv_dtype.as_deref().or(weights);
         put("type_k", cache.into());
         put("type_v", cache.into());
         put("load_mode", "none".into());
@@ -363,11 +365,24 @@ pub(super) fn table(records: &[Record], left_out: &mut Vec<Omission>) -> String 
             left_out.push(Omission { index, reason: NO_TEST.into() });
         }
     }
-    let mut columns =
-        vec!["model", "size", "params", "backend", "threads", "n_parallel", "J/token", "test", "t/s"];
+    let mut columns = vec![
+        "model",
+        "size",
+        "params",
+        "backend",
+        "threads",
+        "type_k",
+        "type_v",
+        "n_parallel",
+        "J/token",
+        "test",
+        "t/s",
+    ];
     let any = |wanted: &dyn Fn(&Record) -> bool| tests.iter().any(|record| wanted(record));
     let shown = |column: &str| match column {
         "threads" => any(&|record| record.workload.n_threads.is_some()),
+        // as llama-bench does: where it is not the usual one
+        "type_k" | "type_v" => any(&|record| record.workload.other_kv_dtype().is_some()),
         "n_parallel" => any(&|record| record.workload.n_parallel.is_some_and(|n| n > 1)),
         "J/token" => any(&|record| !joules(record).is_empty()),
         _ => true,
@@ -436,6 +451,7 @@ fn cell(record: &Record, column: &str) -> String {
         })),
         "backend" => markdown_cell(&backend(record).unwrap_or_default()),
         "threads" => optional(w.n_threads.map(|n| n.to_string())),
+        "type_k" | "type_v" => markdown_cell(w.kv_dtype.as_deref().unwrap_or_default()),
         "n_parallel" => optional(w.n_parallel.map(|n| n.to_string())),
         "J/token" if record.valid => joules(record),
         "test" => optional(w.token_test()),

@@ -145,7 +145,7 @@ pub(super) fn label(record: &Record) -> String {
             add(w.n_parallel.filter(|&n| n > 1).map(|n| format!("x{n}")));
         }
     }
-    add(w.dtype.clone());
+    add(w.dtypes());
     add(w.kernel.as_ref().map(|kernel| format!("by {kernel}")));
     add(record
         .device

@@ -98,6 +98,7 @@ fn labels(record: &Record) -> String {
         ("backend", record.device.backend.as_ref()),
         ("model", record.workload.model.as_ref().or(record.workload.model_type.as_ref())),
         ("dtype", record.workload.dtype.as_ref()),
+        ("kv_dtype", record.workload.kv_dtype.as_ref()),
         ("tool", record.source.source_tool.as_ref()),
     ];
     for (key, fact) in facts {

@@ -97,6 +97,9 @@ fn fill(record: &mut Record, row: &Row, problems: &mut Vec<String>) -> Result<()
     workload.model_size = some(soft.keep(row.count("model_size")));
     workload.model_n_params = some(soft.keep(row.count("model_n_params")));
     workload.dtype = soft.keep(row.text("dtype")).map(Into::into);
+    // One word here for what are two settings there: where they differ it is unknown.
+    let [k, v] = ["type_k", "type_v"].map(|key| soft.keep(row.text(key)));
+    workload.kv_dtype = k.filter(|_| k == v).map(Into::into);
     workload.config = row.settings(&SETTINGS);
 
     let backend = soft.keep(row.text("backends")).or_else(|| soft.keep(row.text("backend")));

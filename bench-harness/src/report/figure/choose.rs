@@ -325,7 +325,7 @@ fn sweep_along(
         let lengths = (w.n_prompt, w.n_gen, w.n_depth, w.n_parallel);
         let key = format!(
             "{:?}",
-            (data::device(record), &w.model, &w.dtype, lengths, w.phase, how(tokens, figure, row))
+            (data::device(record), &w.model, w.dtypes(), lengths, w.phase, how(tokens, figure, row))
         );
         match groups.iter_mut().find(|(known, _)| *known == key) {
             Some((_, list)) => list.push((at, row)),

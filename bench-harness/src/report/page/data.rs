@@ -494,7 +494,7 @@ pub(crate) fn tokens(records: &[Record]) -> Dataset {
     let several = several_devices(records);
     for record in records.iter().filter(|r| r.kind == Kind::Tokens) {
         let (w, t, e) = (&record.workload, &record.timing, &record.energy);
-        let device = device(record);
+        let (device, dtypes) = (device(record), w.dtypes());
         let test = w.token_test().unwrap_or_default();
         let part = if test.is_empty() { phase(record) } else { &test };
         let sequences = w.n_parallel.unwrap_or(1);
@@ -504,12 +504,12 @@ pub(crate) fn tokens(records: &[Record]) -> Dataset {
         let j = energy_interval(record, per_token);
         let net = e.net_joules_per_output_token.or(e.net_joules_per_total_token);
         let on = if several { format!("{device}: ") } else { String::new() };
-        let model = format!("{} {}", name(&w.model), name(&w.dtype));
+        let model = format!("{} {}", name(&w.model), name(&dtypes));
         let times = if sequences > 1 { format!(" x{sequences}") } else { String::new() };
         data.push([
             Cell::Text(device),
             text(&w.model),
-            text(&w.dtype),
+            text(&dtypes),
             Cell::Text(part.into()),
             Cell::Text(phase(record).into()),
             count(w.n_parallel),

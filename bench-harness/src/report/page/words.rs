@@ -233,7 +233,7 @@ fn best(records: &[Record]) -> Vec<Best> {
         let (w, test) = (&r.workload, r.workload.token_test().unwrap_or_default());
         let times = w.n_parallel.filter(|&n| n > 1).map(|n| format!(" x{n}")).unwrap_or_default();
         let name = |field: &Option<String>| clip(field.as_deref().unwrap_or(""));
-        format!("{} {} {test}{times} on {}", name(&w.model), name(&w.dtype), clip(&device(r)))
+        format!("{} {} {test}{times} on {}", name(&w.model), name(&w.dtypes()), clip(&device(r)))
     };
     let finite = |x: &f64| x.is_finite() && *x > 0.0;
     let mut list = Vec::new();

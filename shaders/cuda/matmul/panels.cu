@@ -154,7 +154,7 @@ panels(const __grid_constant__ Params p, const u8 *__restrict__ a, const float *
                 act.at[i] = stage + WEIGHT_BYTES + (half * 64 + i * 8 + lane / 4) * PITCH + lane % 4 * 16;
             }
             act.piece_bytes = 0;
-            act.sums = reinterpret_cast<const float *>(stage + WEIGHT_BYTES + A_BYTES) + half * (STEP / 32 * 64) + lane % 4 * 2;
+            act.sums = reinterpret_cast<const float *>(stage + WEIGHT_BYTES + A_BYTES) + half * (STEP / 32 * TOKENS) + lane % 4 * TOKENS + lane / 4;
             multiply_packed(sum, stage + pair * 2 * UNIT_BYTES, act, 0, lane);
         }
         copies_wait<0>();

@@ -126,7 +126,8 @@ panels(const __grid_constant__ Params p, const u8 *__restrict__ a, const float *
                     copy16(stage + WEIGHT_BYTES + row * PITCH + byte, a + ((u64)(row0 + (inside ? row : 0)) * padded(p) + step * STEP) * 2 + byte, inside);
                 }
                 if (WEIGHT == W_Q4_K) {
-                    // [half][32 of k][64 rows]
+                    // [half][32 of k][64 rows]; unrolled, its addresses take registers that sums need
+#pragma unroll 1
                     for (u32 i = threadIdx.x; i < TILE * (STEP / 32); i += THREADS) {
                         const u32 row = i / (STEP / 32), block = i % (STEP / 32);
                         const bool inside = row < count;

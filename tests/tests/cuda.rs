@@ -25,7 +25,7 @@ fn driver(place: &Place, source: &Path) {
     assert!(built.success());
 }
 
-/// A driver that says yes to everything, and has three GPUs or none.
+/// A driver that says yes to everything, and has four GPUs or none.
 fn yes() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../backends/cuda/tests/fake/cuda.rs"))
 }
@@ -79,7 +79,7 @@ fn a_driver_without_gpus_says_so() {
     let stderr = refusal(&run(&place, "check --device cuda:0", &none));
     assert!(stderr.contains("cuInit"), "{stderr}");
     let stderr = refusal(&run(&place, "run --device cuda:7", &[]));
-    assert!(stderr.contains("cuda:0 to cuda:2"), "{stderr}");
+    assert!(stderr.contains("cuda:0 to cuda:3"), "{stderr}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod packages;
 #[cfg(unix)]
 mod peers;
 mod sanitize;
+mod sass;
 mod setup;
 mod vulkan;
 mod web;
@@ -38,7 +39,7 @@ enum Task {
     },
     /// What CI checks beside the tests: formatting, clippy and documentation, warnings denied.
     Lint,
-    /// Everything CI runs: test, lint, arm, cuda, and samples of webgpu and web.
+    /// Everything CI runs: test, lint, arm, cuda, sass, and samples of webgpu and web.
     Ci,
     /// Runs the CPU backend's tests on an emulated processor with AVX-512, which takes minutes to an hour; no part of `test` or `ci`.
     ///
@@ -70,6 +71,11 @@ enum Task {
     ///
     /// Kernels are compiled by g++ and run as they are, with their inline PTX. Needs g++ on x86-64 Linux.
     Cuda(cuda::Options),
+    /// Compiles a sample of the CUDA backend's kernels to machine code and looks at it: no spills, no more registers than before.
+    ///
+    /// NVRTC comes from the Python Package Index into target/nvrtc (100 MB); it needs Linux and pip, and fails without them. A kernel that
+    /// differs from what the ratchet (backends/cuda/tests/sass) was made of is always compiled, and fails until --bless has written it.
+    Sass(sass::Options),
     /// Runs the conformance cases of the WebGPU backend's rows on Vulkan drivers that need no GPU.
     ///
     /// Without options on the system's lavapipe, all cases, as `test` has them among others. Needs Linux.
@@ -103,6 +109,7 @@ fn main() -> Result<()> {
             lint()?;
             arm::arm(&arm::Options::default())?;
             cuda::cuda(&cuda::Options::default())?;
+            sass::sass(&sass::Options::default())?;
             webgpu::samples().iter().try_for_each(webgpu::webgpu)?;
             web::web(&web::Options::test())
         }
@@ -112,6 +119,7 @@ fn main() -> Result<()> {
         Task::Arm(options) => arm::arm(&options),
         Task::Sanitize(options) => sanitize::sanitize(&options),
         Task::Cuda(options) => cuda::cuda(&options),
+        Task::Sass(options) => sass::sass(&options),
         Task::Web(options) => web::web(&options),
         Task::Webgpu(options) => webgpu::webgpu(&options),
         Task::Gpu(options) => dist::gpu(&options),

@@ -1,5 +1,6 @@
 //! Fetches what tests can use and nobody has to have: NVIDIA's run-time compiler and disassembler, a newer Mesa.
 
+use crate::packages::{install, may_install};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use std::process::Command;
@@ -37,7 +38,8 @@ pub(crate) fn setup(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn nvrtc() -> Result<()> {
+/// Fetches NVIDIA's compiler and disassembler, unless they are there.
+pub(crate) fn nvrtc() -> Result<()> {
     let folder = crate::dist::target_folder()?.join("nvrtc");
     if is_complete(&folder) {
         println!("{} is complete", folder.display());
@@ -45,6 +47,11 @@ fn nvrtc() -> Result<()> {
     }
     ensure!(cfg!(target_os = "linux"), "needs Linux: the packages for it are the ones that are named here");
     let mut pip = Command::new("python3");
+    let has_pip = Command::new("python3").args(["-m", "pip", "--version"]).output();
+    if may_install() && !has_pip.is_ok_and(|out| out.status.success()) {
+        // whether that succeeded shows when it is started
+        install(&["python3-pip"]);
+    }
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--upgrade"]);
     pip.args(["--only-binary", ":all:", "--target"]).arg(&folder).args(PACKAGES);
     let status = pip.status().context("python3 could not be started")?;

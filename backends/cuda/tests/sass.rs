@@ -5,9 +5,9 @@
 //! nvdisasm: nothing may be spilled, no stack used, no warning of the assembler be there (`C75xx`: serialised wgmma, ignored setmaxnreg),
 //! registers, shared memory and instructions be as in `sass/ratchet.toml`, and instructions be there that `sass/expected.toml` asks for.
 //!
-//! Only what has another hash (of source, headers and options) than in the ratchet is compiled; all with `PERJOULE_SASS=all`.
-//! `PERJOULE_BLESS=1` writes the ratchet anew. `cargo xtask setup --nvrtc` fetches what it needs; without it the test says that it is
-//! ignored, or fails where `PERJOULE_REQUIRE` names `nvrtc`.
+//! What has another hash (of source, headers and options) than in the ratchet is compiled, and with `PERJOULE_SASS=8` each eighth variant of a
+//! source for a target besides. `PERJOULE_BLESS=1` writes the ratchet anew. `cargo xtask sass` sets these and fetches what it needs (as
+//! `cargo xtask setup --nvrtc` does); without it the test says that it is ignored, or fails where `PERJOULE_REQUIRE` names `nvrtc`.
 
 #[cfg(target_os = "linux")]
 #[path = "sass/mod.rs"]

@@ -45,6 +45,10 @@ constexpr int UNIT_BYTES = STEP_BYTES * (PACKED ? STEPS : 1);
 
 // ---- instructions ----
 
+DEVICE void mma_tf32(float (&d)[4], const Fragment &a, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a.a0), "r"(a.a1), "r"(a.a2), "r"(a.a3), "r"(b0), "r"(b1));
+}
 DEVICE void mma(float (&d)[4], const Fragment &a, u32 b0, u32 b1) {
     if (MATH == M_BF16) {
         asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -53,8 +57,7 @@ DEVICE void mma(float (&d)[4], const Fragment &a, u32 b0, u32 b1) {
         asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a.a0), "r"(a.a1), "r"(a.a2), "r"(a.a3), "r"(b0), "r"(b1));
     } else if (MATH == M_TF32) {
-        asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a.a0), "r"(a.a1), "r"(a.a2), "r"(a.a3), "r"(b0), "r"(b1));
+        mma_tf32(d, a, b0, b1);
     } else {
         u32 s[4] = {bits_of(d[0]), bits_of(d[1]), bits_of(d[2]), bits_of(d[3])};
         asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -72,7 +75,7 @@ DEVICE u32 shared_address(const void *at) {
 DEVICE const Word4 &word4(const u8 *at) {
     return *reinterpret_cast<const Word4 *>(at);
 }
-// 16 bytes into shared memory, zeros where `inside` is false.
+// 16 bytes into shared memory, zeros where `inside` is false: nothing is read then, wherever `from` is.
 DEVICE void copy16(u32 to, const void *from, bool inside) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0) : "memory");
 }
@@ -160,8 +163,19 @@ typedef float Sum[4];
 struct Activations {
     const u8 *at[TILES];
     u32 piece_bytes;
-    // sums of 32, of this lane's two tokens
+    // sums of 32, `[32 of k][token]`: of this lane's token, from its first block
     const float *sums;
+
+    // The same from element `k` on: what is added later are constants then.
+    __device__ __forceinline__ Activations from(u32 k) const {
+        Activations there = *this;
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+            there.at[tile] += k * ELEMENT;
+        }
+        there.sums += k / 32 * TOKENS;
+        return there;
+    }
 };
 
 // Fragments of 64 / ELEMENT elements of k: what 16 bytes of activations meet.
@@ -180,6 +194,11 @@ DEVICE void multiply(Sum (&sum)[MATS][TILES], const Fragment (&first)[MATS], con
     }
 }
 
+// Whether codes of four bits are multiplied as they come, raised by 16: products with as many ones, negative, begin the sum. For one tile
+// that is less work than to lower each code.
+constexpr bool RAISED = (WEIGHT == W_Q4_0 || WEIGHT == W_Q4_K) && !HALF && TILES * DEEP == 1;
+constexpr int OFFSET = WEIGHT == W_Q4_0 ? 8 : 0;
+
 // The same for blocks that have scales of their own: `sum += scale * product`. Scales of columns g and g + 8; those of the first
 // fragment and of the second differ where blocks are of 16.
 template <bool SIXTEEN> DEVICE void multiply_scaled(Sum (&sum)[MATS][TILES], const Fragment (&first)[MATS], const Fragment (&second)[MATS],
@@ -190,6 +209,15 @@ template <bool SIXTEEN> DEVICE void multiply_scaled(Sum (&sum)[MATS][TILES], con
 #pragma unroll
         for (int piece = DEEP - 1; piece >= 0; piece--) {
             const Word4 b = word4(act.at[tile] + piece * act.piece_bytes + offset);
+            if (RAISED) {
+                constexpr u32 MINUS = lowering<HALF, OFFSET>();
+                mma(one[0], Fragment{MINUS, MINUS, MINUS, MINUS}, b.x, b.y);
+                mma(one[0], Fragment{MINUS, MINUS, MINUS, MINUS}, b.z, b.w);
+#pragma unroll
+                for (int i = 0; i < (MATS - 1) * 4; i++) {
+                    one[MATS - 1][i] = one[0][i];
+                }
+            }
 #pragma unroll
             for (int mat = 0; mat < MATS; mat++) {
                 mma(one[mat], first[mat], b.x, b.y);
@@ -225,6 +253,24 @@ template <int I> DEVICE float signed_float(u32 word) {
     return float_of(out) - 8388736.0f;
 }
 
+// `d` times the six bits in byte `i` of a word, exactly: they are the last of a mantissa, whose power of two goes away with the product.
+// Where `i` is known to the compiler that is one LOP3 instead of PRMT with a register of its own.
+template <bool KNOWN> DEVICE float scaled_six(float d, u32 word, u32 i) {
+    if (!KNOWN) {
+        return __fmaf_rn(d, byte_float(word, i), -8388608.0f * d);
+    }
+    switch (i) {
+    case 0: return __fmaf_rn(d, float_of(masked<0x3fu, 0x4b000000u>(word)), -8388608.0f * d);
+    case 1: return __fmaf_rn(d, float_of(masked<0x3f00u, 0x47000000u>(word)), -32768.0f * d);
+    default: return __fmaf_rn(d, float_of(masked<0x3f0000u, 0x43000000u>(i == 2 ? word : word >> 8)), -128.0f * d);
+    }
+}
+
+// Six bits of the second four blocks, whose lower four lie in `low` and the upper two above the six of the first four.
+DEVICE u32 later_six(u32 low, u32 first) {
+    return (low & 0x0f0f0f0fu) | (first >> 2 & 0x30303030u);
+}
+
 DEVICE u32 word_of(const Word4 &v, int i) {
     return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
@@ -242,14 +288,15 @@ struct GroupScales {
     const float *a[TILES][2];
 };
 
-DEVICE void multiply_plain(Sum (&sum)[MATS][TILES], const u8 *unit, const Activations &act, u32 k, const GroupScales &groups, u32 lane) {
+DEVICE void multiply_plain(Sum (&sum)[MATS][TILES], const u8 *unit, const Activations &all, u32 k, const GroupScales &groups, u32 lane) {
+    const Activations act = all.from(k);
     Sum part[MATS][TILES] = {};
     auto &into = *(GROUP_SCALES ? &part : &sum);
     constexpr int PER = WEIGHT == W_PLAIN16 ? 32 : 64;
     const u32 g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
-        const u32 offset = (k + i * PER) * ELEMENT;
+        const u32 offset = i * PER * ELEMENT;
         Word4 low[MATS], high[MATS];
 #pragma unroll
         for (int mat = 0; mat < MATS; mat++) {
@@ -307,10 +354,50 @@ DEVICE void multiply_plain(Sum (&sum)[MATS][TILES], const u8 *unit, const Activa
 }
 
 // Blocks of 32 that are scheduled together: few where many sums take the registers.
-constexpr int UNROLL = TILES < 8 ? STEP / 32 : WEIGHT == W_Q6_K ? 4 : 2;
+constexpr int UNROLL = TILES == 8 ? WEIGHT == W_Q6_K ? 4 : 2 : MATS * TILES == 8 || MATS * DEEP == 6 || WEIGHT == W_Q4_K && TILES > 1 ? 4 : STEP / 32;
 
-DEVICE void multiply_packed(Sum (&sum)[MATS][TILES], const u8 *unit, const Activations &act, u32 k, u32 lane) {
+// Minima of q4_k times sums of 32 are a product of matrices, too: 16 columns by the eight blocks of a step. Both are exact in tf32, the sums
+// as two numbers, the second of which is rounded to what f32 has. Lane `4 g + t` has the minima of blocks t and t + 4.
+DEVICE void subtract_minima(Sum (&sum)[MATS][TILES], const Word4 (&wide)[MATS][2], const Activations &act, u32 offset, u32 lane) {
+    Fragment minima[MATS];
+    float factor[MATS][2];
+#pragma unroll
+    for (int mat = 0; mat < MATS; mat++) {
+        u32 each[2][2];
+#pragma unroll
+        for (int side = 0; side < 2; side++) {
+            const Word4 &s = wide[mat][side];
+            factor[mat][side] = half_float(s.x >> 16);
+            each[side][0] = bits_of(byte_float(s.z & 0x3f3f3f3fu, lane % 4) - 8388608.0f);
+            each[side][1] = bits_of(byte_float(later_six(s.w >> 4, s.z), lane % 4) - 8388608.0f);
+        }
+        minima[mat] = Fragment{each[0][0], each[1][0], each[0][1], each[1][1]};
+    }
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++) {
+        u32 first[2], rest[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const float x = act.sums[(offset / 32 + i * 4) * TOKENS + tile * 8];
+            first[i] = bits_of(x) & 0xffffe000u;
+            asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rest[i]) : "f"(x - float_of(first[i])));
+        }
+#pragma unroll
+        for (int mat = 0; mat < MATS; mat++) {
+            Sum below = {};
+            mma_tf32(below, minima[mat], rest[0], rest[1]);
+            mma_tf32(below, minima[mat], first[0], first[1]);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                sum[mat][tile][i] -= factor[mat][i / 2] * below[i];
+            }
+        }
+    }
+}
+
+DEVICE void multiply_packed(Sum (&sum)[MATS][TILES], const u8 *unit, const Activations &all, u32 k, u32 lane) {
     const u32 g = lane / 4;
+    const Activations act = all.from(k);
     // what a step has for all of it: scales, and the upper bits of q6_k
     Word4 wide[MATS][2], upper[MATS][2];
     Word2 scales[MATS][2];
@@ -341,10 +428,13 @@ DEVICE void multiply_packed(Sum (&sum)[MATS][TILES], const u8 *unit, const Activ
                 }
             }
         }
+        if constexpr (WEIGHT == W_Q4_K) {
+            subtract_minima(sum, wide, act, step * STEP, lane);
+        }
 #pragma unroll UNROLL
         for (int i = 0; i < STEP / 32; i++) {
             Fragment first[MATS], second[MATS];
-            float scale[MATS][2], scale2[MATS][2], minimum[MATS][2];
+            float scale[MATS][2], scale2[MATS][2];
 #pragma unroll
             for (int mat = 0; mat < MATS; mat++) {
                 if (WEIGHT == W_Q8_0) {
@@ -366,8 +456,10 @@ DEVICE void multiply_packed(Sum (&sum)[MATS][TILES], const u8 *unit, const Activ
                     } else if (WEIGHT == W_MXFP4) {
                         first[mat] = from_mxfp4<HALF>(one);
                         second[mat] = from_mxfp4<HALF>(two);
+                    } else if (RAISED) {
+                        first[mat] = raised_nibbles<HALF>(one);
+                        second[mat] = raised_nibbles<HALF>(two);
                     } else {
-                        constexpr int OFFSET = WEIGHT == W_Q4_0 ? 8 : 0;
                         first[mat] = from_nibbles<HALF, OFFSET>(one);
                         second[mat] = from_nibbles<HALF, OFFSET>(two);
                     }
@@ -383,13 +475,8 @@ DEVICE void multiply_packed(Sum (&sum)[MATS][TILES], const u8 *unit, const Activ
                         scale[mat][side] = float_of(e > 0x00400000u ? e : 0x00400000u);
                     } else if (WEIGHT == W_Q4_K) {
                         const Word4 &s = wide[mat][side];
-                        const float d = half_float(s.x), dmin = half_float(s.x >> 16);
-                        const u32 six = i < 4 ? s.y & 0x3f3f3f3fu : (s.w & 0x0f0f0f0fu) | (s.y >> 2 & 0x30303030u);
-                        const u32 low = i < 4 ? s.z & 0x3f3f3f3fu : (s.w >> 4 & 0x0f0f0f0fu) | (s.z >> 2 & 0x30303030u);
-                        // `scale * (2^23 + code) - scale * 2^23` is exact
-                        const float q = byte_float(six, i % 4), o = byte_float(low, i % 4);
-                        scale[mat][side] = __fmaf_rn(d, q, -8388608.0f * d);
-                        minimum[mat][side] = __fmaf_rn(dmin, o, -8388608.0f * dmin);
+                        const u32 six = i < 4 ? s.y & 0x3f3f3f3fu : later_six(s.w, s.y);
+                        scale[mat][side] = scaled_six<UNROLL % 4 == 0>(half_float(s.x), six, i % 4);
                     } else {
                         const float d = half_float(scales[mat][side].x);
                         const u32 s = word_of(wide[mat][side], i / 2);
@@ -398,22 +485,7 @@ DEVICE void multiply_packed(Sum (&sum)[MATS][TILES], const u8 *unit, const Activ
                     }
                 }
             }
-            const u32 at = k + step * STEP + i * 32;
-            multiply_scaled<WEIGHT == W_Q6_K>(sum, first, second, scale, scale2, act, at * ELEMENT);
-            if (WEIGHT == W_Q4_K) {
-#pragma unroll
-                for (int tile = 0; tile < TILES; tile++) {
-                    const Word2 pair = *reinterpret_cast<const Word2 *>(act.sums + at / 32 * TOKENS + tile * 8);
-                    const float x[2] = {float_of(pair.x), float_of(pair.y)};
-#pragma unroll
-                    for (int mat = 0; mat < MATS; mat++) {
-#pragma unroll
-                        for (int j = 0; j < 4; j++) {
-                            sum[mat][tile][j] -= minimum[mat][j / 2] * x[j % 2];
-                        }
-                    }
-                }
-            }
+            multiply_scaled<WEIGHT == W_Q6_K>(sum, first, second, scale, scale2, act, (step * STEP + i * 32) * ELEMENT);
         }
     }
 }

@@ -126,7 +126,8 @@ panels(const __grid_constant__ Params p, const u8 *__restrict__ a, const float *
                     copy16(stage + WEIGHT_BYTES + row * PITCH + byte, a + ((u64)(row0 + (inside ? row : 0)) * padded(p) + step * STEP) * 2 + byte, inside);
                 }
                 if (WEIGHT == W_Q4_K) {
-                    // [half][32 of k][64 rows]
+                    // [half][32 of k][64 rows]; unrolled, its addresses take registers that sums need
+#pragma unroll 1
                     for (u32 i = threadIdx.x; i < TILE * (STEP / 32); i += THREADS) {
                         const u32 row = i / (STEP / 32), block = i % (STEP / 32);
                         const bool inside = row < count;
@@ -154,7 +155,7 @@ panels(const __grid_constant__ Params p, const u8 *__restrict__ a, const float *
                 act.at[i] = stage + WEIGHT_BYTES + (half * 64 + i * 8 + lane / 4) * PITCH + lane % 4 * 16;
             }
             act.piece_bytes = 0;
-            act.sums = reinterpret_cast<const float *>(stage + WEIGHT_BYTES + A_BYTES) + half * (STEP / 32 * 64) + lane % 4 * 2;
+            act.sums = reinterpret_cast<const float *>(stage + WEIGHT_BYTES + A_BYTES) + half * (STEP / 32 * TOKENS) + lane % 4 * TOKENS + lane / 4;
             multiply_packed(sum, stage + pair * 2 * UNIT_BYTES, act, 0, lane);
         }
         copies_wait<0>();

@@ -151,7 +151,8 @@ DEVICE void dependents_start() {
 
 // Rows of A that are whole vectors of 16 bytes, several of them on the way.
 template <class T> DEVICE void stage_vectors(const Params &p, const T *a, u8 *to, const i32 *rows, u32 count, u32 k0, u32 range) {
-    constexpr int AHEAD = 8, EACH = 16 / (int)sizeof(T);
+    // pieces in tf32 take twice the registers
+    constexpr int AHEAD = MATH == M_TF32 ? 4 : 8, EACH = 16 / (int)sizeof(T);
     const u32 vectors = range / EACH, total = vectors * count, piece_bytes = p.tokens * p.pitch;
     for (u32 base = threadIdx.x; base < total; base += THREADS * AHEAD) {
         Raw<T, EACH> raw[AHEAD];
@@ -253,17 +254,17 @@ DEVICE void fetch_unit(const Params &p, u32 to, const Source (&from)[MEETING], u
             for (int i = 0; i < 4; i++) {
                 const u32 row = i * 4 + lane / 8, column = panel * COLUMNS + row;
                 const u8 *start = source.base + (i64)(column < p.n ? column : p.n - 1) * source.stride;
-                copy16(to + mat * UNIT_BYTES + row * 128 + (lane % 8 ^ (row & 1) << 2) * 16, inside ? start + offset : start, inside);
+                copy16(to + mat * UNIT_BYTES + row * 128 + (lane % 8 ^ (row & 1) << 2) * 16, start + offset, inside);
             }
         } else {
-            const u8 *start = source.base + panel * source.stride + (i64)at * UNIT_BYTES;
+            // what differs between the copies are constants, which lie in their instructions
+            const u8 *start = source.base + panel * source.stride + (i64)at * UNIT_BYTES + lane * 16;
             const u32 left = (p.k + STEP - 1) / STEP - at * STEPS;
-            const u32 bytes = left < STEPS ? left * STEP_BYTES : UNIT_BYTES;
+            const i32 bytes = (i32)(left < STEPS ? left * STEP_BYTES : UNIT_BYTES) - (i32)lane * 16;
 #pragma unroll
-            for (u32 i = 0; i < (UNIT_BYTES + 511) / 512; i++) {
-                const u32 byte = i * 512 + lane * 16;
-                if (byte < UNIT_BYTES) {
-                    copy16(to + mat * UNIT_BYTES + byte, byte < bytes ? start + byte : start, byte < bytes);
+            for (int i = 0; i < (UNIT_BYTES + 511) / 512; i++) {
+                if ((i + 1) * 512 <= UNIT_BYTES || (int)lane * 16 < UNIT_BYTES - i * 512) {
+                    copy16(to + lane * 16 + mat * UNIT_BYTES + i * 512, start + i * 512, bytes > i * 512);
                 }
             }
         }
@@ -383,7 +384,7 @@ skinny(const __grid_constant__ Params p, const void *__restrict__ a, const u8 *_
             act.at[i] = activations + (column < count * (PIECES / DEEP) ? row_of(p, column, count) : 0) * p.pitch + lane % 4 * 16;
         }
         act.piece_bytes = p.tokens * p.pitch;
-        act.sums = activation_sums + lane % 4 * 2;
+        act.sums = activation_sums + lane % 4 * TOKENS + lane / 4;
 
         Sum sum[MATS][TILES];
         const auto clear = [&] {

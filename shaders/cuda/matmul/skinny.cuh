@@ -86,11 +86,20 @@ struct Fragment {
 
 // ---- weights packed in panels of 16 columns ----
 
-// Four bits: a word has the eight codes of a fragment, those of a0 in the bits 0-3 and 16-19, of a1 in 4-7 and 20-23, and so on.
+// Four bits: a word has the eight codes of a fragment, those of a0 in the bits 3-6 and 19-22, of a1 in 7-10 and 23-26, and so on; those of a3
+// lie in 15-18 and, around the end, in 31 and 0-2. There a code is in the upper bits of a mantissa of bf16: `16 + code` (f16: 128 + code).
+template <bool HALF> DEVICE Fragment raised_nibbles(u32 w) {
+    constexpr u32 CODES = 0x00780078u, MAGIC = HALF ? 0x58005800u : 0x41804180u;
+    return Fragment{masked<CODES, MAGIC>(w), masked<CODES, MAGIC>(w >> 4), masked<CODES, MAGIC>(w >> 8), masked<CODES, MAGIC>(w >> 12 | w << 20)};
+}
+// What takes that away again, and `OFFSET`: a pair of -(16 + OFFSET) or -(128 + OFFSET).
+template <bool HALF, int OFFSET> DEVICE constexpr u32 lowering() {
+    return ((HALF ? 0xd800u : 0xc180u) + OFFSET * 8) * 0x10001u;
+}
 template <bool HALF, int OFFSET> DEVICE Fragment from_nibbles(u32 w) {
-    constexpr u32 MAGIC = HALF ? 0x64006400u : 0x43004300u;
-    return Fragment{centred<HALF, OFFSET>(masked<0x000f000fu, MAGIC>(w)), centred<HALF, OFFSET>(masked<0x000f000fu, MAGIC>(w >> 4)),
-                    centred<HALF, OFFSET>(masked<0x000f000fu, MAGIC>(w >> 8)), centred<HALF, OFFSET>(masked<0x000f000fu, MAGIC>(w >> 12))};
+    constexpr u32 ONE = HALF ? 0x3c003c00u : 0x3f803f80u, MINUS = lowering<HALF, OFFSET>();
+    const Fragment f = raised_nibbles<HALF>(w);
+    return Fragment{fma2<HALF>(f.a0, ONE, MINUS), fma2<HALF>(f.a1, ONE, MINUS), fma2<HALF>(f.a2, ONE, MINUS), fma2<HALF>(f.a3, ONE, MINUS)};
 }
 
 // E2M1: sign and magnitude of a code in place of a bf16's (f16's), which is then 2^126 (2^14) times too small. A word has the codes of
@@ -107,7 +116,7 @@ template <bool HALF> DEVICE Fragment from_mxfp4(u32 w) {
     return Fragment{from_e2m1<HALF>(w & CODES), from_e2m1<HALF>(w << 3 & CODES), from_e2m1<HALF>(w << 6 & CODES), from_e2m1<HALF>(last)};
 }
 
-// Six bits: the lower four as above, the upper two of a0..a3 in the bits 0..7 and 16..23 of `h`, or with ODD in 8..15 and 24..31.
+// Six bits: the lower four of a0 in the bits 0-3 and 16-19, of a1 in 4-7 and 20-23, and so on; the upper two of a0..a3 in the bits 0..7 and 16..23 of `h`, or with ODD in 8..15 and 24..31.
 template <bool HALF, bool ODD> DEVICE Fragment from_six(u32 w, u32 h) {
     constexpr u32 MAGIC = HALF ? 0x64006400u : 0x43004300u;
     const u32 h0 = ODD ? h >> 4 : h << 4, h1 = ODD ? h >> 6 : h << 2, h2 = ODD ? h >> 8 : h, h3 = ODD ? h >> 10 : h >> 2;

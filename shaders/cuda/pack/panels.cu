@@ -8,7 +8,7 @@
 //   q4_k   4 x the same                                                                           then [column] 16 bytes: d, dmin, scales
 //   q6_k   4 x the same for the lower bits, 2 x [lane][4 words] of upper bits                     then [column][16] i8, [column] f16
 // Eight codes: k 0, 1 of column g in bits 0-3 and 16-19; of g + 8 in 4-7 and 20-23; k 2, 3 of g in 8-11 and 24-27; of g + 8 in 12-15 and
-// 28-31. Of mxfp4, sign and magnitude of the same four lie in 15 and 8-6, 12 and 5-3, 9 and 2-0, 14 and 13, 11, 10, and 16 bits above. The k
+// 28-31; of q4_0 and q4_k the word is then turned to the left by three bits, where codes are mantissas. Of mxfp4, sign and magnitude of the same four lie in 15 and 8-6, 12 and 5-3, 9 and 2-0, 14 and 13, 11, 10, and 16 bits above. The k
 // of a word of 16 within its block of 32: lane t has 8 t + 4 w .. + 3 for word w, of q6_k 16 w + 4 t .. + 3.
 //
 // One thread writes one word.
@@ -90,7 +90,7 @@ DEVICE u32 word_of(const Panel &from, i64 k0, u32 word) {
                 out |= (code & 15u) << (r * 4 + i % 2 * 16);
             }
         }
-        return out;
+        return from.dtype == DTYPE_Q4_0 || from.dtype == DTYPE_Q4_K ? out << 3 | out >> 29 : out;
     }
     word -= codes;
     switch (from.dtype) {

@@ -1,5 +1,5 @@
-// Norm and rotation of the heads of queries and keys, and the append to the caches, of any types and sizes: a block takes a
-// token, a warp a head. A warp reads the head for its norm, if it has one, and again for the rotated elements, 32 neighbours at a
+// Norm and rotation of the heads of queries and keys, and the append to the caches, of any types and sizes: a
+// warp takes a head, blocks along y share those of a token. A warp reads the head for its norm, if it has one, and again for the rotated elements, 32 neighbours at a
 // time.
 #include "qk_norm_rope_append/common.cuh"
 
@@ -56,7 +56,7 @@ struct Head {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     qk_heads(const __grid_constant__ QkParams p, const void *__restrict__ q, const void *__restrict__ k,
              const void *__restrict__ v, const void *__restrict__ q_weight, const void *__restrict__ k_weight,
              const i32 *__restrict__ positions, const i32 *__restrict__ kv_len, const i32 *__restrict__ offsets,
@@ -68,7 +68,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const i32 position = positions[token];
     const u32 lane = lane_id();
     const u32 queries = (u32)p.q.x.inner, keys = (u32)p.k.x.inner;
-    for (u32 head = threadIdx.x / WARP_SIZE; head < queries + 2 * keys; head += THREADS / WARP_SIZE) {
+    const u32 warps = THREADS / WARP_SIZE;
+    for (u32 head = blockIdx.y * warps + threadIdx.x / WARP_SIZE; head < queries + 2 * keys; head += gridDim.y * warps) {
         const bool query = head < queries;
         if (!query && place == NOWHERE) {
             return;

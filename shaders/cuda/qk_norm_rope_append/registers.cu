@@ -1,5 +1,6 @@
 // Norm and rotation of the heads of queries and keys, and the append to the caches, in one pass over memory: a block takes a
-// token; blockDim.x lanes share a head, each with RUN pairs. Sines and cosines of the token are computed once, in shared memory.
+// token, or some of its heads where blocks along y share them; blockDim.x lanes share a head, each with RUN pairs. A block computes sines and
+// cosines of its token once, in shared memory.
 //
 // Compiled for X, W, OUT, KV (types of q, k and v, of the weights of what norms there are, of the queries for attention, of the
 // caches) and RUN (elements of 16 bytes of X). Preconditions: heads of queries and keys have 2 * RUN * blockDim.x elements, a power of two, all of which
@@ -24,7 +25,7 @@ qk_registers(const __grid_constant__ QkParams p, const X *__restrict__ q, const 
     __shared__ alignas(16) float sines[2][MOST_PAIRS], cosines[2][MOST_PAIRS];
     const u32 token = blockIdx.x, pair = threadIdx.x * RUN;
     const u32 queries = (u32)p.q.x.inner, keys = (u32)p.k.x.inner, all = queries + 2 * keys;
-    const u32 pairs = p.q.rotation.pairs;
+    const u32 pairs = p.q.rotation.pairs, stride = gridDim.y * blockDim.y;
     auto load = [&](u32 head, Halves &halves) {
         if (head >= all) {
             return;
@@ -39,7 +40,7 @@ qk_registers(const __grid_constant__ QkParams p, const X *__restrict__ q, const 
         halves.b.load(from + (r.interleaved ? at + RUN : at + pairs));
     };
     Halves next;
-    load(threadIdx.y, next);
+    load(blockIdx.y * blockDim.y + threadIdx.y, next);
     const i32 position = positions[token];
     for (u32 i = threadIdx.y * blockDim.x + threadIdx.x; i < 2 * pairs; i += blockDim.x * blockDim.y) {
         const bool key = i >= pairs;
@@ -49,10 +50,10 @@ qk_registers(const __grid_constant__ QkParams p, const X *__restrict__ q, const 
     const u64 place = cache_place(p.append, token, kv_len, offsets, block_table);
     __syncthreads();
     // whole warps stay together for the sums
-    for (u32 first = 0; first < all; first += blockDim.y) {
+    for (u32 first = blockIdx.y * blockDim.y; first < all; first += stride) {
         const u32 head = first + threadIdx.y;
         const Halves here = next;
-        load(head + blockDim.y, next);
+        load(head + stride, next);
         const bool there = head < all && (head < queries || place != NOWHERE);
         const bool query = head < queries, value = head >= queries + keys;
         const u32 own = query ? head : value ? head - queries - keys : head - queries;

@@ -1,7 +1,7 @@
 //! Appending to caches, the norm and rotation fused with it, and the slots of a step.
 
 use super::rope::{RotationParam, turn_table};
-use super::rows::{KvParam, RowsParam, define, grid, id, multiprocessors, run_of, whole_runs};
+use super::rows::{KvParam, RowsParam, blocks, define, grid, id, multiprocessors, run_of, whole_runs};
 use super::steps::{Pointer, Steps, prepared};
 use super::{module, other_op};
 use crate::compile::Function;
@@ -146,6 +146,16 @@ fn lanes(op: &QkNormRopeAppend) -> usize {
     op.q.len / (2 * run_of(&[op.q_dtype]))
 }
 
+/// Heads of queries, keys and values.
+fn heads(op: &QkNormRopeAppend) -> usize {
+    op.q.inner + 2 * op.append.src_k.inner
+}
+
+/// Blocks that share a token's heads: as many as find a place beside those of the other tokens, `most` at most.
+fn groups(request: &Request<'_>, op: &QkNormRopeAppend, most: usize) -> usize {
+    (2 * multiprocessors(request.info) / op.q.outer.max(1)).clamp(1, most.clamp(1, 1024))
+}
+
 /// Vectors of a cache as rows of elements, for what their strides allow.
 fn cache_rows(kv: &KvLayout) -> [Rows; 2] {
     let slow = Rows {
@@ -201,17 +211,19 @@ pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>
         ("RUN", run_of(&[op.q_dtype]).to_string()),
     ];
     let function = module(request, &cuda::QK_REGISTERS, &defines)?.function("qk_registers")?;
-    // whole warps; few tokens have a block's threads for every head, of many more blocks share a multiprocessor
-    let (along, heads) = (lanes(op), op.q.inner + 2 * op.append.src_k.inner);
+    // whole warps; few tokens have threads for every head, of many more blocks share a multiprocessor
+    let (along, heads) = (lanes(op), heads(op));
     let few = op.q.outer <= 2 * multiprocessors(request.info);
-    let beside = heads.clamp(1, if few { 512 } else { 64 } / along).next_multiple_of(32 / along);
-    qk(request, op, function, [along as u32, beside as u32])
+    let groups = groups(request, op, (heads * along).div_ceil(64));
+    let beside =
+        heads.div_ceil(groups).clamp(1, if few { 512 } else { 64 } / along).next_multiple_of(32 / along);
+    qk(request, op, function, [along as u32, beside as u32], groups)
 }
 
 pub(crate) fn prepare_heads(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::QkNormRopeAppend(op) = request.op else { return Err(other_op(request.op)) };
     let function = module(request, &cuda::QK_HEADS, &[])?.function("qk_heads")?;
-    qk(request, op, function, [256, 1])
+    qk(request, op, function, [256, 1], groups(request, op, heads(op).div_ceil(256 / 32)))
 }
 
 fn qk(
@@ -219,6 +231,7 @@ fn qk(
     op: &QkNormRopeAppend,
     function: Function,
     block: [u32; 2],
+    groups: usize,
 ) -> Result<Box<dyn Launch>> {
     let params = QkParams {
         q: head(op.q, op.q_dtype, op.q_norm, &op.q_rope),
@@ -238,5 +251,7 @@ fn qk(
     pointers.push(Pointer::Table(turn_table(request, &op.q_rope)?));
     pointers.push(Pointer::Table(turn_table(request, &op.k_rope)?));
     pointers.extend((next..next + 3).map(Pointer::Operand));
-    prepared(request, Steps::one(function, grid(op.q.outer, block)?, params, pointers))
+    let mut dims = grid(op.q.outer, block)?;
+    dims.grid[1] = blocks(groups)?;
+    prepared(request, Steps::one(function, dims, params, pointers))
 }

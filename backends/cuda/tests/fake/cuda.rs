@@ -1,11 +1,16 @@
-//! A driver that has three GPUs and does nothing: it hands out handles and says yes. What is prepared on it asks for the kernels that it
+//! A driver that has four GPUs and does nothing: it hands out handles and says yes. What is prepared on it asks for the kernels that it
 //! would ask for on such a GPU. With `FAKE_CUDA=none` it finds no GPU. Built by `rustc` as a library of the name that the driver has.
 #![allow(non_snake_case, missing_docs, clippy::missing_safety_doc)]
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
 /// Compute capability, multiprocessors, and shared memory of a block and of a multiprocessor, by the GPU's number.
-const GPUS: [[c_int; 4]; 3] = [[90, 132, 232_448, 233_472], [80, 108, 166_912, 167_936], [100, 148, 232_448, 233_472]];
+const GPUS: [[c_int; 4]; 4] = [
+    [90, 132, 232_448, 233_472],
+    [80, 108, 166_912, 167_936],
+    [100, 148, 232_448, 233_472],
+    [120, 170, 101_376, 102_400],
+];
 
 fn write<T>(to: *mut T, value: T) -> c_int {
     // SAFETY: the driver's functions are given places to write to.

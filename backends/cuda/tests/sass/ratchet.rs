@@ -67,7 +67,7 @@ impl Ratchet {
     /// One line each, so that changes are read as what they are.
     pub(super) fn save(&self, path: &Path) -> Result<(), String> {
         let mut text = format!(
-            "# Written by PERJOULE_BLESS=1 cargo test --release -p perjoule-cuda --test sass: see sass.rs.\nnvrtc = \"{}\"\n\n[variants]\n",
+            "# Written by cargo xtask sass --bless: see sass.rs.\nnvrtc = \"{}\"\n\n[variants]\n",
             self.nvrtc
         );
         for (name, Entry { hash, registers, shared, instructions }) in &self.variants {

@@ -21,8 +21,8 @@ pub struct LoadOptions<'a> {
     /// Element type of the matrices; block formats quantise them. Experts stored as MXFP4 stay as they are, and where nothing is asked for
     /// so does every matrix.
     pub dtype: Option<DType>,
-    /// Element type of the KV cache; [`default_kv_dtype`] chooses where nothing is asked for. f32, f16, bf16, f8e4m3, or q8_0, which needs heads of
-    /// a multiple of 32 elements: fewer bytes are read for each token before, and keys and values are rounded.
+    /// Element type of the KV cache; [`default_kv_dtype`] chooses where nothing is asked for. f32, f16, bf16, f8e4m3, or q8_0, which needs
+    /// heads of a multiple of 32 elements: fewer bytes are read for each token before, and keys and values are rounded.
     pub kv_dtype: Option<DType>,
     /// Numbers of rows that products will have, the most important first: a packed layout is chosen that serves them all.
     pub rows: Vec<usize>,
@@ -105,8 +105,8 @@ impl Model {
     /// Loads every weight onto `device`.
     ///
     /// # Errors
-    /// Before anything is allocated [`Error::KvDtype`] for a cache that cannot be, [`Error::Memory`] when the weights cannot fit; [`Error::File`] for weights that are NaN or infinite;
-    /// whatever reading runs into; [`Error::Device`] for what the device refuses.
+    /// Before anything is allocated [`Error::KvDtype`] for a cache that cannot be, [`Error::Memory`] when the weights cannot fit;
+    /// [`Error::File`] for weights that are NaN or infinite; whatever reading runs into; [`Error::Device`] for what the device refuses.
     pub fn load(device: &Device, source: &Source, options: &LoadOptions<'_>) -> Result<Model> {
         let geometry = source.geometry();
         if let Some(dtype) = options.dtype.filter(|dtype| dtype.is_integer()) {

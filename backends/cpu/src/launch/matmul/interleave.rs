@@ -25,6 +25,7 @@ pub(crate) fn interleave<S: Simd>(
         }
         return;
     }
+    assert!(rows <= step && (count == 0 || to.len() >= (count - 1) * step + rows));
     let end = count * step;
     for first in (0..count).step_by(S::LANES) {
         let n = S::LANES.min(count - first);
@@ -32,16 +33,25 @@ pub(crate) fn interleave<S: Simd>(
         for group in (0..rows).step_by(S::LANES).rev() {
             let height = S::LANES.min(rows - group);
             let mut square = [s.splat(0.0); MAX_LANES];
-            for (r, v) in square[..height].iter_mut().enumerate() {
-                *v = from.load(s, group + r, first, n);
+            // a short group repeats its last row: a square of a fixed size stays in registers
+            for (r, v) in square[..S::LANES].iter_mut().enumerate() {
+                *v = from.load(s, group + r.min(height - 1), first, n);
             }
             s.transpose(&mut square);
+            let to = &mut to[first * step + group..];
+            // what lies behind a short group is the next word's, which is written later
+            let spills = step == rows && (first + S::LANES - 1) * step + group + S::LANES <= end;
+            if n == S::LANES && (height == S::LANES || spills) {
+                for (i, v) in square[..S::LANES].iter().enumerate() {
+                    debug_assert!(i * step + S::LANES <= to.len());
+                    // SAFETY: a whole group lies within its word, and the words of all rows within `to`; a short one ends within the
+                    // next word, which is one of them.
+                    unsafe { s.store_f32(to.as_mut_ptr().add(i * step), *v) }
+                }
+                continue;
+            }
             for (i, v) in square[..n].iter().enumerate() {
-                let at = (first + i) * step + group;
-                // what lies behind a short group is the next word's, which is written later
-                let spills = step == rows && at + S::LANES <= end;
-                let width = if spills { S::LANES } else { height };
-                s.store_some(&mut to[at..at + width], *v);
+                s.store_some(&mut to[i * step..i * step + height], *v);
             }
         }
     }

@@ -60,6 +60,9 @@ struct Shared {
     generation: Padded<AtomicU32>,
     /// Work claimed in even and odd phases.
     claimed: [Padded<AtomicUsize>; 2],
+    /// The same of the part of each lane, and whether a region claimed any.
+    near: Vec<Padded<[AtomicUsize; 2]>>,
+    used_near: AtomicBool,
     abandoned: AtomicBool,
     /// What the first lane to panic said. Touched only on that path.
     said: Mutex<Option<String>>,
@@ -160,6 +163,8 @@ impl Team {
             arrived: Padded(AtomicUsize::new(0)),
             generation: Padded(AtomicU32::new(0)),
             claimed: [Padded(AtomicUsize::new(0)), Padded(AtomicUsize::new(0))],
+            near: (0..lanes).map(|_| Padded([AtomicUsize::new(0), AtomicUsize::new(0)])).collect(),
+            used_near: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             said: Mutex::new(None),
             stop: AtomicBool::new(false),
@@ -251,9 +256,7 @@ impl Exclusive<'_> {
         while shared.running.0.load(Ordering::Acquire) != 0 {
             relax(&mut spins);
         }
-        for claimed in &shared.claimed {
-            claimed.0.store(0, Ordering::Relaxed);
-        }
+        shared.forget_claims();
         shared.arrived.0.store(0, Ordering::Relaxed);
         shared.outcome()
     }
@@ -293,14 +296,25 @@ impl Exclusive<'_> {
     pub fn single(&mut self, job: &(dyn Fn(&Lane<'_>) + Sync)) -> Result<(), Panicked> {
         let shared = &*self.team.shared;
         shared.enter(0, 1, job);
-        for claimed in &shared.claimed {
-            claimed.0.store(0, Ordering::Relaxed);
-        }
+        shared.forget_claims();
         shared.outcome()
     }
 }
 
 impl Shared {
+    /// Makes the counters ready for the next region. All lanes have left the last one.
+    fn forget_claims(&self) {
+        for claimed in &self.claimed {
+            claimed.0.store(0, Ordering::Relaxed);
+        }
+        // as many lines as lanes, most of them in caches of other cores
+        if self.used_near.swap(false, Ordering::Relaxed) {
+            for claimed in self.near.iter().flat_map(|lane| &lane.0) {
+                claimed.store(0, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// What became of the region that all lanes have left.
     fn outcome(&self) -> Result<(), Panicked> {
         let shared = self;
@@ -439,6 +453,8 @@ impl Lane<'_> {
         let phase = self.phase.get();
         self.phase.set(phase + 1);
         let shared = self.shared;
+        // of the phase before this one, which nobody is in any more, and of the one after
+        shared.near[self.index].0[(phase + 1) % 2].store(0, Ordering::Relaxed);
         if self.count == 1 {
             shared.claimed[phase % 2].0.store(0, Ordering::Relaxed);
             return;
@@ -475,8 +491,28 @@ impl Lane<'_> {
         (task < tasks).then_some(task)
     }
 
-    /// The items of `0..items` that this lane is to do: claimed one by one where there are many for each lane, since lanes are not
-    /// equally fast, and split beforehand where there are few. Takes the place of [`Lane::claim`] in a phase.
+    /// As [`Lane::claim`], but a lane first gets those of [`Lane::split`], one after the other, and then what others have left. Where
+    /// neighbouring tasks touch the same memory it stays in the caches of one core, launch after launch: to read what another one
+    /// has just written takes several times as long between clusters of cores, and more between sockets. A phase has either kind of
+    /// claims.
+    pub(crate) fn claim_near(&self, tasks: usize) -> Option<usize> {
+        let (shared, parity) = (self.shared, self.phase.get() % 2);
+        if !shared.used_near.load(Ordering::Relaxed) {
+            shared.used_near.store(true, Ordering::Relaxed);
+        }
+        (self.index..self.count).chain(0..self.index).find_map(|index| {
+            let part = part(tasks, index, self.count);
+            let counter = &shared.near[index].0[parity];
+            if counter.load(Ordering::Relaxed) >= part.len() {
+                return None;
+            }
+            let task = counter.fetch_add(1, Ordering::Relaxed);
+            (task < part.len()).then(|| part.start + task)
+        })
+    }
+
+    /// The items of `0..items` that this lane is to do: claimed near one another where there are many for each lane, since lanes are
+    /// not equally fast, and split beforehand where there are few. Takes the place of claims in a phase.
     pub(crate) fn share(&self, items: usize) -> Share<'_, '_> {
         let claims = self.count > 1 && items >= 4 * self.count;
         Share { lane: self, items, own: self.split(items, 1), claims }
@@ -485,12 +521,16 @@ impl Lane<'_> {
     /// This lane's share of `0..n`, in whole multiples of `granule` (but for the end).
     pub fn split(&self, n: usize, granule: usize) -> std::ops::Range<usize> {
         let granule = granule.max(1);
-        let pieces = n.div_ceil(granule);
-        let (share, more) = (pieces / self.count, pieces % self.count);
-        let first = self.index * share + self.index.min(more);
-        let last = first + share + usize::from(self.index < more);
-        (first * granule).min(n)..(last * granule).min(n)
+        let pieces = part(n.div_ceil(granule), self.index, self.count);
+        (pieces.start * granule).min(n)..(pieces.end * granule).min(n)
     }
+}
+
+/// The part of lane `index` of `count` in `0..n`.
+fn part(n: usize, index: usize, count: usize) -> Range<usize> {
+    let (share, more) = (n / count, n % count);
+    let first = index * share + index.min(more);
+    first..first + share + usize::from(index < more)
 }
 
 /// The items of a lane: see [`Lane::share`].
@@ -506,7 +546,7 @@ impl Iterator for Share<'_, '_> {
     type Item = usize;
 
     fn next(&mut self) -> Option<usize> {
-        if self.claims { self.lane.claim(self.items) } else { self.own.next() }
+        if self.claims { self.lane.claim_near(self.items) } else { self.own.next() }
     }
 }
 
@@ -529,6 +569,53 @@ impl Drop for Team {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_task_is_claimed_once_near_or_not() {
+        for lanes in [1, 2, 5] {
+            let team = Team::new(lanes).unwrap();
+            for tasks in [0, 1, 3, 4, 5, 17, 100] {
+                // phases differ in their tasks, and regions in their phases
+                for phases in 1..=3 {
+                    let claims: Vec<Vec<AtomicUsize>> =
+                        (0..phases).map(|p| (0..tasks + p).map(|_| AtomicUsize::new(0)).collect()).collect();
+                    team.lock()
+                        .unwrap()
+                        .run(&|lane| {
+                            for (phase, claims) in claims.iter().enumerate() {
+                                if phase > 0 {
+                                    lane.barrier();
+                                }
+                                // one of the lanes is slow: the others do its part
+                                if lane.index() == 1 && phase == 1 {
+                                    std::thread::sleep(Duration::from_millis(1));
+                                }
+                                while let Some(task) = lane.claim_near(tasks + phase) {
+                                    claims[task].fetch_add(1, Ordering::Relaxed);
+                                }
+                            }
+                        })
+                        .unwrap();
+                    let once =
+                        |claims: &Vec<AtomicUsize>| claims.iter().all(|n| n.load(Ordering::Relaxed) == 1);
+                    assert!(claims.iter().all(once), "{lanes} lanes, {tasks} tasks: {claims:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn alone_a_lane_claims_its_own_tasks_in_their_order() {
+        let team = Team::new(1).unwrap();
+        let order = Mutex::new(Vec::new());
+        let job = |lane: &Lane<'_>| {
+            while let Some(task) = lane.claim_near(9) {
+                order.lock().unwrap().push(task);
+            }
+        };
+        team.lock().unwrap().run(&job).unwrap();
+        assert_eq!(order.into_inner().unwrap(), (0..9).collect::<Vec<_>>());
+    }
 
     #[test]
     fn every_lane_runs_and_barriers_separate_phases() {

@@ -320,7 +320,7 @@ impl<F: Format<A: PackFloats>> Grouped<F> {
         let own = unsafe { scratch.slice(plan.own(plan.round, lane.index())) };
         let panels = op.n.div_ceil(nr);
         let per_task = plan.chunk::<S>(window.len(), panels, 1);
-        while let Some(task) = lane.claim(panels.div_ceil(per_task)) {
+        while let Some(task) = lane.claim_near(panels.div_ceil(per_task)) {
             let chunk = task * per_task..((task + 1) * per_task).min(panels);
             for (expert, positions) in Segments::new(offsets, op.rows) {
                 let positions = within(positions, &window);
@@ -333,7 +333,8 @@ impl<F: Format<A: PackFloats>> Grouped<F> {
                     // SAFETY: packed before the barrier, and not written before the next.
                     let a = unsafe { scratch.shared(at..at + height * plan.words) };
                     let (widened, sums) = own.split_at_mut(DEPTH * nr);
-                    let sums = block(s, b, expert, chunk.clone(), op.k, a, all, tiles, widened, sums);
+                    let sums =
+                        block(s, b, expert, chunk.clone(), op.k, a, all, tiles, widened, sums, None).rest;
                     for (panel, sums) in chunk.clone().zip(sums.chunks_exact(height * nr)) {
                         let at = |row: usize| {
                             let (_, row) = op.rows_of(i64::from(order[first + row]))?;

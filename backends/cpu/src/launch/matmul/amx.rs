@@ -12,7 +12,7 @@ use super::integers::Bytes;
 use super::operand::{Floats, PackFloats, Words};
 use super::pairs::PackRows;
 use super::source::{Format, Source};
-use super::tile::{MOST_ROWS, Span, Steps, columns};
+use super::tile::{MOST_ROWS, Span, Steps, Sums, columns};
 use crate::device::CpuCaps;
 use crate::features::Features;
 use crate::simd::Simd;
@@ -172,6 +172,7 @@ impl<K: Kind> Steps for TileSteps<K> {
     type Stored = f32;
     const DEPTH: usize = 16;
     const SPANS: bool = true;
+    const STRIDES: bool = false;
 
     fn stored(steps: usize, nr: usize) -> usize {
         steps * WORDS * nr
@@ -207,17 +208,10 @@ impl<K: Kind> Steps for TileSteps<K> {
             unsafe { K::run(part.rows, run) }
         }
     }
-    unsafe fn product<S: Simd>(
-        _: S,
-        rows: usize,
-        steps: usize,
-        a: *const f32,
-        b: *const f32,
-        c: *mut f32,
-        add: bool,
-    ) {
-        // SAFETY: the contract; rows of the table that use tiles refuse devices without AMX.
-        unsafe { K::tiles(rows, steps, a, b, c, add) }
+    unsafe fn product<S: Simd>(_: S, rows: usize, steps: usize, a: *const f32, b: *const f32, sums: Sums) {
+        debug_assert!(sums.stride == COLUMNS);
+        // SAFETY: the contract, the sums being dense; rows of the table that use tiles refuse devices without AMX.
+        unsafe { K::tiles(rows, steps, a, b, sums.to, !sums.from.is_null()) }
     }
 }
 

@@ -196,7 +196,7 @@ impl<W: Words> Body for Direct<W> {
         let (a, b) = (args.read::<W::Element>(0), args.read::<W::Element>(1));
         let mut sums = Sums([0.0; _]);
         let chunks = heights.div_ceil(*chunk);
-        while let Some(task) = lane.claim(op.batch * panels * chunks) {
+        while let Some(task) = lane.claim_near(op.batch * panels * chunks) {
             let (index, first) = (task / chunks, task % chunks * chunk);
             let (batch, column) = (index / panels, index % panels * columns::<S>());
             for tile in first..(first + chunk).min(*heights) {

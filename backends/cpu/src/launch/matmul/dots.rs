@@ -221,7 +221,7 @@ impl Body for Dots {
         // small matrices are claimed several at a time
         let at_once = (units / (8 * self.lanes)).clamp(1, 64);
         let mut prepared = None;
-        while let Some(task) = lane.claim(units.div_ceil(at_once)) {
+        while let Some(task) = lane.claim_near(units.div_ceil(at_once)) {
             for unit in task * at_once..((task + 1) * at_once).min(units) {
                 let (index, split) = (unit / self.splits, unit % self.splits);
                 let (batch, block) = (index / self.blocks, index % self.blocks);
@@ -280,7 +280,7 @@ impl Body for Dots {
             return;
         }
         lane.barrier();
-        while let Some(index) = lane.claim(op.batch * self.blocks) {
+        while let Some(index) = lane.claim_near(op.batch * self.blocks) {
             let first = parts + index * self.splits * SUMS;
             // SAFETY: after the barrier nobody writes the parts.
             let all = unsafe { scratch.shared(first..first + self.splits * SUMS) };

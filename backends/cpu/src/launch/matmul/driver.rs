@@ -6,12 +6,13 @@
 
 use super::operand::{Floats, FloatsOut, Words, words};
 use super::source::Source;
-use super::tile::{Span, Steps, columns};
+use super::tile::{Rows, Span, Steps, columns};
 use crate::device::{CpuCaps, lanes};
 use crate::simd::{Kernel, Simd, math};
 use crate::spmd::Out;
 use perjoule_kernels::op::Activation;
 use perjoule_kernels::{DeviceInfo, Matrix};
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Words along k of a widened panel, in L1: a multiple of every block format's length.
@@ -41,13 +42,17 @@ pub(crate) struct Tiles {
     /// Rows of a tile, and how many of the first ones have one more; where tiles are whole, the last one has what is left.
     height: usize,
     higher: usize,
-    /// Most rows of a block.
-    block_rows: usize,
+    /// Blocks of whole tiles.
+    blocks: usize,
 }
 
+/// Fewest tiles of a block that exists so that each lane has its own.
+const OWN_TILES: usize = 8;
+
 impl Tiles {
-    /// Tiles of `m` rows, of which a block has at most `block_rows`.
-    fn new<S: Simd, A: Words>(m: usize, block_rows: usize) -> Self {
+    /// Tiles of `m` rows, of which a block has at most `block_rows`. Lanes have blocks of their own, where these do not get small: what
+    /// a lane packs it then multiplies, so that it need not go from one core's caches to another's.
+    fn new<S: Simd, A: Words>(m: usize, block_rows: usize, lanes: usize) -> Self {
         let most = A::max_rows::<S>();
         let count = m.div_ceil(most);
         let (height, higher) = match count {
@@ -55,7 +60,11 @@ impl Tiles {
             _ if A::WHOLE => (most, 0),
             _ => (m / count, m % count),
         };
-        Tiles { m, count, height, higher, block_rows: block_rows.max(most) }
+        let highest = height + usize::from(higher > 0);
+        let blocks = count.div_ceil((block_rows.max(most) / highest.max(1)).max(1));
+        let own = blocks.next_multiple_of(lanes.max(1));
+        let blocks = if blocks > 1 && own * OWN_TILES <= count { own } else { blocks };
+        Tiles { m, count, height, higher, blocks }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -74,8 +83,7 @@ impl Tiles {
 
     /// Blocks of whole tiles.
     pub(crate) fn blocks(&self) -> usize {
-        let highest = self.height + usize::from(self.higher > 0);
-        self.count.div_ceil((self.block_rows / highest.max(1)).max(1))
+        self.blocks
     }
 
     /// Tiles of a block.
@@ -114,12 +122,19 @@ impl Plan {
 
     /// `m` rows in tiles.
     pub(crate) fn tiles<S: Simd, A: Words>(&self, m: usize) -> Tiles {
-        Tiles::new::<S, A>(m, self.block[0])
+        Tiles::new::<S, A>(m, self.block[0], self.lanes)
     }
 
     /// How many of `blocks` blocks of `m` rows a round takes.
     pub(crate) fn at_once(&self, m: usize, blocks: usize) -> usize {
-        if m <= self.round { blocks } else { (self.round / self.block[0]).max(1) }
+        if m <= self.round {
+            return blocks;
+        }
+        // about as many in each, and as many for each lane
+        let most = (self.round / self.block[0]).max(1);
+        let even = blocks.div_ceil(blocks.div_ceil(most).max(1)).max(1);
+        let own = even.next_multiple_of(self.lanes.max(1));
+        if own <= most { own } else { even }
     }
 
     /// f32 of scratch, `packed` rows of A included.
@@ -307,11 +322,57 @@ impl Kernel for FinishRows<'_> {
     }
 }
 
-/// Computes the tiles `tiles` of A times the panels `panels` of B into `c`, of the lane's scratch, and returns the results:
-/// `[panel][row][NR]`. `widened` is room for a panel of [`DEPTH`] words.
+/// Rows of C that a block's results may go to.
+#[derive(Clone, Copy)]
+pub(crate) struct Target<'o> {
+    rows: Rows,
+    /// How many of the first panels are whole.
+    panels: usize,
+    out: PhantomData<Out<'o, f32>>,
+}
+
+impl<'a> Finish<'a> {
+    /// Where `rows` rows of C lie from element `at` on, one row of C behind the other, for as many of `panels` panels as end within
+    /// `width` columns; `None` where something happens to the results, or they are not f32.
+    ///
+    /// # Safety
+    /// No other lane of the team touches these elements of C before the next barrier.
+    pub(crate) unsafe fn target<S: Simd>(
+        &self,
+        at: usize,
+        rows: usize,
+        panels: usize,
+        width: usize,
+    ) -> Option<Target<'a>> {
+        let out = self.plain()?;
+        let (nr, stride) = (columns::<S>(), self.strides.row);
+        let panels = panels.min(width / nr);
+        if panels == 0 || rows == 0 {
+            return None;
+        }
+        // no slice: between the rows lies what other lanes write
+        assert!(at + (rows - 1) * stride + panels * nr <= out.len());
+        Some(Target {
+            rows: Rows { first: out.pointer().wrapping_add(at), stride },
+            panels,
+            out: PhantomData,
+        })
+    }
+}
+
+/// What [`block`] leaves to be stored.
+pub(crate) struct Results<'o> {
+    /// How many panels were stored to C.
+    pub(crate) stored: usize,
+    /// Those of the other panels: `[panel][row][NR]`.
+    pub(crate) rest: &'o [f32],
+}
+
+/// Computes the tiles `tiles` of A times the panels `panels` of B into `c`, of the lane's scratch, or into `target`, where there is one
+/// and the rows of a table can write it. `widened` is room for a panel of [`DEPTH`] words.
 ///
 /// `a` holds those tiles, packed, from the first one's on.
-#[allow(clippy::too_many_arguments, reason = "the loop's six bounds and five operands")]
+#[allow(clippy::too_many_arguments, reason = "the loop's six bounds and six operands")]
 pub(crate) fn block<'o, S: Simd, B: Source>(
     s: S,
     b: &B,
@@ -323,14 +384,15 @@ pub(crate) fn block<'o, S: Simd, B: Source>(
     tiles: Range<usize>,
     widened: &mut [f32],
     c: &'o mut [f32],
-) -> &'o [f32] {
+    target: Option<Target<'_>>,
+) -> Results<'o> {
     let nr = columns::<S>();
     let first = all.start(tiles.start);
     let rows = all.start(tiles.end) - first;
     let c = &mut c[..panels.len() * rows * nr];
     if k == 0 {
         c.fill(0.0);
-        return c;
+        return Results { stored: 0, rest: c };
     }
     let (per, words) = (B::A::PER, words::<B::A>(k));
     let all_steps = k.div_ceil(per);
@@ -342,12 +404,19 @@ pub(crate) fn block<'o, S: Simd, B: Source>(
         true => B::Direct::DEPTH,
         false => DEPTH / B::Widened::stored(1, 1).max(1),
     };
+    let strides = if direct { B::Direct::STRIDES } else { B::Widened::STRIDES };
+    let target = target.filter(|_| strides);
+    let stored_panels = target.map_or(0, |target| target.panels);
     let mut done = 0;
     while done < all_steps {
         let steps = depth.min(all_steps - done);
         let ks = done * per..k.min((done + steps) * per);
         let at_once = if direct && B::Direct::SPANS { panels.len() } else { 1 };
         for (index, panel) in panels.clone().enumerate().step_by(at_once.max(1)) {
+            // the last steps are summed into C
+            let out = target
+                .filter(|_| done + steps == all_steps && index + at_once <= stored_panels)
+                .map(|target| Rows { first: target.rows.first.wrapping_add(index * nr), ..target.rows });
             let span = Span {
                 all,
                 tiles: tiles.clone(),
@@ -357,10 +426,11 @@ pub(crate) fn block<'o, S: Simd, B: Source>(
                 steps,
                 a: a.as_ptr(),
                 c: c[index * rows * nr..][..at_once * rows * nr].as_mut_ptr(),
+                out,
                 panels: at_once,
                 apart: 0,
             };
-            // SAFETY: A has the words of all rows, C those of all panels; `stored` and `widened` hold the rows of `steps` steps.
+            // SAFETY: A has the words of all rows, C those of all panels, and the target of as many as it says; `stored` and `widened` hold the rows of `steps` steps.
             unsafe {
                 if direct {
                     let (stored, apart) = b.panels(nr, matrix, panel..panel + at_once, ks.clone());
@@ -375,5 +445,5 @@ pub(crate) fn block<'o, S: Simd, B: Source>(
         }
         done += steps;
     }
-    c
+    Results { stored: stored_panels, rest: &c[stored_panels * rows * nr..] }
 }

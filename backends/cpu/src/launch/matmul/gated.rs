@@ -290,9 +290,10 @@ impl<F: Format<A: PackFloats>> Products<F> {
         let panels = op.n.div_ceil(nr);
         let per_task = (plan.chunk::<S>(rows, panels, 2 * blocks.len()) / 2).max(1);
         let (gates, ups) = sums.split_at_mut(sums.len() / 2);
-        while let Some(task) = lane.claim(blocks.len() * panels.div_ceil(per_task)) {
-            // neighbouring tasks share the panels
-            let (chunk, tiles) = (task / blocks.len(), all.block(blocks.start + task % blocks.len()));
+        let chunks = panels.div_ceil(per_task);
+        while let Some(task) = lane.claim_near(blocks.len() * chunks) {
+            // neighbouring tasks share the rows of A, which this lane has packed
+            let (chunk, tiles) = (task % chunks, all.block(blocks.start + task / chunks));
             let chunk = chunk * per_task..((chunk + 1) * per_task).min(panels);
             let row0 = all.start(tiles.start);
             let height = all.start(tiles.end) - row0;
@@ -304,8 +305,9 @@ impl<F: Format<A: PackFloats>> Products<F> {
                     unsafe { scratch.shared(at..at + height * plan.words) }
                 }
             };
-            let gates = block(s, gate, 0, chunk.clone(), op.k, packed, all, tiles.clone(), widened, gates);
-            let ups = block(s, up, 0, chunk.clone(), op.k, packed, all, tiles, widened, ups);
+            let gates =
+                block(s, gate, 0, chunk.clone(), op.k, packed, all, tiles.clone(), widened, gates, None).rest;
+            let ups = block(s, up, 0, chunk.clone(), op.k, packed, all, tiles, widened, ups, None).rest;
             let both = gates.chunks_exact(height * nr).zip(ups.chunks_exact(height * nr));
             for (panel, (gates, ups)) in chunk.zip(both) {
                 let both = gates.chunks_exact(nr).zip(ups.chunks_exact(nr));

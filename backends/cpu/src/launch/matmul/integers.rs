@@ -535,9 +535,10 @@ impl<F: Format> Integers<F> {
         let independent = of.len() * blocks.len();
         let per_task = plan.chunk::<S>(rows, panels.len(), independent);
         let words = words::<F::A>(op.k);
-        while let Some(task) = lane.claim(independent * panels.len().div_ceil(per_task)) {
-            // neighbouring tasks share the panels of B
-            let (chunk, index) = (task / independent, task % independent);
+        let chunks = panels.len().div_ceil(per_task);
+        while let Some(task) = lane.claim_near(independent * chunks) {
+            // neighbouring tasks share the rows of A, which this lane has packed
+            let (index, chunk) = (task / chunks, task % chunks);
             let (matrix, tiles) = (index / blocks.len(), all.block(blocks.start + index % blocks.len()));
             let chunk = panels.start + chunk * per_task;
             let chunk = chunk..(chunk + per_task).min(panels.end);
@@ -554,7 +555,8 @@ impl<F: Format> Integers<F> {
                 )
             };
             let (widened, results) = own.split_at_mut(DEPTH * nr);
-            let results = block(s, b, b_matrix, chunk.clone(), op.k, a, *all, tiles, widened, results);
+            let results =
+                block(s, b, b_matrix, chunk.clone(), op.k, a, *all, tiles, widened, results, None).rest;
             for (panel, results) in chunk.zip(results.chunks_exact(height * nr)) {
                 for ((row, sum), results) in (first..).zip(sums).zip(results.chunks_exact(nr)) {
                     let offset = (sum.to_bits() as i32).wrapping_mul(128);

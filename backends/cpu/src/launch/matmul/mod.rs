@@ -1,7 +1,8 @@
 //! `C = epilogue(A B)`: the blocked rows. [`any`] holds the simple row that runs everything else.
 //!
 //! All lanes pack A into tiles of words in the shared scratch; after a barrier they claim tasks, each a block of rows times a few panels of
-//! B. Which lane computes a task does not change its result: results depend on the shape and the row alone, not on the threads.
+//! B: first those whose rows they have packed, which need not come from another core's caches. Which lane computes a task does not change
+//! its result: results depend on the shape and the row alone, not on the threads.
 //!
 //! | file | holds |
 //! |---|---|
@@ -42,7 +43,7 @@ use crate::simd::{self, Element, Simd};
 use crate::spmd::{Args, Out};
 use crate::team::Lane;
 use amx::{Kind, PackedTiles, PlainTiles};
-use driver::{BLOCK_ROWS, DEPTH, Finish, Plan, RowAt, Scales, Tiles, block};
+use driver::{BLOCK_ROWS, DEPTH, Finish, Plan, Results, RowAt, Scales, Tiles, block};
 use half::bf16;
 use operand::{Floats, FloatsOut, PackFloats, Singles, Words, words};
 use pairs::{PackedPairs, PlainPairs, Rounded};
@@ -600,9 +601,10 @@ impl<F: Format<A: PackFloats>> Product<F> {
         let own = unsafe { scratch.slice(plan.own(self.packed, lane.index())) };
         let independent = batch.len() * blocks.len();
         let per_task = plan.chunk::<S>(rows, panels.len(), independent);
-        while let Some(task) = lane.claim(independent * panels.len().div_ceil(per_task)) {
-            // neighbouring tasks share the panels of B
-            let (chunk, index) = (task / independent, task % independent);
+        let chunks = panels.len().div_ceil(per_task);
+        while let Some(task) = lane.claim_near(independent * chunks) {
+            // neighbouring tasks share the rows of A, which this lane has packed
+            let (index, chunk) = (task / chunks, task % chunks);
             let (matrix, tiles) = (index / blocks.len(), all.block(blocks.start + index % blocks.len()));
             let chunk = panels.start + chunk * per_task;
             let chunk = chunk..(chunk + per_task).min(panels.end);
@@ -622,11 +624,16 @@ impl<F: Format<A: PackFloats>> Product<F> {
             };
             let b_matrix = if op.b.strides.batch == 0 { 0 } else { batch };
             let (widened, sums) = own.split_at_mut(DEPTH * columns::<S>());
-            let sums = block(s, b, b_matrix, chunk.clone(), op.k, packed, all, tiles, widened, sums);
-            for (panel, sums) in chunk.zip(sums.chunks_exact(height * columns::<S>())) {
+            let nr = columns::<S>();
+            let (at, width) = (op.c.strides.at(batch, row0, chunk.start * nr), op.n - chunk.start * nr);
+            // SAFETY: a panel of a block belongs to one task, and elements of C do not coincide.
+            let target = unsafe { round.finish.target::<S>(at, height, chunk.len(), width) };
+            let Results { stored, rest } =
+                block(s, b, b_matrix, chunk.clone(), op.k, packed, all, tiles, widened, sums, target);
+            for (panel, sums) in chunk.skip(stored).zip(rest.chunks_exact(height * nr)) {
                 let at = |row: usize| Some(row_at(op, round.finish, batch, row0 + row));
-                // SAFETY: a panel of a block belongs to one task, and elements of C do not coincide.
-                unsafe { round.finish.rows(s, &at, panel * columns::<S>(), op.n, sums) }
+                // SAFETY: as above.
+                unsafe { round.finish.rows(s, &at, panel * nr, op.n, sums) }
             }
         }
     }

@@ -11,7 +11,7 @@
 
 use super::operand::{Floats, PackFloats, Words};
 use super::source::{Format, Source};
-use super::tile::{Tiled, columns};
+use super::tile::{Sums, Tiled, columns};
 use crate::simd::{Kernel, Simd};
 use crate::spmd::Args;
 use perjoule_kernels::DType;
@@ -350,12 +350,11 @@ impl<Q: Blocks> Tiled for BlockSteps<Q> {
         steps: usize,
         a: *const f32,
         b: *const u8,
-        c: *mut f32,
-        add: bool,
+        sums: Sums,
     ) {
         let nr = columns::<S>();
         let mut acc = [[s.splat(0.0); M]; 2];
-        // SAFETY: `steps` steps of `M` rows of A and of the panel's blocks are readable, and `M` rows of C writable, by the contract.
+        // SAFETY: `steps` steps of `M` rows of A and of the panel's blocks are readable, and `M` rows of sums writable, by the contract.
         unsafe {
             // few rows leave registers for the sums of both halves, and blocks are then read in the order of memory
             let passes = if M <= 4 { 1 } else { 2 };
@@ -374,9 +373,11 @@ impl<Q: Blocks> Tiled for BlockSteps<Q> {
             }
             for (half, acc) in acc.iter().enumerate() {
                 for (row, sum) in acc.iter().enumerate() {
-                    let to = c.add(row * nr + half * S::LANES);
-                    let sum = if add { s.add(s.load_f32(to), *sum) } else { *sum };
-                    s.store_f32(to, sum);
+                    let mut sum = *sum;
+                    if !sums.from.is_null() {
+                        sum = s.add(s.load_f32(sums.from.add(row * nr + half * S::LANES)), sum);
+                    }
+                    s.store_f32(sums.to.add(row * sums.stride + half * S::LANES), sum);
                 }
             }
         }

@@ -62,11 +62,15 @@ impl Slabs {
         let depth = DEPTH / B::Widened::stored(1, 1).max(1) * <B::A as Words>::PER;
         let slices = k.div_ceil(depth);
         let stored = |k: usize| B::Widened::stored(k.div_ceil(<B::A as Words>::PER), columns::<S>());
-        for item in lane.share(others + panels.len() * slices) {
-            let Some(item) = item.checked_sub(others) else {
-                other(item);
+        let items = others + panels.len() * slices;
+        for item in lane.share(items) {
+            // spread evenly, so that a lane gets the same part of the other work as without slabs
+            let before = item * others / items;
+            if (item + 1) * others / items > before {
+                other(before);
                 continue;
-            };
+            }
+            let item = item - before;
             let (index, k0) = (item / slices, item % slices * depth);
             let ks = k0..(k0 + depth).min(k);
             let at = at + index * self.each;

@@ -9,6 +9,7 @@ use super::driver::Tiles;
 use crate::simd::{Element, Kernel, Simd};
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::ptr;
 
 /// Columns of a panel.
 pub(crate) const fn columns<S: Simd>() -> usize {
@@ -37,6 +38,8 @@ pub(crate) trait Steps: Copy {
     const DEPTH: usize;
     /// Whether several panels are multiplied at once, which [`super::source::Source::panels`] gives.
     const SPANS: bool = false;
+    /// Whether sums can go to [`Span::out`].
+    const STRIDES: bool = true;
 
     /// What `steps` steps of a panel of `nr` columns consist of; a panel begins at whole blocks.
     fn stored(steps: usize, nr: usize) -> usize;
@@ -50,25 +53,52 @@ pub(crate) trait Steps: Copy {
             let part = span.tile(tile, nr);
             // SAFETY: the same contract.
             unsafe {
-                let (b, c) = (b.add(panel * span.apart), part.c.add(panel * span.rows() * nr));
-                Self::product(s, part.rows, span.steps, part.a, b, c, span.done > 0)
+                let c = part.c.add(panel * span.rows() * nr);
+                let from = if span.done > 0 { c.cast_const() } else { ptr::null() };
+                let sums = match span.out {
+                    None => Sums { from, to: c, stride: nr },
+                    Some(out) => {
+                        let to = out.first.add(part.first * out.stride + panel * nr);
+                        Sums { from, to, stride: out.stride }
+                    }
+                };
+                Self::product(s, part.rows, span.steps, part.a, b.add(panel * span.apart), sums)
             }
         }
     }
-    /// `c = a b`, or `c += a b` where `add`; `c` is `rows x NR`, dense.
+    /// `sums.to = sums.from + a b`.
     ///
     /// # Safety
     /// `rows` is 1 at least, and at most what [`super::operand::Words::max_rows`] says; `a` has the words of `rows` rows and `steps` steps
-    /// to read, `b` what [`Steps::stored`] says, `c` has `rows * NR` elements to write, to which nothing else refers.
+    /// to read, `b` what [`Steps::stored`] says, `sums` what [`Sums`] says.
     unsafe fn product<S: Simd>(
         s: S,
         rows: usize,
         steps: usize,
         a: *const f32,
         b: *const Self::Stored,
-        c: *mut f32,
-        add: bool,
+        sums: Sums,
     );
+}
+
+/// Where the sums of a tile come from and go to.
+#[derive(Clone, Copy)]
+pub(crate) struct Sums {
+    /// `[row][NR]`, to which products are added; null for nothing.
+    pub(crate) from: *const f32,
+    /// Rows of `NR` to write, to which nothing else refers, but that it may be `from`.
+    pub(crate) to: *mut f32,
+    /// How far a row of `to` is from the next one.
+    pub(crate) stride: usize,
+}
+
+/// Rows of C that whole panels are stored to.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    /// The first column of the first panel in the first row.
+    pub(crate) first: *mut f32,
+    /// How far a row is from the next one.
+    pub(crate) stride: usize,
 }
 
 /// Tiles of packed A and panels of B, of which some steps are multiplied: what several products have in common.
@@ -87,6 +117,8 @@ pub(crate) struct Span {
     pub(crate) a: *const f32,
     /// `[panel][row][NR]`, to which nothing else refers.
     pub(crate) c: *mut f32,
+    /// Where sums go instead of `c`, which they still come from.
+    pub(crate) out: Option<Rows>,
     pub(crate) panels: usize,
     /// How far a panel is from the next one.
     pub(crate) apart: usize,
@@ -94,6 +126,8 @@ pub(crate) struct Span {
 
 /// A tile of a [`Span`], and its results in the first panel.
 pub(crate) struct Part {
+    /// Rows before it.
+    pub(crate) first: usize,
     pub(crate) rows: usize,
     pub(crate) a: *const f32,
     pub(crate) c: *mut f32,
@@ -110,6 +144,7 @@ impl Span {
         let at = self.all.rows(tile);
         let (first, rows) = (at.start - self.all.start(self.tiles.start), at.len());
         Part {
+            first,
             rows,
             a: self.a.wrapping_add(first * self.words + self.done * self.each * rows),
             c: self.c.wrapping_add(first * nr),
@@ -135,8 +170,7 @@ pub(crate) trait Tiled: Copy {
         steps: usize,
         a: *const f32,
         b: *const Self::Stored,
-        c: *mut f32,
-        add: bool,
+        sums: Sums,
     );
 }
 
@@ -177,11 +211,10 @@ impl<W: WordSteps> Tiled for W {
         steps: usize,
         a: *const f32,
         b: *const W::Stored,
-        c: *mut f32,
-        add: bool,
+        sums: Sums,
     ) {
         // SAFETY: the same contract.
-        unsafe { tile::<S, W, M, SETS>(s, steps, a, b, c, add) }
+        unsafe { tile::<S, W, M, SETS>(s, steps, a, b, sums) }
     }
 }
 
@@ -274,10 +307,9 @@ impl<T: Tiled> Steps for T {
         steps: usize,
         a: *const f32,
         b: *const T::Stored,
-        c: *mut f32,
-        add: bool,
+        sums: Sums,
     ) {
-        s.vectorise(Product::<T> { rows, steps, a, b, c, add });
+        s.vectorise(Product::<T> { rows, steps, a, b, sums });
     }
 }
 
@@ -288,8 +320,7 @@ struct Product<B: Tiled> {
     steps: usize,
     a: *const f32,
     b: *const B::Stored,
-    c: *mut f32,
-    add: bool,
+    sums: Sums,
 }
 
 impl<B: Tiled> Kernel for Product<B> {
@@ -297,14 +328,21 @@ impl<B: Tiled> Kernel for Product<B> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Product { rows, steps, a, b, c, add } = self;
+        let Product { rows, steps, a, b, sums } = self;
+        if sums.stride != columns::<S>() {
+            // rows of C are seldom in a cache: they come in while the products are summed
+            for row in 0..rows {
+                s.prefetch(sums.to.wrapping_add(row * sums.stride));
+                s.prefetch(sums.to.wrapping_add(row * sums.stride + columns::<S>() - 1));
+            }
+        }
         /// Calls the tile of that height, where this instruction set has one.
         macro_rules! tiles {
             ($($height:literal: $sets:literal),*) => {
                 match rows {
                     // SAFETY: the contract of `Steps::product`, with `M == rows`.
                     $($height if max_rows::<S>() >= $height => unsafe {
-                        B::tile::<S, $height, $sets>(s, steps, a, b, c, add)
+                        B::tile::<S, $height, $sets>(s, steps, a, b, sums)
                     },)*
                     _ => {}
                 }
@@ -324,23 +362,22 @@ unsafe fn tile<S: Simd, B: WordSteps, const M: usize, const SETS: usize>(
     steps: usize,
     a: *const f32,
     b: *const B::Stored,
-    c: *mut f32,
-    add: bool,
+    sums: Sums,
 ) {
     let nr = columns::<S>();
     let mut acc = [[[s.splat(0.0); 2]; M]; SETS];
     let (mut a, mut b) = (a, b);
-    // SAFETY: the loops read `steps` steps of `M` elements of A and their rows of B, and touch `M` rows of C, as the contract allows;
+    // SAFETY: the loops read `steps` steps of `M` elements of A and their rows of B, and touch `M` rows of sums, as the contract allows;
     // the pointers end at most one past the last step.
     unsafe {
         for _ in 0..steps / STEPS {
             for step in 0..STEPS {
                 let [b0, b1] = B::load(s, b, step);
                 let set = &mut acc[step % SETS];
-                for (row, sums) in set.iter_mut().enumerate() {
+                for (row, acc) in set.iter_mut().enumerate() {
                     let x = s.splat(*a.add(step * M + row));
-                    sums[0] = B::multiply(s, x, b0, sums[0]);
-                    sums[1] = B::multiply(s, x, b1, sums[1]);
+                    acc[0] = B::multiply(s, x, b0, acc[0]);
+                    acc[1] = B::multiply(s, x, b1, acc[1]);
                 }
             }
             a = a.add(STEPS * M);
@@ -348,10 +385,10 @@ unsafe fn tile<S: Simd, B: WordSteps, const M: usize, const SETS: usize>(
         }
         for step in 0..steps % STEPS {
             let [b0, b1] = B::load(s, b, step);
-            for (row, sums) in acc[0].iter_mut().enumerate() {
+            for (row, acc) in acc[0].iter_mut().enumerate() {
                 let x = s.splat(*a.add(step * M + row));
-                sums[0] = B::multiply(s, x, b0, sums[0]);
-                sums[1] = B::multiply(s, x, b1, sums[1]);
+                acc[0] = B::multiply(s, x, b0, acc[0]);
+                acc[1] = B::multiply(s, x, b1, acc[1]);
             }
         }
         for row in 0..M {
@@ -360,11 +397,10 @@ unsafe fn tile<S: Simd, B: WordSteps, const M: usize, const SETS: usize>(
                 for set in acc.iter().skip(1) {
                     sum = B::add(s, sum, set[row][half]);
                 }
-                let to = c.add(row * nr + half * S::LANES);
-                if add {
-                    sum = B::add(s, s.load_f32(to), sum);
+                if !sums.from.is_null() {
+                    sum = B::add(s, s.load_f32(sums.from.add(row * nr + half * S::LANES)), sum);
                 }
-                s.store_f32(to, sum);
+                s.store_f32(sums.to.add(row * sums.stride + half * S::LANES), sum);
             }
         }
     }

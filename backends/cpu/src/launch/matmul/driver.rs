@@ -326,6 +326,8 @@ impl Kernel for FinishRows<'_> {
 #[derive(Clone, Copy)]
 pub(crate) struct Target<'o> {
     rows: Rows,
+    /// How many rows there are.
+    count: usize,
     /// How many of the first panels are whole.
     panels: usize,
     out: PhantomData<Out<'o, f32>>,
@@ -354,6 +356,7 @@ impl<'a> Finish<'a> {
         assert!(at + (rows - 1) * stride + panels * nr <= out.len());
         Some(Target {
             rows: Rows { first: out.pointer().wrapping_add(at), stride },
+            count: rows,
             panels,
             out: PhantomData,
         })
@@ -406,6 +409,7 @@ pub(crate) fn block<'o, S: Simd, B: Source>(
     };
     let strides = if direct { B::Direct::STRIDES } else { B::Widened::STRIDES };
     let target = target.filter(|_| strides);
+    assert!(target.is_none_or(|target| target.count == rows && target.panels <= panels.len()));
     let stored_panels = target.map_or(0, |target| target.panels);
     let mut done = 0;
     while done < all_steps {

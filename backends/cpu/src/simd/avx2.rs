@@ -20,6 +20,7 @@ fn vectorise<K: Kernel>(s: Avx2, kernel: K) -> K::Output {
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
+    const DOT_CODES: bool = true;
     const NAME: &'static str = "avx2";
     type V = __m256;
 
@@ -190,6 +191,39 @@ impl Simd for Avx2 {
             let (b0, b1) = (_mm256_and_si256(b, bytes), _mm256_srli_epi16::<8>(b));
             let sums = _mm256_add_epi32(_mm256_madd_epi16(a0, b0), _mm256_madd_epi16(a1, b1));
             _mm256_castsi256_ps(_mm256_add_epi32(c, sums))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_codes<const MOST: i32, const OFFSET: i32, const N: usize>(
+        self,
+        a: *const f32,
+        b: &[__m256; N],
+        less: __m256,
+    ) -> __m256 {
+        const { assert!(MOST < 128 || OFFSET == 128) }
+        // codes of eight bits become i8, and give their signs away: twice 128 times 127 is an i16 still
+        let signed = MOST >= 128;
+        // how many sums of two products are, too
+        let most = if signed { 1 } else { i16::MAX as usize / (2 * 127 * MOST as usize) };
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let less = if signed { self.splat(0.0) } else { self.times::<OFFSET>(less) };
+            let mut sum = _mm256_castps_si256(less);
+            let mut pairs = _mm256_setzero_si256();
+            for (j, b) in b.iter().enumerate() {
+                let (a, mut b) = (_mm256_set1_epi32((*a.add(j)).to_bits() as i32), _mm256_castps_si256(*b));
+                let products = if signed {
+                    b = _mm256_xor_si256(b, _mm256_set1_epi8(-128));
+                    _mm256_maddubs_epi16(_mm256_abs_epi8(b), _mm256_sign_epi8(a, b))
+                } else {
+                    _mm256_maddubs_epi16(b, a)
+                };
+                pairs = if j % most == 0 { products } else { _mm256_add_epi16(pairs, products) };
+                if (j + 1) % most == 0 || j + 1 == N {
+                    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+                }
+            }
+            _mm256_castsi256_ps(sum)
         }
     }
     #[inline(always)]

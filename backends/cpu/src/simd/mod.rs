@@ -80,6 +80,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const REGISTERS: usize;
     /// Its name as rows end in it and as [`refusal`] prints it.
     const NAME: &'static str;
+    /// Whether [`Simd::dot_codes`] has instructions for bytes, where [`Simd::dot_quads`] has none.
+    const DOT_CODES: bool = false;
     /// Whether [`Simd::dot_quads`] is an instruction, or has one at its heart.
     const DOT_QUADS: bool = false;
     /// Unit roundoff of the sums in [`Simd::dot_pairs`].
@@ -189,6 +191,42 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     }
     /// c + the dot products of the four bytes in each word: those of a are i8, those of b u8, c and the result i32, which wrap.
     fn dot_quads(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Dot products of codes: the sum of [`Simd::dot_quads`] over words of `a`, each the same for all lanes, and vectors `b`, from whose
+    /// bytes `OFFSET` is subtracted. These are at most `MOST`; those of `a` are -127 at least, and `less` is their sum, negated.
+    ///
+    /// # Safety
+    /// `a` has `N` words to read.
+    #[inline(always)]
+    unsafe fn dot_codes<const MOST: i32, const OFFSET: i32, const N: usize>(
+        self,
+        a: *const f32,
+        b: &[Self::V; N],
+        less: Self::V,
+    ) -> Self::V {
+        // two chains, which hide half of the latency
+        let mut chains = [self.times::<OFFSET>(less), self.splat(0.0)];
+        for (j, b) in b.iter().enumerate() {
+            let chain = &mut chains[if N > 4 { 2 * j / N } else { 0 }];
+            // SAFETY: the contract.
+            *chain = self.dot_quads(self.splat(unsafe { *a.add(j) }), *b, *chain);
+        }
+        if N > 4 { self.add_integers(chains[0], chains[1]) } else { chains[0] }
+    }
+    /// Words that are i32, times `N`, which is 255 at most.
+    #[inline(always)]
+    fn times<const N: i32>(self, x: Self::V) -> Self::V {
+        let mut product = self.splat(0.0);
+        /// Adds `x` shifted by each bit that is set.
+        macro_rules! bits {
+            ($($bit:literal)*) => {
+                $(if N >> $bit & 1 == 1 {
+                    product = self.add_integers(product, self.shift_left::<$bit>(x));
+                })*
+            };
+        }
+        bits!(0 1 2 3 4 5 6 7);
+        product
+    }
     /// a + b of words that are i32, which wrap.
     fn add_integers(self, a: Self::V, b: Self::V) -> Self::V;
 

@@ -446,3 +446,72 @@ impl Kernel for Parts {
 fn parts_of_vectors_and_pairs_of_rows() {
     for_each(|_| Parts);
 }
+
+/// [`Simd::dot_codes`] of these activations and codes, whose bytes are cut down to what each format may have.
+struct Codes {
+    a: [u32; 8],
+    b: [[u32; MAX_LANES]; 8],
+}
+
+impl Codes {
+    #[inline(always)]
+    fn check<S: Simd, const MOST: i32, const OFFSET: i32>(&self, s: S) {
+        let at_most = |word: u32| u32::from_le_bytes(word.to_le_bytes().map(|b| b.min(MOST as u8)));
+        let a = self.a.map(|word| word.to_le_bytes().map(|b| (b as i8).max(-127)));
+        let b = self.b.map(|words| words.map(at_most));
+        let words = a.map(|a| f32::from_bits(u32::from_le_bytes(a.map(|a| a as u8))));
+        let vectors = b.map(|words| s.load(&words.map(f32::from_bits)));
+        let sum =
+            |range: std::ops::Range<usize>| a[range].iter().flatten().map(|&a| i32::from(a)).sum::<i32>();
+        let less = |range| s.splat(f32::from_bits(-sum(range) as u32));
+        // SAFETY: there are that many words.
+        let (all, half) = unsafe {
+            let half = vectors.as_chunks::<4>().0[1];
+            let dots = s.dot_codes::<MOST, OFFSET, 4>(words[4..].as_ptr(), &half, less(4..8));
+            (s.dot_codes::<MOST, OFFSET, 8>(words.as_ptr(), &vectors, less(0..8)), dots)
+        };
+        for (from, got) in [(0, s.to_array(all)), (4, s.to_array(half))] {
+            for lane in 0..S::LANES {
+                let bytes =
+                    a[from..].iter().zip(&b[from..]).flat_map(|(a, b)| a.iter().zip(b[lane].to_le_bytes()));
+                let right: i32 = bytes.map(|(&a, b)| i32::from(a) * (i32::from(b) - OFFSET)).sum();
+                assert_eq!(
+                    got[lane].to_bits() as i32,
+                    right,
+                    "{}: {MOST} less {OFFSET}, lane {lane}",
+                    S::NAME
+                );
+            }
+        }
+    }
+}
+
+impl Kernel for &Codes {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.check::<S, 15, 8>(s);
+        self.check::<S, 15, 0>(s);
+        self.check::<S, 24, 12>(s);
+        self.check::<S, 63, 32>(s);
+        self.check::<S, 255, 128>(s);
+    }
+}
+
+#[test]
+fn dot_products_of_codes_are_exact_even_of_the_largest() {
+    let mut random = random_words();
+    for a in [0x7f7f_7f7f, 0x8181_8181, 0x817f_817f, 0x8080_8080] {
+        for b in [0u32, u32::MAX, 0xff00_ff00, 0x8080_8080, 0x7f80_7f80] {
+            let codes = Codes { a: [a; 8], b: [[b; MAX_LANES]; 8] };
+            for_each(|_| &codes);
+        }
+    }
+    for _ in 0..300 {
+        let codes = Codes {
+            a: std::array::from_fn(|_| random()),
+            b: std::array::from_fn(|_| std::array::from_fn(|_| random())),
+        };
+        for_each(|_| &codes);
+    }
+}

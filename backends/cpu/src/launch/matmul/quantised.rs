@@ -119,8 +119,8 @@ pub(crate) trait Blocks: Copy + Send + Sync + 'static {
     const DTYPE: DType;
     /// Steps of a block.
     const STEPS: usize;
-    /// What codes are above the numbers that they stand for.
-    const OFFSET: i32;
+    /// Whether codes need all bits of a byte.
+    const WIDE: bool = false;
     /// Whether either half of a step has a scale of its own.
     const SPLIT: bool = false;
     /// Whether columns have minima.
@@ -128,6 +128,11 @@ pub(crate) trait Blocks: Copy + Send + Sync + 'static {
 
     /// Bytes of a block of `nr` columns.
     fn bytes(nr: usize) -> usize;
+    /// [`Simd::dot_codes`] of these codes.
+    ///
+    /// # Safety
+    /// Its.
+    unsafe fn dot<S: Simd, const N: usize>(s: S, a: *const f32, codes: &[S::V; N], less: S::V) -> S::V;
     /// A step of the block at `b`, for half of its columns.
     ///
     /// # Safety
@@ -169,11 +174,16 @@ pub(crate) struct Q8_0;
 
 impl Blocks for Q8_0 {
     const DTYPE: DType = DType::Q8_0;
+    const WIDE: bool = true;
     const STEPS: usize = 1;
-    const OFFSET: i32 = 128;
 
     fn bytes(nr: usize) -> usize {
         nr * (2 + STEP)
+    }
+    #[inline(always)]
+    unsafe fn dot<S: Simd, const N: usize>(s: S, a: *const f32, codes: &[S::V; N], less: S::V) -> S::V {
+        // SAFETY: the contract.
+        unsafe { s.dot_codes::<255, 128, N>(a, codes, less) }
     }
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, b: *const u8, _: usize, half: usize) -> Group<S::V> {
@@ -198,10 +208,14 @@ pub(crate) struct Q4_0;
 impl Blocks for Q4_0 {
     const DTYPE: DType = DType::Q4_0;
     const STEPS: usize = 1;
-    const OFFSET: i32 = 8;
 
     fn bytes(nr: usize) -> usize {
         nr * (2 + STEP / 2)
+    }
+    #[inline(always)]
+    unsafe fn dot<S: Simd, const N: usize>(s: S, a: *const f32, codes: &[S::V; N], less: S::V) -> S::V {
+        // SAFETY: the contract.
+        unsafe { s.dot_codes::<15, 8, N>(a, codes, less) }
     }
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, b: *const u8, _: usize, half: usize) -> Group<S::V> {
@@ -219,12 +233,15 @@ impl Blocks for Q4_0 {
 #[derive(Clone, Copy)]
 pub(crate) struct MxFp4;
 
-/// Twice the value of each code, and [`MxFp4::OFFSET`].
+/// What makes twice the value of a code of mxfp4 positive.
+const CODE_OFFSET: i32 = 12;
+
+/// Twice the value of each code, and [`CODE_OFFSET`].
 const CODE_VALUES: [u8; 16] = {
     let mut table = [0; 16];
     let mut i = 0;
     while i < 16 {
-        table[i] = (DOUBLED[i] as i32 + MxFp4::OFFSET) as u8;
+        table[i] = (DOUBLED[i] as i32 + CODE_OFFSET) as u8;
         i += 1;
     }
     table
@@ -233,10 +250,14 @@ const CODE_VALUES: [u8; 16] = {
 impl Blocks for MxFp4 {
     const DTYPE: DType = DType::MxFp4;
     const STEPS: usize = 1;
-    const OFFSET: i32 = 12;
 
     fn bytes(nr: usize) -> usize {
         nr * (1 + STEP / 2)
+    }
+    #[inline(always)]
+    unsafe fn dot<S: Simd, const N: usize>(s: S, a: *const f32, codes: &[S::V; N], less: S::V) -> S::V {
+        // SAFETY: the contract.
+        unsafe { s.dot_codes::<{ 2 * CODE_OFFSET }, CODE_OFFSET, N>(a, codes, less) }
     }
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, b: *const u8, _: usize, half: usize) -> Group<S::V> {
@@ -268,11 +289,15 @@ const Q4K_STEP: usize = 2 + STEP / 2;
 impl Blocks for Q4K {
     const DTYPE: DType = DType::Q4K;
     const STEPS: usize = 8;
-    const OFFSET: i32 = 0;
     const MINIMA: bool = true;
 
     fn bytes(nr: usize) -> usize {
         nr * (4 + Self::STEPS * Q4K_STEP)
+    }
+    #[inline(always)]
+    unsafe fn dot<S: Simd, const N: usize>(s: S, a: *const f32, codes: &[S::V; N], less: S::V) -> S::V {
+        // SAFETY: the contract.
+        unsafe { s.dot_codes::<15, 0, N>(a, codes, less) }
     }
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, b: *const u8, step: usize, half: usize) -> Group<S::V> {
@@ -301,11 +326,15 @@ const Q6K_STEP: usize = 2 + STEP / 2 + STEP / 4;
 impl Blocks for Q6K {
     const DTYPE: DType = DType::Q6K;
     const STEPS: usize = 8;
-    const OFFSET: i32 = 32;
     const SPLIT: bool = true;
 
     fn bytes(nr: usize) -> usize {
         nr * (2 + Self::STEPS * Q6K_STEP)
+    }
+    #[inline(always)]
+    unsafe fn dot<S: Simd, const N: usize>(s: S, a: *const f32, codes: &[S::V; N], less: S::V) -> S::V {
+        // SAFETY: the contract.
+        unsafe { s.dot_codes::<63, 32, N>(a, codes, less) }
     }
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, b: *const u8, step: usize, half: usize) -> Group<S::V> {
@@ -384,22 +413,6 @@ impl<Q: Blocks> Tiled for BlockSteps<Q> {
     }
 }
 
-/// Integers times [`Blocks::OFFSET`].
-#[inline(always)]
-fn offset<S: Simd, Q: Blocks>(s: S, x: S::V) -> S::V {
-    let mut product = s.splat(0.0);
-    /// Adds `x` shifted by each bit that is set.
-    macro_rules! bits {
-        ($($bit:literal)*) => {
-            $(if Q::OFFSET >> $bit & 1 == 1 {
-                product = s.add_integers(product, s.shift_left::<$bit>(x));
-            })*
-        };
-    }
-    bits!(0 1 2 3 4 5 6 7);
-    product
-}
-
 /// Adds the products of a step to the sums of `M` rows.
 ///
 /// # Safety
@@ -415,24 +428,19 @@ unsafe fn multiply<S: Simd, Q: Blocks, const M: usize>(
         // SAFETY: the contract.
         unsafe {
             let a = a.add(row * Quants::WORDS);
-            let mut dots = if Q::SPLIT {
-                [offset::<S, Q>(s, s.splat(*a.add(SUMS))), offset::<S, Q>(s, s.splat(*a.add(SUMS + 1)))]
-            } else {
-                [offset::<S, Q>(s, s.splat(*a.add(SUM))), s.splat(0.0)]
-            };
-            for j in 0..CODES {
-                // two chains, which hide half of the latency
-                let chain = &mut dots[j / (CODES / 2)];
-                *chain = s.dot_quads(s.splat(*a.add(j)), group.codes[j], *chain);
-            }
             let scale = s.splat(*a.add(SCALE));
             if Q::SPLIT {
-                let both = s.mul(s.integers(dots[0]), group.scales[0]);
-                let both = s.fma(s.integers(dots[1]), group.scales[1], both);
+                let mut both = group.scales[0];
+                for half in 0..2 {
+                    let (codes, less) =
+                        (group.codes.as_chunks::<{ CODES / 2 }>().0[half], s.splat(*a.add(SUMS + half)));
+                    let dot = s.integers(Q::dot(s, a.add(half * CODES / 2), &codes, less));
+                    both = if half == 0 { s.mul(dot, both) } else { s.fma(dot, group.scales[1], both) };
+                }
                 *sum = s.fma(both, scale, *sum);
             } else {
-                let dot = s.mul(s.integers(s.add_integers(dots[0], dots[1])), group.scales[0]);
-                *sum = s.fma(dot, scale, *sum);
+                let dot = s.integers(Q::dot(s, a, &group.codes, s.splat(*a.add(SUM))));
+                *sum = s.fma(s.mul(dot, group.scales[0]), scale, *sum);
             }
             if Q::MINIMA {
                 *sum = s.fma(group.minima, s.splat(*a.add(SCALED_SUM)), *sum);

@@ -141,16 +141,11 @@ impl<C: Cache, const R: usize, const N: usize> Scores<'_, C, R, N> {
             let mut i = 0;
             for n in 1..=N {
                 let mut lines = self.ahead.vector::<C>();
-                // two vectors at a time, which have more to do between the steps of the loop
-                while i < self.vectors * n / N / 2 * 2 {
-                    lines.bring(s, (2 * N * C::bytes(step)).next_multiple_of(128));
+                while i < self.vectors * n / N {
+                    lines.bring(s, N * C::bytes(step));
                     self.dot(s, i, &keys, &mut sums);
-                    self.dot(s, i + 1, &keys, &mut sums);
-                    i += 2;
+                    i += 1;
                 }
-            }
-            if i < self.vectors {
-                self.dot(s, i, &keys, &mut sums);
             }
             let mut all = [s.splat(0.0); 16];
             for (to, sum) in all.iter_mut().zip(sums.as_flattened()) {
@@ -262,16 +257,8 @@ impl<C: Cache, const R: usize, const N: usize> Values<'_, C, R, N> {
                     *asks -= 1;
                     lines = self.ahead.vector::<C>();
                 }
-                // two values at a time, which have more to do between the steps of the loop
-                let (pairs, rest) = at.as_chunks::<2>();
-                for pair in pairs {
-                    lines.bring(s, C::bytes(2 * M * S::LANES));
-                    for at in pair {
-                        self.add(s, first, *at, weights, &mut sums);
-                        weights = weights.add(1);
-                    }
-                }
-                for at in rest {
+                for at in at {
+                    lines.bring(s, C::bytes(M * S::LANES));
                     self.add(s, first, *at, weights, &mut sums);
                     weights = weights.add(1);
                 }

@@ -6,9 +6,12 @@ use crate::simd::{self, Element, Kernel, Simd, math};
 use std::marker::PhantomData;
 
 /// Values that are gone through vector by vector before the next ones are, so that sums rest in registers meanwhile; and how many keys or
-/// values before its use one is asked for. All of a block would be read in steps that the processor does not foresee.
-const fn group<S: Simd>() -> usize {
-    if S::REGISTERS >= 32 { 32 } else { 16 }
+/// values before its use one is asked for. All of a block would be read in steps that the processor does not foresee, and what is asked
+/// for must stay in the first-level cache.
+#[inline(always)]
+fn group<S: Simd, C: Cache>() -> usize {
+    let most = if S::REGISTERS >= 32 { 32 } else { 16 };
+    if C::bytes(1) > 2 { most / 2 } else { most }
 }
 
 /// How the vectors of a head lie in the cache.
@@ -206,13 +209,13 @@ impl<C: Cache, const R: usize, const N: usize> Kernel for Values<'_, C, R, N> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let pieces = (self.vectors / N).max(1);
-        for (index, at) in self.at.chunks(group::<S>()).enumerate() {
+        for (index, at) in self.at.chunks(group::<S, C>()).enumerate() {
             // as many values are asked for as are added, evenly
             let segment = at.len().div_ceil(at.len().div_ceil(pieces));
             let mut asks = at.len();
             // SAFETY: `values_of`, which alone makes one, has seen to it that weights, values and results exist.
             unsafe {
-                let weights = self.weights.add(index * group::<S>());
+                let weights = self.weights.add(index * group::<S, C>());
                 let mut i = 0;
                 while i + N <= self.vectors {
                     self.weigh::<S, N>(s, at, i, weights, segment, &mut asks);
@@ -330,8 +333,10 @@ impl Work<'_> {
             assert!(end <= from.bytes.len(), "a vector outside the cache");
             from.bytes.as_ptr()
         });
-        let ahead =
-            [&keys.at[keys.at.len().min(group::<S>())..], &keys.next[..keys.next.len().min(group::<S>())]];
+        let ahead = [
+            &keys.at[keys.at.len().min(group::<S, C>())..],
+            &keys.next[..keys.next.len().min(group::<S, C>())],
+        ];
         // SAFETY: vectors of `depth` elements at `at` lie within both, as just checked.
         unsafe { self.few_at::<S, C>(s, keys, keys.at, [k, v], depth, ahead) };
     }

@@ -6,11 +6,12 @@
 //!
 //! * Many rows (prefill): both products are register tiles over operands converted to f32; queries are transposed once, so that
 //!   a vector's lanes are rows, and the softmax needs no sums across lanes.
-//! * Few rows (decode): keys and values are read straight from the cache in their own type, lanes along the head.
+//! * Few rows (decode): keys and values are read straight from the cache in their own type, lanes along the head. What counts is how fast
+//!   memory is read, so both are gone through in the order in which they lie, and what comes is asked for line by line.
 //!
 //! Rows of [`pairs`] multiply words of two bf16 by one instruction. A word is two neighbours along the head in queries and keys, as they
-//! lie in memory; in weights and values it is two keys. Values and the next block's keys are asked for while the product before them
-//! runs, since a block is too short for the processor to foresee the next one.
+//! lie in memory; in weights and values it is two keys. Where tiles multiply, values and the next block's keys are asked for while the
+//! product before them runs, since a block is too short for the processor to foresee the next one.
 //!
 //! Where there are fewer units than lanes, the keys of each are *split*: partial results go to scratch, and after a barrier each unit
 //! is put together in a fixed order. The number of splits depends on the shapes and the number of lanes, never on who was faster.

@@ -1,6 +1,7 @@
 //! A lane's working memory of an attention unit, and what is done with one block of keys: scores, the running softmax, values.
 //! [`super::attention`] says how units and blocks come about.
 
+use super::attention_few::Plain;
 use super::matmul::amx::{self, Kind};
 use super::run::{self, Source, read};
 use crate::simd::{MAX_LANES, Simd, math};
@@ -87,7 +88,7 @@ pub(crate) struct Keys<'a> {
 
 /// Asks for the vectors of a head at `at` to be brought into the caches.
 #[inline(always)]
-pub(super) fn bring<S: Simd>(s: S, from: Source<'_>, at: &[usize], depth: usize) {
+fn bring<S: Simd>(s: S, from: Source<'_>, at: &[usize], depth: usize) {
     let (len, size) = (from.dtype.block_len(), from.dtype.block_bytes());
     for at in at {
         for line in (0..depth / len * size).step_by(64) {
@@ -132,7 +133,7 @@ pub(crate) struct Work<'a> {
     pub(super) max: &'a mut [f32],
     pub(super) sum: &'a mut [f32],
     pub(super) values: &'a mut [f32],
-    /// Queries, or their words: panels of rows (`[panel][depth][row]`) for register tiles, else row by row.
+    /// Queries, or their words: panels of rows (`[panel][depth][row]`) for register tiles, else `[vector][row]`.
     pub(super) q: &'a mut [f32],
     /// `[key][row]` for register tiles, else `[row][key]`. Weights may be words of two keys.
     pub(super) scores: &'a mut [f32],
@@ -195,7 +196,7 @@ impl Block {
 
 /// c + a b, or c + the dot products of the words of a and b.
 #[inline(always)]
-pub(super) fn product<S: Simd, const WORDS: bool>(s: S, a: S::V, b: S::V, c: S::V) -> S::V {
+fn product<S: Simd, const WORDS: bool>(s: S, a: S::V, b: S::V, c: S::V) -> S::V {
     if WORDS { s.dot_pairs(a, b, c) } else { s.fma(a, b, c) }
 }
 
@@ -329,7 +330,10 @@ impl Work<'_> {
                     *to = *x;
                 }
             } else {
-                self.q[row * padded..][..len].copy_from_slice(&query[..len]);
+                let to = self.q.chunks_exact_mut(S::LANES).skip(row).step_by(self.count);
+                for (to, x) in to.zip(query[..padded].chunks_exact(S::LANES)) {
+                    to.copy_from_slice(x);
+                }
             }
         }
         self.values.fill(0.0);
@@ -370,11 +374,11 @@ impl Work<'_> {
         let straight = self.block.depth.is_multiple_of(S::LANES);
         match keys.k.dtype {
             DType::BF16 if P::WORDS && self.straight_words::<S>(DType::BF16) => {
-                self.few::<S, bf16, true>(s, keys)
+                self.few::<S, Plain<bf16, true>>(s, keys)
             }
-            DType::F32 if straight => self.few::<S, f32, false>(s, keys),
-            DType::BF16 if straight => self.few::<S, bf16, false>(s, keys),
-            DType::F16 if straight => self.few::<S, f16, false>(s, keys),
+            DType::F32 if straight => self.few::<S, Plain<f32, false>>(s, keys),
+            DType::BF16 if straight => self.few::<S, Plain<bf16, false>>(s, keys),
+            DType::F16 if straight => self.few::<S, Plain<f16, false>>(s, keys),
             _ => self.few_staged(s, keys),
         }
     }

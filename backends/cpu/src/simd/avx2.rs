@@ -113,6 +113,37 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn reduce_adds(self, v: &[__m256; 16]) -> [f32; 16] {
+        let mut sums = [0.0; 16];
+        for (v, sums) in v.as_chunks::<8>().0.iter().zip(sums.as_chunks_mut::<8>().0) {
+            // each step adds halves of two vectors, as `reduce_add` does of one, so that one vector holds what is left of both
+            unsafe {
+                let mut halves = [_mm256_setzero_ps(); 4];
+                for (i, half) in halves.iter_mut().enumerate() {
+                    let [a, b] = [v[i], v[i + 4]];
+                    let (low, high) =
+                        (_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+                    *half = _mm256_add_ps(low, high);
+                }
+                let [a, b, c, d] = halves;
+                let ab = _mm256_add_ps(
+                    _mm256_shuffle_ps::<0b01_00_01_00>(a, b),
+                    _mm256_shuffle_ps::<0b11_10_11_10>(a, b),
+                );
+                let cd = _mm256_add_ps(
+                    _mm256_shuffle_ps::<0b01_00_01_00>(c, d),
+                    _mm256_shuffle_ps::<0b11_10_11_10>(c, d),
+                );
+                let all = _mm256_add_ps(
+                    _mm256_shuffle_ps::<0b10_00_10_00>(ab, cd),
+                    _mm256_shuffle_ps::<0b11_01_11_01>(ab, cd),
+                );
+                _mm256_storeu_ps(sums.as_mut_ptr(), all);
+            }
+        }
+        sums
+    }
+    #[inline(always)]
     fn reduce_add(self, a: __m256) -> f32 {
         unsafe {
             let h = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));

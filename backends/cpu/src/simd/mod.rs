@@ -366,6 +366,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     }
 }
 
+/// Runs `kernel` in a function of its own, where inner loops have all registers for themselves.
+#[inline(never)]
+pub(crate) fn apart<S: Simd, K: Kernel>(s: S, kernel: K) -> K::Output {
+    s.vectorise(kernel)
+}
+
 /// Why rows for `S` do not run on this device; `None` when they do.
 pub(crate) fn refusal<S: Simd>(info: &DeviceInfo) -> Option<Reason> {
     let allowed = info.caps::<CpuCaps>().is_some_and(|caps| S::allowed(caps.features));

@@ -75,6 +75,8 @@ sources! {
     PLACE = "wgsl/common/place.wgsl";
     /// Sums and maxima of a workgroup.
     REDUCE = "wgsl/common/reduce.wgsl";
+    /// The same by shuffles within subgroups.
+    REDUCE_SHUFFLES = "wgsl/common/reduce_shuffles.wgsl";
     /// Logits in order.
     ORDER = "wgsl/argmax/order.wgsl";
     /// The first element of a run.

@@ -79,9 +79,9 @@ fn result_row(group: vec3<u32>, i: u32) -> u32 {
 
 // Few rows leave most invocations nothing but to load.
 fn has_rows(first: u32) -> bool {
-    var any = false;
+    var has = false;
     for (var i = 0u; i < ROWS; i++) {
-        any = any || c_rows[first + i * DOWN] != NONE;
+        has = has || c_rows[first + i * DOWN] != NONE;
     }
-    return any;
+    return has;
 }

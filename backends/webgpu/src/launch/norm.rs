@@ -89,6 +89,10 @@ pub(crate) fn align_runs(candidate: &Candidate<'_>, operand: usize) -> u32 {
     candidate.op.operands().get(operand).map_or(1, |operand| run_align(operand.dtype))
 }
 
+pub(crate) fn cost_registers<const SHUFFLES: bool>(candidate: &Candidate<'_>) -> f32 {
+    reduce::cost::<SHUFFLES>(candidate, Norm::of(candidate.op).map_or(0, |norm| norm.x.len))
+}
+
 /// Rows of vectors in registers.
 pub(crate) fn prepare_registers<const SHUFFLES: bool>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let norm = Norm::of(request.op).ok_or_else(|| other_op(request.op))?;

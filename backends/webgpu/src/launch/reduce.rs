@@ -2,7 +2,8 @@
 //! (`shaders/wgsl/common/reduce_shuffles.wgsl`), or through workgroup memory alone (`shaders/wgsl/common/reduce.wgsl`).
 
 use super::limits::subgroup;
-use super::rows::caps;
+use super::norm::shape;
+use super::rows::{caps, stream_cost};
 use crate::shader::Variant;
 use perjoule_kernels::{Candidate, DeviceInfo, Reason};
 use perjoule_shaders::{Source, wgsl};
@@ -16,6 +17,18 @@ fn fewest(info: &DeviceInfo) -> usize {
 pub(super) fn refuse<const SHUFFLES: bool>(candidate: &Candidate<'_>) -> Option<Reason> {
     // smaller ones leave more to workgroup memory than shuffles save
     (SHUFFLES && fewest(candidate.info) < 4).then(|| Reason::lacking("subgroup"))
+}
+
+/// Seconds of a kernel that keeps a vector of `len` elements in registers. With shuffles it waits less, but what many narrow subgroups leave
+/// is added one by one.
+pub(super) fn cost<const SHUFFLES: bool>(candidate: &Candidate<'_>, len: usize) -> f32 {
+    let width = shape(len / 4).map_or(0, |(width, _)| width);
+    let launches = match SHUFFLES {
+        true if width <= 16 * fewest(candidate.info) => 0.95,
+        true => 1.05,
+        false => 1.0,
+    };
+    stream_cost(candidate, launches, 0.8)
 }
 
 /// The header that defines them.

@@ -41,6 +41,11 @@ pub(crate) fn refuse_registers<const SHUFFLES: bool>(candidate: &Candidate<'_>) 
         .or_else(|| [op.x, op.out].into_iter().find_map(whole_runs))
 }
 
+pub(crate) fn cost_registers<const SHUFFLES: bool>(candidate: &Candidate<'_>) -> f32 {
+    let Op::Softmax(op) = candidate.op else { return f32::INFINITY };
+    reduce::cost::<SHUFFLES>(candidate, op.x.len)
+}
+
 /// Rows of vectors in registers.
 pub(crate) fn prepare_registers<const SHUFFLES: bool>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::Softmax(op) = request.op else { return Err(other_op(request.op)) };

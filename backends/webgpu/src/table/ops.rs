@@ -32,11 +32,6 @@ fn fast(candidate: &Candidate<'_>) -> f32 {
     stream_cost(candidate, 1.0, 0.8)
 }
 
-/// Cost of one that adds over vectors in registers: with shuffles it waits less.
-fn registers<const SHUFFLES: bool>(candidate: &Candidate<'_>) -> f32 {
-    stream_cost(candidate, if SHUFFLES { 0.95 } else { 1.0 }, 0.8)
-}
-
 /// Cost of a kernel that takes elements one by one.
 fn any(candidate: &Candidate<'_>) -> f32 {
     stream_cost(candidate, 1.2, 0.3)
@@ -68,7 +63,7 @@ const fn elements(name: &'static str, op: &'static str) -> Kernel {
 
 /// Vectors in registers, whose sums meet by shuffles within subgroups or through workgroup memory.
 const fn norm_rows<const SHUFFLES: bool>(name: &'static str, op: &'static str) -> Kernel {
-    Kernel::new(name, op, registers::<SHUFFLES>, norm::prepare_registers::<SHUFFLES>)
+    Kernel::new(name, op, norm::cost_registers::<SHUFFLES>, norm::prepare_registers::<SHUFFLES>)
         .with_configs(RUNS)
         .with_reject(norm::refuse_registers::<SHUFFLES>)
         .with_align(norm::align_runs)
@@ -76,7 +71,7 @@ const fn norm_rows<const SHUFFLES: bool>(name: &'static str, op: &'static str) -
 }
 
 const fn softmax_rows<const SHUFFLES: bool>(name: &'static str) -> Kernel {
-    Kernel::new(name, "softmax", registers::<SHUFFLES>, softmax::prepare_registers::<SHUFFLES>)
+    Kernel::new(name, "softmax", softmax::cost_registers::<SHUFFLES>, softmax::prepare_registers::<SHUFFLES>)
         .with_configs(RUNS)
         .with_reject(softmax::refuse_registers::<SHUFFLES>)
         .with_align(norm::align_runs)

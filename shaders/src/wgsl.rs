@@ -21,6 +21,10 @@ sources! {
     DIRECT_UNIFORM = "wgsl/matmul/direct/uniform.wgsl";
     /// Which tile a workgroup has.
     MATMUL_TILES = "wgsl/matmul/tiles.wgsl";
+    /// Which matrix and rows the tile of a workgroup has.
+    MATMUL_MATRICES = "wgsl/matmul/matrices.wgsl";
+    /// Which expert and rows.
+    MATMUL_EXPERTS = "wgsl/matmul/experts.wgsl";
     /// Few rows of A: what a workgroup does, whatever the types.
     GEMV_BODY = "wgsl/matmul/gemv/body.wgsl";
     /// Words of one weight.
@@ -75,6 +79,8 @@ sources! {
     PLACE = "wgsl/common/place.wgsl";
     /// Sums and maxima of a workgroup.
     REDUCE = "wgsl/common/reduce.wgsl";
+    /// The same by shuffles within subgroups.
+    REDUCE_SHUFFLES = "wgsl/common/reduce_shuffles.wgsl";
     /// Logits in order.
     ORDER = "wgsl/argmax/order.wgsl";
     /// The first element of a run.

@@ -5,6 +5,7 @@
 // outputs, TILE_M / ROWS rows and TILE_N / COLS columns apart, so that neighbours read and write neighbours.
 //
 // Edges are zeroes on the way in and left out on the way out. A pair (SIDES is 2) has the columns of the up projection behind the gate's.
+// Which matrix of B and which rows a workgroup has is said by the file before this one: matrices.wgsl, or experts.wgsl for grouped products.
 // SPLIT: workgroups along z share k, and their sums go to `partial`, [part][matrix][side][m][n], for matmul/reduce.wgsl.
 //
 // A_QUADS, B_QUADS: lines along k are contiguous and begin at multiples of four elements. A_ALONG_K, B_ALONG_K: neighbours read along k.
@@ -29,7 +30,12 @@ struct Params {
     depth: u32,
     // QUADS, for a loop that compilers do not unroll: what is in it has been.
     quads: u32,
-    unused: u32,
+    // Grouped products: capacity of positions, rows of A, values of `order` that read one row of A, experts, and the first of `matrices`.
+    positions: u32,
+    a_rows: u32,
+    a_divisor: u32,
+    experts: u32,
+    first: u32,
 }
 
 const DEPTH = QUADS * 4u;
@@ -83,13 +89,16 @@ fn up_right_quad(at: u32, count: u32) -> vec4<f32> {
 
 @compute @workgroup_size(WORKGROUP)
 fn tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let matrix = group.z / params.parts;
+    let matrix = matrix_of(group, lane);
+    if matrix >= params.matrices {
+        return;
+    }
     let begin = group.z % params.parts * params.depth;
     let end = min(params.k, begin + params.depth);
-    let row0 = group.x * TILE_M;
     let col0 = group.y * TILE_N;
     let tx = lane % ACROSS;
     let ty = lane / ACROSS;
+    let quads = select(0u, params.quads, has_rows(ty));
     var sums: array<f32, SUMS>;
     var a_next: array<vec4<f32>, LEFT_EACH>;
     var b_next: array<vec4<f32>, RIGHT_EACH>;
@@ -99,7 +108,7 @@ fn tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
         if k0 < end {
             for (var i = 0u; i < LEFT_EACH; i++) {
                 let place = place_of(lane + i * THREADS, TILE_M, A_ALONG_K);
-                let row = row0 + place.x;
+                let row = left_row(group, place.x);
                 let k = k0 + place.y * 4u;
                 var value = vec4<f32>();
                 if place.y < QUADS && row < params.m && k < end {
@@ -125,7 +134,7 @@ fn tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
         if k0 > begin {
             let left_half = (1u - half) * QUADS * LEFT_PITCH;
             let right_half = (1u - half) * QUADS * RIGHT_PITCH;
-            for (var q = 0u; q < params.quads; q++) {
+            for (var q = 0u; q < quads; q++) {
                 var a: array<vec4<f32>, ROWS>;
                 for (var i = 0u; i < ROWS; i++) {
                     a[i] = left[left_half + q * LEFT_PITCH + ty + i * DOWN];
@@ -161,7 +170,7 @@ fn tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
         half = 1u - half;
     }
     for (var i = 0u; i < ROWS; i++) {
-        let row = row0 + ty + i * DOWN;
+        let row = result_row(group, ty + i * DOWN);
         for (var j = 0u; j < COLS; j++) {
             let col = col0 + tx + j * ACROSS;
             if row < params.m && col < params.n {

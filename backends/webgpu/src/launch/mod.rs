@@ -9,6 +9,7 @@ pub(crate) mod matmul;
 pub(crate) mod norm;
 pub(crate) mod qk;
 pub(crate) mod quantise;
+pub(crate) mod reduce;
 pub(crate) mod rope;
 pub(crate) mod route;
 pub(crate) mod rows;

@@ -1,6 +1,7 @@
 //! Root-mean-square and layer normalisation.
 
 use super::elementwise::Value;
+use super::reduce;
 use super::rows::{self, RowsParam, run_align, whole_runs};
 use super::{Builder, Dims, Place, other_op};
 use crate::pipeline::Checks;
@@ -69,7 +70,7 @@ pub(super) fn shape(runs: usize) -> Option<(usize, usize)> {
 }
 
 /// Why a vector does not fit into the registers of a workgroup.
-pub(crate) fn refuse_registers(candidate: &Candidate<'_>) -> Option<Reason> {
+pub(crate) fn refuse_registers<const SHUFFLES: bool>(candidate: &Candidate<'_>) -> Option<Reason> {
     let Some(norm) = Norm::of(candidate.op) else {
         return Some(Reason::new(format!("{} is another op", candidate.op.name())));
     };
@@ -78,7 +79,9 @@ pub(crate) fn refuse_registers(candidate: &Candidate<'_>) -> Option<Reason> {
     }
     let residual = norm.residual.iter().flat_map(|r| [r.rows, r.sum]);
     let mut views = residual.chain([norm.x, norm.out]);
-    rows::refuse(candidate).or_else(|| views.find_map(whole_runs))
+    reduce::refuse::<SHUFFLES>(candidate)
+        .or_else(|| rows::refuse(candidate))
+        .or_else(|| views.find_map(whole_runs))
 }
 
 /// Bytes to whose multiple an operand has to begin.
@@ -86,13 +89,19 @@ pub(crate) fn align_runs(candidate: &Candidate<'_>, operand: usize) -> u32 {
     candidate.op.operands().get(operand).map_or(1, |operand| run_align(operand.dtype))
 }
 
+pub(crate) fn cost_registers<const SHUFFLES: bool>(candidate: &Candidate<'_>) -> f32 {
+    reduce::cost::<SHUFFLES>(candidate, Norm::of(candidate.op).map_or(0, |norm| norm.x.len))
+}
+
 /// Rows of vectors in registers.
-pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+pub(crate) fn prepare_registers<const SHUFFLES: bool>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let norm = Norm::of(request.op).ok_or_else(|| other_op(request.op))?;
     let (width, items) = shape(norm.x.len / 4).ok_or_else(|| other_op(request.op))?;
     let mut builder = Builder::new(request, request.op.name())?;
-    let variant = variant(&norm, Value::Four).uint("WIDTH", width).uint("ITEMS", items);
-    let headers: &[&Source] = &[&wgsl::ELEMENT, &wgsl::LAYOUT, &wgsl::FOUR, &wgsl::REDUCE, &wgsl::NORM_RANGE];
+    let variant = variant(&norm, Value::Four).uint("ITEMS", items);
+    let variant = reduce::variant::<SHUFFLES>(variant, width, request.info);
+    let sums = reduce::header::<SHUFFLES>();
+    let headers: &[&Source] = &[&wgsl::ELEMENT, &wgsl::LAYOUT, &wgsl::FOUR, sums, &wgsl::NORM_RANGE];
     let dims = Dims::line(vectors(&norm) as u64, 256 / width as u64)?;
     let program = (&wgsl::NORM_REGISTERS, headers, "norm");
     builder.step(program, (&variant, Checks::None), dims, &params(&norm), places(&norm))?;

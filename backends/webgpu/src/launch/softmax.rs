@@ -2,6 +2,7 @@
 
 use super::elementwise::Value;
 use super::norm::shape;
+use super::reduce;
 use super::rows::{self, RowsParam, whole_runs};
 use super::{Builder, Dims, Place, other_op};
 use crate::pipeline::Checks;
@@ -30,21 +31,30 @@ fn variant(op: &Softmax, value: Value) -> Variant {
 }
 
 /// Why a vector does not fit into the registers of a workgroup.
-pub(crate) fn refuse_registers(candidate: &Candidate<'_>) -> Option<Reason> {
+pub(crate) fn refuse_registers<const SHUFFLES: bool>(candidate: &Candidate<'_>) -> Option<Reason> {
     let Op::Softmax(op) = candidate.op else { return Some(Reason::new("it is another op")) };
     if shape(op.x.len / 4).is_none() {
         return Some(Reason::new("a vector is longer than the registers of a workgroup"));
     }
-    rows::refuse(candidate).or_else(|| [op.x, op.out].into_iter().find_map(whole_runs))
+    reduce::refuse::<SHUFFLES>(candidate)
+        .or_else(|| rows::refuse(candidate))
+        .or_else(|| [op.x, op.out].into_iter().find_map(whole_runs))
+}
+
+pub(crate) fn cost_registers<const SHUFFLES: bool>(candidate: &Candidate<'_>) -> f32 {
+    let Op::Softmax(op) = candidate.op else { return f32::INFINITY };
+    reduce::cost::<SHUFFLES>(candidate, op.x.len)
 }
 
 /// Rows of vectors in registers.
-pub(crate) fn prepare_registers(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+pub(crate) fn prepare_registers<const SHUFFLES: bool>(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let Op::Softmax(op) = request.op else { return Err(other_op(request.op)) };
     let (width, items) = shape(op.x.len / 4).ok_or_else(|| other_op(request.op))?;
     let mut builder = Builder::new(request, "softmax")?;
-    let variant = variant(op, Value::Four).uint("WIDTH", width).uint("ITEMS", items);
-    let headers: &[&Source] = &[&wgsl::ELEMENT, &wgsl::LAYOUT, &wgsl::FOUR, &wgsl::MATH, &wgsl::REDUCE];
+    let variant = variant(op, Value::Four).uint("ITEMS", items);
+    let variant = reduce::variant::<SHUFFLES>(variant, width, request.info);
+    let sums = reduce::header::<SHUFFLES>();
+    let headers: &[&Source] = &[&wgsl::ELEMENT, &wgsl::LAYOUT, &wgsl::FOUR, &wgsl::MATH, sums];
     let dims = Dims::line((op.x.outer * op.x.inner) as u64, 256 / width as u64)?;
     let places = (0..2).map(Place::Operand).collect();
     let program = (&wgsl::SOFTMAX_REGISTERS, headers, "softmax");

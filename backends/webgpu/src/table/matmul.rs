@@ -108,5 +108,6 @@ pub(super) static ROWS: &[Kernel] = &[
     gemv::<false, false>("grouped_matmul_any_8x4_webgpu_any_gemv", "grouped_matmul", gemv::ONE),
     dot4::<true>("grouped_matmul_blocks_64x64_webgpu_any_dot4", "grouped_matmul"),
     dot4::<false>("grouped_matmul_i8_64x64_webgpu_any_dot4", "grouped_matmul"),
+    tiles("grouped_matmul_any_64x64_webgpu_any_tiled", "grouped_matmul", tiled::GROUPED),
     any("grouped_matmul_any_64x64_webgpu_any", "grouped_matmul"),
 ];

@@ -61,24 +61,35 @@ const fn elements(name: &'static str, op: &'static str) -> Kernel {
         .with_numerics(F32)
 }
 
-const fn registers(name: &'static str, op: &'static str) -> Kernel {
-    Kernel::new(name, op, fast, norm::prepare_registers)
+/// Vectors in registers, whose sums meet by shuffles within subgroups or through workgroup memory.
+const fn norm_rows<const SHUFFLES: bool>(name: &'static str, op: &'static str) -> Kernel {
+    Kernel::new(name, op, norm::cost_registers::<SHUFFLES>, norm::prepare_registers::<SHUFFLES>)
         .with_configs(RUNS)
-        .with_reject(norm::refuse_registers)
+        .with_reject(norm::refuse_registers::<SHUFFLES>)
+        .with_align(norm::align_runs)
+        .with_numerics(F32)
+}
+
+const fn softmax_rows<const SHUFFLES: bool>(name: &'static str) -> Kernel {
+    Kernel::new(name, "softmax", softmax::cost_registers::<SHUFFLES>, softmax::prepare_registers::<SHUFFLES>)
+        .with_configs(RUNS)
+        .with_reject(softmax::refuse_registers::<SHUFFLES>)
         .with_align(norm::align_runs)
         .with_numerics(F32)
 }
 
 #[rustfmt::skip]
 pub(super) static ROWS: &[Kernel] = &[
-    registers("rms_norm_any_64_webgpu_any_registers", "rms_norm"),
+    norm_rows::<true>("rms_norm_any_64_webgpu_subgroup_registers", "rms_norm"),
+    norm_rows::<false>("rms_norm_any_64_webgpu_any_registers", "rms_norm"),
     Kernel::new("rms_norm_any_32_webgpu_any", "rms_norm", any, norm::prepare_any)
         .with_configs(ELEMENTS).with_reject(refuse).with_numerics(F32),
-    registers("layer_norm_any_64_webgpu_any_registers", "layer_norm"),
+    norm_rows::<true>("layer_norm_any_64_webgpu_subgroup_registers", "layer_norm"),
+    norm_rows::<false>("layer_norm_any_64_webgpu_any_registers", "layer_norm"),
     Kernel::new("layer_norm_any_32_webgpu_any", "layer_norm", any, norm::prepare_any)
         .with_configs(ELEMENTS).with_reject(refuse).with_numerics(F32),
-    Kernel::new("softmax_any_64_webgpu_any_registers", "softmax", fast, softmax::prepare_registers)
-        .with_configs(RUNS).with_reject(softmax::refuse_registers).with_align(norm::align_runs).with_numerics(F32),
+    softmax_rows::<true>("softmax_any_64_webgpu_subgroup_registers"),
+    softmax_rows::<false>("softmax_any_64_webgpu_any_registers"),
     Kernel::new("softmax_any_32_webgpu_any", "softmax", any, softmax::prepare_any)
         .with_configs(ELEMENTS).with_reject(refuse).with_numerics(F32),
 

@@ -2,7 +2,7 @@
 
 use super::form::Form;
 use super::window::{Window, windows, windows_of_work};
-use super::{any, gemv, refuse_beyond};
+use super::{any, gemv, refuse_beyond, tiled};
 use crate::device::WebGpuDevice;
 use perjoule_kernels::op::{GroupedMatMul, MatMul, Op, Policy, Tensor2};
 use perjoule_kernels::{
@@ -128,13 +128,27 @@ const fn split_gemv(name: &'static str, op: &'static str) -> Kernel {
     .with_align(gemv::align)
 }
 
-static SPLIT: [Kernel; 6] = [
+fn refuse_small_tiled(candidate: &Candidate<'_>) -> Option<Reason> {
+    tiled::refuse(candidate).or_else(|| refuse_beyond(candidate, SMALL))
+}
+
+static SPLIT: [Kernel; 7] = [
     split("matmul_any_64x64_webgpu_any_split", "matmul"),
     split("gated_matmul_any_64x64_webgpu_any_split", "gated_matmul"),
     split("grouped_matmul_any_64x64_webgpu_any_split", "grouped_matmul"),
     split_gemv("matmul_any_8x4_webgpu_any_split", "matmul"),
     split_gemv("gated_matmul_any_8x4_webgpu_any_split", "gated_matmul"),
     split_gemv("grouped_matmul_any_8x4_webgpu_any_split", "grouped_matmul"),
+    Kernel::new(
+        "grouped_matmul_any_64x64_webgpu_any_split_tiled",
+        "grouped_matmul",
+        tiled::cost,
+        |request| tiled::prepare_within(request, SMALL),
+    )
+    .with_configs(tiled::GROUPED)
+    .with_reject(refuse_small_tiled)
+    .with_numerics(|_| Numerics::F32.flushing_subnormals())
+    .with_align(tiled::align),
 ];
 
 /// Cases of a row that are split, at most.

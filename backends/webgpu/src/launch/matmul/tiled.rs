@@ -1,9 +1,9 @@
 //! Products of floats on GPUs: tiles in workgroup memory (`shaders/wgsl/matmul/tiled.wgsl`), where they are few by parts of k, whose sums are
-//! added by a kernel of their own (`shaders/wgsl/matmul/reduce.wgsl`).
+//! added by a kernel of their own (`shaders/wgsl/matmul/reduce.wgsl`). Tiles of experts know their rows by `shaders/wgsl/matmul/experts.wgsl`.
 
-use super::form::{EpilogueParam, Form};
+use super::form::{EpilogueParam, Form, count};
 use super::window::{Window, most_bound, windows};
-use super::{HEADERS, STEP};
+use super::{HEADERS, STEP, too_large};
 use crate::launch::limits::{full, refuse_workgroup};
 use crate::launch::rows::caps;
 use crate::launch::{Builder, Dims, Place, other_op};
@@ -34,6 +34,12 @@ pub(crate) static GATED: &[Config] = &[
     config("32x32", &[32, 32, 16], &[4, 2, 1]),
     config("32x32-4", &[32, 32, 16], &[4, 2, 4]),
 ];
+/// The same for experts, whose rows take memory, too, and may be few.
+pub(crate) static GROUPED: &[Config] = &[
+    config("64x64", &[64, 64, 8], &[4, 4, 1]),
+    config("128x64", &[128, 64, 8], &[8, 4, 1]),
+    config("32x64", &[32, 64, 16], &[4, 4, 1]),
+];
 
 /// Most bytes of sums of parts.
 const MOST: u64 = 64 << 20;
@@ -60,7 +66,11 @@ struct Params {
     parts: u32,
     depth: u32,
     quads: u32,
-    unused: u32,
+    positions: u32,
+    a_rows: u32,
+    a_divisor: u32,
+    experts: u32,
+    first: u32,
 }
 
 /// `Params` of `matmul/reduce.wgsl`.
@@ -135,9 +145,11 @@ impl Tile {
         (self.m / self.rows) * (self.n / self.cols)
     }
 
-    /// Bytes of two slices of both operands, whose quads along k are `pad` places further apart than they have vectors.
+    /// Bytes of two slices of both operands, whose quads along k are `pad` places further apart than they have vectors, and of an expert's
+    /// rows.
     fn bytes(&self, form: &Form, pad: usize) -> usize {
-        16 * 2 * self.k / 4 * (self.m + self.n * sides(form) + 2 * pad)
+        let rows = if form.grouped.is_some() { 8 * self.m + 32 } else { 0 };
+        16 * 2 * self.k / 4 * (self.m + self.n * sides(form) + 2 * pad) + rows
     }
 
     /// Places between quads along k that keep neighbours, who store a few quads of a few vectors each, out of each other's banks: where the
@@ -145,6 +157,23 @@ impl Tile {
     fn pad(&self, form: &Form, most: usize) -> usize {
         let pad = 8 / (self.k / 4);
         if self.bytes(form, pad) <= most { pad } else { 0 }
+    }
+
+    /// Workgroups along C's rows, of which those of experts find their tiles themselves.
+    fn down(&self, form: &Form) -> usize {
+        form.grouped.map_or(form.m.div_ceil(self.m), |g| g.positions.div_ceil(self.m) + form.matrices)
+    }
+
+    /// Matrices and parts, each of which has workgroups of its own.
+    fn deep(&self, form: &Form) -> usize {
+        if form.grouped.is_some() { 1 } else { form.matrices.saturating_mul(self.parts) }
+    }
+
+    /// Tiles that are computed, about: an expert's rows end half a tile before its last one does.
+    fn tiles(&self, form: &Form) -> f32 {
+        let Some(g) = form.grouped else { return (self.deep(form) * self.down(form)) as f32 };
+        let experts = form.matrices.min(g.positions) as f32;
+        (g.positions as f32 / self.m as f32 + 0.5 * experts).max(experts)
     }
 
     /// Elements of k of a part: whole slices.
@@ -166,8 +195,8 @@ fn partial(form: &Form, tile: Tile) -> u64 {
 pub(crate) fn refuse(candidate: &Candidate<'_>) -> Option<Reason> {
     let Some(form) = Form::of(candidate.op) else { return Some(Reason::new("the op is no product")) };
     let float = |dtype| matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
-    if form.grouped.is_some() || form.scales_along_k() {
-        return Some(Reason::new("has no scales along k, and no experts"));
+    if form.scales_along_k() {
+        return Some(Reason::new("has no scales along k"));
     }
     // elements of B are widened as they come, whatever they are
     let weights = float(form.b.dtype) || form.b.dtype == DType::F8E4M3 || form.b.dtype.is_block();
@@ -178,11 +207,12 @@ pub(crate) fn refuse(candidate: &Candidate<'_>) -> Option<Reason> {
         return Some(reason);
     }
     let Some(caps) = caps(candidate.info) else { return Some(Reason::new("the device is none of WebGPU")) };
-    if windows(&form, most_bound(caps)).is_none_or(|windows| windows.len() > 1) {
+    let whole = windows(&form, most_bound(caps)).is_some_and(|windows| windows.len() == 1);
+    if !whole && form.grouped.is_none() {
         return Some(Reason::new("takes operands that a kernel binds whole"));
     }
     let tile = Tile::of(candidate.config);
-    let grid = [form.m.div_ceil(tile.m), form.n.div_ceil(tile.n), form.matrices.saturating_mul(tile.parts)];
+    let grid = [tile.down(&form), form.n.div_ceil(tile.n), tile.deep(&form)];
     if grid.iter().any(|&groups| groups > GROUPS) {
         return Some(Reason::new("has no grid for so many tiles"));
     }
@@ -226,7 +256,7 @@ pub(crate) fn align(candidate: &Candidate<'_>, operand: usize) -> u32 {
 pub(crate) fn cost(candidate: &Candidate<'_>) -> f32 {
     let Some(form) = Form::of(candidate.op) else { return f32::INFINITY };
     let tile = Tile::of(candidate.config);
-    let groups = form.matrices * tile.parts * form.m.div_ceil(tile.m) * form.n.div_ceil(tile.n);
+    let groups = tile.tiles(&form) * form.n.div_ceil(tile.n) as f32;
     let depth = if tile.parts > 1 { tile.depth(form.k) } else { form.k };
     // what an invocation has in registers saves it reads of workgroup memory
     let reuse = (tile.rows * tile.cols) as f32 / (tile.rows + tile.cols) as f32;
@@ -235,14 +265,19 @@ pub(crate) fn cost(candidate: &Candidate<'_>) -> f32 {
     let rate = if form.b.dtype.is_block() { rate / (1.0 + 20.0 / tile.m as f32) } else { rate };
     // workgroups of few invocations, and few workgroups, leave a GPU idle
     let busy =
-        if super::is_software(candidate) { 1.0 } else { (groups * tile.threads()) as f32 / full(candidate) };
-    let work = 2.0 * (groups * tile.m * tile.n * sides(&form)) as f32 * depth as f32;
+        if super::is_software(candidate) { 1.0 } else { groups * tile.threads() as f32 / full(candidate) };
+    let work = 2.0 * groups * (tile.m * tile.n * sides(&form)) as f32 * depth as f32;
     let sums = if tile.parts > 1 { STEP + 2.0 * partial(&form, tile) as f32 / 200e9 } else { 0.0 };
     let compute = work / (rate * busy.clamp(0.02, 1.0));
     STEP + compute.max(candidate.op.bytes() as f32 / 200e9) + sums
 }
 
 pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
+    prepare_within(request, caps(request.info).map_or(0, most_bound))
+}
+
+/// The same with operands of no more than `most` bytes bound at a time.
+pub(super) fn prepare_within(request: &Request<'_>, most: u64) -> Result<Box<dyn Launch>> {
     let form = Form::of(request.op).ok_or_else(|| other_op(request.op))?;
     let tile = Tile::of(request.config);
     let mut builder = Builder::new(request, "matmul_tiled_webgpu")?;
@@ -254,8 +289,7 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
             inputs[input].touch = Touch::Quads;
         }
     }
-    inputs.truncate(3);
-    let count = inputs.iter().filter(|input| input.is_bound()).count();
+    let (kinds, bound) = (inputs.len(), inputs.iter().filter(|input| input.is_bound()).count());
     let memory = caps(request.info).map_or(0, |caps| caps.limits.max_compute_workgroup_storage_size);
     let split = tile.parts > 1;
     inputs.push(Binding::set("partial", DType::F32).when(split));
@@ -274,18 +308,38 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
         .uint("ROWS", tile.rows)
         .uint("COLS", tile.cols)
         .uint("WORKGROUP", tile.threads());
-    let operands = form.places(&Window::whole(&form));
-    let (mut places, rest) = (operands[..count].to_vec(), &operands[count..]);
     let sums = if split { partial(&form, tile).max(16) } else { 0 };
     let scratch = Place::Scratch(builder.scratch(sums), sums);
     if split {
         // the epilogue is the second kernel's
-        variant.bindings[4..].iter_mut().for_each(|binding| *binding = binding.when(false));
-        places.push(scratch.clone());
-    } else {
-        places.extend_from_slice(rest);
+        variant.bindings[kinds + 1..].iter_mut().for_each(|binding| *binding = binding.when(false));
     }
-    let params = Params {
+    let rows = if form.grouped.is_some() { &wgsl::MATMUL_EXPERTS } else { &wgsl::MATMUL_MATRICES };
+    let headers = [HEADERS, &[rows]].concat();
+    let source = (&wgsl::MATMUL_TILED, headers.as_slice(), "tiled");
+    // one, but for experts
+    for window in windows(&form, most).ok_or_else(too_large)? {
+        let mut places = form.places(&window);
+        if split {
+            places.truncate(bound);
+            places.push(scratch.clone());
+        }
+        let params = params(&form, tile, &window);
+        let dims = Dims::grid(tile.down(&form), window.cols.len().div_ceil(tile.n), tile.deep(&form))?;
+        builder.step(source, (&variant, Checks::None), dims, &params, places)?;
+    }
+    if split {
+        let extent = [form.m, form.n, form.matrices];
+        let sums = Sums { place: scratch, extent, first: [0; 3], parts: tile.parts, pitch: form.n };
+        let epilogue = &form.places(&Window::whole(&form))[bound..];
+        reduce(&mut builder, &form, sums, epilogue)?;
+    }
+    Ok(builder.finish())
+}
+
+fn params(form: &Form, tile: Tile, window: &Window) -> Params {
+    let (a, b) = (form.a.strides, form.b.strides);
+    Params {
         epilogue: form.epilogue(),
         a_batch: a.batch as u32,
         a_row: a.row as u32,
@@ -297,20 +351,15 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
         m: form.m as u32,
         up_row: form.up.map_or(0, |up| up.row as u32),
         up_col: form.up.map_or(0, |up| up.col as u32),
-        n: form.n as u32,
-        matrices: form.matrices as u32,
+        n: count(&window.cols),
+        matrices: count(&window.matrices),
         parts: tile.parts as u32,
         depth: tile.depth(form.k) as u32,
         quads: (tile.k / 4) as u32,
-        unused: 0,
-    };
-    let dims = Dims::grid(form.m.div_ceil(tile.m), form.n.div_ceil(tile.n), form.matrices * tile.parts)?;
-    let source = (&wgsl::MATMUL_TILED, HEADERS, "tiled");
-    builder.step(source, (&variant, Checks::None), dims, &params, places)?;
-    if split {
-        let extent = [form.m, form.n, form.matrices];
-        let sums = Sums { place: scratch, extent, first: [0; 3], parts: tile.parts, pitch: form.n };
-        reduce(&mut builder, &form, sums, rest)?;
+        positions: form.grouped.map_or(0, |g| g.positions as u32),
+        a_rows: form.grouped.map_or(0, |g| g.a_rows as u32),
+        a_divisor: form.grouped.map_or(1, |g| g.a_divisor.min(u32::MAX as usize) as u32),
+        experts: form.matrices as u32,
+        first: window.matrices.start as u32,
     }
-    Ok(builder.finish())
 }

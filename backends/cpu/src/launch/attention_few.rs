@@ -144,8 +144,13 @@ impl<C: Cache, const R: usize, const N: usize> Scores<'_, C, R, N> {
             let mut i = 0;
             for n in 1..=N {
                 let mut lines = self.ahead.vector::<C>();
-                while i < self.vectors * n / N {
-                    lines.bring(s, N * C::bytes(step));
+                let end = self.vectors * n / N;
+                if i == end {
+                    // a key has fewer vectors than there are keys
+                    lines.bring(s, self.ahead.len);
+                }
+                while i < end {
+                    lines.bring(s, (N * C::bytes(step)).min(self.ahead.len));
                     self.dot(s, i, &keys, &mut sums);
                     i += 1;
                 }
@@ -208,7 +213,7 @@ impl<C: Cache, const R: usize, const N: usize> Kernel for Values<'_, C, R, N> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let pieces = (self.vectors / N).max(1);
+        let pieces = if self.vectors < N { self.vectors.max(1) } else { self.vectors / N };
         for (index, at) in self.at.chunks(group::<S, C>()).enumerate() {
             // as many values are asked for as are added, evenly
             let segment = at.len().div_ceil(at.len().div_ceil(pieces));
@@ -222,7 +227,7 @@ impl<C: Cache, const R: usize, const N: usize> Kernel for Values<'_, C, R, N> {
                     i += N;
                 }
                 while i < self.vectors {
-                    self.weigh::<S, 1>(s, at, i, weights, segment, &mut 0);
+                    self.weigh::<S, 1>(s, at, i, weights, segment, &mut asks);
                     i += 1;
                 }
             }

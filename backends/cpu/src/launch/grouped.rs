@@ -281,7 +281,7 @@ impl<F: Format<A: PackFloats>> Grouped<F> {
         let mut item = 0;
         for (_, positions) in Segments::new(offsets, op.rows) {
             let positions = within(positions, &window);
-            let tiles = self.plan.tiles::<S, F::A>(positions.len());
+            let tiles = self.plan.few_blocks::<S, F::A>(positions.len());
             for tile in 0..tiles.count() {
                 item += 1;
                 if item % lane.count() != lane.index() {
@@ -324,7 +324,7 @@ impl<F: Format<A: PackFloats>> Grouped<F> {
             let chunk = task * per_task..((task + 1) * per_task).min(panels);
             for (expert, positions) in Segments::new(offsets, op.rows) {
                 let positions = within(positions, &window);
-                let all = self.plan.tiles::<S, F::A>(positions.len());
+                let all = self.plan.few_blocks::<S, F::A>(positions.len());
                 for index in 0..all.blocks() {
                     let tiles = all.block(index);
                     let first = positions.start + all.start(tiles.start);

@@ -125,6 +125,11 @@ impl Plan {
         Tiles::new::<S, A>(m, self.block[0], self.lanes)
     }
 
+    /// The same, in as few blocks as there can be: where lanes take columns, or widen a panel for each block.
+    pub(crate) fn few_blocks<S: Simd, A: Words>(&self, m: usize) -> Tiles {
+        Tiles::new::<S, A>(m, self.block[0], 1)
+    }
+
     /// How many of `blocks` blocks of `m` rows a round takes.
     pub(crate) fn at_once(&self, m: usize, blocks: usize) -> usize {
         if m <= self.round {
@@ -409,6 +414,8 @@ pub(crate) fn block<'o, S: Simd, B: Source>(
     };
     let strides = if direct { B::Direct::STRIDES } else { B::Widened::STRIDES };
     let target = target.filter(|_| strides);
+    // panels that are multiplied at once are not told apart here
+    const { assert!(!(B::Direct::SPANS && B::Direct::STRIDES)) }
     assert!(target.is_none_or(|target| target.count == rows && target.panels <= panels.len()));
     let stored_panels = target.map_or(0, |target| target.panels);
     let mut done = 0;

@@ -321,6 +321,11 @@ impl<F: Format<A: PackFloats>> Products<F> {
     }
 }
 
+/// Whether a source lies in panels.
+fn in_panels<B: Source>(_: &B) -> bool {
+    B::PACKED
+}
+
 impl<F: Format<A: PackFloats>> Body for Products<F> {
     fn scratch(&self) -> u64 {
         self.scratch
@@ -338,7 +343,10 @@ impl<F: Format<A: PackFloats>> Body for Products<F> {
         else {
             return;
         };
-        let all = self.plan.tiles::<S, F::A>(op.m);
+        let all = match in_panels(&gate) {
+            true => self.plan.tiles::<S, F::A>(op.m),
+            false => self.plan.few_blocks::<S, F::A>(op.m),
+        };
         let blocks = all.blocks();
         let at_once = self.plan.at_once(op.m, blocks);
         for first in (0..blocks).step_by(at_once) {

@@ -441,7 +441,8 @@ pub(crate) fn block<'o, S: Simd, B: Source>(
                 panels: at_once,
                 apart: 0,
             };
-            // SAFETY: A has the words of all rows, C those of all panels, and the target of as many as it says; `stored` and `widened` hold the rows of `steps` steps.
+            // SAFETY: A has the words of all rows, C those of all panels, and the target of as many as it says; `stored` and
+            // `widened` hold the rows of `steps` steps.
             unsafe {
                 if direct {
                     let (stored, apart) = b.panels(nr, matrix, panel..panel + at_once, ks.clone());

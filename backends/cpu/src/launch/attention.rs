@@ -16,7 +16,7 @@
 //! Where there are fewer units than lanes, the keys of each are *split*: partial results go to scratch, and after a barrier each unit
 //! is put together in a fixed order. The number of splits depends on the shapes and the number of lanes, never on who was faster.
 
-use super::attention_block::{Block, KEYS, Keys, Pairs, Products, Singles};
+use super::attention_block::{Block, KEYS, Keys, Pairs, Products, Scores, Singles};
 use super::body::{Body, on, other_op, speed};
 use super::matmul::amx::{self, Kind};
 use super::matmul::{refuse_rounding, rounding};
@@ -27,11 +27,13 @@ use crate::spmd::{Args, Out};
 use crate::team::Lane;
 use perjoule_kernels::op::{Attention, Op, slots};
 use perjoule_kernels::{Candidate, Config, DType, Kernel, Launch, Numerics, Reason, Request, Result};
+use std::f32::consts::LOG2_E;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Rows that a unit aims at: its queries, results and scores then stay in the second-level cache.
-const ROWS: usize = 128;
+/// Rows that a unit aims at: its queries, results and scores stay in a second-level cache of 512 KiB beside a block of keys and values,
+/// whose copies they share. A multiple of the register tiles of all instruction sets.
+const ROWS: usize = 192;
 
 /// Most splits of a unit.
 const SPLITS: usize = 64;
@@ -39,7 +41,7 @@ const SPLITS: usize = 64;
 /// Fewest keys of a split.
 const SPLIT: usize = 4 * KEYS;
 
-static CONFIGS: &[Config] = &[Config { name: "128x96", tile: &[ROWS, KEYS, 16], params: &[] }];
+static CONFIGS: &[Config] = &[Config { name: "192x96", tile: &[ROWS, KEYS, 16], params: &[] }];
 
 /// An attention row for `S`, whose register tiles have `MR` keys (or rows).
 pub(crate) const fn row<S: Simd, const MR: usize>(name: &'static str) -> Kernel {
@@ -318,6 +320,7 @@ impl<const MR: usize, P: Products> Flash<MR, P> {
             work.start::<S, false>(s, self.op.kv_dtype);
         }
         let keys = self.keys(unit, split);
+        let scores = Scores::new(&self.op);
         // of this block and of the next one
         let mut places = [[0usize; KEYS]; 2];
         self.keys_at(l, unit, keys.clone(), &mut places[0]);
@@ -334,9 +337,8 @@ impl<const MR: usize, P: Products> Flash<MR, P> {
                 masked |= range.len() != n;
                 work.see(row, range);
             }
-            let Attention { scale, soft_cap, .. } = self.op;
             let (at, next) = (&at[..n], &next[..behind]);
-            let block = Keys { k: l.k, v: l.v, at, next, masked, scale, soft_cap };
+            let block = Keys { k: l.k, v: l.v, at, next, masked, scores };
             work.add::<S, MR, P>(s, &block);
         }
     }
@@ -347,17 +349,18 @@ impl<const MR: usize, P: Products> Flash<MR, P> {
         let len = self.block.part_len();
         let (mut weights, mut run) = ([0.0f32; SPLITS], Run::ZERO);
         for row in 0..unit.count * self.group {
-            let sink = l.sinks.map(|sinks| sinks[unit.kv_head * self.group + row % self.group]);
+            // in powers of 2, as the parts are
+            let sink = l.sinks.map(|sinks| sinks[unit.kv_head * self.group + row % self.group] * LOG2_E);
             let mut top = sink.unwrap_or(f32::NEG_INFINITY);
             for part in parts.chunks_exact(len) {
                 // f32::max ignores NaN, which returns through the weight
                 top = top.max(self.block.part(part).max(row));
             }
-            let mut sum = sink.map_or(0.0, |sink| (sink - top).exp());
+            let mut sum = sink.map_or(0.0, |sink| (sink - top).exp2());
             for (part, weight) in parts.chunks_exact(len).zip(&mut weights) {
                 let part = self.block.part(part);
                 // of a part without a finite score nothing counts
-                *weight = if part.max(row) == f32::NEG_INFINITY { 0.0 } else { (part.max(row) - top).exp() };
+                *weight = if part.max(row) == f32::NEG_INFINITY { 0.0 } else { (part.max(row) - top).exp2() };
                 sum += *weight * part.sum(row);
             }
             let empty = self.visible(unit, row).is_empty();

@@ -4,9 +4,11 @@
 use super::attention_few::Plain;
 use super::matmul::amx::{self, Kind};
 use super::run::{self, Source, read};
-use crate::simd::{MAX_LANES, Simd, math};
+use crate::simd::{Element, MAX_LANES, Simd, math};
 use half::{bf16, f16};
 use perjoule_kernels::DType;
+use perjoule_kernels::op::Attention;
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 /// Keys of a block: a multiple of every register tile, and of what tiles of AMX multiply at a time.
@@ -82,8 +84,40 @@ pub(crate) struct Keys<'a> {
     pub(crate) next: &'a [usize],
     /// Whether a row does not see all of them.
     pub(crate) masked: bool,
-    pub(crate) scale: f32,
-    pub(crate) soft_cap: Option<f32>,
+    pub(crate) scores: Scores,
+}
+
+/// What makes exponents of scores: powers of 2, which cost less than those of e.
+#[derive(Clone, Copy)]
+pub(crate) struct Scores {
+    /// What products are multiplied by.
+    scale: f32,
+    /// Cap of what that gives, and that of its exponents.
+    cap: Option<[f32; 2]>,
+}
+
+impl Scores {
+    pub(crate) fn new(op: &Attention) -> Self {
+        match op.soft_cap {
+            Some(cap) => Scores { scale: op.scale, cap: Some([cap, cap * LOG2_E]) },
+            None => Scores { scale: op.scale * LOG2_E, cap: None },
+        }
+    }
+
+    /// Exponents of products.
+    #[inline(always)]
+    pub(super) fn of<S: Simd>(&self, s: S, products: S::V) -> S::V {
+        self.capped(s, s.mul(products, s.splat(self.scale)))
+    }
+
+    /// The same of those that have been scaled.
+    #[inline(always)]
+    fn capped<S: Simd>(&self, s: S, x: S::V) -> S::V {
+        match self.cap {
+            Some([cap, top]) => s.mul(s.splat(top), math::tanh(s, s.div(x, s.splat(cap)))),
+            None => x,
+        }
+    }
 }
 
 /// Asks for the vectors of a head at `at` to be brought into the caches.
@@ -106,13 +140,13 @@ pub(crate) struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    /// Largest score of a row; -inf when it saw none.
+    /// Largest exponent of a row; -inf when it saw none.
     #[inline(always)]
     pub(crate) fn max(&self, row: usize) -> f32 {
         self.max[row]
     }
 
-    /// Sum of `exp(score - max)`.
+    /// Sum of 2^(exponent - max).
     #[inline(always)]
     pub(crate) fn sum(&self, row: usize) -> f32 {
         self.sum[row]
@@ -262,6 +296,13 @@ fn read_words<S: Simd>(s: S, from: Source<'_>, at: usize, depth: usize, to: &mut
     to[depth..].fill(bf16::ZERO);
 }
 
+/// The vector that starts at `from[first]`.
+#[inline(always)]
+fn load<S: Simd, T: Element>(s: S, from: &[T], first: usize) -> S::V {
+    // SAFETY: the slice checks that it is there.
+    unsafe { T::load(s, from[first..first + S::LANES].as_ptr()) }
+}
+
 /// Rounds `from` into the first elements of `to`.
 #[inline(always)]
 fn narrow<S: Simd>(s: S, from: &[f32], to: &mut [bf16]) {
@@ -270,15 +311,7 @@ fn narrow<S: Simd>(s: S, from: &[f32], to: &mut [bf16]) {
     }
 }
 
-#[inline(always)]
-pub(super) fn capped<S: Simd>(s: S, x: S::V, cap: Option<f32>) -> S::V {
-    match cap {
-        Some(cap) => s.mul(s.splat(cap), math::tanh(s, s.div(x, s.splat(cap)))),
-        None => x,
-    }
-}
-
-/// The maximum to subtract: 0 where there is no finite score yet, so that `exp(-inf)` gives 0 and not NaN.
+/// The maximum to subtract: 0 where there is no finite score yet, so that 2^-inf gives 0 and not NaN.
 #[inline(always)]
 fn subtrahend<S: Simd>(s: S, max: S::V) -> S::V {
     s.select_lt(s.splat(f32::NEG_INFINITY), max, max, s.splat(0.0))
@@ -353,6 +386,22 @@ impl Work<'_> {
         self.seen[2 * row] as usize..self.seen[2 * row + 1] as usize
     }
 
+    /// Keys of the block without which none of `rows` rows, from `first` on, sees any; whole words of two, which weights may be.
+    #[inline(always)]
+    fn wanted(&self, keys: &Keys<'_>, first: usize, rows: usize) -> Range<usize> {
+        let n = keys.at.len();
+        if !keys.masked {
+            return 0..n;
+        }
+        let mut wanted = n..0;
+        for seen in (first..self.count.min(first + rows)).map(|row| self.seen(row)) {
+            if !seen.is_empty() {
+                wanted = wanted.start.min(seen.start)..wanted.end.max(seen.end);
+            }
+        }
+        if wanted.is_empty() { 0..0 } else { wanted.start / 2 * 2..n.min(wanted.end.next_multiple_of(2)) }
+    }
+
     /// Adds a block of keys and values.
     #[inline(always)]
     pub(crate) fn add<S: Simd, const MR: usize, P: Products>(&mut self, s: S, keys: &Keys<'_>) {
@@ -408,7 +457,7 @@ impl Work<'_> {
             self.multiply_scores::<P>(n, steps.div_ceil(amx::WORDS));
             for scores in self.scores.chunks_exact_mut(rows).take(n) {
                 for x in scores[..self.count.next_multiple_of(S::LANES)].chunks_exact_mut(S::LANES) {
-                    let scaled = s.mul(s.load(x), s.splat(keys.scale));
+                    let scaled = s.mul(s.load(x), s.splat(keys.scores.scale));
                     s.store(x, scaled);
                 }
             }
@@ -416,16 +465,20 @@ impl Work<'_> {
         }
         let (k, q, scores) = (self.k.as_ptr(), self.q.as_ptr(), self.scores.as_mut_ptr());
         for first in (0..self.count).step_by(panel) {
+            let wanted = self.wanted(keys, first, panel);
             for key in (0..n).step_by(MR) {
                 if first == 0 {
                     // values are wanted next
                     bring(s, keys.v, &keys.at[key..n.min(key + MR)], depth);
                 }
+                if key >= wanted.end || key + MR <= wanted.start {
+                    continue;
+                }
                 // SAFETY: `k` has KEYS rows, a multiple of MR; q and scores have room for whole panels of rows.
                 unsafe {
                     let (k, q) = (k.add(key * stride), q.add(first * padded));
                     let c = scores.add(key * rows + first);
-                    tile::<S, MR, WORDS>(s, steps, k, (stride, 1), q, c, rows, Some(keys.scale));
+                    tile::<S, MR, WORDS>(s, steps, k, (stride, 1), q, c, rows, Some(keys.scores.scale));
                 }
             }
         }
@@ -498,43 +551,54 @@ impl Work<'_> {
     fn tiled_softmax<S: Simd, const WORDS: bool>(&mut self, s: S, keys: &Keys<'_>) {
         let (rows, n, padded) = (self.block.rows, keys.at.len(), self.block.padded);
         for first in (0..self.count).step_by(S::LANES) {
-            if keys.soft_cap.is_some() {
-                for j in 0..n {
+            let wanted = self.wanted(keys, first, S::LANES);
+            if keys.scores.cap.is_some() {
+                for j in wanted.clone() {
                     let at = &mut self.scores[j * rows + first..];
                     let x = s.load(at);
-                    s.store(at, capped(s, x, keys.soft_cap));
+                    s.store(at, keys.scores.capped(s, x));
                 }
             }
             if keys.masked {
                 for row in first..self.count.min(first + S::LANES) {
                     let seen = self.seen(row);
-                    for j in (0..seen.start).chain(seen.end..n) {
+                    for j in (wanted.start..seen.start.min(wanted.end))
+                        .chain(seen.end.max(wanted.start)..wanted.end)
+                    {
                         self.scores[j * rows + row] = f32::NEG_INFINITY;
                     }
                 }
             }
             let old = s.load(&self.max[first..]);
             let mut top = old;
-            for j in 0..n {
+            for j in wanted.clone() {
                 top = s.max(top, s.load(&self.scores[j * rows + first..]));
             }
             let less = subtrahend(s, top);
-            let shrink = math::exp(s, s.sub(old, less));
+            let shrink = math::exp2_falling(s, s.sub(old, less));
             let mut sum = s.mul(s.load(&self.sum[first..]), shrink);
-            for j in (0..n).step_by(if WORDS { 2 } else { 1 }) {
-                let mut p = math::exp(s, s.sub(s.load(&self.scores[j * rows + first..]), less));
+            let per = if WORDS { 2 } else { 1 };
+            for j in wanted.clone().step_by(per) {
+                let mut p = math::exp2_falling(s, s.sub(s.load(&self.scores[j * rows + first..]), less));
                 sum = s.add(sum, p);
                 let mut to = j;
                 if WORDS {
                     let mut next = s.splat(0.0);
-                    if j + 1 < n {
-                        next = math::exp(s, s.sub(s.load(&self.scores[(j + 1) * rows + first..]), less));
+                    if j + 1 < wanted.end {
+                        next = math::exp2_falling(
+                            s,
+                            s.sub(s.load(&self.scores[(j + 1) * rows + first..]), less),
+                        );
                         sum = s.add(sum, next);
                     }
                     p = s.pairs(p, next);
                     to = j / 2;
                 }
                 s.store(&mut self.scores[to * rows + first..], p);
+            }
+            // rows of a register tile may want other keys than these do
+            for step in (0..wanted.start / per).chain(wanted.end.div_ceil(per)..n.div_ceil(per)) {
+                s.store(&mut self.scores[step * rows + first..], s.splat(0.0));
             }
             s.store(&mut self.sum[first..], sum);
             s.store(&mut self.max[first..], top);
@@ -551,16 +615,40 @@ impl Work<'_> {
         }
     }
 
-    /// Adds the weighted values; `WORDS`: weights and values are words of two keys.
+    /// Packs values into panels, or words of those of two keys; returns what is 0 where all are finite.
     #[inline(always)]
-    fn tiled_values<S: Simd, const MR: usize, P: Products, const WORDS: bool>(
-        &mut self,
-        s: S,
-        keys: &Keys<'_>,
-    ) {
-        let Block { depth, padded, rows, .. } = self.block;
-        let (n, panel) = (keys.at.len(), 2 * S::LANES);
-        let (per, steps) = if WORDS { (2, n.div_ceil(2)) } else { (1, n) };
+    fn pack_values<S: Simd, T: Element, const WORDS: bool>(&mut self, s: S, keys: &Keys<'_>) -> S::V {
+        let (depth, panel) = (self.block.depth, 2 * S::LANES);
+        let elements: &[T] = bytemuck::cast_slice(keys.v.bytes);
+        let mut nothing = s.splat(0.0);
+        for (step, at) in keys.at.chunks(if WORDS { 2 } else { 1 }).enumerate() {
+            let low = &elements[at[0]..at[0] + depth];
+            let high = at.get(1).map(|&at| &elements[at..at + depth]);
+            for (i, to) in self.v.chunks_exact_mut(KEYS * panel).enumerate() {
+                for half in [0, S::LANES] {
+                    let first = i * panel + half;
+                    let mut x = load(s, low, first);
+                    nothing = s.fma(x, s.splat(0.0), nothing);
+                    if WORDS {
+                        let mut next = s.splat(0.0);
+                        if let Some(high) = high {
+                            next = load(s, high, first);
+                            nothing = s.fma(next, s.splat(0.0), nothing);
+                        }
+                        x = s.pairs(x, next);
+                    }
+                    s.store(&mut to[step * panel + half..], x);
+                }
+            }
+        }
+        nothing
+    }
+
+    /// The same of any type and length, through f32.
+    #[inline(always)]
+    fn pack_staged<S: Simd, const WORDS: bool>(&mut self, s: S, keys: &Keys<'_>) -> S::V {
+        let Block { depth, padded, .. } = self.block;
+        let (per, panel) = (if WORDS { 2 } else { 1 }, 2 * S::LANES);
         let mut nothing = s.splat(0.0);
         for (step, at) in keys.at.chunks(per).enumerate() {
             // the keys have been used: their first rows are free
@@ -587,6 +675,25 @@ impl Work<'_> {
                 }
             }
         }
+        nothing
+    }
+
+    /// Adds the weighted values; `WORDS`: weights and values are words of two keys.
+    #[inline(always)]
+    fn tiled_values<S: Simd, const MR: usize, P: Products, const WORDS: bool>(
+        &mut self,
+        s: S,
+        keys: &Keys<'_>,
+    ) {
+        let Block { depth, padded, rows, .. } = self.block;
+        let (n, panel) = (keys.at.len(), 2 * S::LANES);
+        let (per, steps) = if WORDS { (2, n.div_ceil(2)) } else { (1, n) };
+        let nothing = match keys.v.dtype {
+            DType::F32 if depth == padded => self.pack_values::<S, f32, WORDS>(s, keys),
+            DType::BF16 if depth == padded => self.pack_values::<S, bf16, WORDS>(s, keys),
+            DType::F16 if depth == padded => self.pack_values::<S, f16, WORDS>(s, keys),
+            _ => self.pack_staged::<S, WORDS>(s, keys),
+        };
         // 0 times what is not finite is NaN: where a row does not see such a value, it must not meet it
         let apart = keys.masked && s.reduce_add(nothing) != 0.0;
         if P::TILES && !apart {
@@ -614,10 +721,13 @@ impl Work<'_> {
                 {
                     bring(s, keys.k, at, depth);
                 }
+                let wanted = self.wanted(keys, row, MR);
+                let (start, end) = (wanted.start / per, wanted.end.div_ceil(per));
                 // SAFETY: scores and values have room for whole tiles of rows; `v` has panels of KEYS values.
                 unsafe {
+                    let (scores, v) = (scores.add(start * rows + row), v.add(start * panel));
                     let c = values.add(row * padded + first);
-                    tile::<S, MR, WORDS>(s, steps, scores.add(row), (1, rows), v, c, padded, None);
+                    tile::<S, MR, WORDS>(s, end - start, scores, (1, rows), v, c, padded, None);
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! A block of keys for few rows (decode): keys and values are read where they lie, lanes along the head.
 
-use super::attention_block::{Block, KEYS, Keys, Work, capped};
+use super::attention_block::{self, Block, KEYS, Keys, Work};
 use super::run::read;
 use crate::simd::{self, Element, Kernel, Simd, math};
 use std::marker::PhantomData;
@@ -380,7 +380,7 @@ impl Work<'_> {
                 row += [1, 1, 2, 2, 4][(self.count - row).min(4)];
             }
             for row in 0..self.count {
-                self.softmax_of(s, row, at.len(), (keys.scale, keys.soft_cap));
+                self.softmax_of(s, row, at.len(), keys.scores);
             }
             let mut row = 0;
             while row < self.count {
@@ -433,13 +433,13 @@ impl Work<'_> {
         );
     }
 
-    /// Scores of a row are scaled and become weights.
+    /// Products of a row become weights.
     #[inline(always)]
-    fn softmax_of<S: Simd>(&mut self, s: S, row: usize, n: usize, (scale, cap): (f32, Option<f32>)) {
+    fn softmax_of<S: Simd>(&mut self, s: S, row: usize, n: usize, exponents: attention_block::Scores) {
         let seen = self.seen(row);
         let scores = &mut self.scores[row * KEYS..][..n.next_multiple_of(S::LANES)];
         for x in scores.chunks_exact_mut(S::LANES) {
-            let y = capped(s, s.mul(s.load(x), s.splat(scale)), cap);
+            let y = exponents.of(s, s.load(x));
             s.store(x, y);
         }
         scores[..seen.start].fill(f32::NEG_INFINITY);
@@ -451,10 +451,10 @@ impl Work<'_> {
         }
         let top = s.reduce_max(top);
         let less = if top == f32::NEG_INFINITY { 0.0 } else { top };
-        let shrink = (old - less).exp();
+        let shrink = (old - less).exp2();
         let mut sum = s.splat(0.0);
         for x in scores.chunks_exact_mut(S::LANES) {
-            let p = math::exp(s, s.sub(s.load(x), s.splat(less)));
+            let p = math::exp2_falling(s, s.sub(s.load(x), s.splat(less)));
             s.store(x, p);
             sum = s.add(sum, p);
         }

@@ -34,6 +34,19 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     s.scale_pow2(p, n)
 }
 
+/// 2^x for x up to 0, with a relative error of 3e-7; 0 below -126.5, for -inf too, and NaN for NaN. What weights of a softmax take: their
+/// exponents have been rounded as far, and what is lost beside a weight of 1 counts for nothing.
+#[inline(always)]
+pub(crate) fn exp2_falling<S: Simd>(s: S, x: S::V) -> S::V {
+    let x = s.max(s.splat(-127.0), x);
+    // the sum's low bits are the exponent of 2^round(x), biased, which is 0 with that of 0 for -127
+    let magic = s.splat(12_582_912.0 + 127.0);
+    let sum = s.add(x, magic);
+    let r = s.sub(x, s.sub(sum, magic));
+    let p = polynomial(s, r, [1.0, 0.693_147_2, 0.240_223_5, 0.055_503_81, 0.009_666_368, 0.001_338_130_2]);
+    s.mul(p, s.shift_left::<23>(sum))
+}
+
 /// 1 / (1 + e^-x)
 #[inline(always)]
 pub(crate) fn sigmoid<S: Simd>(s: S, x: S::V) -> S::V {

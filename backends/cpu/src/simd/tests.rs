@@ -16,6 +16,7 @@ impl Kernel for Map<'_> {
             let x = s.load_or(chunk, 0.0);
             let y = match self.function {
                 "exp" => math::exp(s, x),
+                "exp2" => math::exp2_falling(s, x),
                 "tanh" => math::tanh(s, x),
                 "erf" => math::erf(s, x),
                 "silu" => math::silu(s, x),
@@ -54,6 +55,22 @@ fn sweep(from: f32, to: f32) -> Vec<f32> {
 fn ulp(x: f64) -> f64 {
     let x = (x as f32).abs();
     f64::from(f32::from_bits(x.to_bits() + 1)) - f64::from(x)
+}
+
+#[test]
+fn exp2_of_what_is_below_zero_is_close_and_falls_to_zero() {
+    let input = sweep(-126.4, 0.0);
+    with_each(&input, "exp2", |isa, out| {
+        for (x, y) in input.iter().zip(out) {
+            let error = (f64::from(*y) / f64::from(*x).exp2() - 1.0).abs();
+            assert!(error <= 3e-7, "{isa}: 2^{x} = {y}, relative error {error}");
+        }
+    });
+    let edges = [0.0, -0.0, -1e-40, -1.0, -126.0, -126.6, -127.0, -1e30, f32::NEG_INFINITY, f32::NAN];
+    with_each(&edges, "exp2", |isa, out| {
+        assert_eq!(&out[..5], &[1.0, 1.0, 1.0, 0.5, f32::MIN_POSITIVE], "{isa}");
+        assert!(out[5..9].iter().all(|y| *y == 0.0) && out[9].is_nan(), "{isa} {out:?}");
+    });
 }
 
 #[test]

@@ -8,11 +8,11 @@ use perjoule_kernels::Kernel;
 
 /// Widest vectors first; the definition itself comes last.
 pub(super) static ROWS: &[Kernel] = &[
-    tiles::<Avx512Bf16, 12, amx::Bf16>("attention_bf16_128x96x32_cpu_amx"),
-    pairs::<Avx512Bf16, 12>("attention_bf16_128x96x12_cpu_avx512bf16"),
-    row::<Avx512, 12>("attention_any_128x96x12_cpu_avx512"),
-    row::<Avx2, 6>("attention_any_128x96x6_cpu_avx2"),
-    row::<Neon, 12>("attention_any_128x96x12_cpu_neon"),
-    row::<Portable, 2>("attention_any_128x96x2_cpu_portable"),
+    tiles::<Avx512Bf16, 12, amx::Bf16>("attention_bf16_192x96x32_cpu_amx"),
+    pairs::<Avx512Bf16, 12>("attention_bf16_192x96x12_cpu_avx512bf16"),
+    row::<Avx512, 12>("attention_any_192x96x12_cpu_avx512"),
+    row::<Avx2, 6>("attention_any_192x96x6_cpu_avx2"),
+    row::<Neon, 12>("attention_any_192x96x12_cpu_neon"),
+    row::<Portable, 2>("attention_any_192x96x2_cpu_portable"),
     attention_simple::ROW,
 ];

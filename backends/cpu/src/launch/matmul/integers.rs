@@ -264,7 +264,14 @@ struct ByteRows<'x> {
     len: usize,
 }
 
-impl Rows for ByteRows<'_> {
+// SAFETY: a slice can be read.
+unsafe impl Rows for ByteRows<'_> {
+    type Element = f32;
+
+    #[inline(always)]
+    fn row(&self, row: usize, count: usize) -> (*const f32, usize) {
+        whole_words(&self.bytes[self.at + row * self.stride..][..self.len], count)
+    }
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, row: usize, i: usize, n: usize) -> S::V {
         let at = self.at + row * self.stride;
@@ -279,12 +286,25 @@ struct ByteStarts<'x> {
     len: usize,
 }
 
-impl Rows for ByteStarts<'_> {
+// SAFETY: a slice can be read.
+unsafe impl Rows for ByteStarts<'_> {
+    type Element = f32;
+
+    #[inline(always)]
+    fn row(&self, row: usize, count: usize) -> (*const f32, usize) {
+        whole_words(&self.bytes[self.starts[row]..][..self.len], count)
+    }
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, row: usize, i: usize, n: usize) -> S::V {
         let at = self.starts[row];
         load_words(s, &self.bytes[at + 4 * i..at + self.len.min(4 * (i + n))])
     }
+}
+
+/// The first of up to `count` words that the bytes have, and how many there are.
+#[inline(always)]
+fn whole_words(bytes: &[u8], count: usize) -> (*const f32, usize) {
+    (bytes.as_ptr().cast(), count.min(bytes.len() / 4))
 }
 
 /// The four bytes from `at` on, `stride` apart; 0 where fewer than four are left.

@@ -6,6 +6,7 @@ use crate::spmd::{Args, Out};
 use half::{bf16, f16};
 use perjoule_kernels::DType;
 use std::ops::Range;
+use std::ptr;
 
 /// Calls `$body` with `$x` bound to the typed slice in a [`Floats`].
 macro_rules! typed {
@@ -121,7 +122,16 @@ struct Contiguous<'x, T> {
     first: usize,
 }
 
-impl<T: Element> Rows for Contiguous<'_, T> {
+// SAFETY: a slice can be read.
+unsafe impl<T: Element> Rows for Contiguous<'_, T> {
+    type Element = T;
+
+    #[inline(always)]
+    fn row(&self, row: usize, count: usize) -> (*const T, usize) {
+        let Some(start) = self.starts[row] else { return (ptr::null(), 0) };
+        let x = &self.x[start + self.first..][..count];
+        (x.as_ptr(), x.len())
+    }
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, row: usize, i: usize, n: usize) -> S::V {
         let Some(start) = self.starts[row] else { return s.splat(0.0) };

@@ -126,7 +126,15 @@ impl Run {
     }
 }
 
-impl<const N: usize> Rows for [Run; N] {
+// SAFETY: a slice can be read.
+unsafe impl<const N: usize> Rows for [Run; N] {
+    type Element = f32;
+
+    #[inline(always)]
+    fn row(&self, row: usize, count: usize) -> (*const f32, usize) {
+        let words = &self[row].words()[..count];
+        (words.as_ptr(), words.len())
+    }
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, row: usize, i: usize, n: usize) -> S::V {
         s.load_or(&self[row].words()[i..i + n], 0.0)

@@ -285,7 +285,15 @@ struct Columns<'x, T> {
     stride: usize,
 }
 
-impl<T: Element> Rows for Columns<'_, T> {
+// SAFETY: a slice can be read.
+unsafe impl<T: Element> Rows for Columns<'_, T> {
+    type Element = T;
+
+    #[inline(always)]
+    fn row(&self, row: usize, count: usize) -> (*const T, usize) {
+        let x = &self.x[self.at + row * self.stride..][..count];
+        (x.as_ptr(), x.len())
+    }
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, row: usize, i: usize, n: usize) -> S::V {
         let at = self.at + row * self.stride + i;

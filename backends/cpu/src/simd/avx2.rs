@@ -165,6 +165,10 @@ impl Simd for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
+    fn prefetch_l2<T>(self, at: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load_f32(self, from: *const f32) -> __m256 {
         unsafe { _mm256_loadu_ps(from) }
     }

@@ -243,6 +243,10 @@ impl<const LAST: u8> Simd for WithExtension<LAST> {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
+    fn prefetch_l2<T>(self, at: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load_f32(self, from: *const f32) -> __m512 {
         unsafe { _mm512_loadu_ps(from) }
     }

@@ -256,6 +256,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Asks for the cache line at an address to be brought in, where there is an instruction for it. Any address will do.
     #[inline(always)]
     fn prefetch<T>(self, _: *const T) {}
+    /// The same for the second-level cache only.
+    #[inline(always)]
+    fn prefetch_l2<T>(self, _: *const T) {}
     /// Loads [`Simd::LANES`] elements.
     ///
     /// # Safety

@@ -5,7 +5,7 @@
 //! block of A in L2, and the register tile runs over both.
 
 use super::operand::{Floats, FloatsOut, Words, words};
-use super::source::Source;
+use super::source::{Source, Stored};
 use super::tile::{Rows, Span, Steps, columns};
 use crate::device::{CpuCaps, lanes};
 use crate::simd::{Kernel, Simd, math};
@@ -14,6 +14,7 @@ use perjoule_kernels::op::Activation;
 use perjoule_kernels::{DeviceInfo, Matrix};
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::ptr;
 
 /// Words along k of a widened panel, in L1: a multiple of every block format's length.
 pub(crate) const DEPTH: usize = 256;
@@ -27,6 +28,9 @@ pub(crate) const BLOCK_ROWS: usize = 192;
 /// Bytes of the second-level cache that [`BLOCK`] and [`BLOCK_ROWS`] fill five eighths of. Larger blocks are no faster where it is larger
 /// (measured with 1 MiB, up to 768 rows); where it is smaller, so are blocks.
 pub(crate) const L2: usize = 512 << 10;
+
+/// Fewest tiles whose products take longer than the next panel takes to come from memory.
+const FAR_TILES: usize = 8;
 
 /// Tasks of a lane, where a product has enough: lanes are not equally fast.
 const TASKS: usize = 4;
@@ -368,6 +372,11 @@ impl<'a> Finish<'a> {
     }
 }
 
+/// Where a slice begins, and its bytes.
+fn bytes_of<T>(slice: &[T]) -> (*const u8, usize) {
+    (slice.as_ptr().cast(), size_of_val(slice))
+}
+
 /// What [`block`] leaves to be stored.
 pub(crate) struct Results<'o> {
     /// How many panels were stored to C.
@@ -412,6 +421,9 @@ pub(crate) fn block<'o, S: Simd, B: Source>(
         true => B::Direct::DEPTH,
         false => DEPTH / B::Widened::stored(1, 1).max(1),
     };
+    // panels that come from memory are asked for, which costs more than it gains where caches have them, or where they serve few tiles
+    let bytes = panels.len() * B::Direct::stored(all_steps, nr) * size_of::<Stored<B>>();
+    let far = direct && tiles.len() >= FAR_TILES && bytes > 2 * L2;
     let strides = if direct { B::Direct::STRIDES } else { B::Widened::STRIDES };
     let target = target.filter(|_| strides);
     // panels that are multiplied at once are not told apart here
@@ -440,6 +452,7 @@ pub(crate) fn block<'o, S: Simd, B: Source>(
                 out,
                 panels: at_once,
                 apart: 0,
+                next: (ptr::null(), 0),
             };
             // SAFETY: A has the words of all rows, C those of all panels, and the target of as many as it says; `stored` and
             // `widened` hold the rows of `steps` steps.
@@ -447,7 +460,13 @@ pub(crate) fn block<'o, S: Simd, B: Source>(
                 if direct {
                     let (stored, apart) = b.panels(nr, matrix, panel..panel + at_once, ks.clone());
                     assert!(stored.len() >= (at_once - 1) * apart + B::Direct::stored(steps, nr));
-                    B::Direct::span(s, &Span { apart, ..span }, stored.as_ptr());
+                    let next = match far && panel + 2 * at_once <= panels.end {
+                        true => {
+                            bytes_of(b.panels(nr, matrix, panel + at_once..panel + 2 * at_once, ks.clone()).0)
+                        }
+                        false => span.next,
+                    };
+                    B::Direct::span(s, &Span { apart, next, ..span }, stored.as_ptr());
                 } else {
                     b.widen(s, matrix, panel, ks.clone(), widened);
                     assert!(widened.len() >= B::Widened::stored(steps, nr));

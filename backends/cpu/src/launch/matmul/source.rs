@@ -186,6 +186,9 @@ impl PlainSource<'_> {
     }
 }
 
+/// Rows of B that are asked for ahead: a panel has a line of each, of which the processor foresees none.
+const ROWS_AHEAD: usize = 16;
+
 /// Elements of the longest block.
 const MAX_BLOCK: usize = 256;
 
@@ -228,8 +231,18 @@ impl Kernel for WidenPlain<'_> {
             PlainData::Floats(floats) if strides.col == 1 => typed!(floats, x => {
                 for (k, row) in ks.zip(out.chunks_exact_mut(nr)) {
                     let at = strides.at(matrix, k, columns.start);
+                    let ahead = x.as_ptr().wrapping_add(at + ROWS_AHEAD * strides.row);
+                    s.prefetch(ahead);
+                    s.prefetch(ahead.wrapping_add(columns.len() - 1));
                     let (low, high) = row.split_at_mut(S::LANES);
                     let x = &x[at..at + columns.len()];
+                    if columns.len() == nr {
+                        // SAFETY: a slice of so many elements.
+                        let [x0, x1] = unsafe { two(s, x.as_ptr()) };
+                        s.store(low, x0);
+                        s.store(high, x1);
+                        continue;
+                    }
                     let (x0, x1) = x.split_at(x.len().min(S::LANES));
                     s.store(low, s.load_or(x0, 0.0));
                     s.store(high, s.load_or(x1, 0.0));
@@ -276,6 +289,16 @@ impl Kernel for WidenPlain<'_> {
             }
         }
     }
+}
+
+/// Two vectors.
+///
+/// # Safety
+/// Their elements can be read.
+#[inline(always)]
+unsafe fn two<S: Simd, T: Element>(s: S, from: *const T) -> [S::V; 2] {
+    // SAFETY: by the contract.
+    unsafe { [T::load(s, from), T::load(s, from.add(S::LANES))] }
 }
 
 /// Columns whose elements are contiguous, `stride` apart from each other.

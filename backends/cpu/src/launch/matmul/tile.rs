@@ -49,8 +49,17 @@ pub(crate) trait Steps: Copy {
     /// What [`Span`] says of A and C holds; `b` has what [`Steps::stored`] says for every panel, `span.apart` from the one before.
     unsafe fn span<S: Simd>(s: S, span: &Span, b: *const Self::Stored) {
         let nr = columns::<S>();
-        for (panel, tile) in (0..span.panels).flat_map(|p| span.tiles.clone().map(move |t| (p, t))) {
+        let products = span.panels * span.tiles.len();
+        let (next, lines) = (span.next.0, span.next.1.div_ceil(64));
+        let pairs = (0..span.panels).flat_map(|p| span.tiles.clone().map(move |t| (p, t)));
+        for (index, (panel, tile)) in pairs.enumerate() {
             let part = span.tile(tile, nr);
+            if lines > 0 {
+                // a part with each product
+                for line in lines * index / products..lines * (index + 1) / products {
+                    s.prefetch_l2(next.wrapping_add(64 * line));
+                }
+            }
             // SAFETY: the same contract.
             unsafe {
                 let c = part.c.add(panel * span.rows() * nr);
@@ -122,6 +131,8 @@ pub(crate) struct Span {
     pub(crate) panels: usize,
     /// How far a panel is from the next one.
     pub(crate) apart: usize,
+    /// What is multiplied after these panels, and how many bytes: the second-level cache gets it meanwhile.
+    pub(crate) next: (*const u8, usize),
 }
 
 /// A tile of a [`Span`], and its results in the first panel.

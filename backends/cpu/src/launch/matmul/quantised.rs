@@ -123,6 +123,8 @@ pub(crate) trait Blocks: Copy + Send + Sync + 'static {
     const WIDE: bool = false;
     /// Whether either half of a step has a scale of its own.
     const SPLIT: bool = false;
+    /// How far ahead of what is multiplied few rows ask for more.
+    const AHEAD: usize = 1088;
     /// Whether columns have minima.
     const MINIMA: bool = false;
 
@@ -175,6 +177,7 @@ pub(crate) struct Q8_0;
 impl Blocks for Q8_0 {
     const DTYPE: DType = DType::Q8_0;
     const WIDE: bool = true;
+    const AHEAD: usize = 640;
     const STEPS: usize = 1;
 
     fn bytes(nr: usize) -> usize {
@@ -392,6 +395,8 @@ impl<Q: Blocks> Tiled for BlockSteps<Q> {
                     let a = a.add(step * M * Quants::WORDS);
                     let b = b.add(step / Q::STEPS * Q::bytes(nr));
                     if passes == 1 {
+                        let each = Q::bytes(nr) / Q::STEPS;
+                        s.prefetch_stream(b.wrapping_add(step % Q::STEPS * each), each, Q::AHEAD);
                         for (half, acc) in acc.iter_mut().enumerate() {
                             multiply::<S, Q, M>(s, a, Q::load(s, b, step % Q::STEPS, half), acc);
                         }

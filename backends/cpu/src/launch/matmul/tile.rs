@@ -191,6 +191,8 @@ pub(crate) trait WordSteps: Copy {
     type Stored: Copy;
     /// Steps that a row of `NR` stored elements holds; divides [`STEPS`].
     const PER_ROW: usize;
+    /// How far ahead of what is multiplied few rows ask for more, where that pays.
+    const AHEAD: usize = 0;
 
     /// The two vectors of the `step`th step from `b` on.
     ///
@@ -236,6 +238,7 @@ pub(crate) struct Elements<T>(PhantomData<T>);
 impl<T: Element> WordSteps for Elements<T> {
     type Stored = T;
     const PER_ROW: usize = 1;
+    const AHEAD: usize = if size_of::<T>() < size_of::<f32>() { 768 } else { 0 };
 
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, b: *const T, step: usize) -> [S::V; 2] {
@@ -254,6 +257,7 @@ pub(crate) struct Halves;
 impl WordSteps for Halves {
     type Stored = f32;
     const PER_ROW: usize = 2;
+    const AHEAD: usize = 768;
 
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, b: *const f32, step: usize) -> [S::V; 2] {
@@ -382,6 +386,9 @@ unsafe fn tile<S: Simd, B: WordSteps, const M: usize, const SETS: usize>(
     // the pointers end at most one past the last step.
     unsafe {
         for _ in 0..steps / STEPS {
+            if SETS > 1 {
+                s.prefetch_stream(b, STEPS / B::PER_ROW * nr * size_of::<B::Stored>(), B::AHEAD);
+            }
             for step in 0..STEPS {
                 let [b0, b1] = B::load(s, b, step);
                 let set = &mut acc[step % SETS];

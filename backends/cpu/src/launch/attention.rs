@@ -453,3 +453,64 @@ impl<const MR: usize, P: Products> Body for Flash<MR, P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::matmul::tests::{Random, open, run};
+    use crate::simd::{Avx2, Portable};
+    use half::bf16;
+    use perjoule_kernels::op::Policy;
+    use perjoule_kernels::{Choice, Device, KvLayout};
+
+    /// Rows of words with plain arithmetic, which the table has for processors with AVX-512 BF16 alone.
+    static WORDS: [Kernel; 2] = [pairs::<Portable, 2>("words_portable"), pairs::<Avx2, 6>("words_avx2")];
+    static PLAIN: Kernel = row::<Portable, 2>("plain");
+
+    #[test]
+    fn words_of_two_give_what_single_elements_do() {
+        let device = open(2);
+        let mut random = Random(7);
+        for (q_len, length) in [(1, 300), (9, 295), (70, 300), (70, 71), (130, 300)] {
+            for (window, soft_cap) in [(None, None), (Some(1), None), (Some(50), Some(2.0)), (Some(97), None)]
+            {
+                let op = Attention::causal(1, q_len, 4, KvLayout::contiguous(2, 300, 64), DType::BF16);
+                let mut op = Attention { window, soft_cap, out_dtype: DType::F32, ..op };
+                let mut vectors = |elements: usize| -> Vec<u8> {
+                    (0..elements).flat_map(|_| bf16::from_f32(2.0 * random.unit()).to_le_bytes()).collect()
+                };
+                let (q, kv) = (q_len * 4 * 64, 300 * 2 * 64);
+                let inputs = [vectors(q), vectors(kv), vectors(kv), i32::to_le_bytes(length).to_vec()];
+                for rounds in [false, true] {
+                    op.policy = Policy { quantised_activations: rounds, ..op.policy };
+                    let of = |kernel| -> Vec<f32> {
+                        bytemuck::pod_collect_to_vec(&run(
+                            &device,
+                            kernel,
+                            &op.into(),
+                            &inputs,
+                            &vec![0; 4 * q],
+                        ))
+                    };
+                    let expected = of(&PLAIN);
+                    let largest = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+                    // weights are rounded to 2^-9 of each
+                    let allowed = largest * if rounds { 4e-3 } else { 1e-5 };
+                    for kernel in &WORDS {
+                        if let Some(why) = Choice::new(kernel, 0, None).refusal(&op.into(), device.info()) {
+                            assert_eq!(kernel.name, "words_avx2", "{why:?}");
+                            continue;
+                        }
+                        for (i, (got, wanted)) in of(kernel).iter().zip(&expected).enumerate() {
+                            let name = kernel.name;
+                            assert!(
+                                (got - wanted).abs() <= allowed,
+                                "{name} {op:?} {i}: {got}, not {wanted}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

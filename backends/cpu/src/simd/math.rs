@@ -4,6 +4,7 @@
 
 use super::Simd;
 use perjoule_kernels::op::Activation;
+use std::f32::consts::LN_2;
 
 /// `c[0] + c[1] x + c[2] x^2 + ..`
 #[inline(always)]
@@ -43,7 +44,7 @@ pub(crate) fn exp2_falling<S: Simd>(s: S, x: S::V) -> S::V {
     let magic = s.splat(12_582_912.0 + 127.0);
     let sum = s.add(x, magic);
     let r = s.sub(x, s.sub(sum, magic));
-    let p = polynomial(s, r, [1.0, 0.693_147_2, 0.240_223_5, 0.055_503_81, 0.009_666_368, 0.001_338_130_2]);
+    let p = polynomial(s, r, [1.0, LN_2, 0.240_223_5, 0.055_503_81, 0.009_666_368, 0.001_338_130_2]);
     s.mul(p, s.shift_left::<23>(sum))
 }
 

@@ -34,7 +34,7 @@ pub(crate) mod quantised_pack;
 mod slab;
 pub(crate) mod source;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod tile;
 
 use crate::device::lanes;

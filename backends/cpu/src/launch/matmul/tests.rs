@@ -10,7 +10,7 @@ use perjoule_kernels::op::{Activation, Epilogue, Granularity, GroupedMatMul, Mat
 use perjoule_kernels::{Arg, Buffer, Choice, Config, Device, Kernel, Matrix, Stream, block, prepare};
 
 /// A small generator: xorshift64*.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -26,12 +26,12 @@ impl Random {
     }
 
     /// -1..1
-    fn unit(&mut self) -> f32 {
+    pub(crate) fn unit(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 }
 
-fn open(threads: usize) -> CpuDevice {
+pub(crate) fn open(threads: usize) -> CpuDevice {
     CpuDevice::open(&Options { threads: Some(threads), features: None }).unwrap()
 }
 
@@ -42,7 +42,13 @@ fn upload(device: &dyn Device, stream: &mut dyn Stream, bytes: &[u8]) -> Buffer 
 }
 
 /// Runs `op` on a row, with B packed where the row wants it, and returns the bytes of C.
-fn run(device: &CpuDevice, kernel: &'static Kernel, op: &Op, inputs: &[Vec<u8>], c: &[u8]) -> Vec<u8> {
+pub(crate) fn run(
+    device: &CpuDevice,
+    kernel: &'static Kernel,
+    op: &Op,
+    inputs: &[Vec<u8>],
+    c: &[u8],
+) -> Vec<u8> {
     let mut stream = device.stream().unwrap();
     let mut buffers: Vec<Buffer> = inputs.iter().map(|i| upload(device, &mut *stream, i)).collect();
     buffers.push(upload(device, &mut *stream, c));

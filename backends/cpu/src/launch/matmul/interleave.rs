@@ -79,6 +79,10 @@ unsafe fn squares<S: Simd, R: Rows>(
     step: usize,
     from: &R,
 ) -> usize {
+    // rows of no words need not exist
+    if count < S::LANES {
+        return 0;
+    }
     let mut starts = [ptr::null(); MAX_LANES];
     let mut count = count;
     for (r, start) in starts[..S::LANES].iter_mut().enumerate() {

@@ -27,6 +27,9 @@ pub(crate) fn interleave<S: Simd>(
     step: usize,
     from: &impl Rows,
 ) {
+    if count == 0 {
+        return; // rows of no words need not exist
+    }
     if rows == 1 && step == 1 {
         for first in (0..count).step_by(S::LANES) {
             let n = S::LANES.min(count - first);
@@ -34,7 +37,7 @@ pub(crate) fn interleave<S: Simd>(
         }
         return;
     }
-    assert!(rows <= step && (count == 0 || to.len() >= (count - 1) * step + rows));
+    assert!(rows <= step && to.len() >= (count - 1) * step + rows);
     // the last group, which may be short, comes first: where no words but those of these rows are written, what lies behind it is the
     // next word's, which is written later
     for group in (0..rows).step_by(S::LANES).rev() {
@@ -79,10 +82,6 @@ unsafe fn squares<S: Simd, R: Rows>(
     step: usize,
     from: &R,
 ) -> usize {
-    // rows of no words need not exist
-    if count < S::LANES {
-        return 0;
-    }
     let mut starts = [ptr::null(); MAX_LANES];
     let mut count = count;
     for (r, start) in starts[..S::LANES].iter_mut().enumerate() {
@@ -156,14 +155,14 @@ mod tests {
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
             for rows in 1..=32 {
-                for count in [1, 2, 3, 4, 5, 15, 16, 17, 33, 40] {
+                for count in [0, 1, 2, 3, 4, 5, 15, 16, 17, 33, 40] {
                     let lie = (0..rows).map(|row| (0..count).map(|i| number(row, i)).collect()).collect();
                     let mut numbers = Numbers(lie, 0);
                     for (step, whole) in
                         [(rows, 0), (rows, 40), (rows, 17), (rows + 3, 40), (40, 40), (40, 9)]
                     {
                         numbers.1 = whole;
-                        let mut to = vec![-1.0; (count - 1) * step + rows];
+                        let mut to = vec![-1.0; if count == 0 { 0 } else { (count - 1) * step + rows }];
                         interleave(s, rows, count, &mut to, step, &numbers);
                         for (at, got) in to.iter().enumerate() {
                             let (i, r) = (at / step, at % step);

@@ -296,13 +296,6 @@ fn read_words<S: Simd>(s: S, from: Source<'_>, at: usize, depth: usize, to: &mut
     to[depth..].fill(bf16::ZERO);
 }
 
-/// The vector that starts at `from[first]`.
-#[inline(always)]
-fn load<S: Simd, T: Element>(s: S, from: &[T], first: usize) -> S::V {
-    // SAFETY: the slice checks that it is there.
-    unsafe { T::load(s, from[first..first + S::LANES].as_ptr()) }
-}
-
 /// Rounds `from` into the first elements of `to`.
 #[inline(always)]
 fn narrow<S: Simd>(s: S, from: &[f32], to: &mut [bf16]) {
@@ -386,7 +379,7 @@ impl Work<'_> {
         self.seen[2 * row] as usize..self.seen[2 * row + 1] as usize
     }
 
-    /// Keys of the block without which none of `rows` rows, from `first` on, sees any; whole words of two, which weights may be.
+    /// The keys that any of `rows` rows, from `first` on, sees, as one range: whole words of two, which weights may be.
     #[inline(always)]
     fn wanted(&self, keys: &Keys<'_>, first: usize, rows: usize) -> Range<usize> {
         let n = keys.at.len();
@@ -627,12 +620,12 @@ impl Work<'_> {
             for (i, to) in self.v.chunks_exact_mut(KEYS * panel).enumerate() {
                 for half in [0, S::LANES] {
                     let first = i * panel + half;
-                    let mut x = load(s, low, first);
+                    let mut x = s.load(&low[first..]);
                     nothing = s.fma(x, s.splat(0.0), nothing);
                     if WORDS {
                         let mut next = s.splat(0.0);
                         if let Some(high) = high {
-                            next = load(s, high, first);
+                            next = s.load(&high[first..]);
                             nothing = s.fma(next, s.splat(0.0), nothing);
                         }
                         x = s.pairs(x, next);

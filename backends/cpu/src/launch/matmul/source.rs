@@ -237,10 +237,8 @@ impl Kernel for WidenPlain<'_> {
                     let (low, high) = row.split_at_mut(S::LANES);
                     let x = &x[at..at + columns.len()];
                     if columns.len() == nr {
-                        // SAFETY: a slice of so many elements.
-                        let [x0, x1] = unsafe { two(s, x.as_ptr()) };
-                        s.store(low, x0);
-                        s.store(high, x1);
+                        s.store(low, s.load(x));
+                        s.store(high, s.load(&x[S::LANES..]));
                         continue;
                     }
                     let (x0, x1) = x.split_at(x.len().min(S::LANES));
@@ -289,16 +287,6 @@ impl Kernel for WidenPlain<'_> {
             }
         }
     }
-}
-
-/// Two vectors.
-///
-/// # Safety
-/// Their elements can be read.
-#[inline(always)]
-unsafe fn two<S: Simd, T: Element>(s: S, from: *const T) -> [S::V; 2] {
-    // SAFETY: by the contract.
-    unsafe { [T::load(s, from), T::load(s, from.add(S::LANES))] }
 }
 
 /// Columns whose elements are contiguous, `stride` apart from each other.

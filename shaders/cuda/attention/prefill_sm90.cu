@@ -2,7 +2,7 @@
 //
 // A block of one producer and CONSUMERS consumer warpgroups goes through work items of 64 * CONSUMERS queries of one head. The producer
 // streams keys and values by tensor copies (128-byte swizzle) through rings of STAGES tiles of BLOCK_N keys, from the last visible key to
-// the first; each consumer has 64 queries, whose scores and results are accumulators of wgmma. Scores of a tile are multiplied while the
+// the first, and queries through a ring of Q_STAGES tiles, so that those of the next item are there when its turn comes; each consumer has 64 queries, whose scores and results are accumulators of wgmma. Scores of a tile are multiplied while the
 // weights of the tile before it are multiplied by values, and named barriers let one warpgroup's products run under the other's softmax.
 // Weights stay in registers, as the A operand of the second product: accumulators of 16 keys are just that fragment.
 //
@@ -12,7 +12,7 @@
 // boxes of 64 elements: `q_map` (element, row, head) with 64 rows, `k_map` and `v_map` (element, token, head, sequence) with BLOCK_N
 // tokens. Paged caches: blocks are a multiple of BLOCK_N tokens, and the maps' last index is the block.
 //
-// Defines: HEAD_DIM, BLOCK_N, CONSUMERS, STAGES, TYPE (f16 or bf16) and TYPE_NAME ("f16" or "bf16"), Q_TYPE and OUT_TYPE; SCORES = 1 where
+// Defines: HEAD_DIM, BLOCK_N, CONSUMERS, STAGES, Q_STAGES, TYPE (f16 or bf16) and TYPE_NAME ("f16" or "bf16"), Q_TYPE and OUT_TYPE; SCORES = 1 where
 // scores are more than scaled by a positive number.
 #define TILE_ROWS (64 * CONSUMERS)
 #include "attention/parts.cuh"
@@ -22,9 +22,10 @@ static constexpr int N = BLOCK_N, SLABS = D / 64;
 static constexpr u32 Q_BYTES = 64 * D * 2, TILE_BYTES = N * D * 2;
 
 // Where things are in shared memory, from its beginning.
-static constexpr u32 K_AT = CONSUMERS * Q_BYTES, V_AT = K_AT + STAGES * TILE_BYTES, BARRIERS_AT = V_AT + STAGES * TILE_BYTES;
+static constexpr u32 K_AT = Q_STAGES * CONSUMERS * Q_BYTES, V_AT = K_AT + STAGES * TILE_BYTES, BARRIERS_AT = V_AT + STAGES * TILE_BYTES;
 
-// Barriers behind the tiles.
+// Barriers behind the tiles: those of queries for each tile of 64.
+static_assert(Q_STAGES * CONSUMERS <= 4 && STAGES <= 4, "there are four barriers of each kind");
 enum Barrier : u32 { Q_FULL = 0, Q_EMPTY = 4, K_FULL = 8, K_EMPTY = 12, V_FULL = 16, V_EMPTY = 20, BARRIERS = 24 };
 
 // Keeps reads of accumulators behind a wait.
@@ -69,6 +70,11 @@ DEVICE i32 number_of(i32 round) {
     return round * grid + (round % 2 == 0 ? block : grid - 1 - block);
 }
 
+// The tile of 64 queries that a consumer takes of the item behind `items` others.
+DEVICE u32 q_slot(u32 items, u32 group) {
+    return items % Q_STAGES * CONSUMERS + group;
+}
+
 // A tile of keys or values to its stage of the ring, once that is empty.
 DEVICE void load_tile(const Attention &p, const TensorMap *map, u32 at, u32 full, u32 empty, u32 count, i32 token, i32 kv_head, i32 b,
                       const i32 *table) {
@@ -92,8 +98,8 @@ DEVICE void load_tile(const Attention &p, const TensorMap *map, u32 at, u32 full
 DEVICE void produce(const Attention &p, const TensorMap *q_map, const TensorMap *k_map, const TensorMap *v_map, const i32 *kv_len,
                     const i32 *q_offsets, const i32 *table, u32 base) {
     const u32 k_at = base + K_AT, v_at = base + V_AT, barriers = base + BARRIERS_AT;
-    // tiles of keys and of items before
-    u32 count = 0, q_count = 0;
+    // tiles of keys and items before
+    u32 count = 0, items = 0;
     for (i32 round = 0; round * (i32)gridDim.x < p.items; round++) {
         const i32 number = number_of(round);
         if (number >= p.items) {
@@ -104,20 +110,21 @@ DEVICE void produce(const Attention &p, const TensorMap *q_map, const TensorMap 
             continue;
         }
         if (threadIdx.x == 0) {
+            const i32 kv_head = item.u.head / p.group;
+            i32 token = item.high * N - N;
+            // first, as a stage of keys is free before one of queries
+            load_tile(p, k_map, k_at, barriers + 8 * K_FULL, barriers + 8 * K_EMPTY, count, token, kv_head, item.u.b, table);
 #pragma unroll 1
-            for (int group = 0; group < CONSUMERS; group++) {
-                const u32 full = barriers + 8 * (Q_FULL + group);
-                barrier_wait(barriers + 8 * (Q_EMPTY + group), (q_count & 1) ^ 1);
+            for (u32 group = 0; group < CONSUMERS; group++) {
+                const u32 slot = q_slot(items, group), full = barriers + 8 * (Q_FULL + slot);
+                barrier_wait(barriers + 8 * (Q_EMPTY + slot), (items / Q_STAGES & 1) ^ 1);
                 barrier_expect(full, Q_BYTES);
 #pragma unroll
                 for (int slab = 0; slab < SLABS; slab++) {
-                    tensor_load_4d(base + group * Q_BYTES + slab * 64 * 128, q_map, full, 64 * slab, 0,
-                                   item.u.s.first + query_of(p, item.u, 64 * group), item.u.head / p.pack);
+                    tensor_load_4d(base + slot * Q_BYTES + slab * 64 * 128, q_map, full, 64 * slab, 0,
+                                   item.u.s.first + query_of(p, item.u, (i32)(64 * group)), item.u.head / p.pack);
                 }
             }
-            const i32 kv_head = item.u.head / p.group;
-            i32 token = item.high * N - N;
-            load_tile(p, k_map, k_at, barriers + 8 * K_FULL, barriers + 8 * K_EMPTY, count, token, kv_head, item.u.b, table);
 #pragma unroll 1
             for (; token >= item.low * N; token -= N) {
                 if (token > item.low * N) {
@@ -127,7 +134,7 @@ DEVICE void produce(const Attention &p, const TensorMap *q_map, const TensorMap 
                 load_tile(p, v_map, v_at, barriers + 8 * V_FULL, barriers + 8 * V_EMPTY, count, token, kv_head, item.u.b, table);
                 count++;
             }
-            q_count++;
+            items++;
         }
         __syncwarp();
     }
@@ -143,9 +150,9 @@ DEVICE void release(u32 base, u32 empty, u32 count) {
     }
 }
 
-DEVICE void multiply_keys(u32 base, u32 group, u32 count, float (&scores)[N / 2]) {
+DEVICE void multiply_keys(u32 base, u32 slot, u32 count, float (&scores)[N / 2]) {
     wgmma_fence();
-    const u32 q = descriptor_low<16>(base + group * Q_BYTES);
+    const u32 q = descriptor_low<16>(base + slot * Q_BYTES);
     const u32 k = descriptor_low<16>(base + K_AT + count % STAGES * TILE_BYTES);
 #pragma unroll
     for (int step = 0; step < D / 16; step++) {
@@ -430,10 +437,11 @@ DEVICE void consume(const Attention &p, const Operands &o, float *parts, u32 bas
         if (low <= tile) {
             float scores[N / 2];
             u32 weights[N / 4];
-            barrier_wait(base + BARRIERS_AT + 8 * (Q_FULL + group), items & 1);
+            const u32 slot = q_slot(items, group);
+            barrier_wait(base + BARRIERS_AT + 8 * (Q_FULL + slot), items / Q_STAGES & 1);
             items++;
             wait_full(base, K_FULL, count);
-            multiply_keys(base, group, count, scores);
+            multiply_keys(base, slot, count, scores);
             wgmma_wait<0>();
             settle(scores);
             release(base, K_EMPTY, count);
@@ -452,7 +460,7 @@ DEVICE void consume(const Attention &p, const Operands &o, float *parts, u32 bas
                 tile--;
                 wait_full(base, K_FULL, count + 1);
                 named_sync(1 + group, 256);
-                multiply_keys(base, group, count + 1, scores);
+                multiply_keys(base, slot, count + 1, scores);
                 wait_full(base, V_FULL, count);
                 multiply_values(base, count, values, weights);
                 named_arrive(1 + (group + 1) % CONSUMERS, 256);
@@ -479,7 +487,7 @@ DEVICE void consume(const Attention &p, const Operands &o, float *parts, u32 bas
                 }
             }
             if (threadIdx.x % 32 == 0) {
-                barrier_arrive(base + BARRIERS_AT + 8 * (Q_EMPTY + group));
+                barrier_arrive(base + BARRIERS_AT + 8 * (Q_EMPTY + slot));
             }
             wait_full(base, V_FULL, count);
             multiply_values(base, count, values, weights);

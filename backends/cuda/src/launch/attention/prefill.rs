@@ -36,9 +36,14 @@ pub(crate) const fn row<const BF16: bool>(name: &'static str) -> Kernel {
         .with_align(align)
 }
 
-/// Dynamic shared memory: queries, rings of keys and values, barriers, and room to begin at a multiple of 1,024 bytes.
-fn shared(head_dim: usize, keys: usize) -> usize {
-    (ROWS + 2 * STAGES * keys) * head_dim * 2 + 24 * 8 + 1024
+/// Dynamic shared memory: rings of queries, keys and values, barriers, and room to begin at a multiple of 1,024 bytes.
+fn shared(head_dim: usize, keys: usize, q_stages: usize) -> usize {
+    (q_stages * ROWS + 2 * STAGES * keys) * head_dim * 2 + 24 * 8 + 1024
+}
+
+/// Tiles of queries that are there at once: two where a block has room for them.
+fn q_stages(head_dim: usize, keys: usize, caps: &CudaCaps) -> usize {
+    if shared(head_dim, keys, 2) <= caps.shared as usize { 2 } else { 1 }
 }
 
 /// Heads whose rows make a tile together: those of a group where they fill whole boxes.
@@ -61,7 +66,7 @@ fn reject<const BF16: bool>(candidate: &Candidate<'_>) -> Option<Reason> {
     if keys > 128 && op.q.len > 64 || keys > 64 && op.q.len > 128 {
         return Some(Reason::new("has no registers for heads of that many elements"));
     }
-    if shared(op.q.len, keys) > caps.shared as usize {
+    if shared(op.q.len, keys, 1) > caps.shared as usize {
         return Some(Reason::new("needs more shared memory than a block has"));
     }
     if op.kv.paging.is_some_and(|p| !p.block.is_multiple_of(keys)) {
@@ -120,18 +125,20 @@ fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
     let op = op_of(request)?;
     let keys = request.config.tile[1];
     let number = |x: usize| x.to_string();
+    let caps = caps(request)?;
+    let q_stages = q_stages(op.q.len, keys, &caps);
     let mut definitions = vec![
         ("HEAD_DIM", number(op.q.len)),
         ("BLOCK_N", number(keys)),
         ("CONSUMERS", number(ROWS / 64)),
         ("STAGES", number(STAGES)),
+        ("Q_STAGES", number(q_stages)),
     ];
     definitions.extend(type_definitions(op));
     let module = module(request, &cuda::ATTENTION_PREFILL_SM90, &definitions)?;
     let function = module.function("attention_prefill")?;
-    let shared = shared(op.q.len, keys) as u32;
+    let shared = shared(op.q.len, keys, q_stages) as u32;
     function.allow_shared(shared)?;
-    let caps = caps(request)?;
     let cut = Cut::new(op, keys, &caps);
     // rounded queries, then parts
     let rounded = match op.q_dtype {

@@ -54,6 +54,15 @@ impl fmt::Display for Sizes {
 const ROWS: &[(&str, usize)] = &[("rows", 512), ("len", 2048)];
 const MATMUL: &[(&str, usize)] = &[("m", 512), ("n", 2048), ("k", 2048), ("b", 1)];
 
+/// What products of a type are stored as, where nothing else is asked for: as libraries do it.
+fn sums(t: DType) -> DType {
+    match t {
+        DType::I8 => DType::I32,
+        DType::F8E4M3 => DType::BF16,
+        t => t,
+    }
+}
+
 /// The table.
 pub const OPS: &[Entry] = &[
     Entry {
@@ -61,12 +70,8 @@ pub const OPS: &[Entry] = &[
         keys: MATMUL,
         build: |s, t, _| {
             let (m, n, k) = (s.get("m"), s.get("n"), s.get("k"));
-            // products of i8 are i32; block formats are for weights, beside f32 that may be rounded as in a model
-            let (a, c) = match t {
-                DType::I8 => (t, DType::I32),
-                t if t.is_block() => (DType::F32, DType::F32),
-                t => (t, t),
-            };
+            // block formats are for weights, beside f32 that may be rounded as in a model
+            let (a, c) = if t.is_block() { (DType::F32, DType::F32) } else { (t, sums(t)) };
             let policy = Policy { quantised_activations: t.is_block(), ..Policy::default() };
             let op = MatMul { batch: s.get("b"), policy, ..MatMul::linear(m, n, k, a, t, c) };
             Ok(op.into())
@@ -88,18 +93,18 @@ pub const OPS: &[Entry] = &[
             let Some(rows) = tokens.checked_mul(top_k) else {
                 bail!("tokens x top_k overflows; use smaller sizes")
             };
-            let dense = |strides| Tensor2 { dtype: t, strides };
+            let dense = |dtype, strides| Tensor2 { dtype, strides };
             Ok(GroupedMatMul {
                 experts: s.get("e"),
                 rows,
                 n,
                 k,
-                a: dense(Matrix::row_major(tokens, k)),
+                a: dense(t, Matrix::row_major(tokens, k)),
                 a_rows: tokens,
                 a_divisor: top_k.max(1),
-                b: dense(Matrix::col_major(k, n)),
+                b: dense(t, Matrix::col_major(k, n)),
                 b_constant: true,
-                c: dense(Matrix::row_major(rows, n)),
+                c: dense(sums(t), Matrix::row_major(rows, n)),
                 c_rows: rows,
                 bias: None,
                 activation: Default::default(),
@@ -113,8 +118,9 @@ pub const OPS: &[Entry] = &[
         keys: &[("m", 512), ("n", 8192), ("k", 2048)],
         build: |s, t, _| {
             let (m, n, k) = (s.get("m"), s.get("n"), s.get("k"));
-            let part = MatMul::linear(m, n, k, t, t, t);
-            Ok(GatedMatMul { gate: part, up: part, gated: Gated::dense(m, n, t, GatedKind::SwiGlu) }.into())
+            let part = MatMul::linear(m, n, k, t, t, sums(t));
+            let gated = Gated::dense(m, n, sums(t), GatedKind::SwiGlu);
+            Ok(GatedMatMul { gate: part, up: part, gated }.into())
         },
     },
     Entry {

@@ -195,11 +195,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             for (i32 index = first; index < units; index += step) {
                 const Unit unit = unit_at(p, index, rank);
                 const Tile at = tile_at(p, unit.tile, CLUSTER > 1 ? rank : 0);
-                for (i32 slice = unit.begin; slice < unit.begin + unit.slices; slice++) {
+                // where each tile reads rows of its own, they do not all read the same columns at a time, which lie in a few channels of memory
+                i32 turn = unit.slices > 0 ? (i32)((u32)unit.tile * (u32)p.rotate % (u32)unit.slices) : 0;
+                for (i32 i = 0; i < unit.slices; i++) {
+                    const i32 slice = unit.begin + turn;
+                    turn = turn + 1 < unit.slices ? turn + 1 : 0;
                     barrier_wait(empty + 8 * ring.stage, ring.parity);
                     const u32 done = full + 8 * ring.stage;
                     const u32 target = base + ring.stage * STAGE_BYTES;
-                    barrier_expect(done, STAGE_BYTES);
+                    barrier_expect(done, p.stage_bytes);
                     const i32 k = slice * TILE_K;
                     const i32 batch_a = at.batch * p.a_batch;
                     const i32 batch_b = at.batch * p.b_batch;

@@ -160,6 +160,10 @@ struct Params {
     // tiles that are computed whole; of the rest the k is shared out to `shares` clusters each
     i32 whole;
     i32 shares;
+    // slices of k by which a tile begins behind the one before it
+    i32 rotate;
+    // bytes that copies bring to a stage: of few rows of A no more than there are
+    u32 stage_bytes;
 };
 
 // What the epilogue reads; null where it does not.

@@ -25,15 +25,30 @@ use perjoule_shaders::cuda::MATMUL_HOPPER;
 use problem::Problem;
 use round::Round;
 
-/// Tiles: `[m, n, k of 16-bit elements]`, and [`Tile`]'s further fields.
+/// A tile `[m, n, k of 16-bit elements]`, and [`Tile`]'s further fields.
+const fn config(name: &'static str, tile: &'static [usize], params: &'static [usize]) -> Config {
+    Config { name, tile, params }
+}
+
+const SQUARE: Config = config("128x128", &[128, 128, 64], &[6, 2, 1, 0]);
+const SQUARE_REST: Config = config("128x128_rest", &[128, 128, 64], &[6, 2, 1, 1]);
+/// Of few rows: a block whose cluster had no other rows for its neighbour works alone, and tiles are no higher than they must be.
+const FEW: Config = config("64x128", &[64, 128, 64], &[8, 1, 1, 0]);
+const FEW_REST: Config = config("64x128_rest", &[64, 128, 64], &[8, 1, 1, 1]);
+
 pub(crate) static CONFIGS: &[Config] = &[
-    Config { name: "128x128", tile: &[128, 128, 64], params: &[6, 2, 1, 0] },
-    Config { name: "128x128_rest", tile: &[128, 128, 64], params: &[6, 2, 1, 1] },
-    Config { name: "128x128_split2", tile: &[128, 128, 64], params: &[6, 1, 2, 0] },
+    SQUARE,
+    SQUARE_REST,
+    config("128x128_split2", &[128, 128, 64], &[6, 1, 2, 0]),
+    config("128x128_alone", &[128, 128, 64], &[6, 1, 1, 0]),
+    FEW,
+    FEW_REST,
+    config("64x64", &[64, 64, 64], &[12, 1, 1, 0]),
+    config("64x64_rest", &[64, 64, 64], &[12, 1, 1, 1]),
 ];
 
 /// Those of gated products.
-pub(crate) static GATED_CONFIGS: &[Config] = CONFIGS.first_chunk::<2>().expect("two");
+pub(crate) static GATED_CONFIGS: &[Config] = &[SQUARE, SQUARE_REST, FEW, FEW_REST];
 
 /// Element types of the rows.
 const ELEMENTS: [DType; 5] = [DType::BF16, DType::F16, DType::F32, DType::F8E4M3, DType::I8];
@@ -86,6 +101,12 @@ impl Tile {
         (self.stages * ((self.m + self.n) * 128 + 16) + 2 * 2 * BOX as usize) as u32
     }
 
+    /// Rows of A that are copied at a time: no more than there are, where a block has A for itself. What is not there would be written
+    /// to shared memory as zeros, row by row, which takes longer than to copy it. Rows behind them, which are not stored, may be anything.
+    fn box_rows(&self, problem: &Problem) -> usize {
+        if self.cluster > 1 || problem.a_mn { self.m } else { self.m.min(problem.m.next_multiple_of(8)) }
+    }
+
     /// Columns of C that a block computes.
     fn columns(&self, problem: &Problem) -> usize {
         if problem.gate.is_some() { self.n / 2 } else { self.n }
@@ -113,6 +134,12 @@ impl Tile {
         }
         schedule
     }
+}
+
+/// Slices of k by which a tile begins behind the one before it: where no other tile reads the same rows of B, which then come from
+/// memory once. They are spread by the golden ratio, so that any tiles that follow each other are.
+fn rotate(problem: &Problem, schedule: &Schedule) -> i32 {
+    if schedule.tiles_m > 1 { 0 } else { (slices(problem) * 5 / 13) as i32 | 1 }
 }
 
 /// Slices along k.
@@ -146,6 +173,8 @@ struct Params {
     b_batch: i32,
     whole: i32,
     shares: i32,
+    rotate: i32,
+    stage_bytes: u32,
 }
 
 fn problem(candidate: &Candidate<'_>) -> Result<Problem, Reason> {
@@ -184,13 +213,16 @@ pub(crate) fn cost(candidate: &Candidate<'_>) -> f32 {
     let ends = 500.0 + 2500.0 * (tile.split - 1) as f32;
     let cycles = (tile.m * tile.n * problem.k / tile.split) as f32 / (rate * efficiency) + ends;
     let clock = caps.clock_khz.max(1) as f32 * 1e3;
+    // bytes that a multiprocessor takes in, at 52 GB/s
+    let slice = (tile.box_rows(&problem) + tile.n) * 128;
+    let taken = waves * (slice * slices(&problem) / tile.split) as f32 / 52e9;
     let memory = 0.8 * caps.memory_rate.max(1) as f32;
     let moved = candidate.op.bytes() as f32 / memory;
     // another kernel takes its time to start, and so do its bytes
     let rest = if left > 0 { 6e-6 } else { 0.0 };
     let round =
         problem.rounds.map_or(0.0, |_| 3e-6 + (problem.batch * problem.m * problem.k * 6) as f32 / memory);
-    4e-6 + rest + round + (waves * cycles / clock).max(moved)
+    4e-6 + rest + round + (waves * cycles / clock).max(moved).max(taken)
 }
 
 /// Roundings by element type.
@@ -249,6 +281,8 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Box<dyn Launch>> {
         b_batch: i32::from(problem.b.batch != 0),
         whole: schedule.whole as i32,
         shares: schedule.shares as i32,
+        rotate: rotate(&problem, &schedule),
+        stage_bytes: ((tile.box_rows(&problem) + tile.n) * 128) as u32,
     };
     let blocks = tile.cluster * tile.split;
     let mut dims = Dims::line((schedule.clusters * blocks) as u32, THREADS);
@@ -350,7 +384,7 @@ impl Body for Product {
         let half = |side: usize| side / tile.cluster;
         // a gated product copies its two B in halves
         let b_side = if p.gate.is_some() { tile.n / 2 } else { half(tile.n) };
-        let a = p.a_lines(tile.m).encode(a)?;
+        let a = p.a_lines(tile.box_rows(p)).encode(a)?;
         let b = p.b_lines(false, b_side).encode(b)?;
         let b_up = match at.b_up {
             Some(operand) => p.b_lines(true, b_side).encode(call.operand(operand))?,

@@ -34,6 +34,7 @@ mod shader;
 pub mod stream;
 mod submissions;
 pub mod table;
+mod unroll;
 mod wait;
 mod work;
 

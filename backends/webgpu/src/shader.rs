@@ -21,6 +21,7 @@
 //! An operand of runs has `x_get(i) -> vec4<f32>` and `x_set(i, value: vec4<f32>)` for elements `i` to `i + 3`, `i` a multiple of 4: a
 //! source that leaves open whether values are `f32` or `vec4<f32>` serves both.
 
+use crate::unroll::unrolled;
 use perjoule_kernels::DType;
 use std::fmt::Write;
 
@@ -197,7 +198,7 @@ impl Variant {
         for part in headers.iter().chain([&source]) {
             text.push_str(part);
         }
-        text
+        unrolled(&text)
     }
 }
 

@@ -17,7 +17,11 @@
 //! | `submissions` | how far the host may be ahead of the device |
 //! | `faults` | errors that no call answers with |
 //! | `inner` | what all of them share |
+//! | `background` | what is compiled while nobody waits, and the end of the process |
+//! | `unroll` | short loops of sources, written out |
 
+#[cfg(not(target_arch = "wasm32"))]
+mod background;
 #[cfg(not(target_arch = "wasm32"))]
 mod cache;
 pub mod ceiling;

@@ -113,7 +113,7 @@ impl Kernel {
     fn begin(self: &Arc<Self>, inner: &Arc<Inner>) {
         // a device that is gone by then needs no kernels
         let (kernel, inner) = (self.clone(), Arc::downgrade(inner));
-        rayon::spawn(move || {
+        crate::background::spawn(move || {
             if let Some(inner) = inner.upgrade() {
                 // an error is told to whoever needs the kernel
                 let _ = kernel.made(&inner);

@@ -1,42 +1,40 @@
-//! Short loops are written out before a driver sees them.
+//! Marked loops are written out before a driver sees them.
 //!
 //! An array of sums is in registers where all its indices are known, and drivers differ in what they make of a loop over it: some leave
 //! it as it is, and the sums are then in memory. So a loop of the form
 //!
 //! ```wgsl
+//! // unroll
 //! for (var i = 0u; i < ROWS; i++) {
 //! ```
 //!
-//! is replaced by its body for each of its turns, where the bound is an expression of the module's constants, up to [`MOST_TURNS`], and
-//! nothing leaves the loop early or has the name of its variable. What shall remain a loop has a bound that is no constant.
+//! is replaced by its body for each of its turns. The bound is an expression of the module's constants, nothing leaves the loop early,
+//! and nothing within it has the name of its variable. Not all loops are marked: drivers that unroll by themselves, as lavapipe's
+//! compiler does, take several times as long for what is written out.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-/// Most turns of a loop, and most bytes that one may become.
-const MOST_TURNS: u32 = 16;
-const MOST_BYTES: usize = 64 << 10;
-
-/// The module without its short loops.
+/// The module without its marked loops.
 pub(crate) fn unrolled(text: &str) -> String {
     expanded(text, &constants(text))
 }
 
 fn expanded(text: &str, constants: &HashMap<&str, &str>) -> String {
-    const LOOP: &str = "for (var ";
+    const MARK: &str = "// unroll\n";
     let mut out = String::with_capacity(2 * text.len());
     let mut rest = text;
-    while let Some(at) = rest.find(LOOP) {
+    while let Some(at) = rest.find(MARK) {
         out.push_str(&rest[..at]);
-        let here = &rest[at..];
+        let here = &rest[at + MARK.len()..];
         rest = match loop_of(here, constants) {
             Some((turns, after)) => {
                 out.push_str(&turns);
                 after
             }
             None => {
-                out.push_str(LOOP);
-                &here[LOOP.len()..]
+                out.push_str(MARK);
+                here
             }
         };
     }
@@ -46,7 +44,7 @@ fn expanded(text: &str, constants: &HashMap<&str, &str>) -> String {
 
 /// The turns of the loop that the text begins with, and what follows it.
 fn loop_of<'a>(text: &'a str, constants: &HashMap<&str, &str>) -> Option<(String, &'a str)> {
-    let (name, head) = text.strip_prefix("for (var ")?.split_once(" = 0u; ")?;
+    let (name, head) = text.trim_start().strip_prefix("for (var ")?.split_once(" = 0u; ")?;
     let head = head.strip_prefix(name)?.strip_prefix(" < ")?;
     let (bound, head) = head.split_once("; ")?;
     let inside = head.strip_prefix(name)?.strip_prefix("++) {")?;
@@ -54,15 +52,14 @@ fn loop_of<'a>(text: &'a str, constants: &HashMap<&str, &str>) -> Option<(String
     let end = end_of_block(inside)?;
     let body = &inside[..end];
     let shadows = ["var ", "let "].iter().any(|word| body.contains(&format!("{word}{name} ")));
-    if count > MOST_TURNS || shadows || ["break", "continue", "return"].iter().any(|word| body.contains(word))
-    {
+    if shadows || ["break", "continue", "return"].iter().any(|word| body.contains(word)) {
         return None;
     }
     let mut turns = String::new();
     for turn in 0..count {
         let _ = writeln!(turns, "{{{}}}", expanded(&with(body, name, turn), constants));
     }
-    (turns.len() <= MOST_BYTES).then_some((turns, &inside[end + 1..]))
+    Some((turns, &inside[end + 1..]))
 }
 
 /// Where the block ends whose `{` is before the text.
@@ -196,7 +193,7 @@ mod tests {
     #[test]
     fn loops_are_written_out_within_each_other() {
         let constants = "const A = 2u;\nconst B: u32 = (A * 3u + 2u - 1u) / 7u + A % 2u;\n";
-        let text = "for (var i = 0u; i < A; i++) {\nlet x = s.i + i; // a } in a comment\nfor (var j = 0u; j < B + i; j++) { f(i, j, ij); }\n}\nend";
+        let text = "// unroll\n  for (var i = 0u; i < A; i++) {\nlet x = s.i + i; // a } in a comment\n// unroll\nfor (var j = 0u; j < B + i; j++) { f(i, j, ij); }\n}\nend";
         let turn =
             |i: u32, inner: &str| format!("{{\nlet x = s.i + {i}u; // a }} in a comment\n{inner}\n}}\n");
         let expected =
@@ -210,12 +207,15 @@ mod tests {
             "for (var i = 1u; i < 4u; i++) { f(i); }",
             "for (var i = 0u; i < params.n; i++) { f(i); }",
             "for (var i = 0u; i < 4u; i += 2u) { f(i); }",
-            "for (var i = 0u; i < 17u; i++) { f(i); }",
             "for (var i = 0u; i < 4u; i++) { if f(i) { break; } }",
             "for (var i = 0u; i < 4u; i++) { for (var i = 1u; i < 4u; i++) { f(i); } }",
-            "const A = A;\nfor (var i = 0u; i < A; i++) {}",
+            "for (var i = 0u; i < A; i++) {}",
         ] {
-            assert_eq!(unrolled(text), text);
+            for text in
+                [format!("const A = A;\n// unroll\n{text}"), "for (var i = 0u; i < 4u; i++) {}".to_owned()]
+            {
+                assert_eq!(unrolled(&text), text);
+            }
         }
     }
 }

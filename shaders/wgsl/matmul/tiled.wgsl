@@ -106,6 +106,7 @@ fn tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
     // a slice ahead of the one that is multiplied
     for (var k0 = begin; k0 < end + DEPTH; k0 += DEPTH) {
         if k0 < end {
+            // unroll
             for (var i = 0u; i < LEFT_EACH; i++) {
                 let place = place_of(lane + i * THREADS, TILE_M, A_ALONG_K);
                 let row = left_row(group, place.x);
@@ -116,6 +117,7 @@ fn tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
                 }
                 a_next[i] = value;
             }
+            // unroll
             for (var i = 0u; i < RIGHT_EACH; i++) {
                 let place = place_of(lane + i * THREADS, WIDTH, B_ALONG_K);
                 let col = col0 + place.x % TILE_N;
@@ -136,11 +138,14 @@ fn tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
             let right_half = (1u - half) * QUADS * RIGHT_PITCH;
             for (var q = 0u; q < quads; q++) {
                 var a: array<vec4<f32>, ROWS>;
+                // unroll
                 for (var i = 0u; i < ROWS; i++) {
                     a[i] = left[left_half + q * LEFT_PITCH + ty + i * DOWN];
                 }
+                // unroll
                 for (var j = 0u; j < COLS * SIDES; j++) {
                     let b = right[right_half + q * RIGHT_PITCH + tx + j * ACROSS];
+                    // unroll
                     for (var i = 0u; i < ROWS; i++) {
                         var sum = sums[i * COLS * SIDES + j];
                         sum = fma(a[i].x, b.x, sum);
@@ -153,12 +158,14 @@ fn tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
             }
         }
         if k0 < end {
+            // unroll
             for (var i = 0u; i < LEFT_EACH; i++) {
                 let place = place_of(lane + i * THREADS, TILE_M, A_ALONG_K);
                 if place.x < TILE_M && place.y < QUADS {
                     left[(half * QUADS + place.y) * LEFT_PITCH + place.x] = a_next[i];
                 }
             }
+            // unroll
             for (var i = 0u; i < RIGHT_EACH; i++) {
                 let place = place_of(lane + i * THREADS, WIDTH, B_ALONG_K);
                 if place.x < WIDTH && place.y < QUADS {
@@ -169,13 +176,20 @@ fn tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
         workgroupBarrier();
         half = 1u - half;
     }
+    // not written out: what stores an element is long
     for (var i = 0u; i < ROWS; i++) {
         let row = result_row(group, ty + i * DOWN);
+        // unroll
         for (var j = 0u; j < COLS; j++) {
+            var sum = 0.0;
+            var other = 0.0;
+            // unroll
+            for (var r = 0u; r < ROWS; r++) {
+                sum = select(sum, sums[r * COLS * SIDES + j], r == i);
+                other = select(other, sums[r * COLS * SIDES + j + COLS * (SIDES - 1u)], r == i);
+            }
             let col = col0 + tx + j * ACROSS;
             if row < params.m && col < params.n {
-                let sum = sums[i * COLS * SIDES + j];
-                let other = sums[i * COLS * SIDES + j + COLS * (SIDES - 1u)];
                 if SPLIT {
                     let part = group.z % params.parts;
                     let plane = params.m * params.n;

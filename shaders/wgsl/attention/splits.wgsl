@@ -72,16 +72,19 @@ fn parts_of(
     for (var key = 0u; key < end - begin; key += 16u) {
         let place = places[key + y];
         var products: array<f32, R>;
+        // unroll
         for (var r = 0u; r < R; r++) {
             products[r] = 0.0;
         }
         for (var i = x; i < QUADS; i += 8u) {
             let k = k_quad(place + i);
+            // unroll
             for (var r = 0u; r < R; r++) {
                 products[r] += dot(queries[r * QUADS + i], k);
             }
         }
         if SUBGROUPS {
+            // unroll
             for (var r = 0u; r < R; r++) {
                 let product = sum_of_eight(products[r]);
                 if x == 0u {
@@ -89,12 +92,14 @@ fn parts_of(
                 }
             }
         } else {
+            // unroll
             for (var r = 0u; r < R; r++) {
                 shares[r * LANES + lane] = products[r];
             }
             workgroupBarrier();
             if x < R {
                 var product = 0.0;
+                // unroll
                 for (var i = 0u; i < 8u; i++) {
                     product += shares[x * LANES + y * 8u + i];
                 }
@@ -143,17 +148,20 @@ fn parts_of(
     let quad = lane % QUADS;
     let slice = lane / QUADS;
     var values: array<vec4<f32>, R>;
+    // unroll
     for (var r = 0u; r < R; r++) {
         values[r] = vec4<f32>(0.0);
     }
     if slice < SLICES {
         for (var i = slice; i < end - begin; i += SLICES) {
             let v = v_quad(places[i] + quad);
+            // unroll
             for (var r = 0u; r < R; r++) {
                 values[r] += scores[r * SPLIT + i] * v;
             }
         }
     }
+    // unroll
     for (var r = 0u; r < R; r++) {
         workgroupBarrier();
         sums[lane] = values[r];

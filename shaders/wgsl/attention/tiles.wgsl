@@ -64,13 +64,16 @@ fn attention(
     var tops = vec4<f32>(-infinity());
     var sums = vec4<f32>(0.0);
     var values: array<array<vec4<f32>, 4>, SHARE>;
+    // unroll
     for (var c = 0u; c < SHARE; c++) {
+        // unroll
         for (var r = 0u; r < 4u; r++) {
             values[c][r] = vec4<f32>(0.0);
         }
     }
     for (var key = seen_first.x; key < seen_last.y; key += KEYS) {
         var scores: array<vec4<f32>, 4>;
+        // unroll
         for (var j = 0u; j < 4u; j++) {
             scores[j] = vec4<f32>(0.0);
         }
@@ -100,6 +103,7 @@ fn attention(
                 let b = tile[at + PITCH];
                 let c = tile[at + 2u * PITCH];
                 let d = tile[at + 3u * PITCH];
+                // unroll
                 for (var j = 0u; j < 4u; j++) {
                     let k = tile[(ROWS + x + 8u * j) * PITCH + quad];
                     scores[j] += vec4<f32>(dot(a, k), dot(b, k), dot(c, k), dot(d, k));
@@ -109,6 +113,7 @@ fn attention(
         // rows see more and later keys one after the other
         let masked = key < seen_last.x || key + KEYS > seen_first.y;
         var most = vec4<f32>(-infinity());
+        // unroll
         for (var j = 0u; j < 4u; j++) {
             scores[j] *= p.scale;
             if CAPPED {
@@ -116,6 +121,7 @@ fn attention(
                 scores[j] = p.soft_cap * vec4<f32>(tanh_of(inner.x), tanh_of(inner.y), tanh_of(inner.z), tanh_of(inner.w));
             }
             if masked {
+                // unroll
                 for (var r = 0u; r < 4u; r++) {
                     let seen = visible(p, s, min(first + 4u * y + r, last) / p.group);
                     let own = key + x + 8u * j;
@@ -130,6 +136,7 @@ fn attention(
         tile[BEHIND + x * 16u + y] = most;
         workgroupBarrier();
         var next = tops;
+        // unroll
         for (var i = 0u; i < 8u; i++) {
             let other = tile[BEHIND + i * 16u + y];
             next = select(next, other, other > next);
@@ -138,12 +145,15 @@ fn attention(
         let keep = exp_quad(tops - less);
         tops = next;
         sums *= keep;
+        // unroll
         for (var j = 0u; j < 4u; j++) {
             let weights = exp_quad(scores[j] - less);
             sums += weights;
             tile[(x + 8u * j) * 16u + y] = weights;
         }
+        // unroll
         for (var c = 0u; c < SHARE; c++) {
+            // unroll
             for (var r = 0u; r < 4u; r++) {
                 values[c][r] *= keep[r];
             }
@@ -157,6 +167,7 @@ fn attention(
             workgroupBarrier();
             for (var j = 0u; j < VALUES; j++) {
                 let weights = tile[(part + j) * 16u + y];
+                // unroll
                 for (var c = 0u; c < SHARE; c++) {
                     // behind the head lie other values, of which nothing is stored
                     let v = tile[BEHIND + j * QUADS + min(x + 8u * c, QUADS - 1u)];
@@ -172,11 +183,13 @@ fn attention(
     tile[x * 16u + y] = sums;
     workgroupBarrier();
     sums = vec4<f32>(0.0);
+    // unroll
     for (var i = 0u; i < 8u; i++) {
         sums += tile[i * 16u + y];
     }
     // more than 0 where a row has what is NaN or infinite
     var broken = vec4<f32>(0.0);
+    // unroll
     for (var r = 0u; r < 4u; r++) {
         let row = first + 4u * y + r;
         if row <= last {
@@ -193,6 +206,7 @@ fn attention(
             }
             share /= sum;
             var all_finite = true;
+            // unroll
             for (var c = 0u; c < SHARE; c++) {
                 if x + 8u * c < QUADS {
                     let value = values[c][r] * share;
@@ -208,6 +222,7 @@ fn attention(
     workgroupBarrier();
     tile[x * 16u + y] = broken;
     workgroupBarrier();
+    // unroll
     for (var i = 0u; i < 8u; i++) {
         broken += tile[i * 16u + y];
     }

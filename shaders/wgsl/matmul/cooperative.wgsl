@@ -126,20 +126,24 @@ fn cooperative(
     // an invocation's quads are of the same rows in every slice
     var a_scales: array<f32, EACH>;
     if ROUNDED {
+        // unroll
         for (var i = 0u; i < EACH; i++) {
             a_scales[i] = scale_of(matrix, row0 + place_of(index + i * WORKGROUP, A_ALONG_K).x);
         }
     }
+    // unroll
     for (var i = 0u; i < EACH; i++) {
         a_next[i] = left_at(matrix, row0, 0u, index + i * WORKGROUP, a_scales[i]);
         b_next[i] = right_at(matrix, col0, 0u, index + i * WORKGROUP);
     }
+    // unroll
     for (var i = 0u; i < EACH; i++) {
         keep(index + i * WORKGROUP, a_next[i], b_next[i]);
     }
     workgroupBarrier();
     // no condition around the products: all of a subgroup have to be seen to take part
     for (var k0 = 0u; k0 < params.k; k0 += DEPTH) {
+        // unroll
         for (var i = 0u; i < EACH; i++) {
             a_next[i] = left_at(matrix, row0, k0 + DEPTH, index + i * WORKGROUP, a_scales[i]);
             b_next[i] = right_at(matrix, col0, k0 + DEPTH, index + i * WORKGROUP);
@@ -155,6 +159,7 @@ fn cooperative(
             c11 = coopMultiplyAdd(a1, b1, c11);
         }
         workgroupBarrier();
+        // unroll
         for (var i = 0u; i < EACH; i++) {
             keep(index + i * WORKGROUP, a_next[i], b_next[i]);
         }

@@ -20,6 +20,7 @@ fn norm(
     let share = 1.0 / f32(params.x.len);
     var values: array<vec4<f32>, ITEMS>;
     var sum = vec4<f32>(0.0);
+    // unroll
     for (var i = 0u; i < ITEMS; i++) {
         let d = begin + i * WIDTH * 4u;
         values[i] = vec4<f32>(0.0);
@@ -35,6 +36,7 @@ fn norm(
     if LAYER {
         centre = squares * share;
         sum = vec4<f32>(0.0);
+        // unroll
         for (var i = 0u; i < ITEMS; i++) {
             if begin + i * WIDTH * 4u < end {
                 let value = values[i] - centre;
@@ -47,16 +49,19 @@ fn norm(
     let far = there && is_out_of_range(squares);
     if any_of(far) {
         var most = 0.0;
+        // unroll
         for (var i = 0u; i < ITEMS; i++) {
             most = larger(most, largest(abs(values[i])));
         }
         let factor = down_scale(reduce_max(most, lane));
         sum = vec4<f32>(0.0);
+        // unroll
         for (var i = 0u; i < ITEMS; i++) {
             sum += values[i] * factor;
         }
         let middle = select(0.0, reduce_sum(total(sum), lane) * share, LAYER);
         sum = vec4<f32>(0.0);
+        // unroll
         for (var i = 0u; i < ITEMS; i++) {
             if begin + i * WIDTH * 4u < end {
                 let value = values[i] * factor - middle;
@@ -69,6 +74,7 @@ fn norm(
             inverse = inverse_hypot(sqrt(squares * share) / factor, sqrt(params.eps));
         }
     }
+    // unroll
     for (var i = 0u; i < ITEMS; i++) {
         let d = begin + i * WIDTH * 4u;
         if d < end {

@@ -25,6 +25,7 @@ fn softmax(
     let out_at = start_of(params.out, vector);
     var values: array<vec4<f32>, ITEMS>;
     var top = -infinity();
+    // unroll
     for (var i = 0u; i < ITEMS; i++) {
         let d = begin + i * WIDTH * 4u;
         if d < end {
@@ -34,6 +35,7 @@ fn softmax(
     }
     top = reduce_max(top, lane);
     var sum = vec4<f32>(0.0);
+    // unroll
     for (var i = 0u; i < ITEMS; i++) {
         if begin + i * WIDTH * 4u < end {
             let value = values[i] - top;
@@ -42,6 +44,7 @@ fn softmax(
         }
     }
     let inverse = 1.0 / reduce_sum(total(sum), lane);
+    // unroll
     for (var i = 0u; i < ITEMS; i++) {
         let d = begin + i * WIDTH * 4u;
         if d < end {

@@ -100,6 +100,7 @@ fn gemv(group: vec3<u32>, groups: vec3<u32>, lane: u32) {
             return;
         }
         let end = min(u32(segments_int(expert.x + 1u)), params.positions);
+        // unroll
         for (var t = 0u; t < TOKENS; t++) {
             tokens[t] = Token(0u, NONE);
             if rest + t < end {
@@ -116,6 +117,7 @@ fn gemv(group: vec3<u32>, groups: vec3<u32>, lane: u32) {
             return;
         }
         let row0 = rest % tiles * TOKENS;
+        // unroll
         for (var t = 0u; t < TOKENS; t++) {
             // what is beyond the last is computed again, and not stored
             let row = row0 + t;
@@ -124,29 +126,36 @@ fn gemv(group: vec3<u32>, groups: vec3<u32>, lane: u32) {
     }
 
     var a_at: array<u32, TOKENS>;
+    // unroll
     for (var t = 0u; t < TOKENS; t++) {
         a_at[t] = activation_base() + select(matrix, 0u, GROUPED) * params.a_batch + tokens[t].a * params.a_row;
     }
     var b_at: array<u32, WEIGHT_ROWS>;
+    // unroll
     for (var r = 0u; r < ROWS; r++) {
         let col = min(col0 + r, params.n - 1u);
         b_at[r] = weight_base(0u) * WORD_BYTES + params.b_first + matrix * params.b_batch + col * params.b_col;
         if GATED {
-            b_at[ROWS + r] = weight_base(1u) * WORD_BYTES + col * params.up_col;
+            b_at[min(ROWS + r, WEIGHT_ROWS - 1u)] = weight_base(1u) * WORD_BYTES + col * params.up_col;
         }
     }
     var sums: array<Sum, VALUES>;
+    // unroll
     for (var v = 0u; v < VALUES; v++) {
         sums[v] = Sum(0);
     }
     for (var unit = lane; unit < params.units; unit += LANES) {
+        // unroll
         for (var side = 0u; side < SIDES; side++) {
             var w: array<Weights, ROWS>;
+            // unroll
             for (var r = 0u; r < ROWS; r++) {
                 w[r] = load_weights(side, b_at[side * ROWS + r], unit);
             }
+            // unroll
             for (var t = 0u; t < TOKENS; t++) {
                 let x = load_activations(a_at[t], unit);
+                // unroll
                 for (var r = 0u; r < ROWS; r++) {
                     sums[(side * ROWS + r) * TOKENS + t] += multiply(w[r], x);
                 }
@@ -162,6 +171,7 @@ fn gemv(group: vec3<u32>, groups: vec3<u32>, lane: u32) {
         let col = col0 + lane / TOKENS;
         // a token by its number would keep the array out of registers
         var row = NONE;
+        // unroll
         for (var t = 0u; t < TOKENS; t++) {
             row = select(row, tokens[t].c, t == lane % TOKENS);
         }

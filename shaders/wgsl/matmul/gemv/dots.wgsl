@@ -13,9 +13,11 @@ fn load_weights(side: u32, at: u32, unit: u32) -> Weights {
 
 fn load_activations(at: u32, unit: u32) -> Activations {
     var x: Activations;
+    // unroll
     for (var q = 0u; q < QUADS; q++) {
         x.codes[q] = a_words[at + quad_of(unit, q)];
     }
+    // unroll
     for (var p = 0u; p < PARTS; p++) {
         x.scales[p] = block_scales_get((at - a_at() + quad_of(unit, p * RUNS)) / 8u);
     }
@@ -30,9 +32,11 @@ fn multiply(w: Weights, x: Activations) -> Sum {
     var left = w;
     var right = x;
     var sum = 0.0;
+    // unroll
     for (var p = 0u; p < PARTS; p++) {
         var product = 0;
         var total = 0;
+        // unroll
         for (var i = 0u; i < RUNS; i++) {
             product += dot4I8Packed(left.codes[p * RUNS + i], right.codes[p * RUNS + i]);
             if MINIMA {

@@ -7,6 +7,7 @@ fn quad_of(unit: u32, q: u32) -> u32 {
 fn load_codes(side: u32, at: u32, unit: u32) -> Codes {
     var words = weight_words(side, at + unit);
     var c: Codes;
+    // unroll
     for (var q = 0u; q < QUADS; q++) {
         c.codes[q] = words[q];
     }

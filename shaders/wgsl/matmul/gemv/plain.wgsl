@@ -7,6 +7,7 @@ fn quad_of(unit: u32, q: u32) -> u32 {
 fn load_weights(side: u32, at: u32, unit: u32) -> Weights {
     var words = weight_words(side, at + unit);
     var w: Weights;
+    // unroll
     for (var q = 0u; q < QUADS; q++) {
         if QUADS == 1u {
             w.quads[q] = bitcast<vec4<f32>>(words);

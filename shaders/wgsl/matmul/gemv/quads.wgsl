@@ -8,6 +8,7 @@ alias Activations = Weights;
 
 fn load_activations(at: u32, unit: u32) -> Activations {
     var x: Activations;
+    // unroll
     for (var q = 0u; q < QUADS; q++) {
         x.quads[q] = a_quad(at + quad_of(unit, q));
     }
@@ -22,6 +23,7 @@ fn multiply(w: Weights, x: Activations) -> Sum {
     var left = w;
     var right = x;
     var sum = 0.0;
+    // unroll
     for (var q = 0u; q < QUADS; q++) {
         sum += dot(left.quads[q], right.quads[q]);
     }

@@ -9,6 +9,7 @@ var<private> place: vec3<u32>;
 
 fn meet(sums: array<Sum, VALUES>, lane: u32) -> Sum {
     var own = sums;
+    // unroll
     for (var v = 0u; v < VALUES; v++) {
         let sum = subgroupAdd(own[v]);
         if place.y == 0u {

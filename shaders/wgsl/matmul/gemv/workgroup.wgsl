@@ -8,6 +8,7 @@ const SHARE = LANES / VALUES;
 
 fn meet(sums: array<Sum, VALUES>, lane: u32) -> Sum {
     var own = sums;
+    // unroll
     for (var v = 0u; v < VALUES; v++) {
         partial[v * LANES + lane] = own[v];
     }

@@ -438,8 +438,8 @@ fn cost<const WEIGHT: usize>(candidate: &Candidate<'_>) -> f32 {
     let arithmetic = instructions / (rate * speed.multiprocessors * speed.clock);
     // all passes but the first come from the second-level cache, half of them at best
     let memory = form.bytes(candidate.pack) * (1.0 + 0.5 * (passes - 1.0)) / (0.85 * speed.memory);
-    // barriers of clusters, a block alone on its multiprocessor, and A on its way to shared memory: measured on an H200 with 16 and 64 rows
-    let alone = [1.0, 2.4, 3.0, 3.6][plan.tiles.ilog2() as usize];
+    // barriers of clusters, a block alone on its multiprocessor, and A on its way to shared memory: measured on an H200 with 8, 16 and 64 rows
+    let alone = if rows <= 4 { 1.0 } else { [1.12, 2.4, 3.0, 3.6][plan.tiles.ilog2() as usize] };
     LAUNCH + 1e-6 + memory.max(arithmetic) * alone
 }
 

@@ -135,6 +135,16 @@ fn softmax() {
         }
     }
     check(&devices, Softmax::dense(1, 9, DType::F32), &[("x", vec![f64::NEG_INFINITY; 9])]);
+    // products with the scale beyond the range of f32, on either side, and beside masked elements
+    for scale in [2.0, -2.0, 1e38, -1e38] {
+        for [low, high] in [[-3e38, 3e38], [-3e38, -2e38], [2e38, 3e38], [f64::NEG_INFINITY, 3e38]] {
+            if low.is_infinite() && scale < 0.0 {
+                continue;
+            }
+            let x: Vec<f64> = (0..300).map(|i| if i % 3 == 0 { low } else { high }).collect();
+            check(&devices, Softmax { scale, ..Softmax::dense(1, 300, DType::F32) }, &[("x", x)]);
+        }
+    }
 }
 
 #[test]

@@ -133,7 +133,7 @@ pub fn arithmetic(device: &CpuDevice, which: Arithmetic, rounds: u64) -> Result<
 
 fn in_tiles<K: Kind>(device: &CpuDevice, _: Arithmetic, rounds: u64) -> Result<u64> {
     let rounds = rounds.div_ceil(VECTORS);
-    // SAFETY: the device's features, which `Arithmetic::set` has asked, allow them.
+    // SAFETY: `Arithmetic::set` has asked `Kind::allowed`, which says so of no processor without them.
     device.region(&|_| unsafe { K::in_registers(black_box(rounds)) })?;
     Ok(rounds * amx::ROUND * K::PER as u64)
 }
@@ -375,6 +375,34 @@ mod tests {
                 None => assert!(matches!(done, Err(Error::Unsupported { .. }))),
             }
         }
+    }
+
+    /// Features are the caller's to say, in safe code: what the processor lacks is not run for that.
+    #[test]
+    fn what_the_processor_lacks_is_refused_whatever_the_options_say() {
+        let all = Features {
+            avx2: true,
+            avx512: true,
+            avx512_vnni: true,
+            avx512_bf16: true,
+            amx_bf16: true,
+            amx_int8: true,
+            neon: true,
+            neon_dot: true,
+            neon_i8mm: true,
+            neon_bf16: true,
+        };
+        let found = Features::of_processor();
+        let device = device(all);
+        assert_eq!(device.info().features, found.names());
+        assert_eq!(caps(&device).features, found);
+        for which in [Arithmetic::TilesBf16, Arithmetic::TilesI8] {
+            let has = which.instruction_set(&device).is_some();
+            assert_eq!(arithmetic(&device, which, 8).is_ok(), has);
+        }
+        // a description that is not the device's own
+        assert_eq!(amx::Bf16::allowed(all), found.amx_bf16);
+        assert_eq!(amx::Bytes8::allowed(all), found.amx_int8);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub struct Options {
     /// Lanes of the team; `None` takes one for each fast core that this process may use, as [`Machine::lanes`] says.
     pub threads: Option<usize>,
-    /// Instruction sets to use; `None` takes what [`Features::detect`] finds.
+    /// Instruction sets to use, of which those that the processor lacks are left out; `None` takes what [`Features::detect`] finds.
     pub features: Option<Features>,
 }
 
@@ -84,7 +84,7 @@ impl CpuDevice {
     pub fn describe(options: &Options) -> Result<DeviceInfo> {
         let refuse = |why: String| Error::NoDevice { id: "cpu".into(), why };
         let features = match options.features {
-            Some(features) => features,
+            Some(features) => features.and(Features::of_processor()),
             None => Features::detect().map_err(|e| refuse(e.to_string()))?,
         };
         let machine = Machine::detect();

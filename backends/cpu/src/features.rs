@@ -116,6 +116,22 @@ impl Features {
         })
     }
 
+    /// What both have.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Features {
+            avx2: self.avx2 && other.avx2,
+            avx512: self.avx512 && other.avx512,
+            avx512_vnni: self.avx512_vnni && other.avx512_vnni,
+            avx512_bf16: self.avx512_bf16 && other.avx512_bf16,
+            amx_bf16: self.amx_bf16 && other.amx_bf16,
+            amx_int8: self.amx_int8 && other.amx_int8,
+            neon: self.neon && other.neon,
+            neon_dot: self.neon_dot && other.neon_dot,
+            neon_i8mm: self.neon_i8mm && other.neon_i8mm,
+            neon_bf16: self.neon_bf16 && other.neon_bf16,
+        }
+    }
+
     /// Names, for listings.
     pub fn names(self) -> Vec<String> {
         let all = [

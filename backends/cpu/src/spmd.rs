@@ -36,7 +36,8 @@ pub trait Spmd: Send + Sync + 'static {
     }
 
     /// Runs this lane's part. All lanes make the same calls of [`Lane::barrier`]. Work is divided with [`Args::split_out`] or
-    /// [`Lane::split`], or claimed with [`Lane::claim`]; nothing is allocated.
+    /// [`Lane::split`], or claimed with [`Lane::claim`]; nothing is allocated. It must not launch, read or write by streams of its
+    /// device: see [`Team::lock`](crate::team::Team::lock).
     fn run(&self, lane: &Lane<'_>, args: &Args);
 }
 
@@ -109,11 +110,15 @@ impl Args {
         let others = self.granules[index].compare_exchange(0, bytes, Ordering::Relaxed, Ordering::Relaxed);
         assert!(others.is_ok() || others == Err(bytes), "lanes share operand {index} in different granules");
         assert!(lane.lend(index), "the lane's share of operand {index} is taken already");
-        let range = lane.split(out.len(), granule);
-        // SAFETY: a share is a function of the operand's bytes, the granule's bytes, and the lane. The first are the same for all
-        // lanes, whatever `T` they say, since `split` cuts at multiples of the granule. Of the launch's team every lane exists once,
-        // on one thread, and takes its share once in a body, within which the slice ends, being borrowed from `self`. Whoever makes
-        // other slices of the operand answers for those: `Out::slice` and `Out::shared` are unsafe.
+        // in bytes: of an operand that is no whole number of elements, lanes that say different `T` would count different granules
+        let share = lane.split(self.raw(index).bytes, bytes);
+        // a share begins at a granule, a whole number of elements, or is empty; behind its last one may be bytes too few for another
+        let range = share.start / size_of::<T>()..share.end / size_of::<T>();
+        // SAFETY: a share in bytes is a function of the operand's bytes, the granule's bytes, and the lane. The first two are the same
+        // for all lanes, whatever `T` they say, so shares of different lanes are disjoint; the slice begins where the share does, unless
+        // it is empty, and ends no later. Of the launch's team every lane exists once, on one thread, and takes its share once in a
+        // body, within which the slice ends, being borrowed from `self`. Whoever makes other slices of the operand answers for those:
+        // `Out::slice` and `Out::shared` are unsafe.
         let share = unsafe { out.slice(range.clone()) };
         (range, share)
     }

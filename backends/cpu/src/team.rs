@@ -210,7 +210,8 @@ impl Team {
     /// [`Error::Lost`] in a fork: the lock may be held, and regions would be waited for, by threads that are not there.
     ///
     /// # Panics
-    /// Inside a region, where it would wait for itself: a body must not launch, read or write.
+    /// Inside a region, where it would wait for itself: a body must not launch, read or write. Nor may threads that a body starts and
+    /// waits for, which nothing tells from others: they wait for the region's end, and it for theirs, for ever.
     pub fn lock(&self) -> Result<Exclusive<'_>, Error> {
         self.region.alive()?;
         Ok(Exclusive { team: self, _guard: self.region.enter() })

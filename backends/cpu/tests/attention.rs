@@ -69,6 +69,30 @@ fn windows_caps_sinks_and_strides() {
     }
 }
 
+/// Caps and sinks that f32 holds, but not as exponents of 2.
+#[test]
+fn the_largest_caps_and_sinks() {
+    let devices = devices();
+    for q_len in [1, 40] {
+        let op = Attention::causal(1, q_len, 4, KvLayout::contiguous(2, 60, 16), DType::F32);
+        for cap in [2.3e38, 2.4e38, f32::MAX] {
+            check(&devices, Attention { soft_cap: Some(cap), ..op }, &[lengths(&[60])]);
+        }
+        for sink in [2.3e38, 3e38, -3e38, f64::from(f32::MAX), f64::NEG_INFINITY, f64::INFINITY, f64::NAN] {
+            let sinks = ("sinks", vec![sink; 4]);
+            check(&devices, Attention { sinks: true, ..op }, &[lengths(&[60]), sinks.clone()]);
+            // no score beside it
+            let given = [
+                lengths(&[60]),
+                sinks,
+                ("k", vec![f64::NEG_INFINITY; 60 * 2 * 16]),
+                ("q", vec![1.0; q_len * 64]),
+            ];
+            check(&devices, Attention { sinks: true, ..op }, &given);
+        }
+    }
+}
+
 #[test]
 fn ragged_and_paged() {
     let devices = devices();

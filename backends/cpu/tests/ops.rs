@@ -45,12 +45,19 @@ fn norms() {
     let x: Vec<f64> = (0..500).map(|i| 1000.0 + f64::from(i % 7)).collect();
     check(&devices, LayerNorm::dense(1, 500, DType::F32), &[("x", x)]);
     // squares beyond the range of f32
-    for unit in [1e25, 1e-25] {
+    for unit in [1e25, 1e-25, 1e38, 1e-37, 1e-40, 3e-45] {
         let x: Vec<f64> = (0..500).map(|i| unit * f64::from(i % 7 - 3)).collect();
         let (rms, layer) = (RmsNorm::dense(1, 500, DType::F32), LayerNorm::dense(1, 500, DType::F32));
         check(&devices, RmsNorm { eps: 0.0, ..rms }, &[("x", x.clone())]);
         check(&devices, LayerNorm { eps: 0.0, ..layer }, &[("x", x)]);
+        // the least of them as the only one, and so far from the others that f32 does not hold its distance from the mean
+        let x: Vec<f64> = (0..500).map(|i| if i == 77 { -3.0 * unit } else { 3.0 * unit }).collect();
+        check(&devices, RmsNorm { eps: 0.0, ..rms }, &[("x", x.clone())]);
+        check(&devices, LayerNorm { eps: 0.0, ..layer }, &[("x", x)]);
     }
+    // nothing to divide by
+    check(&devices, RmsNorm { eps: 0.0, ..RmsNorm::dense(1, 9, DType::F32) }, &[("x", vec![0.0; 9])]);
+    check(&devices, LayerNorm { eps: 0.0, ..LayerNorm::dense(1, 9, DType::F32) }, &[("x", vec![2.0; 9])]);
 }
 
 #[test]
@@ -128,6 +135,16 @@ fn softmax() {
         }
     }
     check(&devices, Softmax::dense(1, 9, DType::F32), &[("x", vec![f64::NEG_INFINITY; 9])]);
+    // products with the scale beyond the range of f32, on either side, and beside masked elements
+    for scale in [2.0, -2.0, 1e38, -1e38] {
+        for [low, high] in [[-3e38, 3e38], [-3e38, -2e38], [2e38, 3e38], [f64::NEG_INFINITY, 3e38]] {
+            if low.is_infinite() && scale < 0.0 {
+                continue;
+            }
+            let x: Vec<f64> = (0..300).map(|i| if i % 3 == 0 { low } else { high }).collect();
+            check(&devices, Softmax { scale, ..Softmax::dense(1, 300, DType::F32) }, &[("x", x)]);
+        }
+    }
 }
 
 #[test]
@@ -287,7 +304,16 @@ fn compositions() {
         let op = QkNormRopeAppend { q_norm: norm, k_norm: norm, ..op };
         let positions = vec![4.0, 5.0, 6.0, 8.0, 9.0, 10.0];
         if kv_dtype.is_float() {
-            check(&devices, op, &[("positions", positions), ("kv_len", vec![7.0, 11.0])]);
+            let slots = [("positions", positions), ("kv_len", vec![7.0, 11.0])];
+            check(&devices, op, &slots);
+            if dtype == DType::F32 {
+                // heads whose inverse f32 does not hold
+                let vectors =
+                    |heads: usize| (0..6 * heads * 64).map(|i| 1e-41 * f64::from(i as u8)).collect();
+                let norm = Some(HeadNorm { eps: 0.0, ..HeadNorm::default() });
+                let given = [&slots[..], &[("q", vectors(4)), ("k", vectors(2))]].concat();
+                check(&devices, QkNormRopeAppend { q_norm: norm, k_norm: norm, ..op }, &given);
+            }
         }
     }
     for (a, b, bias) in [

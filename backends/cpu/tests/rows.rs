@@ -222,6 +222,50 @@ static RIGHT: Kernel = Kernel::new(
     },
 );
 
+static MIXED: Kernel = Kernel::new(
+    "add_f8e4m3_cpu_mixed",
+    "add",
+    |_| 1.0,
+    |request| {
+        Ok(launch(
+            request,
+            Body(|lane, args| {
+                // the same bytes a granule; their number is a multiple of the elements' size for one of the types only
+                let (share, mark) = if lane.index() == 0 {
+                    let (_, share) = args.split_out::<u8>(lane, 2, 64);
+                    (share, 1)
+                } else {
+                    let (_, share) = args.split_out::<u32>(lane, 2, 16);
+                    (bytemuck::cast_slice_mut(share), 2)
+                };
+                share.fill(mark);
+                // all shares are alive: a byte of another lane's would be seen by both
+                lane.barrier();
+                share.iter_mut().for_each(|x| *x += 2 * mark);
+            }),
+        ))
+    },
+);
+
+/// Shares of an operand that is no whole number of elements of the type in which a lane takes its own.
+#[test]
+fn shares_in_different_types_are_disjoint() {
+    let op = Op::from(Add::dense(1, 129, DType::F8E4M3));
+    // the first lane has whole granules and the rest, all of them granules of 64 bytes but the last
+    let wanted = |first: usize, whole: usize| -> Vec<u8> {
+        (0..129).map(|i| if i < first { 3 } else { 6 * u8::from(i < whole) }).collect()
+    };
+    for (threads, wanted) in [(1, wanted(129, 129)), (2, wanted(128, 128)), (3, wanted(64, 128))] {
+        let device = open(threads);
+        let prepared = prepare(&device, &op, Choice::new(&MIXED, 0, None), None).unwrap();
+        let mut stream = device.stream().unwrap();
+        let [a, b, out] = [0; 3].map(|_| device.alloc(129).unwrap());
+        stream.write(&out, &[0; 129]).unwrap();
+        launched(&prepared, &mut *stream, &[&a, &b, &out]).unwrap();
+        assert_eq!(stream.read(&out).wait().unwrap(), wanted, "{threads}");
+    }
+}
+
 /// Shares of an output are lent safely: whatever a body does without `unsafe`, no two slices of it overlap.
 #[test]
 fn shares_of_an_output_are_disjoint_or_refused() {

@@ -178,6 +178,12 @@ struct Unit {
     length: usize,
 }
 
+/// What 2 is raised to where e is raised to `x`, as the parts of a unit have it; finite where `x` is.
+fn exponent(x: f32) -> f32 {
+    let exponent = x * LOG2_E;
+    if x.is_finite() { exponent.clamp(f32::MIN, f32::MAX) } else { exponent }
+}
+
 impl<const MR: usize, P: Products> Flash<MR, P> {
     fn new(op: Attention, lanes: usize, vector: usize) -> Self {
         let group = op.q.inner / op.kv.kv_heads;
@@ -349,8 +355,7 @@ impl<const MR: usize, P: Products> Flash<MR, P> {
         let len = self.block.part_len();
         let (mut weights, mut run) = ([0.0f32; SPLITS], Run::ZERO);
         for row in 0..unit.count * self.group {
-            // in powers of 2, as the parts are
-            let sink = l.sinks.map(|sinks| sinks[unit.kv_head * self.group + row % self.group] * LOG2_E);
+            let sink = l.sinks.map(|sinks| exponent(sinks[unit.kv_head * self.group + row % self.group]));
             let mut top = sink.unwrap_or(f32::NEG_INFINITY);
             for part in parts.chunks_exact(len) {
                 // f32::max ignores NaN, which returns through the weight

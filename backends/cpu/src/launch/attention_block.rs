@@ -99,8 +99,12 @@ pub(crate) struct Scores {
 impl Scores {
     pub(crate) fn new(op: &Attention) -> Self {
         match op.soft_cap {
-            Some(cap) => Scores { scale: op.scale, cap: Some([cap, cap * LOG2_E]) },
-            None => Scores { scale: op.scale * LOG2_E, cap: None },
+            // none where f32 does not hold its exponent: only scores beyond 2^80 would notice it, of which any two that differ at all
+            // have weights of 1 and 0 beside one another, capped or not
+            Some(cap) if cap <= f32::MAX / LOG2_E => {
+                Scores { scale: op.scale, cap: Some([cap, cap * LOG2_E]) }
+            }
+            _ => Scores { scale: op.scale * LOG2_E, cap: None },
         }
     }
 

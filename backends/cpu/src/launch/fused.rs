@@ -3,7 +3,7 @@
 use super::body::{Body, on, other_op};
 use super::gated::gated;
 use super::kv::{Slots, places};
-use super::norm::squares;
+use super::norm::{Inverse, squares};
 use super::rope::Rotation;
 use super::run::{LEN, Run, Source, Target, read, runs, write};
 use crate::device::lanes;
@@ -54,14 +54,16 @@ impl Vectors<'_> {
             whole[len..].fill(0.0);
             let mut total = 0.0;
             for (first, n) in runs(whole.len()) {
-                total += squares(s, &whole[first..first + n], 0.0);
+                total += squares(s, &whole[first..], n, 0.0);
             }
-            let inverse = s.splat((1.0 / (total / len as f64 + f64::from(norm.eps)).sqrt()) as f32);
+            let inverse = Inverse::of(total / len as f64 + f64::from(norm.eps));
+            inverse.bring_near(whole);
+            let rest = s.splat(inverse.rest);
             let offset = s.splat(norm.weight_offset);
             for (first, n) in runs(len) {
                 weights.read(s, weight, first, n, 0.0);
                 for i in (0..n).step_by(S::LANES) {
-                    let x = s.mul(s.load(&whole[first + i..]), inverse);
+                    let x = s.mul(s.load(&whole[first + i..]), rest);
                     s.store(&mut whole[first + i..], s.mul(x, s.add(weights.get(s, i), offset)));
                 }
             }

@@ -16,17 +16,37 @@ pub(crate) fn prepare<S: Simd>(request: &Request<'_>) -> Result<Box<dyn Launch>>
     }
 }
 
+/// The element of a vector whose product with the scale is the highest.
+#[cold]
+fn extreme<S: Simd>(s: S, op: &Softmax, x: Source<'_>, from: usize) -> f32 {
+    let rises = op.scale > 0.0;
+    let mut run = Run::ZERO;
+    let mut lead = if rises { f32::NEG_INFINITY } else { f32::INFINITY };
+    for (first, n) in runs(op.x.len) {
+        run.read(s, x, from + first, n, 0.0);
+        for &x in &run.0[..n] {
+            lead = if rises { lead.max(x) } else { lead.min(x) };
+        }
+    }
+    lead
+}
+
+/// Replaces elements by their exponents, relative to that of `lead`.
+#[cold]
+fn far_exponents(elements: &mut [f32], scale: f32, lead: f32) {
+    elements.iter_mut().for_each(|x| *x = (*x - lead) * scale);
+}
+
 impl Body for Softmax {
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, lane: &Lane<'_>, args: &Args) {
         let x = Source { bytes: args.read(0), dtype: self.dtype };
         let out = Target { bytes: args.out(1), dtype: self.out_dtype };
-        let scale = s.splat(self.scale);
         let mut run = Run::ZERO;
         for vector in lane.split(self.x.outer * self.x.inner, 1) {
             let (from, to) = (self.x.start_of(vector), self.out.start_of(vector));
-            let lowest = s.splat(f32::NEG_INFINITY);
-            let mut top = lowest;
+            let mut scale = s.splat(self.scale);
+            let mut top = s.splat(f32::NEG_INFINITY);
             for (first, n) in runs(self.x.len) {
                 run.read(s, x, from + first, n, 0.0);
                 for i in (0..n).step_by(S::LANES) {
@@ -38,10 +58,21 @@ impl Body for Softmax {
                 }
             }
             // a NaN that the maximum lost returns through exp
-            let top = s.splat(s.reduce_max(top));
+            let highest = s.reduce_max(top);
+            let mut top = s.splat(highest);
+            // where f32 does not hold the highest product, the element that it is of is subtracted before and not after the scale, which
+            // is no fraction then: what overflows is a difference that gives 0
+            let mut lead = None;
+            if highest.is_infinite() {
+                lead = Some(extreme(s, self, x, from));
+                (scale, top) = (s.splat(1.0), s.splat(0.0));
+            }
             let mut sum = 0.0f64;
             for (first, n) in runs(self.x.len) {
                 run.read(s, x, from + first, n, 0.0);
+                if let Some(lead) = lead {
+                    far_exponents(&mut run.0[..n], self.scale, lead);
+                }
                 let mut part = s.splat(0.0);
                 for i in (0..n).step_by(S::LANES) {
                     run.set(s, i, math::exp(s, s.sub(s.mul(run.get(s, i), scale), top)));
@@ -55,6 +86,9 @@ impl Body for Softmax {
             let inverse = s.splat((1.0 / sum) as f32);
             for (first, n) in runs(self.x.len) {
                 run.read(s, x, from + first, n, 0.0);
+                if let Some(lead) = lead {
+                    far_exponents(&mut run.0[..n], self.scale, lead);
+                }
                 for i in (0..n).step_by(S::LANES) {
                     let e = math::exp(s, s.sub(s.mul(run.get(s, i), scale), top));
                     run.set(s, i, s.mul(e, inverse));

@@ -47,7 +47,7 @@ pub(crate) trait Kind: Copy + Send + Sync + 'static {
     /// How A is packed.
     type A: Words;
 
-    /// Whether a device may use it.
+    /// Whether a device may use it and the processor has it: anyone can make features up, and no token stands for AMX.
     fn allowed(features: Features) -> bool;
     /// Multiplies `steps` steps of `rows` rows: see [`Steps::product`].
     ///
@@ -635,7 +635,7 @@ impl Kind for Bf16 {
     type A = RowsOfPairs;
 
     fn allowed(features: Features) -> bool {
-        features.amx_bf16
+        features.amx_bf16 && Features::of_processor().amx_bf16
     }
     products!("tdpbf16ps");
 }
@@ -646,7 +646,7 @@ impl Kind for Bytes8 {
     type A = Bytes<WORDS>;
 
     fn allowed(features: Features) -> bool {
-        features.amx_int8
+        features.amx_int8 && Features::of_processor().amx_int8
     }
     products!("tdpbsud");
 }

@@ -138,8 +138,8 @@ fn cost<S: Simd, W: Words>(Candidate { op, info, .. }: &Candidate<'_>) -> f32 {
     let step = S::LANES * W::PER;
     let (rows, steps) = (m.batch as f32 * m.m as f32, m.k.div_ceil(W::PER));
     // the rows of a deep panel have left the second level of the caches when the next tile reads them; those a power of two apart share
-    // its sets, and leave it earlier
-    let apart = m.b.strides.row * W::DTYPE.block_bytes();
+    // its sets, and leave it earlier (a stride that no second row uses may be anything)
+    let apart = m.b.strides.row.wrapping_mul(W::DTYPE.block_bytes());
     let apart = (1usize << apart.trailing_zeros().min(31)).max(64);
     let places = info.caps::<CpuCaps>().map_or(DEPTH, |caps| caps.caches.l2 / apart);
     let again = if (steps > DEPTH || m.k > places) && m.m > 4 * ROWS { 1.5 } else { 1.0 };

@@ -231,7 +231,8 @@ impl Kernel for WidenPlain<'_> {
             PlainData::Floats(floats) if strides.col == 1 => typed!(floats, x => {
                 for (k, row) in ks.zip(out.chunks_exact_mut(nr)) {
                     let at = strides.at(matrix, k, columns.start);
-                    let ahead = x.as_ptr().wrapping_add(at + ROWS_AHEAD * strides.row);
+                    // behind the last row, where the stride may be anything, it is no place to read, but may be asked for
+                    let ahead = x.as_ptr().wrapping_add(strides.row.wrapping_mul(ROWS_AHEAD).wrapping_add(at));
                     s.prefetch(ahead);
                     s.prefetch(ahead.wrapping_add(columns.len() - 1));
                     let (low, high) = row.split_at_mut(S::LANES);

@@ -519,6 +519,23 @@ fn rows_say_why_they_refuse() {
     assert!(chosen.kernel.name.starts_with("matmul_bf16_") && chosen.pack.is_some(), "{chosen:?}");
 }
 
+/// Strides that no second row or matrix uses may be anything, and are no reason to overflow.
+#[test]
+fn strides_that_nothing_uses() {
+    let device = open(2);
+    let mut random = Random(21);
+    for dtype in [DType::F32, DType::BF16] {
+        for m in [1, 9, 40] {
+            let mut op = MatMul::nn(m, 50, 1, dtype, dtype, DType::F32);
+            op.b.strides = Matrix { row: usize::MAX, col: 1, batch: usize::MAX - 7 };
+            for constant in [false, true] {
+                op.b_constant = constant;
+                check(&device, &op.into(), &inputs(&op.into(), &mut random, true), true);
+            }
+        }
+    }
+}
+
 /// Rows that pack nothing: all sizes of their tiles, words of k that are short, rows that are apart, results that are not stored as they are.
 #[test]
 fn tiles_that_pack_nothing() {

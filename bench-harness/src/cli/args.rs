@@ -119,6 +119,15 @@ pub(crate) struct KernelsArgs {
     pub(crate) json: bool,
 }
 
+/// Most seconds of a `--budget`: 30 days, far from what a duration cannot hold.
+const MOST_SECONDS: f64 = 30.0 * 24.0 * 3600.0;
+
+/// The seconds of a `--budget`.
+pub(super) fn budget(text: &str) -> Result<f64, String> {
+    let seconds = text.trim().parse::<f64>().ok().filter(|s| *s > 0.0 && *s <= MOST_SECONDS);
+    seconds.ok_or_else(|| format!("expected a positive number of seconds, {MOST_SECONDS} (30 days) at most"))
+}
+
 /// A part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
@@ -227,7 +236,7 @@ pub(crate) struct RunArgs {
     pub(crate) threads: Option<usize>,
     /// Seconds of measuring in all, windows of energy and pauses for the power at rest included, loading and checks on top; ends -r early
     /// when given [default: 60]
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, help_heading = "How")]
+    #[arg(long, value_name = "SECONDS", value_parser = budget, allow_negative_numbers = true, help_heading = "How")]
     pub(crate) budget: Option<f64>,
     /// Seed of the random data [default: 1]
     #[arg(long, value_name = "N", help_heading = "How")]
@@ -305,7 +314,7 @@ pub(crate) struct CheckArgs {
     #[arg(long, conflicts_with = "model")]
     pub(crate) full: bool,
     /// Seconds that a sample of the cases takes at most, one of each kernel in turn [default: 540]
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, conflicts_with_all = ["full", "model"])]
+    #[arg(long, value_name = "SECONDS", value_parser = budget, allow_negative_numbers = true, conflicts_with_all = ["full", "model"])]
     pub(crate) budget: Option<f64>,
     /// Check a model (a folder or a GGUF file) against reference logits instead
     #[arg(long, value_name = "PATH")]

@@ -66,7 +66,6 @@ pub(super) struct Target {
 
 pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
     let budget = args.budget.unwrap_or(BUDGET);
-    ensure!(budget.is_finite() && budget > 0.0, "--budget {budget}: expected a positive number of seconds");
     ensure!(args.repetitions != Some(0), "-r 0: at least one repetition is needed");
     if let Some(r) = args.repetitions.filter(|r| *r > REPETITIONS) {
         bail!("-r {r}: a record keeps every sample, and {REPETITIONS} at most");

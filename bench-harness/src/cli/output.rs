@@ -166,7 +166,7 @@ impl Output {
         self.records += 1;
         // tables have them below
         if !self.quiet && !matches!(self.format, Format::Table | Format::Md) {
-            let warnings = report::warnings(record);
+            let warnings = report::warnings(std::slice::from_ref(record));
             self.bars.suspend(|| warnings.iter().for_each(|warning| eprintln!("warning: {warning}")));
         }
         Ok(())

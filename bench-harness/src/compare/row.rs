@@ -7,7 +7,7 @@ use perjoule_record::{Phase, Provenance, Record, stats};
 
 use super::costs::Money;
 use super::workload::Load;
-use crate::report::{kind_word, one_line};
+use crate::report::{above_roof, kind_word, one_line};
 
 const MILLION: f64 = 1e6;
 const JOULES_PER_KWH: f64 = 3.6e6;
@@ -146,9 +146,9 @@ impl Row {
         let (w, t) = (&record.workload, &record.timing);
         row.basis = w.token_test().unwrap_or_default();
         row.roof = "ceilings measured in the same run".into();
-        if record.roof.roof_fraction.is_some_and(|share| share > 1.05) {
+        if above_roof(record).is_some() {
             row.notes.push(
-                "more than the roof: what it reads stayed in a cache, or the ceiling is too low".into(),
+                "more than the roof: what it reads stayed in a cache, or the machine was faster meanwhile than at any probe".into(),
             );
         }
         for list in [&record.disturbances, &record.throttle_reasons].into_iter().flatten() {

@@ -379,12 +379,22 @@ pub(crate) fn host_notes(records: &[Record]) -> Vec<String> {
 
 /// What the numbers of these records must not be read without, a line each.
 pub(crate) fn warning_notes(records: &[Record]) -> Vec<String> {
-    records.iter().flat_map(warnings).map(|warning| format!("warning: {warning}")).collect()
+    warnings(records).iter().map(|warning| format!("warning: {warning}")).collect()
 }
 
-/// What makes the numbers of a record doubtful, in a line each.
-pub(crate) fn warnings(record: &Record) -> Vec<String> {
-    let what = || {
+/// Whether a share of the roof is printed as more than 100 %: then it must be said what that means.
+pub(crate) fn exceeds_roof(share: f64) -> bool {
+    (1000.0 * share).round() > 1000.0
+}
+
+/// The share of the roof, where it is more than 100 %.
+pub(crate) fn above_roof(record: &Record) -> Option<f64> {
+    record.roof.roof_fraction.filter(|share| exceeds_roof(*share))
+}
+
+/// What makes the numbers of records doubtful: a line for each reason why one is invalid, and one for all shares above the roof.
+pub(crate) fn warnings(records: &[Record]) -> Vec<String> {
+    let what = |record: &Record| {
         let w = &record.workload;
         let test = w.token_test();
         let process = &record.process;
@@ -393,13 +403,21 @@ pub(crate) fn warnings(record: &Record) -> Vec<String> {
             w.kernel.as_deref().or(w.model.as_deref()).or(w.op.as_deref()).or(command).unwrap_or("result");
         format!("{name} {}", w.shape.as_deref().or(test.as_deref()).unwrap_or_default())
     };
-    let mut list: Vec<String> =
-        record.invalid_reasons.iter().map(|reason| format!("{}: INVALID: {reason}", what())).collect();
-    if let Some(share) = record.roof.roof_fraction.filter(|share| *share > 1.05) {
+    let invalid = |record| {
+        let line = move |reason: &String| format!("{}: INVALID: {reason}", what(record));
+        record.invalid_reasons.iter().map(line)
+    };
+    let mut list: Vec<String> = records.iter().flat_map(invalid).collect();
+    let above = || records.iter().filter_map(|record| Some((record, above_roof(record)?)));
+    if let Some((record, share)) = above().max_by(|a, b| a.1.total_cmp(&b.1)) {
+        let more = match above().count() - 1 {
+            0 => String::new(),
+            n => format!(", and {n} more above 100 %"),
+        };
         list.push(format!(
-            "{}: {:.0} % of the roof: operands that stayed in a cache, or a machine that was faster while this ran than at any probe",
-            what(),
-            100.0 * share
+            "{}: {} of the roof{more}: operands that stayed in a cache, or a machine that was faster meanwhile than at any probe",
+            what(record),
+            percent(share)
         ));
     }
     list
@@ -461,11 +479,17 @@ mod tests {
     #[test]
     fn doubtful_numbers_are_named() {
         let mut record = token_record(EnergyKind::Modelled);
-        assert!(warnings(&record).is_empty());
+        record.roof.roof_fraction = Some(1.0);
+        assert!(warnings(std::slice::from_ref(&record)).is_empty());
         record.roof.roof_fraction = Some(1.2);
         record.invalidate("wrong result: c[0]");
-        let list = warnings(&record);
+        let list = warnings(std::slice::from_ref(&record));
         assert_eq!(list.len(), 2, "{list:?}");
-        assert!(list[0].contains("INVALID") && list[1].contains("120 %"));
+        assert!(list[0].contains("INVALID") && list[1].contains("120.0 % of the roof: "));
+        let mut other = token_record(EnergyKind::Modelled);
+        other.roof.roof_fraction = Some(1.02);
+        let list = warnings(&[other, record]);
+        assert_eq!(list.len(), 2, "one line for all shares: {list:?}");
+        assert!(list[1].contains("120.0 % of the roof, and 1 more"), "{list:?}");
     }
 }

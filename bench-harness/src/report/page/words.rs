@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 
 use super::data::{clip, device, energy_kind, joules_per_token, phase, provenance};
 use crate::compare::row::tokens_per_s;
-use crate::report::meter_notes;
 use crate::report::units::{bytes, joules, percent, si};
+use crate::report::{above_roof, meter_notes};
 
 /// A best figure.
 #[derive(Debug, Serialize)]
@@ -360,11 +360,12 @@ fn doubts(records: &[Record], skipped: usize) -> Vec<String> {
     );
     let n = count(&|r| some(&r.throttle_reasons));
     say(n, format!("{n} of {all} results were taken while the device lowered its clocks."));
-    let n = count(&|r| r.roof.roof_fraction.is_some_and(|share| share > 1.05));
+    let n = count(&|r| above_roof(r).is_some());
     say(
         n,
         format!(
-            "{n} results are above 105 % of the roof, which is suspicious: operands stayed in a cache, or a ceiling was measured too low."
+            "{} above 100 % of the roof, which is suspicious: operands stayed in a cache, or the machine was faster meanwhile than at any probe.",
+            plural(n, "result")
         ),
     );
     say(skipped, format!("{} could not be read and are left out.", plural(skipped, "line")));

@@ -149,6 +149,7 @@ pub(super) fn run(
                 bar.finish_and_clear();
             }
         }
+        target.ceilings.hold_again(records.iter_mut().map(|record| (record, model.multiplied())));
         if let Some(first) = records.first() {
             let weights = if source.is_random() { " (random weights)" } else { "" };
             output.heading("Tokens", &format!("{}{weights}", report::model_line(first)))?;

@@ -359,7 +359,10 @@ pub(crate) fn roof_note(records: &[Record]) -> Option<String> {
     let cached = records.iter().any(|r| r.roof.roof_gflops.is_some() && r.roof.roof_gbps.is_none());
     let caches = if cached { "; operands that stay in the caches are not held against memory" } else { "" };
     (!parts.is_empty()).then(|| {
-        format!("roof: {}, the best of all probes in this run up to each result{caches}", parts.join(" and "))
+        format!(
+            "roof: {}, the best of all probes in this run so far; a record keeps the best up to its own measurement{caches}",
+            parts.join(" and ")
+        )
     })
 }
 

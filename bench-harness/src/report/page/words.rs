@@ -488,7 +488,7 @@ fn methods(records: &[Record]) -> Vec<&'static str> {
         list.push(
             "Tokens: named as llama-bench names them. pp512 reads a prompt of 512 tokens, tg128 generates 128, x4 is four sequences side \
              by side, d1024 stands for tokens in the KV cache before. tokens/s is the mean over repetitions, of all sequences together, with \
-             Student's 95 % interval; where prompts and generation are in one test it counts generated tokens. A prediction for a class has \
+             the 95 % interval of the median time; where prompts and generation are in one test it counts generated tokens. A prediction for a class has \
              a 90 % band instead.",
         );
     }

@@ -150,6 +150,7 @@ fn markdown(title: &str, records: &[Record]) -> String {
         let sources = report::energy_notes(records).into_iter();
         let notes = sources.map(|note| note.replace("; Devices above says what that is", ""));
         let notes = notes.chain(report::disturbance_note(records)).chain(doubts);
+        let notes = report::error_note(records).map(str::to_owned).into_iter().chain(notes);
         let notes = report::interval_note(records).into_iter().chain(notes);
         let notes: Vec<String> = notes.map(|note| report::markdown(&note)).collect();
         if !notes.is_empty() {

@@ -417,6 +417,7 @@ impl Run<'_> {
         report::energy_notes(records).iter().try_for_each(|note| output.line(note))?;
         if records.iter().any(|record| record.kind != Kind::Ceiling) {
             report::roof_note(records).iter().try_for_each(|note| output.line(note))?;
+            report::error_note(records).into_iter().try_for_each(|note| output.line(note))?;
             let tokens = records.iter().all(|record| record.kind == Kind::Tokens);
             output.line(match tokens {
                 true => "± sd: standard deviation of the rate from run to run",

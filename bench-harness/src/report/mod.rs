@@ -366,6 +366,14 @@ pub(crate) fn roof_note(records: &[Record]) -> Option<String> {
     })
 }
 
+/// What the column of errors holds; nothing where no record of a kernel has one.
+pub(crate) fn error_note(records: &[Record]) -> Option<&'static str> {
+    records.iter().any(|r| r.kind == Kind::Kernel && r.verification.max_rel_err.is_some()).then_some(
+        "error: largest of an element against the f64 reference, relative to the sum of its terms' magnitudes; held against \
+         the kernel's bound before it was timed",
+    )
+}
+
 /// What the host had to do for decode steps that a device runs on its own, test by test.
 pub(crate) fn host_notes(records: &[Record]) -> Vec<String> {
     let note = |record: &Record| {

@@ -476,7 +476,7 @@ fn methods(records: &[Record]) -> Vec<&'static str> {
     if has(Kind::Kernel) {
         list.push(
             "Kernels: a kernel is timed only after its output was checked against an f64 reference in the same run; error is the \
-             largest seen, relative to the magnitude that the tolerance is relative to. Time is the median of the samples, its 95 % \
+             largest of an element, relative to the sum of its terms' magnitudes. Time is the median of the samples, its 95 % \
              interval by bootstrap. GFLOP/s and GB/s count what the op needs at least: every operand moved once.",
         );
         list.push(

@@ -134,7 +134,7 @@ fn markdown(title: &str, records: &[Record]) -> String {
         text += &format!("\n## {heading}\n\n");
         let mut models: Vec<String> = Vec::new();
         for record in records.iter().filter(|record| record.kind == Kind::Tokens) {
-            let line = report::markdown(&page::clip(&report::model_line(record)));
+            let line = report::markdown(&page::clip(&report::model_line(record, 0)));
             if !models.contains(&line) {
                 models.push(line);
             }

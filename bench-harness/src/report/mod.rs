@@ -434,12 +434,16 @@ pub(crate) fn warnings(records: &[Record]) -> Vec<String> {
     list
 }
 
-/// A model's line above its table.
-pub(crate) fn model_line(record: &Record) -> String {
+/// A model's line above its table. Of its weights, `twice` bytes are the embedding's second copy: records do not tell.
+pub(crate) fn model_line(record: &Record, twice: u64) -> String {
     let w = &record.workload;
     let mut parts = vec![text(&w.model).to_owned(), text(&w.dtypes()).to_owned()];
     parts.extend(w.model_n_params.map(|n| format!("{} parameters", count(n))));
-    parts.extend(w.model_size.map(|bytes| format!("{} of weights", units::bytes(bytes))));
+    let copy = match twice {
+        0 => String::new(),
+        bytes => format!(" (with {} for a second copy of the tied embedding)", units::bytes(bytes)),
+    };
+    parts.extend(w.model_size.map(|bytes| format!("{} of weights{copy}", units::bytes(bytes))));
     parts.extend(w.n_threads.map(|n| format!("{n} threads")));
     parts.extend(w.n_batch.map(|n| format!("prompt chunks of {n}")));
     parts.join(", ")
@@ -485,6 +489,14 @@ mod tests {
         let mixed = tokens(&[token_record(EnergyKind::Modelled), token_record(EnergyKind::Measured)]);
         let mixed = mixed.render(Style::Markdown);
         assert!(mixed.contains("1.00 (modelled)") && mixed.contains("1.00 (measured)"), "{mixed}");
+    }
+
+    #[test]
+    fn a_tied_embeddings_second_copy_is_named() {
+        let mut record = token_record(EnergyKind::Modelled);
+        record.workload.model_size = Some(3 << 30);
+        assert!(model_line(&record, 0).ends_with("3.00 GiB of weights"));
+        assert!(model_line(&record, 1 << 29).contains("of weights (with 512 MiB for a second copy"));
     }
 
     #[test]

@@ -400,6 +400,10 @@ fn a_full_disk_is_an_error() {
     let place = Place::new();
     if Path::new("/dev/full").exists() {
         place.refused("run --only ceilings --budget 0.2 --quiet -o /dev/full", "cannot append to /dev/full");
+        // a folder that nothing can be made in: nobody gave -o, which is named as the way out
+        let output = place.command("run --only ceilings --budget 0.2 --quiet").current_dir("/proc").output();
+        let stderr = String::from_utf8(output.unwrap().stderr).unwrap();
+        assert!(stderr.starts_with("error: records go to ./results where no -o names a file: "), "{stderr}");
         for line in
             ["devices", "kernels", "classes", "schema", "man", "run --only ceilings --budget 0.2 --quiet"]
         {

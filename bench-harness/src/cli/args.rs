@@ -183,7 +183,7 @@ impl From<Cache> for CacheState {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RunArgs {
-    /// Devices to measure, such as cpu; all that are found by default
+    /// Devices to measure, such as cpu [default: all that are found, but for adapters that the processor stands for]
     #[arg(long, value_name = "ID,..", value_delimiter = ',', help_heading = "What")]
     pub(crate) device: Vec<String>,
     /// Only these parts

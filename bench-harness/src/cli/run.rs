@@ -1,6 +1,6 @@
 //! `perjoule run`: ceilings, kernels and tokens of each device, as tables and records.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use perjoule::{Choice, DType, Device, Op};
 use perjoule_model::Source;
 use perjoule_record::{CacheState, Environment, Kind, Provenance, Record};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::args::{Format, Part, RunArgs};
 use super::output::Output;
-use super::{Ended, devices, environment, open, run_tokens, threads_of};
+use super::{Ended, atomic, devices, environment, open, run_tokens, threads_of};
 use crate::live::sample::{Roots, Sampler};
 use crate::measure::ceilings::{Ceilings, ceilings};
 use crate::measure::energy::{Gauge, Meters};
@@ -124,10 +124,13 @@ pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
         tasks.push(list);
     }
 
+    if let Some(path) = &args.openmetrics {
+        atomic::check(path).context("--openmetrics")?;
+    }
     let environment = environment();
     let mut output = Output::open(args.format, args.output.as_deref(), args.quiet, &environment)?;
     if let Some(path) = &args.openmetrics {
-        output.keep_openmetrics(path)?;
+        output.keep_openmetrics(path);
     }
     output.show_charts(args.charts)?;
     let session = Run { args, parts: &parts, budget, seed, environment: &environment };

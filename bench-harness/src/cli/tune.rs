@@ -44,8 +44,8 @@ pub(crate) struct TuneArgs {
     /// Element types [default: f32,bf16; of a model that of its weights]
     #[arg(long, value_name = "TYPE,..", value_delimiter = ',')]
     pub(crate) dtype: Vec<DType>,
-    /// The ops of a model's prompt and decoding: folder of a model, or the name of a geometry
-    #[arg(long, value_name = "NAME|DIR")]
+    /// The ops of a model's prompt and decoding: folder of a model, a GGUF file, or the name of a geometry
+    #[arg(long, value_name = "NAME|PATH")]
     pub(crate) model: Option<String>,
     /// Element type of the model's KV cache [default: that of the weights, f16 beside block formats]
     #[arg(long, value_name = "TYPE", requires = "model")]

@@ -340,6 +340,8 @@ fn bad_input_is_one_clear_error() {
         (format!("generate --model {llama} --ids 1 -n 100000000"), "positions"),
         (format!("generate --model {llama} --prompt hi -n 2"), "--ids"),
         ("generate --ids 1 -n 2".into(), "required arguments"),
+        // tests are built without the page
+        ("web --port 0".into(), "--features web"),
     ] {
         place.refused(&line, part);
     }

@@ -82,6 +82,14 @@ pub(crate) enum Command {
     #[cfg(feature = "web")]
     #[command(after_help = super::web::EXAMPLES)]
     Web(super::web::WebArgs),
+    /// Say how `perjoule web` is built: this program has no page to serve
+    #[cfg(not(feature = "web"))]
+    #[command(hide = true, disable_help_flag = true)]
+    Web {
+        /// Whatever follows
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        _rest: Vec<String>,
+    },
     /// Print a completion script for a shell
     Completions {
         /// The shell

@@ -317,6 +317,12 @@ fn bad_input_is_one_clear_error() {
         ("run --budget 0".into(), "--budget"),
         ("run --budget=-3".into(), "--budget"),
         ("run --budget nan".into(), "--budget"),
+        ("run --budget 1e300".into(), "30 days"),
+        ("check --budget 1e300".into(), "--budget"),
+        ("tune --budget 1e300".into(), "--budget"),
+        ("compare --self --budget 1e300".into(), "--budget"),
+        ("compare --self --budget -1".into(), "--budget"),
+        ("exec --budget 1e300 true".into(), "--budget"),
         ("run -r 0".into(), "-r 0"),
         ("run --model nope".into(), "llama-3.2-1b"),
         ("run --only tokens --model llama-3.1-405b".into(), "GiB are available"),
@@ -334,6 +340,8 @@ fn bad_input_is_one_clear_error() {
         (format!("generate --model {llama} --ids 1 -n 100000000"), "positions"),
         (format!("generate --model {llama} --prompt hi -n 2"), "--ids"),
         ("generate --ids 1 -n 2".into(), "required arguments"),
+        // tests are built without the page
+        ("web --port 0".into(), "--features web"),
     ] {
         place.refused(&line, part);
     }
@@ -394,6 +402,10 @@ fn a_full_disk_is_an_error() {
     let place = Place::new();
     if Path::new("/dev/full").exists() {
         place.refused("run --only ceilings --budget 0.2 --quiet -o /dev/full", "cannot append to /dev/full");
+        // a folder that nothing can be made in: nobody gave -o, which is named as the way out
+        let output = place.command("run --only ceilings --budget 0.2 --quiet").current_dir("/proc").output();
+        let stderr = String::from_utf8(output.unwrap().stderr).unwrap();
+        assert!(stderr.starts_with("error: records go to ./results where no -o names a file: "), "{stderr}");
         for line in
             ["devices", "kernels", "classes", "schema", "man", "run --only ceilings --budget 0.2 --quiet"]
         {

@@ -136,6 +136,11 @@ fn a_run_speaks_openmetrics_and_says_what_a_format_has_not() {
         .refused("run --only kernels --format llama-bench-jsonl", "--format llama-bench-jsonl is for tokens");
     place.refused(&format!("{line} --openmetrics no/where.prom"), "no folder");
     place.refused(&format!("{line} --openmetrics ."), "folder");
+    if cfg!(target_os = "linux") {
+        let place = Place::new();
+        place.refused(&format!("{line} --openmetrics /dev/full"), "cannot write /dev/full");
+        assert!(!place.path("results").exists(), "before anything is measured");
+    }
     place.refused(&format!("{line} --format llama-bench -o -"), "--format");
 }
 

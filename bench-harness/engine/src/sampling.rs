@@ -25,8 +25,10 @@ pub const FEWEST_PAIRS: usize = 20;
 const SPREAD: f64 = 1.25;
 /// Change of the level of samples from which on it is said.
 const DRIFT: f64 = 0.03;
-/// Samples kept in one record at most; those of short calls are so long that they fill the time.
+/// Samples kept in one record at most; those of short calls are so long that they fill the time, up to [`LONGEST`].
 pub const MOST: usize = 2_000;
+/// Short calls are not put together to samples longer than this: an interruption is heeded between samples.
+const LONGEST: Duration = Duration::from_millis(500);
 
 /// What times are read from: the host's clock, or in tests one that runs as a simulation says.
 pub trait Clock {
@@ -222,7 +224,7 @@ pub async fn measure<S: Subject>(clock: &dyn Clock, subject: &mut S, effort: Eff
     let start = clock.now();
     let warm_time =
         if effort.repetitions.is_some() { effort.time.min(Duration::from_secs(1)) } else { effort.time };
-    let least = effort.time / MOST as u32;
+    let least = (effort.time / MOST as u32).min(LONGEST);
     let mut sampler = Sampler::warm(subject, clock, warm_time.mul_f64(0.25), least).await?;
     sampler.subject.begin();
     let mut ns = Vec::new();
@@ -269,7 +271,7 @@ pub async fn in_turn<S: Subject>(
 ) -> Result<(Samples, Samples)> {
     let start = clock.now();
     let warm_time = effort.time.mul_f64(0.15);
-    let least = effort.time / (2 * MOST as u32);
+    let least = (effort.time / (2 * MOST as u32)).min(LONGEST);
     let mut samplers = [
         Sampler::warm(one, clock, warm_time, least).await?,
         Sampler::warm(other, clock, warm_time, least).await?,
@@ -412,6 +414,16 @@ mod tests {
             self.ns.set(self.ns.get() + self.each * count as f64 + 70_123.0);
             Ok(())
         }
+    }
+
+    #[test]
+    fn samples_stay_short_however_much_time_there_is() {
+        let ns = Cell::new(0.0);
+        let effort = Effort { time: Duration::from_secs(1_000_000), repetitions: Some(3), bounded: true };
+        let clock = Coarse { ns: &ns, step: Duration::from_nanos(1) };
+        let samples = at_once(measure(&clock, &mut Work { ns: &ns, each: 3_000.0 }, effort)).unwrap();
+        let sample = Duration::from_nanos((samples.ns[0] * samples.calls_per_sample as f64) as u64);
+        assert!(sample < 2 * LONGEST, "{sample:?}");
     }
 
     #[test]

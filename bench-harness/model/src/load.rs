@@ -99,6 +99,7 @@ pub struct Model {
     architecture: String,
     quantisation: String,
     weight_bytes: u64,
+    tied_head_bytes: u64,
 }
 
 impl Model {
@@ -129,8 +130,10 @@ impl Model {
         let layers = (0..geometry.layers.len()).map(|i| loader.layer(i)).collect::<Result<Vec<_>>>()?;
         let final_norm = loader.vector(None, Role::FinalNorm)?;
         let head_role = if geometry.tied_head { Role::Embed } else { Role::Head };
+        let before_head = loader.bytes;
         let head = loader.linear(None, &[(head_role, None)])?;
         let weight_bytes = loader.bytes;
+        let tied_head_bytes = if geometry.tied_head { weight_bytes - before_head } else { 0 };
         let loaded = loader.finish()?;
         Ok(Model {
             device: device.clone(),
@@ -148,6 +151,7 @@ impl Model {
             architecture: source.architecture().to_owned(),
             quantisation: source.quantisation(options.dtype),
             weight_bytes,
+            tied_head_bytes,
         })
     }
 
@@ -221,6 +225,11 @@ impl Model {
     /// Bytes of all weights as they lie in memory, packed; a tied head counts twice, since it is packed and the embedding is not.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
+    }
+
+    /// Of [`Model::weight_bytes`] those of a head that is tied to the embedding: its second copy. 0 where the head is a weight of its own.
+    pub fn tied_head_bytes(&self) -> u64 {
+        self.tied_head_bytes
     }
 }
 

@@ -82,6 +82,14 @@ pub(crate) enum Command {
     #[cfg(feature = "web")]
     #[command(after_help = super::web::EXAMPLES)]
     Web(super::web::WebArgs),
+    /// Say how `perjoule web` is built: this program has no page to serve
+    #[cfg(not(feature = "web"))]
+    #[command(hide = true, disable_help_flag = true)]
+    Web {
+        /// Whatever follows
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        _rest: Vec<String>,
+    },
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -117,6 +125,15 @@ pub(crate) struct KernelsArgs {
     /// Print a JSON array
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Most seconds of a `--budget`: 30 days, far from what a duration cannot hold.
+const MOST_SECONDS: f64 = 30.0 * 24.0 * 3600.0;
+
+/// The seconds of a `--budget`.
+pub(super) fn budget(text: &str) -> Result<f64, String> {
+    let seconds = text.trim().parse::<f64>().ok().filter(|s| *s > 0.0 && *s <= MOST_SECONDS);
+    seconds.ok_or_else(|| format!("expected a positive number of seconds, {MOST_SECONDS} (30 days) at most"))
 }
 
 /// A part of a run.
@@ -174,7 +191,7 @@ impl From<Cache> for CacheState {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RunArgs {
-    /// Devices to measure, such as cpu; all that are found by default
+    /// Devices to measure, such as cpu [default: all that are found, but for adapters that the processor stands for]
     #[arg(long, value_name = "ID,..", value_delimiter = ',', help_heading = "What")]
     pub(crate) device: Vec<String>,
     /// Only these parts
@@ -227,7 +244,7 @@ pub(crate) struct RunArgs {
     pub(crate) threads: Option<usize>,
     /// Seconds of measuring in all, windows of energy and pauses for the power at rest included, loading and checks on top; ends -r early
     /// when given [default: 60]
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, help_heading = "How")]
+    #[arg(long, value_name = "SECONDS", value_parser = budget, allow_negative_numbers = true, help_heading = "How")]
     pub(crate) budget: Option<f64>,
     /// Seed of the random data [default: 1]
     #[arg(long, value_name = "N", help_heading = "How")]
@@ -305,7 +322,7 @@ pub(crate) struct CheckArgs {
     #[arg(long, conflicts_with = "model")]
     pub(crate) full: bool,
     /// Seconds that a sample of the cases takes at most, one of each kernel in turn [default: 540]
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, conflicts_with_all = ["full", "model"])]
+    #[arg(long, value_name = "SECONDS", value_parser = budget, allow_negative_numbers = true, conflicts_with_all = ["full", "model"])]
     pub(crate) budget: Option<f64>,
     /// Check a model (a folder or a GGUF file) against reference logits instead
     #[arg(long, value_name = "PATH")]

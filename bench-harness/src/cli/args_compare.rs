@@ -113,7 +113,14 @@ pub(crate) struct CompareArgs {
     #[arg(short = 'r', long, value_name = "N", help_heading = "Noise of this machine", requires = "self_")]
     pub(crate) repetitions: Option<usize>,
     /// Seconds of measuring in all [default: 18]
-    #[arg(long, value_name = "SECONDS", help_heading = "Noise of this machine", requires = "self_")]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        value_parser = super::args::budget,
+        allow_negative_numbers = true,
+        help_heading = "Noise of this machine",
+        requires = "self_"
+    )]
     pub(crate) budget: Option<f64>,
     /// CPU threads
     #[arg(long, value_name = "N", help_heading = "Noise of this machine", requires = "self_")]

@@ -26,12 +26,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Ended> {
     let filter = Filter { ops: list(&args.op), kernels: list(&args.kernel), cases: list(&args.case) };
     let rows = subjects(backend).iter().filter(|choice| filter.takes(choice)).count();
     ensure!(rows > 0, "no kernel of {} matches; `perjoule kernels` lists them", args.device);
-    let seconds = args.budget.unwrap_or(BUDGET);
-    ensure!(
-        seconds.is_finite() && seconds > 0.0,
-        "--budget {seconds}: expected a positive number of seconds"
-    );
-    let budget = Some(Duration::from_secs_f64(seconds));
+    let budget = Some(Duration::from_secs_f64(args.budget.unwrap_or(BUDGET)));
     let (scope, budget) = if args.full { (Scope::Full, None) } else { (Scope::Sample, budget) };
     let bar = progress::bar(0, args.quiet);
     bar.set_style(indicatif::ProgressStyle::default_spinner());

@@ -74,7 +74,6 @@ impl Noise {
 
 pub(crate) fn run(args: &CompareArgs) -> Result<Ended> {
     let budget = args.budget.unwrap_or(BUDGET);
-    ensure!(budget.is_finite() && budget > 0.0, "--budget {budget}: expected a positive number of seconds");
     ensure!(
         args.repetitions.is_none_or(|r| (2..=10_000).contains(&r)),
         "-r: two pairs of samples at least, and 10000 at most"

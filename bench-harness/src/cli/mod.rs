@@ -100,6 +100,11 @@ fn dispatch(cli: Cli) -> Result<Ended> {
         Command::Tune(args) => tune::run(&args),
         #[cfg(feature = "web")]
         Command::Web(args) => web::run(&args),
+        #[cfg(not(feature = "web"))]
+        Command::Web { .. } => bail!(
+            "this program was built without `perjoule web`; in the sources, run `cargo xtask web`, and then `cargo build --release -p \
+             perjoule-bench --features web`"
+        ),
         Command::Completions { shell } => {
             // made in memory: clap_complete panics when it cannot write
             let mut script = Vec::new();

@@ -71,7 +71,8 @@ impl Output {
                 Some(PathBuf::from(RESULTS).join(format!("{run}.jsonl")))
             }
         };
-        let store = path.map(Store::open).transpose().context("-o")?;
+        let place = if own_file { "records go to ./results where no -o names a file" } else { "-o" };
+        let store = path.map(Store::open).transpose().context(place)?;
         let stdout = anstream::AutoStream::auto(std::io::stdout());
         let bars = Bars::new(quiet);
         Ok(Output {
@@ -91,11 +92,9 @@ impl Output {
         })
     }
 
-    /// Keeps this run's figures for `path`, as OpenMetrics text. A file that cannot be there is refused.
-    pub(crate) fn keep_openmetrics(&mut self, path: &Path) -> Result<()> {
-        atomic::check(path).context("--openmetrics")?;
+    /// Keeps this run's figures for `path`, as OpenMetrics text.
+    pub(crate) fn keep_openmetrics(&mut self, path: &Path) {
         self.openmetrics = Some(path.to_owned());
-        Ok(())
     }
 
     /// Keeps a record for what is written at the end. Samples are in none of it.
@@ -166,7 +165,7 @@ impl Output {
         self.records += 1;
         // tables have them below
         if !self.quiet && !matches!(self.format, Format::Table | Format::Md) {
-            let warnings = report::warnings(record);
+            let warnings = report::warnings(std::slice::from_ref(record));
             self.bars.suspend(|| warnings.iter().for_each(|warning| eprintln!("warning: {warning}")));
         }
         Ok(())

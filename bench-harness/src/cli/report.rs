@@ -134,7 +134,7 @@ fn markdown(title: &str, records: &[Record]) -> String {
         text += &format!("\n## {heading}\n\n");
         let mut models: Vec<String> = Vec::new();
         for record in records.iter().filter(|record| record.kind == Kind::Tokens) {
-            let line = report::markdown(&page::clip(&report::model_line(record)));
+            let line = report::markdown(&page::clip(&report::model_line(record, 0)));
             if !models.contains(&line) {
                 models.push(line);
             }
@@ -146,11 +146,11 @@ fn markdown(title: &str, records: &[Record]) -> String {
         if let Some(meters) = report::meters::meters(records) {
             text += &format!("\n{}", meters.render(Style::Markdown));
         }
-        let invalid: Vec<String> =
-            records.iter().flat_map(report::warnings).map(|line| page::clip(&line)).collect();
+        let doubts: Vec<String> = report::warnings(records).iter().map(|line| page::clip(line)).collect();
         let sources = report::energy_notes(records).into_iter();
         let notes = sources.map(|note| note.replace("; Devices above says what that is", ""));
-        let notes = notes.chain(report::disturbance_note(records)).chain(invalid);
+        let notes = notes.chain(report::disturbance_note(records)).chain(doubts);
+        let notes = report::error_note(records).map(str::to_owned).into_iter().chain(notes);
         let notes = report::interval_note(records).into_iter().chain(notes);
         let notes: Vec<String> = notes.map(|note| report::markdown(&note)).collect();
         if !notes.is_empty() {

@@ -1,6 +1,6 @@
 //! `perjoule run`: ceilings, kernels and tokens of each device, as tables and records.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use perjoule::{Choice, DType, Device, Op};
 use perjoule_model::Source;
 use perjoule_record::{CacheState, Environment, Kind, Provenance, Record};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::args::{Format, Part, RunArgs};
 use super::output::Output;
-use super::{Ended, devices, environment, open, run_tokens, threads_of};
+use super::{Ended, atomic, devices, environment, open, run_tokens, threads_of};
 use crate::live::sample::{Roots, Sampler};
 use crate::measure::ceilings::{Ceilings, ceilings};
 use crate::measure::energy::{Gauge, Meters};
@@ -66,7 +66,6 @@ pub(super) struct Target {
 
 pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
     let budget = args.budget.unwrap_or(BUDGET);
-    ensure!(budget.is_finite() && budget > 0.0, "--budget {budget}: expected a positive number of seconds");
     ensure!(args.repetitions != Some(0), "-r 0: at least one repetition is needed");
     if let Some(r) = args.repetitions.filter(|r| *r > REPETITIONS) {
         bail!("-r {r}: a record keeps every sample, and {REPETITIONS} at most");
@@ -125,10 +124,13 @@ pub(crate) fn run(args: &RunArgs) -> Result<Ended> {
         tasks.push(list);
     }
 
+    if let Some(path) = &args.openmetrics {
+        atomic::check(path).context("--openmetrics")?;
+    }
     let environment = environment();
     let mut output = Output::open(args.format, args.output.as_deref(), args.quiet, &environment)?;
     if let Some(path) = &args.openmetrics {
-        output.keep_openmetrics(path)?;
+        output.keep_openmetrics(path);
     }
     output.show_charts(args.charts)?;
     let session = Run { args, parts: &parts, budget, seed, environment: &environment };
@@ -418,6 +420,7 @@ impl Run<'_> {
         report::energy_notes(records).iter().try_for_each(|note| output.line(note))?;
         if records.iter().any(|record| record.kind != Kind::Ceiling) {
             report::roof_note(records).iter().try_for_each(|note| output.line(note))?;
+            report::error_note(records).into_iter().try_for_each(|note| output.line(note))?;
             let tokens = records.iter().all(|record| record.kind == Kind::Tokens);
             output.line(match tokens {
                 true => "± sd: standard deviation of the rate from run to run",
@@ -450,7 +453,7 @@ impl Run<'_> {
             time = time.min(KERNEL);
         }
         let bar = output.bars().bar(jobs.len() as u64);
-        let mut records = Vec::new();
+        let (mut records, mut dtypes) = (Vec::new(), Vec::new());
         let mut result = Ok(());
         for job in jobs {
             bar.set_message(format!("{}", job.op));
@@ -479,6 +482,7 @@ impl Run<'_> {
             };
             result = measured.and_then(|list| {
                 list.iter().try_for_each(|record| output.record(record))?;
+                dtypes.extend(list.iter().map(|_| job.wanted.dtype));
                 records.extend(list);
                 Ok(())
             });
@@ -488,6 +492,7 @@ impl Run<'_> {
             }
         }
         bar.finish_and_clear();
+        target.ceilings.hold_again(records.iter_mut().zip(dtypes));
         if !records.is_empty() {
             let (n, s) = (target.threads, if target.threads == 1 { "" } else { "s" });
             output.heading("Kernels", &format!("{n} thread{s}, outputs verified before they were timed"))?;

@@ -149,9 +149,11 @@ pub(super) fn run(
                 bar.finish_and_clear();
             }
         }
+        target.ceilings.hold_again(records.iter_mut().map(|record| (record, model.multiplied())));
         if let Some(first) = records.first() {
             let weights = if source.is_random() { " (random weights)" } else { "" };
-            output.heading("Tokens", &format!("{}{weights}", report::model_line(first)))?;
+            let line = report::model_line(first, model.tied_head_bytes());
+            output.heading("Tokens", &format!("{line}{weights}"))?;
             output.table(&report::tokens(&records))?;
             report::meters::meters(&records).iter().try_for_each(|table| output.table(table))?;
             run.notes(&records, output)?;

@@ -44,14 +44,14 @@ pub(crate) struct TuneArgs {
     /// Element types [default: f32,bf16; of a model that of its weights]
     #[arg(long, value_name = "TYPE,..", value_delimiter = ',')]
     pub(crate) dtype: Vec<DType>,
-    /// The ops of a model's prompt and decoding: folder of a model, or the name of a geometry
-    #[arg(long, value_name = "NAME|DIR")]
+    /// The ops of a model's prompt and decoding: folder of a model, a GGUF file, or the name of a geometry
+    #[arg(long, value_name = "NAME|PATH")]
     pub(crate) model: Option<String>,
     /// Element type of the model's KV cache [default: that of the weights, f16 beside block formats]
     #[arg(long, value_name = "TYPE", requires = "model")]
     pub(crate) kv_dtype: Option<DType>,
     /// Seconds of sampling in all; checking results comes on top [default: 60]
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SECONDS", value_parser = super::args::budget, allow_negative_numbers = true)]
     pub(crate) budget: Option<f64>,
     /// CPU threads: each number has a table of its own
     #[arg(long, value_name = "N")]
@@ -86,7 +86,6 @@ struct Done {
 
 pub(crate) fn run(args: &TuneArgs) -> Result<Ended> {
     let budget = args.budget.unwrap_or(BUDGET);
-    ensure!(budget.is_finite() && budget > 0.0, "--budget {budget}: expected a positive number of seconds");
     ensure!(args.threads != Some(0), "--threads 0: at least one thread is needed");
     let device = match args.clear {
         true => super::open_untuned(&args.device, args.threads)?,

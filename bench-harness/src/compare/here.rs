@@ -7,6 +7,7 @@ use perjoule_record::Record;
 use super::costs::Money;
 use super::row::{EnergyOf, Quantity, Row};
 use super::workload::{Load, Phase};
+use crate::report::one_line;
 
 /// A band reaches at least that far on either side, as a factor: ceilings and power of one run were another's.
 const LEAST_BAND: f64 = 1.25;
@@ -16,10 +17,19 @@ const LEAST_BAND: f64 = 1.25;
 pub(crate) struct Here {
     name: String,
     class: Class,
-    /// Of each token record its workload, and measured over predicted tokens/s.
-    ratios: Vec<(Load, f64)>,
+    /// What is known of each token record.
+    own: Vec<Own>,
     /// Power of each token record.
     watts: Vec<Watts>,
+}
+
+#[derive(Debug, Clone)]
+struct Own {
+    load: Load,
+    /// Measured over predicted tokens/s.
+    ratio: f64,
+    /// Which test it was and why it tells little, where it was one run or disturbed.
+    doubt: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -47,14 +57,14 @@ impl Here {
         class.mem_gbs = figure(gbps);
         class.mem_gb = figure(records.iter().find_map(|r| r.device.device_memory_bytes)? as f64 / 1e9);
         class.trust = Trust::A;
-        let ratio = |record: &Record| {
+        let own = |record: &Record| {
             let load = Load::of(record);
             let predicted = predict(&class, 1, &load.modelled().ok()?).ok()?.tokens_per_s.value;
             let measured = record.timing.avg_ts.filter(|rate| *rate > 0.0)?;
-            Some((load, measured / predicted))
+            Some(Own { load, ratio: measured / predicted, doubt: doubt(record) })
         };
-        let ratios = records.iter().filter_map(ratio).collect();
-        Some(Here { name: name.into(), ratios, watts: records.iter().filter_map(watts).collect(), class })
+        let own = records.iter().filter_map(own).collect();
+        Some(Here { name: name.into(), own, watts: records.iter().filter_map(watts).collect(), class })
     }
 
     /// What it will do: predicted as a class is, and corrected by what it did at other work of the same phase. Where it cannot, the notes
@@ -77,7 +87,9 @@ impl Here {
                 return row;
             }
         };
-        let own: Vec<f64> = self.own(load);
+        let own = || self.own.iter().filter(|own| own.load.phase == load.phase);
+        let doubts: Vec<&str> = own().filter_map(|own| own.doubt.as_deref()).collect();
+        let own: Vec<f64> = own().map(|own| own.ratio).collect();
         let rate = prediction.tokens_per_s;
         row.tokens_per_s = match own.as_slice() {
             [] => Some(rate.into()),
@@ -99,6 +111,9 @@ impl Here {
         };
         // its power is that of its runs, not of a TDP
         row.notes = prediction.notes.into_iter().filter(|note| !note.contains("TDP")).collect();
+        if !doubts.is_empty() {
+            row.notes.push(format!("predicted from {}: the band does not allow for that", doubts.join("; ")));
+        }
         let watts = self.power(load);
         let joules = watts.as_ref().zip(row.tokens_per_s).and_then(|(watts, rate)| {
             let ([low, high], [slow, fast]) = (watts.of.interval?, rate.interval?);
@@ -135,11 +150,25 @@ impl Here {
         let high = of_phase().fold(centre * LEAST_BAND, most);
         Some(Watts { of: Quantity::new(centre, Some([low, high]))?, ..first.clone() })
     }
+}
 
-    /// Ratios of records that tell about a workload: of its phase.
-    fn own(&self, load: &Load) -> Vec<f64> {
-        self.ratios.iter().filter(|(known, _)| known.phase == load.phase).map(|(_, ratio)| *ratio).collect()
+/// Why a record of tokens tells little of other work: it was one run, or disturbed.
+fn doubt(record: &Record) -> Option<String> {
+    let runs = record.timing.samples_ns.as_ref().map(Vec::len);
+    let disturbed = record.disturbances.as_ref().filter(|list| !list.is_empty());
+    if runs != Some(1) && disturbed.is_none() {
+        return None;
     }
+    let mut text = record.workload.token_test().unwrap_or_else(|| "a result".into());
+    text.push_str(&match runs {
+        Some(1) => " of 1 run".into(),
+        Some(n) => format!(" of {n} runs"),
+        None => String::new(),
+    });
+    if let Some(list) = disturbed {
+        text.push_str(&format!(", disturbed ({})", one_line(&list.join(" and "))));
+    }
+    Some(text)
 }
 
 fn watts(record: &Record) -> Option<Watts> {
@@ -198,6 +227,26 @@ mod tests {
         assert!((watts / 50.0 - 1.0).abs() < 1e-9, "{watts}");
         records.reverse();
         assert!((joules(&records) / 50.0 - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_prediction_from_little_says_so() {
+        let money = Money::new("virginia", None, None, &[]).unwrap();
+        let notes = |records: &[Record]| {
+            let row = Here::of(records, "Test CPU").unwrap().row(&load(0, 64), &money);
+            row.notes.into_iter().filter(|note| note.starts_with("predicted from")).collect::<Vec<_>>()
+        };
+        let mut own = record(0, 32, 11.0, 50.0);
+        own.timing.samples_ns = Some(vec![2.9e9; 5]);
+        assert!(notes(std::slice::from_ref(&own)).is_empty());
+        own.timing.samples_ns = Some(vec![2.9e9]);
+        own.disturbances = Some(vec!["other load 0.9 cores".into()]);
+        let list = notes(&[own.clone(), record(128, 0, 90.0, 200.0)]);
+        assert_eq!(list.len(), 1, "{list:?}");
+        assert!(list[0].contains("tg32 of 1 run, disturbed (other load 0.9 cores): "), "{list:?}");
+        own.workload.n_prompt = Some(128);
+        own.workload.n_gen = Some(0);
+        assert!(notes(&[record(0, 32, 11.0, 50.0), own]).is_empty(), "another phase");
     }
 
     #[test]

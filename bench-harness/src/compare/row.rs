@@ -7,7 +7,7 @@ use perjoule_record::{Phase, Provenance, Record, stats};
 
 use super::costs::Money;
 use super::workload::Load;
-use crate::report::{kind_word, one_line};
+use crate::report::{above_roof, kind_word, one_line};
 
 const MILLION: f64 = 1e6;
 const JOULES_PER_KWH: f64 = 3.6e6;
@@ -146,9 +146,9 @@ impl Row {
         let (w, t) = (&record.workload, &record.timing);
         row.basis = w.token_test().unwrap_or_default();
         row.roof = "ceilings measured in the same run".into();
-        if record.roof.roof_fraction.is_some_and(|share| share > 1.05) {
+        if above_roof(record).is_some() {
             row.notes.push(
-                "more than the roof: what it reads stayed in a cache, or the ceiling is too low".into(),
+                "more than the roof: what it reads stayed in a cache, or the machine was faster meanwhile than at any probe".into(),
             );
         }
         for list in [&record.disturbances, &record.throttle_reasons].into_iter().flatten() {
@@ -296,24 +296,15 @@ pub(crate) fn device_name(record: &Record) -> String {
     text
 }
 
-/// Tokens a second as the record has them: the mean of the samples' rates with Student's 95 % interval, else from the median. A
-/// prediction has no samples: its band is that of its time.
+/// Tokens a second as the record has them: the mean of the samples' rates, else from the median. The interval reaches as far as that of the
+/// median time, by factors: that of the mean rate itself would reach below 0 where there are few samples.
 fn rate(record: &Record) -> Option<Quantity> {
     let (w, t) = (&record.workload, &record.timing);
     let sequence = w.n_prompt.unwrap_or(0) as f64 + w.n_gen.unwrap_or(0) as f64;
     let of_time = |ns: f64| Some(sequence * w.n_parallel? as f64 * 1e9 / ns);
+    let factors = t.ci95_ns.zip(t.median_ns).map(|(ci, ns)| [ns / ci.hi, ns / ci.lo]);
     if let Some(mean) = t.avg_ts {
-        let n = t.samples_ns.as_ref().map_or(0, Vec::len);
-        let half = t
-            .stddev_ts
-            .filter(|_| n >= 2)
-            .map(|sd| stats::student_97_5((n - 1) as f64) * sd / (n as f64).sqrt());
-        let band = t.ci95_ns.filter(|_| record.provenance == Provenance::Modelled);
-        let ends = match half {
-            Some(half) => Some([(mean - half).max(0.0), mean + half]),
-            None => band.and_then(|band| Some([of_time(band.hi)?, of_time(band.lo)?])),
-        };
-        return Quantity::new(mean, ends);
+        return Quantity::new(mean, factors.map(|ends| ends.map(|end| mean * end)));
     }
     let ns = t.median_ns.or_else(|| stats::median(t.samples_ns.as_deref()?))?;
     let ends = t.ci95_ns.and_then(|ci| Some([of_time(ci.hi)?, of_time(ci.lo)?]));
@@ -362,6 +353,19 @@ pub(crate) mod tests {
         assert!(near(row.usd_hire, 10.0));
         assert!(near(row.usd_energy, 1.2 * 0.1 / 1.8));
         assert!(near(row.gco2e, 1.2 * 323.0 / 1.8));
+    }
+
+    #[test]
+    fn the_interval_of_a_rate_is_above_nothing_however_few_the_runs() {
+        let mut few = record("llama-3.1-8b", 1);
+        few.timing.set_samples(vec![0.4e9, 0.7e9], 1);
+        few.timing.derive_token_rates(10);
+        let Quantity { value, interval } = tokens_per_s(&few).unwrap();
+        let [lo, hi] = interval.unwrap();
+        assert!(0.0 < lo && lo < value && value < hi, "{value} in {lo}..{hi}");
+        few.timing.set_samples(vec![0.4e9], 1);
+        few.timing.derive_token_rates(10);
+        assert_eq!(tokens_per_s(&few), Some(Quantity { value: 25.0, interval: None }));
     }
 
     #[test]

@@ -120,11 +120,11 @@ fn titled(row: &Row) -> String {
     }
 }
 
-/// A value and its interval, the latter on a line of its own.
+/// A value and its interval, the latter on a line of its own: a dash where there is none.
 fn cell(quantity: Option<Quantity>, format: impl Fn(f64) -> String) -> String {
     match quantity {
         None => "-".into(),
-        Some(Quantity { value, interval: None }) => format(value),
+        Some(Quantity { value, interval: None }) => format!("{}\n(-)", format(value)),
         Some(Quantity { value, interval: Some([lo, hi]) }) => {
             format!("{}\n({}..{})", format(value), format(lo), format(hi))
         }

@@ -1,7 +1,8 @@
 //! What a device can do at most, measured in the run that holds kernels against it.
 //!
-//! Clocks and neighbours change within a run. So a short probe follows each measurement, the roof is the best that any probe saw so far,
-//! and the whole is measured again at the end, where the drift shows.
+//! Clocks and neighbours change within a run. So a short probe follows each measurement, the roof is the best that any probe saw so far
+//! (rows of a table are held against one roof, that of the moment it is printed), and the whole is measured again at the end, where the
+//! drift shows.
 
 use anyhow::Result;
 use perjoule::{DType, Device};
@@ -50,6 +51,11 @@ impl Ceilings {
     /// Holds `record`, whose work is on `dtype`, against the roof: see [`Roofs::hold`].
     pub(crate) fn hold(&self, record: &mut Record, dtype: DType, in_cache: bool) {
         self.roofs.hold(record, dtype, in_cache);
+    }
+
+    /// Holds records for one table, each with the type that its work is on, against the best roof that there is by now.
+    pub(crate) fn hold_again<'r>(&self, records: impl IntoIterator<Item = (&'r mut Record, DType)>) {
+        records.into_iter().for_each(|(record, dtype)| self.roofs.hold_again(record, dtype));
     }
 
     /// Probes shortly, and raises the roof where the device does better than before.

@@ -359,8 +359,19 @@ pub(crate) fn roof_note(records: &[Record]) -> Option<String> {
     let cached = records.iter().any(|r| r.roof.roof_gflops.is_some() && r.roof.roof_gbps.is_none());
     let caches = if cached { "; operands that stay in the caches are not held against memory" } else { "" };
     (!parts.is_empty()).then(|| {
-        format!("roof: {}, the best of all probes in this run up to each result{caches}", parts.join(" and "))
+        format!(
+            "roof: {}, the best of all probes in this run so far; a record keeps the best up to its own measurement{caches}",
+            parts.join(" and ")
+        )
     })
+}
+
+/// What the column of errors holds; nothing where no record of a kernel has one.
+pub(crate) fn error_note(records: &[Record]) -> Option<&'static str> {
+    records.iter().any(|r| r.kind == Kind::Kernel && r.verification.max_rel_err.is_some()).then_some(
+        "error: largest of an element against the f64 reference, relative to the sum of its terms' magnitudes; held against \
+         the kernel's bound before it was timed",
+    )
 }
 
 /// What the host had to do for decode steps that a device runs on its own, test by test.
@@ -379,12 +390,22 @@ pub(crate) fn host_notes(records: &[Record]) -> Vec<String> {
 
 /// What the numbers of these records must not be read without, a line each.
 pub(crate) fn warning_notes(records: &[Record]) -> Vec<String> {
-    records.iter().flat_map(warnings).map(|warning| format!("warning: {warning}")).collect()
+    warnings(records).iter().map(|warning| format!("warning: {warning}")).collect()
 }
 
-/// What makes the numbers of a record doubtful, in a line each.
-pub(crate) fn warnings(record: &Record) -> Vec<String> {
-    let what = || {
+/// Whether a share of the roof is printed as more than 100 %: then it must be said what that means.
+pub(crate) fn exceeds_roof(share: f64) -> bool {
+    (1000.0 * share).round() > 1000.0
+}
+
+/// The share of the roof, where it is more than 100 %.
+pub(crate) fn above_roof(record: &Record) -> Option<f64> {
+    record.roof.roof_fraction.filter(|share| exceeds_roof(*share))
+}
+
+/// What makes the numbers of records doubtful: a line for each reason why one is invalid, and one for all shares above the roof.
+pub(crate) fn warnings(records: &[Record]) -> Vec<String> {
+    let what = |record: &Record| {
         let w = &record.workload;
         let test = w.token_test();
         let process = &record.process;
@@ -393,24 +414,36 @@ pub(crate) fn warnings(record: &Record) -> Vec<String> {
             w.kernel.as_deref().or(w.model.as_deref()).or(w.op.as_deref()).or(command).unwrap_or("result");
         format!("{name} {}", w.shape.as_deref().or(test.as_deref()).unwrap_or_default())
     };
-    let mut list: Vec<String> =
-        record.invalid_reasons.iter().map(|reason| format!("{}: INVALID: {reason}", what())).collect();
-    if let Some(share) = record.roof.roof_fraction.filter(|share| *share > 1.05) {
+    let invalid = |record| {
+        let line = move |reason: &String| format!("{}: INVALID: {reason}", what(record));
+        record.invalid_reasons.iter().map(line)
+    };
+    let mut list: Vec<String> = records.iter().flat_map(invalid).collect();
+    let above = || records.iter().filter_map(|record| Some((record, above_roof(record)?)));
+    if let Some((record, share)) = above().max_by(|a, b| a.1.total_cmp(&b.1)) {
+        let more = match above().count() - 1 {
+            0 => String::new(),
+            n => format!(", and {n} more above 100 %"),
+        };
         list.push(format!(
-            "{}: {:.0} % of the roof: operands that stayed in a cache, or a machine that was faster while this ran than at any probe",
-            what(),
-            100.0 * share
+            "{}: {} of the roof{more}: operands that stayed in a cache, or a machine that was faster meanwhile than at any probe",
+            what(record),
+            percent(share)
         ));
     }
     list
 }
 
-/// A model's line above its table.
-pub(crate) fn model_line(record: &Record) -> String {
+/// A model's line above its table. Of its weights, `twice` bytes are the embedding's second copy: records do not tell.
+pub(crate) fn model_line(record: &Record, twice: u64) -> String {
     let w = &record.workload;
     let mut parts = vec![text(&w.model).to_owned(), text(&w.dtypes()).to_owned()];
     parts.extend(w.model_n_params.map(|n| format!("{} parameters", count(n))));
-    parts.extend(w.model_size.map(|bytes| format!("{} of weights", units::bytes(bytes))));
+    let copy = match twice {
+        0 => String::new(),
+        bytes => format!(" (with {} for a second copy of the tied embedding)", units::bytes(bytes)),
+    };
+    parts.extend(w.model_size.map(|bytes| format!("{} of weights{copy}", units::bytes(bytes))));
     parts.extend(w.n_threads.map(|n| format!("{n} threads")));
     parts.extend(w.n_batch.map(|n| format!("prompt chunks of {n}")));
     parts.join(", ")
@@ -459,13 +492,27 @@ mod tests {
     }
 
     #[test]
+    fn a_tied_embeddings_second_copy_is_named() {
+        let mut record = token_record(EnergyKind::Modelled);
+        record.workload.model_size = Some(3 << 30);
+        assert!(model_line(&record, 0).ends_with("3.00 GiB of weights"));
+        assert!(model_line(&record, 1 << 29).contains("of weights (with 512 MiB for a second copy"));
+    }
+
+    #[test]
     fn doubtful_numbers_are_named() {
         let mut record = token_record(EnergyKind::Modelled);
-        assert!(warnings(&record).is_empty());
+        record.roof.roof_fraction = Some(1.0);
+        assert!(warnings(std::slice::from_ref(&record)).is_empty());
         record.roof.roof_fraction = Some(1.2);
         record.invalidate("wrong result: c[0]");
-        let list = warnings(&record);
+        let list = warnings(std::slice::from_ref(&record));
         assert_eq!(list.len(), 2, "{list:?}");
-        assert!(list[0].contains("INVALID") && list[1].contains("120 %"));
+        assert!(list[0].contains("INVALID") && list[1].contains("120.0 % of the roof: "));
+        let mut other = token_record(EnergyKind::Modelled);
+        other.roof.roof_fraction = Some(1.02);
+        let list = warnings(&[other, record]);
+        assert_eq!(list.len(), 2, "one line for all shares: {list:?}");
+        assert!(list[1].contains("120.0 % of the roof, and 1 more"), "{list:?}");
     }
 }

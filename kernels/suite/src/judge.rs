@@ -102,7 +102,8 @@ pub struct Verdict {
     pub checked: u64,
     /// Largest `|got - want|` as a share of what is allowed, half a unit in the last place included; at most 1 where all is right.
     pub worst: f64,
-    /// Largest `|got - want| / magnitude`.
+    /// Largest `|got - want| / magnitude`, or over the smallest normal number of the output's type where that is larger: what lies below
+    /// it is rounded in steps that say nothing of the kernel.
     pub relative: f64,
     /// Elements that are wrong.
     pub wrong: u64,
@@ -159,9 +160,19 @@ impl Verdict {
                 self.worst = self.worst.max(distance / allowed);
             }
             if magnitude > 0.0 {
-                self.relative = self.relative.max(distance / magnitude);
+                self.relative = self.relative.max(distance / magnitude.max(smallest_normal(dtype)));
             }
         }
+    }
+}
+
+/// The smallest number that a type of floats holds with all of its digits; 0 for others.
+fn smallest_normal(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 | DType::BF16 => f64::from(f32::MIN_POSITIVE),
+        DType::F16 => 2f64.powi(-14),
+        DType::F8E4M3 => 2f64.powi(-6),
+        _ => 0.0,
     }
 }
 
@@ -269,6 +280,26 @@ mod tests {
         assert!(!judged(DType::BF16, 1.0, 1.0 + 1.1 / 256.0, 1.0, 0.0));
         assert!(judged(DType::BF16, 1.0, 1.0 + 1.1 / 256.0, 1.0, 1e-3));
         assert!(!judged(DType::BF16, 1.0 + 1.0 / 128.0, 1.0, 1.0, 1e-3));
+    }
+
+    #[test]
+    fn rounding_to_subnormals_is_no_large_error() {
+        let relative = |dtype: DType, got: f64, want: f64| {
+            let tolerance = Tolerance { relative: 0.0, exact_below: 0.0, floor: 0.0, flushes: false };
+            let mut verdict = Verdict::default();
+            verdict.element("y", 0, dtype, got, (want, want.abs()), &tolerance);
+            assert_eq!(verdict.wrong, 0);
+            verdict.relative
+        };
+        // f16 goes in steps of 2^-24 there: 1.5 of them are 2
+        let step = 2f64.powi(-24);
+        assert_eq!(relative(DType::F16, 2.0 * step, 1.5 * step), 0.5 * step / 2f64.powi(-14));
+        assert_eq!(relative(DType::F16, 1.0, 1.0 + step), step / (1.0 + step), "of normal numbers as before");
+        for (dtype, digits) in [(DType::F32, 23), (DType::BF16, 7), (DType::F16, 10), (DType::F8E4M3, 3)] {
+            let next = smallest_normal(dtype) * (1.0 + 2f64.powi(-digits));
+            assert_eq!(rounded(dtype, next), next, "{dtype}");
+            assert_ne!(rounded(dtype, next / 2.0), next / 2.0, "{dtype}");
+        }
     }
 
     #[test]

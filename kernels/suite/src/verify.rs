@@ -13,7 +13,7 @@ use perjoule_kernels::{Access, DType, KvLayout, Matrix, Numerics, Op, Result, Ro
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Verification {
     /// Largest `|got - want| / magnitude` over the elements that were compared, where `magnitude` is the sum of the absolute values of
-    /// the terms: what a record carries.
+    /// the terms, and at least the smallest normal number of the output's type: what a record carries.
     pub max_rel_err: f64,
     /// Largest error as a share of what is allowed; at most 1 where all is right.
     pub worst: f64,

@@ -67,7 +67,7 @@ pub(super) fn push(row: &Row, sink: &mut Sink<'_>) -> Result<(), ImportError> {
         && let Some(left) = sink.resamplable.checked_sub(samples.len())
     {
         sink.resamplable = left;
-        record.timing.ci95_ns = stats::bootstrap_median_ci95(samples, 0);
+        record.timing.ci95_ns = stats::bootstrap_median_ci95_in_order(samples, 0);
     }
     sink.push(record)
 }

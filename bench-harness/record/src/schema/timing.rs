@@ -74,7 +74,8 @@ pub struct Roof {
 pub struct Verification {
     /// Whether this run checked its output and found it within tolerance. Null: not checked.
     pub verified: Option<bool>,
-    /// Largest error seen, relative to the magnitude that the tolerance is relative to.
+    /// Largest error seen, relative to the magnitude that the tolerance is relative to, and at least to the smallest normal number of
+    /// the output's type.
     pub max_rel_err: Option<f64>,
 }
 

@@ -83,7 +83,7 @@ pub(crate) struct ExecArgs {
     warmup: Option<u64>,
     /// Seconds of measuring in all, pauses for the power at rest included; commands too short for a meter are repeated for their energy on
     /// top; ends -r early when given [default: 10 for each command]
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, help_heading = "How")]
+    #[arg(long, value_name = "SECONDS", value_parser = super::args::budget, allow_negative_numbers = true, help_heading = "How")]
     budget: Option<f64>,
     #[command(flatten)]
     meters: MeterArgs,
@@ -187,10 +187,6 @@ pub(crate) fn run(args: &ExecArgs) -> Result<Ended> {
 fn plan(args: &ExecArgs) -> Result<Plan> {
     let n = args.command.len() + usize::from(!args.words.is_empty());
     let budget = args.budget.unwrap_or(BUDGET * n as f64);
-    ensure!(
-        budget.is_finite() && budget > 0.0 && budget <= 1e9,
-        "--budget {budget}: expected a positive number of seconds"
-    );
     for (option, value) in [("-r", args.runs), ("--min-runs", args.min_runs)] {
         ensure!(value != Some(0), "{option} 0: at least one run is needed");
         if let Some(n) = value.filter(|n| *n > RUNS) {
@@ -397,9 +393,6 @@ mod tests {
             (&["-r", "0", "x"][..], "-r 0"),
             (&["-m", "0", "x"], "--min-runs 0"),
             (&["-r", "999999999", "x"], "at most"),
-            (&["--budget", "nan", "x"], "positive"),
-            (&["--budget", "-1", "x"], "positive"),
-            (&["--budget", "1e300", "x"], "positive"),
         ] {
             assert!(plan(&parse(line)).unwrap_err().to_string().contains(part), "{line:?}");
         }

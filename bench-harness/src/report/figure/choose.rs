@@ -197,7 +197,7 @@ fn shares(kernels: &Dataset) -> Option<Panel> {
             let ends = ends.map(|(ns, (low, high))| (100.0 * value * ns / high, 100.0 * value * ns / low));
             let how = How::of(kernels.text("from", row));
             let on = if several { format!("{}: ", kernels.text("device", row)) } else { String::new() };
-            let doubt = if value > 1.05 { " (suspicious)" } else { "" };
+            let doubt = if (100.0 * value).round() > 100.0 { " (suspicious)" } else { "" };
             Some(Row {
                 group: format!("{on}{}, {how}", kernels.text("op", row), how = how.word()),
                 label: format!("{} {}", kernels.text("shape", row), kernels.text("dtype", row)),

@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 
 use crate::compare::row::tokens_per_s;
-use crate::report::{coverage, meters, silent_meters, units};
+use crate::report::{above_roof, coverage, meters, silent_meters, units};
 
 /// Characters of a name that are shown; longer ones end in an ellipsis.
 const LONGEST: usize = 160;
@@ -281,8 +281,8 @@ pub(super) fn notes(record: &Record) -> String {
     if !record.valid && notes.is_empty() {
         notes.push("INVALID: no reason given".into());
     }
-    if let Some(share) = record.roof.roof_fraction.filter(|share| *share > 1.05) {
-        notes.push(format!("{:.0} % of the roof is suspicious", 100.0 * share));
+    if let Some(share) = above_roof(record) {
+        notes.push(format!("{} of the roof is suspicious", units::percent(share)));
     }
     let list = |list: &Option<Vec<String>>| list.as_ref().filter(|l| !l.is_empty()).map(|l| l.join(" and "));
     notes.extend(list(&record.throttle_reasons).map(|why| format!("throttled: {why}")));

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use super::charts::{CHARTS, Chart, RANGE, drawable, marks, names, tooltip, with};
 use super::data::{self, Dataset, clip, rounded};
+use crate::report::exceeds_roof;
 use crate::report::units::si;
 
 /// An upper limit of arithmetic, for one dtype and those that are taken to equal it.
@@ -225,7 +226,7 @@ fn roofline(
     });
     // what lies above its roof is suspicious, not good
     let share = |row: usize| kernels.number("roof", row).unwrap_or(0.0);
-    let credible = rows.iter().filter(|&&row| share(row) <= 1.05);
+    let credible = rows.iter().filter(|&&row| !exceeds_roof(share(row)));
     let best = credible.max_by(|a, b| share(**a).total_cmp(&share(**b)));
     let best = best.map(|&row| {
         let (kernel, share) = (kernels.text("kernel", row), kernels.shown("roof", row));

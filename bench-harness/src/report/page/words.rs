@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 
 use super::data::{clip, device, energy_kind, joules_per_token, phase, provenance};
 use crate::compare::row::tokens_per_s;
-use crate::report::meter_notes;
 use crate::report::units::{bytes, joules, percent, si};
+use crate::report::{above_roof, meter_notes};
 
 /// A best figure.
 #[derive(Debug, Serialize)]
@@ -360,11 +360,12 @@ fn doubts(records: &[Record], skipped: usize) -> Vec<String> {
     );
     let n = count(&|r| some(&r.throttle_reasons));
     say(n, format!("{n} of {all} results were taken while the device lowered its clocks."));
-    let n = count(&|r| r.roof.roof_fraction.is_some_and(|share| share > 1.05));
+    let n = count(&|r| above_roof(r).is_some());
     say(
         n,
         format!(
-            "{n} results are above 105 % of the roof, which is suspicious: operands stayed in a cache, or a ceiling was measured too low."
+            "{} above 100 % of the roof, which is suspicious: operands stayed in a cache, or the machine was faster meanwhile than at any probe.",
+            plural(n, "result")
         ),
     );
     say(skipped, format!("{} could not be read and are left out.", plural(skipped, "line")));
@@ -475,7 +476,7 @@ fn methods(records: &[Record]) -> Vec<&'static str> {
     if has(Kind::Kernel) {
         list.push(
             "Kernels: a kernel is timed only after its output was checked against an f64 reference in the same run; error is the \
-             largest seen, relative to the magnitude that the tolerance is relative to. Time is the median of the samples, its 95 % \
+             largest of an element, relative to the sum of its terms' magnitudes. Time is the median of the samples, its 95 % \
              interval by bootstrap. GFLOP/s and GB/s count what the op needs at least: every operand moved once.",
         );
         list.push(
@@ -487,7 +488,7 @@ fn methods(records: &[Record]) -> Vec<&'static str> {
         list.push(
             "Tokens: named as llama-bench names them. pp512 reads a prompt of 512 tokens, tg128 generates 128, x4 is four sequences side \
              by side, d1024 stands for tokens in the KV cache before. tokens/s is the mean over repetitions, of all sequences together, with \
-             Student's 95 % interval; where prompts and generation are in one test it counts generated tokens. A prediction for a class has \
+             the 95 % interval of the median time; where prompts and generation are in one test it counts generated tokens. A prediction for a class has \
              a 90 % band instead.",
         );
     }

@@ -208,7 +208,7 @@ pub(crate) fn cost(candidate: &Candidate<'_>) -> f32 {
     // multiplications of a multiprocessor in a cycle
     let rate = 4096.0 / problem.element.block_bytes() as f32;
     let efficiency = if tile.split > 1 { 0.75 } else { 0.85 };
-    // what no multiplication hides: the ends of a tile, and the exchange of shares
+    // what no multiplication hides: the ends of a tile
     let ends = 500.0;
     let cycles = (tile.m * tile.n * problem.k / tile.split) as f32 / (rate * efficiency) + ends;
     let clock = caps.clock_khz.max(1) as f32 * 1e3;

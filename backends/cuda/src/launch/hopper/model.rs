@@ -5,8 +5,9 @@ use super::problem::Problem;
 use super::{CONFIGS, Tile, slices};
 use crate::device::CudaCaps;
 use perjoule_kernels::op::{Epilogue, Granularity, MatMul, Op, Spec, Tensor2};
-use perjoule_kernels::{DType, Matrix};
+use perjoule_kernels::{Choice, DType, DeviceClass, DeviceInfo, Kernel, Matrix};
 use std::collections::HashSet;
+use std::sync::Arc;
 
 /// Bytes of a line of shared memory, and of an atom of 8 of them.
 const LINE: usize = 128;
@@ -244,6 +245,51 @@ fn caps(multiprocessors: u32) -> CudaCaps {
         clock_khz: 1_980_000,
         memory_rate: 4_900_000_000_000,
     }
+}
+
+static ROW: Kernel = Kernel::new("row", "matmul", super::cost, super::prepare).with_configs(CONFIGS);
+
+/// Microseconds on an H200 (results/gpu/h200-2026-11-27/tuning.jsonl) by the tiles in the order of [`CONFIGS`].
+const MEASURED: [([usize; 3], [f32; 7]); 12] = [
+    ([16, 14336, 4096], [79.5, 79.8, 41.7, 35.1, 35.1, 35.0, 34.8]),
+    ([64, 14336, 4096], [76.8, 75.6, 45.5, 36.8, 36.6, 38.0, 37.8]),
+    ([128, 14336, 4096], [70.7, 70.8, 42.5, 38.3, 37.7, 43.6, 44.9]),
+    ([16, 4096, 4096], [27.4, 30.4, 17.0, 15.8, 18.7, 13.2, 16.1]),
+    ([64, 4096, 4096], [28.9, 30.4, 17.0, 16.3, 19.2, 13.9, 16.7]),
+    ([128, 4096, 4096], [27.2, 28.2, 15.9, 13.7, 14.5, 11.7, 11.8]),
+    ([16, 4096, 14336], [99.9, 85.1, 41.7, 43.1, 38.5, 34.8, 36.7]),
+    ([64, 4096, 14336], [92.2, 78.6, 42.5, 45.8, 39.9, 36.5, 38.9]),
+    ([128, 4096, 14336], [85.0, 74.0, 44.5, 45.9, 42.4, 37.7, 38.1]),
+    ([16, 28672, 4096], [150.4, 148.2, 81.1, 65.5, 65.6, 64.4, 65.8]),
+    ([64, 28672, 4096], [149.6, 149.5, 80.7, 66.5, 65.8, 69.0, 68.6]),
+    ([128, 28672, 4096], [133.8, 133.0, 83.5, 72.7, 74.6, 77.0, 77.0]),
+];
+
+#[test]
+fn costs_choose_what_was_measured_to_be_fast() {
+    let info = DeviceInfo::new("cuda:0", "cuda", "an H200", DeviceClass::DiscreteGpu, Arc::new(caps(132)));
+    for ([m, n, k], times) in MEASURED {
+        let op = Op::MatMul(MatMul::linear(m, n, k, DType::BF16, DType::BF16, DType::BF16));
+        let cost = |config: usize| super::cost(&Choice::new(&ROW, config, None).candidate(&op, &info));
+        let chosen = (0..CONFIGS.len()).min_by(|a, b| cost(*a).total_cmp(&cost(*b))).expect("tiles");
+        let best = times.iter().fold(f32::INFINITY, |best, time| best.min(*time));
+        let costs: Vec<f32> = (0..CONFIGS.len()).map(|config| 1e6 * cost(config)).collect();
+        let name = CONFIGS[chosen].name;
+        assert!(
+            times[chosen] <= 1.04 * best,
+            "{m} x {n} x {k}: {name}, predicted {costs:?}, measured {times:?}"
+        );
+        // and they are about right
+        let off = costs[chosen] / times[chosen];
+        assert!(
+            (0.75..1.25).contains(&off),
+            "{m} x {n} x {k}: {name}, predicted {costs:?}, measured {times:?}"
+        );
+    }
+    // many rows are for large tiles
+    let op = Op::MatMul(MatMul::linear(4096, 4096, 4096, DType::BF16, DType::BF16, DType::BF16));
+    let cost = |config: usize| super::cost(&Choice::new(&ROW, config, None).candidate(&op, &info));
+    assert!((2..CONFIGS.len()).all(|config| cost(config) > cost(0).min(cost(1))));
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub const FEWEST_PAIRS: usize = 20;
 const SPREAD: f64 = 1.25;
 /// Change of the level of samples from which on it is said.
 const DRIFT: f64 = 0.03;
-/// Samples kept in one record at most; those of short calls are so long that they fill the time, up to [`LONGEST`].
+/// Samples kept in one record at most; those of short calls are so long that they fill the time, up to half a second.
 pub const MOST: usize = 2_000;
 /// Short calls are not put together to samples longer than this: an interruption is heeded between samples.
 const LONGEST: Duration = Duration::from_millis(500);

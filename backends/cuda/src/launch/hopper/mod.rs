@@ -135,8 +135,9 @@ impl Tile {
     }
 }
 
-/// Slices of k by which a tile begins behind the one before it: where no other tile reads the same rows of B, which then come from
-/// memory once. They are spread by the golden ratio, so that any tiles that follow each other are.
+/// Slices of k by which a tile begins behind the one before it, where no other tile reads the same rows of B: spread by the golden
+/// ratio, so that tiles that follow each other read other columns. What an H200 measured of few rows is with it; whether it helps has
+/// not been shown (one comparison, of `128x128_split2`, says no).
 fn rotate(problem: &Problem, schedule: &Schedule) -> i32 {
     if schedule.tiles_m > 1 { 0 } else { (slices(problem) * 5 / 13) as i32 | 1 }
 }

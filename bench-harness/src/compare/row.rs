@@ -304,7 +304,14 @@ fn rate(record: &Record) -> Option<Quantity> {
     let of_time = |ns: f64| Some(sequence * w.n_parallel? as f64 * 1e9 / ns);
     let factors = t.ci95_ns.zip(t.median_ns).map(|(ci, ns)| [ns / ci.hi, ns / ci.lo]);
     if let Some(mean) = t.avg_ts {
-        return Quantity::new(mean, factors.map(|ends| ends.map(|end| mean * end)));
+        // Student's, where a record has no interval of its time: relative to the mean, and by factors like the other
+        let student = || {
+            let n = t.samples_ns.as_ref().map_or(0, Vec::len);
+            let deviation = t.stddev_ts.filter(|_| n >= 2 && mean > 0.0)?;
+            let reach = 1.0 + stats::student_97_5((n - 1) as f64) * deviation / (n as f64).sqrt() / mean;
+            Some([1.0 / reach, reach])
+        };
+        return Quantity::new(mean, factors.or_else(student).map(|ends| ends.map(|end| mean * end)));
     }
     let ns = t.median_ns.or_else(|| stats::median(t.samples_ns.as_deref()?))?;
     let ends = t.ci95_ns.and_then(|ci| Some([of_time(ci.hi)?, of_time(ci.lo)?]));
@@ -366,6 +373,14 @@ pub(crate) mod tests {
         few.timing.set_samples(vec![0.4e9], 1);
         few.timing.derive_token_rates(10);
         assert_eq!(tokens_per_s(&few), Some(Quantity { value: 25.0, interval: None }));
+        // of other tools, which tell no times but how far the rates were apart
+        let mut foreign = record("llama-3.1-8b", 1);
+        foreign.timing.avg_ts = Some(20.0);
+        foreign.timing.stddev_ts = Some(8.0);
+        foreign.timing.samples_ns = Some(vec![1e9, 1e9]);
+        (foreign.timing.median_ns, foreign.timing.ci95_ns) = (None, None);
+        let [lo, hi] = tokens_per_s(&foreign).unwrap().interval.unwrap();
+        assert!(0.0 < lo && lo < 20.0 && hi > 60.0, "two runs tell little: {lo}..{hi}");
     }
 
     #[test]
